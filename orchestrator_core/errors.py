@@ -1,0 +1,196 @@
+"""What can be wrong with a configuration, and what can go wrong with a request.
+
+A :class:`Problem` is one finding about the configuration; :class:`ConfigError` carries all of them at once.
+The other classes are the errors of a running request. Each knows the HTTP status it becomes, so that the one
+place which turns errors into RFC 9457 answers needs no table of its own.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, Literal
+
+from attrs import evolve, field, frozen
+
+__all__ = [
+    "BadRequest",
+    "ConfigError",
+    "DeadlineExceeded",
+    "EntityNotFound",
+    "ExpressionError",
+    "InvalidParam",
+    "InvalidRequest",
+    "MissingReference",
+    "OrchestratorError",
+    "Problem",
+    "SourceError",
+    "SourceUnavailable",
+    "did_you_mean",
+]
+
+Severity = Literal["error", "warning"]
+
+
+@frozen(order=True)
+class Problem:
+    """One finding about the configuration, ordered by where it stands.
+
+    ``file`` is relative to the configuration folder; ``line`` and ``column`` count from 1, and 0 means that the
+    finding has no place of its own. ``path`` is the place in the data, ``endpoints.predict.data_sources[0].type``.
+    ``source_line`` and ``length`` are what the caret is drawn under.
+    """
+
+    file: str = ""
+    line: int = 0
+    column: int = 0
+    code: str = ""
+    message: str = ""
+    path: str = ""
+    hint: str = ""
+    severity: Severity = "error"
+    source_line: str = field(default="", eq=False, repr=False)
+    length: int = field(default=1, eq=False, repr=False)
+
+    def as_warning(self) -> Problem:
+        return evolve(self, severity="warning")
+
+    def __str__(self) -> str:
+        """``file:line:column: CODE message``, the source line, a caret and the hint."""
+        where = f"{self.file}:{self.line}:{self.column}: " if self.line else f"{self.file}: " if self.file else ""
+        level = "warning: " if self.severity == "warning" else ""
+        lines = [f"{where}{self.code} {level}{self.message}"]
+        if self.source_line:
+            gutter = f"{self.line:>5} | "
+            lines.append(f"{gutter}{self.source_line}")
+            pad = "".join("\t" if char == "\t" else " " for char in self.source_line[: self.column - 1])
+            lines.append(" " * (len(gutter) - 2) + "| " + pad + "^" * max(1, self.length))
+        if self.hint:
+            lines.append(f"      = {self.hint}")
+        return "\n".join(lines)
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be served, with every problem found in it."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = tuple(sorted(set(problems)))
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class OrchestratorError(Exception):
+    """An error of a request that becomes an answer of the given ``status``.
+
+    The message is shown to the client: it names what is missing or failed and never a secret.
+    """
+
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "internal error"
+    retry_after_seconds: float | None = None
+
+
+class BadRequest(OrchestratorError):
+    """The request cannot be read: 400 malformed, 405 method, 413 too large, 415 wrong media type."""
+
+    title = "bad request"
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status  # type: ignore[misc]  # one class for the handful of statuses of an unreadable request
+
+
+class InvalidRequest(OrchestratorError):
+    """422: the request was read, but a value in it is absent or unfit.
+
+    ``errors`` has one ``{"pointer": "/query_params/limit", "message": "…"}`` per finding.
+    """
+
+    status = 422
+    title = "invalid request"
+
+    def __init__(self, message: str, errors: Sequence[dict[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.errors = list(errors)
+
+
+class EntityNotFound(OrchestratorError):
+    """404: what the step was asked for does not exist, such as a row or an entity. The message names the key."""
+
+    status = 404
+    title = "not found"
+
+
+class SourceError(OrchestratorError):
+    """502: the source failed, or answered what cannot be used.
+
+    ``transient`` says that the same call may succeed when tried again.
+    """
+
+    status = 502
+    title = "source failed"
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+class SourceUnavailable(OrchestratorError):
+    """503 with ``Retry-After``: nothing was tried, because the source, model or service is not ready for it."""
+
+    status = 503
+    title = "not available"
+
+    def __init__(self, message: str, *, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DeadlineExceeded(OrchestratorError):
+    """504: the time for the request or the step ran out."""
+
+    status = 504
+    title = "deadline passed"
+
+
+class InvalidParam(OrchestratorError):
+    """A step's parameter has a value that its operation cannot take.
+
+    422 when the value came straight from the request, else 502: the step that made it is to blame.
+    """
+
+    status = 502
+    title = "invalid parameter"
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class MissingReference(OrchestratorError):
+    """A reference that found nothing. 422 when it asked the request, else 502: a step did not return the field."""
+
+    status = 502
+    title = "missing value"
+
+    def __init__(self, reference: str, message: str = "") -> None:
+        super().__init__(message or f"{reference} is missing")
+        self.reference = reference
+
+
+class ExpressionError(OrchestratorError):
+    """An expression got values it cannot work on, such as ``'a' - 1``. 422 when they all came from the request."""
+
+    status = 502
+    title = "expression failed"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``did you mean 'x'?`` for the closest of the known words, the list of them if it is short, else ``""``."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if not close:
+        lowered = {name.lower(): name for name in names}
+        close = [lowered[key] for key in difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.6)]
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"expected one of: {', '.join(names)}" if 0 < len(names) <= 12 else ""

@@ -1,0 +1,415 @@
+"""Everything that the author of a plugin imports.
+
+A plugin is a module (or a single file in a plugins folder) with hooks marked by :data:`hookimpl`. The hooks answer
+once, at start-up, with *kinds*: frozen values that name a type, say what its options are, and open it. What runs
+for each request is a small class of your own, with one coroutine to write::
+
+    from contextlib import asynccontextmanager
+
+    from attrs import frozen
+
+    from orchestrator_core.plugin_api import SourceKind, hookimpl, option
+
+
+    @frozen
+    class GreetingOptions:
+        greeting: str = option("hello", help="The word to greet with.")
+
+
+    class GreetingSource:
+        def __init__(self, options):
+            self.options = options
+
+        async def fetch(self, operation, params):
+            return {"text": f"{self.options.greeting} {params['name']}"}
+
+
+    @asynccontextmanager
+    async def open_greeting(options, context):
+        yield GreetingSource(options)
+
+
+    @hookimpl
+    def orchestrator_source_kinds():
+        return [SourceKind(name="greeting", summary="Greets.", options=GreetingOptions, open=open_greeting)]
+
+With this in the configuration::
+
+    greeting:
+      sources:
+        default: {greeting: "good morning"}
+
+a step ``{name: welcome, type: greeting, operation: greet, params: {name: "$request.name"}}`` calls ``fetch``.
+
+The abilities at the end of this module are optional. A source has one by having the method; there is nothing to
+register and nothing to inherit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+import attrs
+import pluggy
+from attrs import Factory, field, frozen
+
+from orchestrator_core.errors import (
+    EntityNotFound,
+    InvalidParam,
+    OrchestratorError,
+    SourceError,
+    SourceUnavailable,
+    did_you_mean,
+)
+from orchestrator_core.http_client import HttpClient, HttpOptions, HttpOrigin, HttpResponse, TlsOptions
+
+__all__ = [
+    "JSON",
+    "Describes",
+    "Duration",
+    "EntityNotFound",
+    "Execution",
+    "Finding",
+    "HttpClient",
+    "HttpOptions",
+    "HttpOrigin",
+    "HttpResponse",
+    "Identified",
+    "Identity",
+    "Inspection",
+    "Inspects",
+    "InvalidParam",
+    "Model",
+    "ModelFacts",
+    "ModelKind",
+    "OpenContext",
+    "OptionError",
+    "OperationFacts",
+    "OrchestratorError",
+    "Preparable",
+    "ReadyCheck",
+    "Size",
+    "Source",
+    "SourceError",
+    "SourceKind",
+    "SourceUnavailable",
+    "StepRecord",
+    "TlsOptions",
+    "TransformerKind",
+    "did_you_mean",
+    "hookimpl",
+    "option",
+]
+
+JSON: TypeAlias = "None | bool | int | float | str | Sequence[JSON] | Mapping[str, JSON]"
+Options = TypeVar("Options")
+
+
+class Duration(float):
+    """Seconds. In YAML a number of seconds, or ``"250ms"``, ``"5s"``, ``"2m"``, ``"1h"``."""
+
+
+class Size(int):
+    """Bytes. In YAML a number of bytes, or ``"64KiB"``, ``"1MiB"``, ``"2GiB"``."""
+
+
+PROJECT = "orchestrator"
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+def option(
+    default: Any = attrs.NOTHING,
+    *,
+    help: str,  # noqa: A002  # the word that click and argparse use for the same thing
+    factory: Callable[[], Any] | None = None,
+    validator: Any = None,
+) -> Any:
+    """Return an attrs field for an options class, with the sentence that the reference page and the schema show.
+
+    A validator that raises ``ValueError("…")`` is reported as a problem at the option's line.
+    """
+    default = Factory(factory) if factory else default
+    located = validator and _located(validator)
+    return field(default=default, validator=located, metadata={"help": help})
+
+
+class OptionError(ValueError):
+    """What a validator said of one option: ``option`` is its name."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.option = name
+
+
+def _located(validator: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any, Any], None]:
+    def validate(instance: Any, attribute: Any, value: Any) -> None:
+        try:
+            validator(instance, attribute, value)
+        except (ValueError, TypeError) as error:
+            raise OptionError(attribute.name, str(error)) from error
+
+    return validate
+
+
+# --- what runs per request -------------------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """A configured backend. One instance serves all requests: ``fetch`` is called concurrently."""
+
+    async def fetch(self, operation: str, params: Mapping[str, JSON]) -> JSON:
+        """Run the operation and return its result, which is shared and must not be changed afterwards.
+
+        Raise :class:`EntityNotFound` (404) when what was asked for does not exist, :class:`InvalidParam` when a
+        parameter has a value that the operation cannot take, :class:`SourceUnavailable` (503) when nothing was
+        tried, and :class:`SourceError` (502) for anything that the backend did wrong. Any other exception is a
+        defect and answers 500. When the request is given up the coroutine is cancelled: give connections back.
+        """
+        ...
+
+
+class Model(Protocol):
+    """A model ready to be called. ``predict`` is called concurrently."""
+
+    async def predict(self, rows: Sequence[Mapping[str, JSON]]) -> Sequence[JSON]:
+        """Score N rows of features and return N results in the same order.
+
+        Each row is an object of feature name to value. Raise as :meth:`Source.fetch` does.
+        """
+        ...
+
+
+# --- what the hooks answer with --------------------------------------------------------------------------------
+
+
+@frozen
+class OperationFacts:
+    """What is known about an operation before it runs; the plan is checked against it.
+
+    ``required`` and ``optional`` are parameter names; ``optional=None`` means that any others are taken.
+    ``fields`` are the names in the result, or ``None`` where they are not known; ``many`` says that the result is
+    a list of such objects. ``inputs`` names the keys that an object parameter must have, such as
+    ``{"features": ("income", "age")}``.
+    """
+
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] | None = None
+    fields: tuple[str, ...] | None = None
+    many: bool = False
+    inputs: Mapping[str, tuple[str, ...]] = field(factory=dict)
+
+
+@frozen
+class OpenContext:
+    """What a kind is given when it is opened.
+
+    ``name`` is the source's (``database.sources.<name>``) or the model's name, for messages and labels.
+    ``operations`` holds the declared operations by name, as instances of the kind's ``operation`` class.
+    ``config_dir`` is where relative paths start; use :meth:`path`. ``http`` is the one outbound client.
+    """
+
+    name: str
+    config_dir: Path
+    http: HttpClient
+    operations: Mapping[str, Any] = field(factory=dict)
+    _open_model: Callable[[str, Mapping[str, Any]], AbstractAsyncContextManager[Model]] | None = field(
+        default=None, alias="open_model", repr=False
+    )
+
+    def path(self, path: str) -> Path:
+        """Return the path, taken relative to the configuration folder unless it is absolute."""
+        return (self.config_dir / path).resolve()
+
+    def named(self, name: str) -> OpenContext:
+        """Return the same context under the name of a part of the source."""
+        return attrs.evolve(self, name=name, operations={})
+
+    def open_model(self, kind: str, options: Mapping[str, Any]) -> AbstractAsyncContextManager[Model]:
+        """Open a model of another kind, such as ``http`` for a server this kind has started.
+
+        ``options`` is what would stand in YAML. Raises :class:`ConfigError` when they do not fit the kind.
+        """
+        if self._open_model is None:
+            raise RuntimeError(f"{self.name}: this context opens no other kinds")
+        return self._open_model(kind, options)
+
+
+@frozen
+class SourceKind(Generic[Options]):
+    """A type of source, as ``type:`` in a step and the section of that name in the configuration.
+
+    ``options`` is the attrs class of ``<name>.sources.<source_id>`` (without ``operations``), ``operation`` that of
+    one entry of ``operations``. Without an ``operation`` class the operations need not be declared: any name is
+    passed to ``fetch``. With one, an undeclared operation is a problem unless ``undeclared_operations`` is true.
+    ``facts`` tells, from the options alone and without touching the backend, what each operation takes.
+    ``idempotent`` says that a fetch may be repeated without harm.
+    """
+
+    name: str
+    summary: str
+    options: type[Options]
+    open: Callable[[Options, OpenContext], AbstractAsyncContextManager[Source]]
+    operation: type[Any] | None = None
+    undeclared_operations: bool = False
+    facts: Callable[[Options, Mapping[str, Any]], Mapping[str, OperationFacts]] | None = None
+
+
+@frozen
+class ModelKind(Generic[Options]):
+    """A way to bring a model, as ``type:`` of a model in ``ml.sources``. ``aliases`` are other names for it."""
+
+    name: str
+    summary: str
+    options: type[Options]
+    open: Callable[[Options, OpenContext], AbstractAsyncContextManager[Model]]
+    aliases: tuple[str, ...] = ()
+
+
+@frozen
+class TransformerKind(Generic[Options]):
+    """A pure function on a JSON value, named in a ``transform:`` list as ``name`` or ``{name: options}``.
+
+    ``build`` is called once at load and returns the function that runs for each value. The function must not
+    change its argument. It raises :class:`SourceError` for a value it cannot work on, naming the field.
+    ``options`` is an attrs class, or any type that YAML data can be checked against, such as ``dict[str, str]``.
+    """
+
+    name: str
+    summary: str
+    options: Any
+    build: Callable[[Options], Callable[[JSON], JSON]]
+
+
+# --- optional abilities of an open source or model ---------------------------------------------------------------
+
+
+@frozen
+class Identity:
+    """Which model or source answered: a name with a version and, where there is one, a digest of its content."""
+
+    name: str
+    version: str = ""
+    digest: str = ""
+
+
+@frozen
+class ModelFacts:
+    """The features that a model asks for and the fields it returns; ``None`` where that is not known."""
+
+    inputs: tuple[str, ...] | None = None
+    outputs: tuple[str, ...] | None = None
+
+
+@frozen
+class Finding:
+    """Something the backend told about a declared operation: it becomes a problem at the operation's line.
+
+    ``at`` is the path inside the operation, such as ``("query",)``; ``near`` a word of the text there, which the
+    problem then points at.
+    """
+
+    operation: str
+    message: str
+    at: tuple[str | int, ...] = ()
+    near: str = ""
+    hint: str = ""
+
+
+@frozen
+class Inspection:
+    """What a source found out about its operations by asking its backend."""
+
+    facts: Mapping[str, OperationFacts] = field(factory=dict)
+    findings: tuple[Finding, ...] = ()
+
+
+@runtime_checkable
+class Preparable(Protocol):
+    """A source that can bind an operation once, at load."""
+
+    def prepare(self, operation: str, param_names: Sequence[str]) -> Callable[..., Awaitable[JSON]]:
+        """Return a coroutine function that takes the parameters' values by position, in the order of the names.
+
+        It means the same as ``fetch(operation, dict(zip(param_names, values)))``, and raises the same.
+        """
+        ...
+
+
+@runtime_checkable
+class Inspects(Protocol):
+    """A source that can hold its operations against its backend."""
+
+    async def inspect(self) -> Inspection:
+        """Ask the backend. Raise :class:`SourceUnavailable` or :class:`SourceError` when it cannot be reached."""
+        ...
+
+
+@runtime_checkable
+class ReadyCheck(Protocol):
+    """A source or model that can say whether its backend can be reached now."""
+
+    async def check_ready(self) -> None:
+        """Return when it can; raise what a call would raise when it cannot."""
+        ...
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A source or model that knows which version of itself answers."""
+
+    def identity(self) -> Identity: ...
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """A model that knows its features and its fields."""
+
+    def facts(self) -> ModelFacts: ...
+
+
+# --- what observers are told --------------------------------------------------------------------------------------
+
+StepStatus = Literal["ok", "cached", "default", "skipped", "failed", "cancelled"]
+ExecutionStatus = Literal["ok", "degraded", "failed", "cancelled"]
+
+
+@frozen
+class StepRecord:
+    """What one step did. Times are seconds, ``start_seconds`` counted from the start of the execution.
+
+    ``attempts`` is 0 for a step that was never called. ``error`` is the message of its failure, or empty.
+    """
+
+    name: str
+    status: StepStatus
+    start_seconds: float = 0.0
+    duration_seconds: float = 0.0
+    attempts: int = 0
+    error: str = ""
+
+
+@frozen
+class Execution:
+    """One run of an endpoint. ``started_at`` is a Unix time in seconds; durations are seconds.
+
+    ``engine_seconds`` is the part of the duration in which no step was under way. ``generation`` is the hash of
+    the configuration that answered, ``models`` the identities of the models that were called.
+    """
+
+    id: str
+    domain: str
+    endpoint: str
+    generation: str
+    status: ExecutionStatus
+    http_status: int
+    started_at: float
+    duration_seconds: float
+    engine_seconds: float
+    trace_id: str
+    degraded: tuple[str, ...]
+    models: tuple[Identity, ...]
+    steps: tuple[StepRecord, ...]
+    error: str = ""
