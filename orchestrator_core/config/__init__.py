@@ -1,0 +1,1 @@
+"""Configuration files, with the place of everything in them, to frozen values."""

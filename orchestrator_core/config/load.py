@@ -1,0 +1,260 @@
+"""A configuration folder to a :class:`Configuration`, with all of its problems."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import attrs
+from attrs import define, field
+
+from orchestrator_core.config.model import (
+    AppConfig,
+    Configuration,
+    DomainFile,
+    Endpoint,
+    EndpointConfig,
+    Section,
+    Step,
+    StepConfig,
+    check_path_name,
+)
+from orchestrator_core.config.secrets import Redactor, resolve_secrets
+from orchestrator_core.config.structure import Located, kind_of, salvage, structure
+from orchestrator_core.config.yaml import Document, load_document
+from orchestrator_core.errors import Problem, did_you_mean
+
+CORE_KEYS = tuple(attribute.name for attribute in attrs.fields(AppConfig))
+
+
+def load_configuration(folder: Path, environment: Mapping[str, str] | None = None) -> Configuration:
+    """Read every file of the folder. Parts that are wrong are left out, and their problems are in the result."""
+    loader = _Loader(folder, os.environ if environment is None else environment)
+    if not folder.is_dir():
+        message = f"there is no configuration folder at {folder}"
+        loader.problems.append(Problem(code="ORC100", message=message, hint="make one with: orchestrator init"))
+        return loader.finish()
+    loader.read_folder("", folder)
+    for path in _yaml_files(folder / "domains", loader):
+        loader.domain(path)
+        scoped = path.with_suffix("")
+        if scoped.is_dir():
+            loader.read_folder(path.stem, scoped)
+    for scoped in sorted(_folders(folder / "domains")):
+        if not scoped.with_name(f"{scoped.name}.yaml").exists():
+            message = f"no domain file domains/{scoped.name}.yaml belongs to this folder"
+            loader.problems.append(Problem(f"domains/{scoped.name}", code="ORC112", message=message))
+    return loader.finish()
+
+
+def _folders(folder: Path) -> Iterable[Path]:
+    return [path for path in folder.iterdir() if path.is_dir() and not _hidden(path)] if folder.is_dir() else []
+
+
+def _hidden(path: Path) -> bool:
+    """Return whether a name is an editor's or a ConfigMap's own, such as ``.x.swp`` or ``..data``."""
+    return path.name.startswith((".", "#")) or path.name.endswith("~")
+
+
+def _yaml_files(folder: Path, loader: _Loader) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = []
+    for path in sorted(folder.iterdir()):
+        if _hidden(path):
+            continue
+        if path.suffix == ".yaml":
+            found.append(path)
+        elif path.suffix in (".yml", ".json"):
+            message = f"only files that end in .yaml are read, not {path.suffix}"
+            loader.problems.append(Problem(loader.name(path), code="ORC112", message=message, hint="rename it"))
+    return found
+
+
+@define
+class _Parts:
+    """A section while its files are being read."""
+
+    sources: dict[str, Located] = field(factory=dict)
+    operations: dict[str, Located] = field(factory=dict)
+
+
+@define
+class _Loader:
+    folder: Path
+    environment: Mapping[str, str]
+    app: AppConfig = field(factory=AppConfig)
+    problems: list[Problem] = field(factory=list)
+    endpoints: list[Endpoint] = field(factory=list)
+    descriptions: dict[str, str] = field(factory=dict)
+    domain_files: dict[str, str] = field(factory=dict)
+    sections: dict[tuple[str, str], _Parts] = field(factory=dict)
+    digests: dict[str, str] = field(factory=dict)
+    secrets: list[str] = field(factory=list)
+    secret_files: list[Path] = field(factory=list)
+    incomplete: bool = False
+
+    def name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def read(self, path: Path) -> Document:
+        document = load_document(path, self.name(path))
+        self.digests[document.name] = hashlib.sha256(document.text.encode()).hexdigest()
+        self.problems.extend(document.problems)
+        if document.data is None and document.problems:
+            self.incomplete = True
+        return document
+
+    def read_folder(self, scope: str, folder: Path) -> None:
+        """Read ``config.yaml`` (global only), ``database.yaml`` and ``integrations/*.yaml``."""
+        files = [folder / "database.yaml", *_yaml_files(folder / "integrations", self)]
+        if not scope:
+            files.insert(0, folder / "config.yaml")
+        for path in files:
+            if path.exists():
+                self.sectioned(scope, path, self.read(path))
+
+    def sectioned(self, scope: str, path: Path, document: Document) -> None:
+        resolved = resolve_secrets(document, self.folder, self.environment)
+        self.problems.extend(resolved.problems)
+        self.secrets.extend(resolved.secrets)
+        self.secret_files.extend(resolved.files)
+        root = Located(document, (), resolved.data)
+        if root.data is None:
+            return
+        if not isinstance(root.data, dict):
+            self.problems.append(root.problem("ORC202", f"expected a mapping, got {kind_of(root.data)}"))
+            return
+        core = {key: value for key, value in root.data.items() if key in CORE_KEYS}
+        if core and path == self.folder / "config.yaml":
+            app, problems = structure(AppConfig, Located(document, (), core))
+            self.app = app or self.app
+            self.problems.extend(problems)
+        elif core:
+            for key in core:
+                message = f"'{key}' belongs in config.yaml"
+                self.problems.append(root.problem("ORC205", message, key, at_key=True))
+        for key in root.data:
+            if key not in CORE_KEYS:
+                self.section(scope, key, root[key])
+
+    def section(self, scope: str, kind: str, located: Located) -> None:
+        parts = self.sections.setdefault((scope, kind), _Parts())
+        if located.data is None:
+            return
+        if not isinstance(located.data, dict):
+            message = f"expected a mapping with 'sources' and 'operations', got {kind_of(located.data)}"
+            self.problems.append(located.problem("ORC202", message))
+            return
+        for key in located.data:
+            if key not in ("sources", "operations"):
+                hint = did_you_mean(key, ("sources", "operations"))
+                close = did_you_mean(kind, CORE_KEYS)
+                if close.startswith("did you mean") and not hint.startswith("did you mean"):
+                    hint = f"if '{kind}' is a misspelt setting: {close}"
+                message = f"unknown key '{key}' in the section of source type '{kind}'"
+                self.problems.append(located.problem("ORC201", message, key, at_key=True, hint=hint))
+        self.merge(parts.sources, located, "sources", f"{kind} source")
+        self.merge(parts.operations, located, "operations", f"{kind} operation")
+
+    def merge(self, into: dict[str, Located], located: Located, key: str, what: str) -> None:
+        data = located.data.get(key)
+        if data is None:
+            return
+        if not isinstance(data, dict):
+            self.problems.append(located.problem("ORC202", f"expected a mapping, got {kind_of(data)}", key))
+            return
+        for name in data:
+            item = located[key][name]
+            if name in into:
+                first = into[name]
+                line = first.document.keys[first.path].line
+                message = f"the {what} '{name}' is defined twice"
+                hint = f"first defined at {first.document.name}:{line}"
+                self.problems.append(item.problem("ORC206", message, at_key=True, hint=hint))
+            else:
+                into[name] = item
+
+    def domain(self, path: Path) -> None:
+        document = self.read(path)
+        if document.data is None:
+            return
+        root = Located(document, (), document.data)
+        if not isinstance(root.data, dict):
+            self.problems.append(root.problem("ORC202", f"expected a mapping, got {kind_of(root.data)}"))
+            return
+        endpoints = root.data.get("endpoints")
+        head = {key: value for key, value in root.data.items() if key != "endpoints"}
+        config, problems = structure(DomainFile, Located(document, (), head))
+        self.problems.extend(problems)
+        config = config or DomainFile()
+        name = self.domain_name(config, root, path.stem)
+        self.descriptions[name] = config.description
+        if endpoints is None:
+            endpoints = {}
+        if not isinstance(endpoints, dict):
+            message = f"expected a mapping of names to endpoints, got {kind_of(endpoints)}"
+            self.problems.append(root.problem("ORC202", message, "endpoints"))
+            return
+        for key in endpoints:
+            self.endpoint(name, path.stem, key, root["endpoints"][key])
+
+    def domain_name(self, config: DomainFile, root: Located, stem: str) -> str:
+        if config.domain_id and config.domain_name and config.domain_id != config.domain_name:
+            message = f"domain_id is '{config.domain_id}' but domain_name is '{config.domain_name}'"
+            self.problems.append(root.problem("ORC207", message, "domain_name", hint="give one of them"))
+        key = "domain_id" if config.domain_id else "domain_name"
+        name = config.domain_id or config.domain_name or stem
+        if unfit := check_path_name(name):
+            self.problems.append(root.problem("ORC208", unfit, key))
+        if other := self.domain_files.get(name):
+            message = f"the domain '{name}' is defined twice"
+            self.problems.append(root.problem("ORC206", message, key, hint=f"first defined in {other}"))
+        self.domain_files.setdefault(name, root.document.name)
+        return name
+
+    def endpoint(self, domain: str, scope: str, name: str, located: Located) -> None:
+        if unfit := check_path_name(name):
+            self.problems.append(located.problem("ORC208", unfit, at_key=True))
+        data = located.data
+        entries = data.get("data_sources") if isinstance(data, dict) else None
+        head = {key: value for key, value in data.items() if key != "data_sources"} if isinstance(data, dict) else data
+        config, problems = salvage(EndpointConfig, Located(located.document, located.path, head))
+        self.problems.extend(problems)
+        if entries is not None and not isinstance(entries, list):
+            message = f"expected a list of steps, got {kind_of(entries)}"
+            self.problems.append(located.problem("ORC202", message, "data_sources"))
+            return
+        steps, unreadable = [], set()
+        for index, entry in enumerate(entries or ()):
+            step, problems = salvage(StepConfig, located["data_sources"][index])
+            self.problems.extend(problems)
+            if step:
+                steps.append(Step(step, located["data_sources"][index]))
+            elif isinstance(entry, dict) and isinstance(entry.get("name"), str):
+                unreadable.add(entry["name"])
+        if config:
+            endpoint = Endpoint(domain, scope, name, config, tuple(steps), located, frozenset(unreadable))
+            self.endpoints.append(endpoint)
+
+    def finish(self) -> Configuration:
+        whole = hashlib.sha256(repr(sorted(self.digests.items())).encode()).hexdigest()
+        sections: dict[tuple[str, str], Section] = {
+            key: Section(parts.sources, parts.operations) for key, parts in self.sections.items()
+        }
+        return Configuration(
+            folder=self.folder,
+            app=self.app,
+            descriptions=self.descriptions,
+            endpoints=tuple(self.endpoints),
+            sections=sections,
+            files=self.digests,
+            generation=whole[:12],
+            redactor=Redactor.of(self.secrets),
+            secret_files=tuple(self.secret_files),
+            problems=tuple(self.problems),
+            incomplete=self.incomplete,
+        )
+

@@ -1,0 +1,152 @@
+"""``${env:NAME}`` and ``${file:PATH}`` in configuration values, and the masking of what they stood for."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from orchestrator_core.config.yaml import DataPath, Document
+from orchestrator_core.errors import Problem, did_you_mean
+
+MASK = "***"
+SHORTEST_MASKED = 3
+
+_PLACEHOLDER = re.compile(
+    r"\$\$\{"
+    r"|\$\{(?P<scheme>[^:{}]*)(?::(?P<rest>[^{}]*))?\}"
+    r"|\$ENV\[(?P<env>[^\[\]]*)\]"
+)
+
+
+class Secret(str):
+    """A string that came from the environment or a file. It is an ordinary string that does not show itself."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"'{MASK}'"
+
+
+@frozen(repr=False)
+class Redactor:
+    """Replaces every known secret in a text by ``***``. Values shorter than three characters are left alone."""
+
+    values: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, values: Iterable[str]) -> Redactor:
+        known = {value for value in values if len(value) >= SHORTEST_MASKED}
+        return cls(tuple(sorted(known, key=len, reverse=True)))
+
+    def __call__(self, text: str) -> str:
+        for value in self.values:
+            if value in text:
+                text = text.replace(value, MASK)
+        return text
+
+    def data(self, value: Any) -> Any:
+        """Return JSON data with every string in it masked."""
+        if isinstance(value, Secret):
+            return MASK
+        if isinstance(value, str):
+            return self(value)
+        if isinstance(value, Mapping):
+            return {key: self.data(item) for key, item in value.items()}
+        return [self.data(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+@frozen
+class Resolved:
+    """A document's data with its placeholders replaced, and what was learned on the way."""
+
+    data: Any
+    secrets: tuple[str, ...]
+    files: tuple[Path, ...]
+    problems: tuple[Problem, ...]
+
+
+def resolve_secrets(document: Document, folder: Path, environment: Mapping[str, str] | None = None) -> Resolved:
+    """Replace the placeholders in every string value of a document."""
+    resolver = _Resolver(document, folder, os.environ if environment is None else environment)
+    data = resolver.resolve(document.data, ())
+    return Resolved(data, tuple(resolver.secrets), tuple(resolver.files), tuple(resolver.problems))
+
+
+class _Resolver:
+    def __init__(self, document: Document, folder: Path, environment: Mapping[str, str]) -> None:
+        self.document = document
+        self.folder = folder
+        self.environment = environment
+        self.secrets: list[str] = []
+        self.files: list[Path] = []
+        self.problems: list[Problem] = []
+
+    def resolve(self, value: Any, path: DataPath) -> Any:
+        if isinstance(value, str):
+            return self.text(value, path) if "$" in value else value
+        if isinstance(value, dict):
+            return {key: self.resolve(item, (*path, key)) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.resolve(item, (*path, index)) for index, item in enumerate(value)]
+        return value
+
+    def text(self, text: str, path: DataPath) -> str:
+        replaced = False
+
+        def replace(match: re.Match[str]) -> str:
+            nonlocal replaced
+            if match.group() == "$${":
+                return "${"
+            replaced = True
+            return self.placeholder(match, path)
+
+        result = _PLACEHOLDER.sub(replace, text)
+        return Secret(result) if replaced else result
+
+    def placeholder(self, match: re.Match[str], path: DataPath) -> str:
+        name = match["env"]
+        if name is not None:
+            return self.variable(name, None, match, path)
+        scheme, rest = match["scheme"], match["rest"] or ""
+        if scheme == "env":
+            name, separator, default = rest.partition(":-")
+            return self.variable(name, default if separator else None, match, path)
+        if scheme == "file":
+            return self.file(rest, match, path)
+        hint = did_you_mean(scheme, ("env", "file"))
+        self.report("ORC302", f"unknown secret source '{scheme}'", match, path, hint)
+        return ""
+
+    def variable(self, name: str, default: str | None, match: re.Match[str], path: DataPath) -> str:
+        value = self.environment.get(name)
+        if value is not None:
+            self.secrets.append(value)
+            return value
+        if default is not None:
+            return default
+        close = did_you_mean(name, self.environment) if name else ""
+        hint = close if close.startswith("did you mean") else f"set it, or give a default: ${{env:{name}:-value}}"
+        self.report("ORC301", f"the environment variable {name} is not set", match, path, hint)
+        return ""
+
+    def file(self, name: str, match: re.Match[str], path: DataPath) -> str:
+        target = self.folder / name
+        try:
+            value = target.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            self.report("ORC303", f"cannot read the secret file {name}: {reason}", match, path)
+            return ""
+        self.files.append(target)
+        self.secrets.append(value)
+        return value
+
+    def report(self, code: str, message: str, match: re.Match[str], path: DataPath, hint: str = "") -> None:
+        length = match.end() - match.start()
+        problem = self.document.problem(code, message, path, hint=hint, offset=match.start(), length=length)
+        self.problems.append(problem)

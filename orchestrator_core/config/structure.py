@@ -1,0 +1,365 @@
+"""YAML data to frozen attrs values, strictly, with every problem at its place.
+
+cattrs does the work. Its lenient conversions (3 to "3", "abc" to a list of letters) are replaced by hooks which
+accept only what was written, and its nested exception groups become problems with a line and a column.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import attrs
+import cattrs
+from attrs import frozen
+from cattrs.errors import AttributeValidationNote, ForbiddenExtraKeysError, IterableValidationError, IterableValidationNote
+from cattrs.gen import make_dict_structure_fn
+
+from orchestrator_core.config.yaml import DataPath, Document
+from orchestrator_core.errors import Problem, did_you_mean
+from orchestrator_core.plugin_api import Duration, OptionError, Size
+
+T = TypeVar("T")
+
+MISSING = "ORC203"
+
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)\Z")
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(B|KiB|MiB|GiB|KB|MB|GB)\Z")
+_BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@frozen
+class Located:
+    """A part of a document: its data, with secrets resolved, and the path at which it stands."""
+
+    document: Document
+    path: DataPath
+    data: Any
+
+    def __getitem__(self, key: str | int) -> Located:
+        return Located(self.document, (*self.path, key), self.data[key])
+
+    def problem(self, code: str, message: str, *sub: str | int, **place: Any) -> Problem:
+        return self.document.problem(code, message, (*self.path, *sub), **place)
+
+
+class _Unfit(ValueError):
+    """A value of the wrong type: what was expected."""
+
+
+def kind_of(value: Any) -> str:
+    """Return the JSON word for a value's type, with its article."""
+    if value is None:
+        return "null"
+    for types_, word in (
+        (bool, "a boolean"),
+        (int, "an integer"),
+        (float, "a number"),
+        (str, "a string"),
+        (Mapping, "a mapping"),
+        (list | tuple, "a list"),
+    ):
+        if isinstance(value, types_):  # type: ignore[arg-type]
+            return word
+    return type(value).__name__
+
+
+def structure(cls: type[T] | Any, located: Located) -> tuple[T | None, list[Problem]]:
+    """Return the value of the class, or None and the problems of the data."""
+    value, problems = salvage(cls, located)
+    return (None if problems else value), problems
+
+
+def salvage(cls: type[T] | Any, located: Located) -> tuple[T | None, list[Problem]]:
+    """Like :func:`structure`, but return what is left of the value without the keys that have problems.
+
+    It is None where the class cannot do without them. cattrs runs validators only when all keys are fit, so the
+    keys found unfit are left out and the rest is tried again: all problems are found at once.
+    """
+    problems: list[Problem] = []
+    rest = located
+    while True:
+        try:
+            return _converter.structure(rest.data, cls), problems
+        except Exception as error:  # cattrs wraps every error of a hook or a validator in its own group
+            found = list(_findings(error, rest, ()))
+            if not found:
+                raise
+        problems += [problem for sub, problem in found if problem.code != MISSING or not _has(located.data, sub)]
+        pruned = rest.data
+        for sub, _ in found:
+            pruned = _without(pruned, sub)
+        if pruned == rest.data:
+            return None, problems
+        rest = Located(located.document, located.path, pruned)
+
+
+def _has(data: Any, path: DataPath) -> bool:
+    for part in path:
+        if not isinstance(data, dict) or part not in data:
+            return False
+        data = data[part]
+    return True
+
+
+def _without(data: Any, path: DataPath) -> Any:
+    """Return the data without the key at the path, or without the first list on the way to it."""
+    if not path or not isinstance(data, dict) or path[0] not in data:
+        return data
+    key = path[0]
+    if len(path) > 1 and isinstance(path[1], str) and isinstance(data[key], dict):
+        return {**data, key: _without(data[key], path[1:])}
+    return {name: item for name, item in data.items() if name != key}
+
+
+# --- from cattrs' exceptions to problems ---------------------------------------------------------------------------
+
+_Found = tuple[DataPath, Problem]
+
+
+def _findings(error: BaseException, located: Located, sub: DataPath) -> Iterator[_Found]:
+    """Yield each problem with its path below the located data."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _findings(inner, located, (*sub, *_step(inner)))
+    elif isinstance(error, ForbiddenExtraKeysError):
+        known = [attribute.name for attribute in attrs.fields(error.cl) if attribute.init]
+        for key in sorted(error.extra_fields):
+            hint = did_you_mean(key, known)
+            yield (*sub, key), located.problem("ORC201", f"unknown key '{key}'", *sub, key, at_key=True, hint=hint)
+    elif isinstance(error, OptionError):
+        yield (*sub, error.option), located.problem("ORC204", str(error), *sub, error.option)
+    elif isinstance(error, _Unfit):
+        yield sub, located.problem("ORC202", str(error), *sub)
+    elif isinstance(error, KeyError) and sub:
+        yield sub, located.problem(MISSING, f"'{sub[-1]}' is missing", *sub[:-1], at_key=True)
+    elif isinstance(error, ValueError | TypeError):
+        yield sub, located.problem("ORC204", str(error), *sub)
+
+
+def _step(error: BaseException) -> DataPath:
+    """Return the key or index that cattrs noted on an error."""
+    step: DataPath = ()
+    for note in getattr(error, "__notes__", ()):
+        if isinstance(note, IterableValidationNote):
+            step = (*step, note.index)
+        elif isinstance(note, AttributeValidationNote):
+            step = (*step, note.name)
+    return step
+
+
+# --- strict hooks ----------------------------------------------------------------------------------------------------
+
+
+def _expected(what: str, value: Any, hint: str = "") -> _Unfit:
+    shown = f" {value!r}" if isinstance(value, int | float) else ""
+    shown = {" True": " true", " False": " false"}.get(shown, shown)
+    return _Unfit(f"expected {what}, got {kind_of(value)}{shown}{hint}")
+
+
+def _string(value: Any, _: Any) -> str:
+    if not isinstance(value, str):
+        raise _expected("a string", value, ": put it in quotes" if isinstance(value, int | float) else "")
+    return value
+
+
+def _boolean(value: Any, _: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _expected("true or false", value)
+    return value
+
+
+def _integer(value: Any, _: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _expected("an integer", value)
+    return value
+
+
+def _number(value: Any, _: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise _expected("a number", value)
+    return float(value)
+
+
+def _duration(value: Any, _: Any) -> Duration:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if value < 0:
+            raise _Unfit(f"a duration cannot be negative, got {value}")
+        return Duration(value)
+    if isinstance(value, str) and (match := _DURATION.match(value)):
+        return Duration(float(match[1]) * _SECONDS[match[2]])
+    if isinstance(value, str):
+        raise _Unfit(f"'{value}' is not a duration: write seconds, or a number with ms, s, m or h such as \"250ms\"")
+    raise _expected("a duration, such as 2 (seconds) or \"250ms\"", value)
+
+
+def _size(value: Any, _: Any) -> Size:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 0:
+            raise _Unfit(f"a size cannot be negative, got {value}")
+        return Size(value)
+    if isinstance(value, str) and (match := _SIZE.match(value)):
+        return Size(float(match[1]) * _BYTES[match[2]])
+    if isinstance(value, str):
+        raise _Unfit(f"'{value}' is not a size: write bytes, or a number with KiB, MiB or GiB such as \"1MiB\"")
+    raise _expected("a size, such as 1024 (bytes) or \"1MiB\"", value)
+
+
+def _literal(value: Any, cls: Any) -> Any:
+    allowed = get_args(cls)
+    for option in allowed:
+        if option == value and type(option) is type(value):
+            return option
+    shown = value if isinstance(value, str | int | float) else kind_of(value)
+    words = [str(option) for option in allowed]
+    hint = did_you_mean(str(value), words)
+    suffix = f": {hint}" if hint.startswith("did you mean") else ""
+    raise _Unfit(f"expected one of {', '.join(words)}, got {shown!r}{suffix}")
+
+
+def _is_union(cls: Any) -> bool:
+    return get_origin(cls) in (Union, types.UnionType)
+
+
+def _fits(cls: Any, value: Any) -> bool:
+    """Return whether a value's JSON type is the one that an arm of a union takes."""
+    origin = get_origin(cls) or cls
+    if cls is Any:
+        return True
+    if cls is type(None):
+        return value is None
+    if origin is Literal:
+        return any(type(option) is type(value) for option in get_args(cls))
+    if cls in (Duration, Size):
+        return isinstance(value, int | float | str) and not isinstance(value, bool)
+    if cls is bool:
+        return isinstance(value, bool)
+    if cls is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if cls is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if cls is str:
+        return isinstance(value, str)
+    if attrs.has(origin) or (isinstance(origin, type) and issubclass(origin, Mapping)):
+        return isinstance(value, Mapping)
+    return isinstance(value, list)
+
+
+def _word(cls: Any) -> str:
+    """Return what an arm of a union takes, in words."""
+    origin = get_origin(cls) or cls
+    if origin is Literal:
+        return " or ".join(f"'{option}'" for option in get_args(cls))
+    named = {
+        type(None): "null",
+        bool: "true or false",
+        int: "an integer",
+        float: "a number",
+        str: "a string",
+        Duration: "a duration",
+        Size: "a size",
+    }
+    if origin in named:
+        return named[origin]
+    is_mapping = attrs.has(origin) or (isinstance(origin, type) and issubclass(origin, Mapping))
+    return "a mapping" if is_mapping else "a list"
+
+
+def _union(value: Any, cls: Any) -> Any:
+    arms = get_args(cls)
+    for arm in arms:
+        if _fits(arm, value):
+            return value if arm in (Any, type(None)) else _converter.structure(value, arm)
+    words = [_word(arm) for arm in arms if arm is not type(None)]
+    raise _expected(" or ".join(words), value)
+
+
+def _sequence_factory(cls: Any) -> Callable[[Any, Any], Any]:
+    arguments = get_args(cls)
+    item_type = arguments[0] if arguments else Any
+    container = get_origin(cls) or cls
+    build = container if container in (list, tuple, set, frozenset) else tuple
+
+    def hook(value: Any, _: Any) -> Any:
+        if not isinstance(value, list):
+            raise _expected("a list", value)
+        return build(_items(enumerate(value), item_type, cls))
+
+    return hook
+
+
+def _mapping_factory(cls: Any) -> Callable[[Any, Any], Any]:
+    arguments = get_args(cls)
+    value_type = arguments[1] if arguments else Any
+
+    def hook(value: Any, _: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _expected("a mapping", value)
+        return dict(zip(value, _items(value.items(), value_type, cls), strict=True))
+
+    return hook
+
+
+def _items(items: Iterable[tuple[int | str, Any]], item_type: Any, cls: Any) -> list[Any]:
+    """Structure each value; what is wrong with any of them is raised together, with its index or key."""
+    done, errors = [], []
+    for index, item in items:
+        try:
+            done.append(item if item_type is Any else _converter.structure(item, item_type))
+        except Exception as error:  # collected, and raised together below
+            note = f"structuring {cls} @ {index!r}"
+            error.__notes__ = [*getattr(error, "__notes__", ()), IterableValidationNote(note, index, item_type)]
+            errors.append(error)
+    if errors:
+        raise IterableValidationError(f"while structuring {cls}", errors, cls)
+    return done
+
+
+def _class_factory(cls: Any) -> Callable[[Any, Any], Any]:
+    inner = make_dict_structure_fn(
+        cls, _converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True, _cattrs_use_alias=False
+    )
+
+    def hook(value: Any, _: Any) -> Any:
+        if value is None and all(attribute.default is not attrs.NOTHING for attribute in attrs.fields(cls)):
+            value = {}
+        if not isinstance(value, dict):
+            raise _expected("a mapping", value)
+        return inner(value, cls)
+
+    return hook
+
+
+def _is_sequence(cls: Any) -> bool:
+    origin = get_origin(cls) or cls
+    return isinstance(origin, type) and issubclass(origin, Sequence | set | frozenset) and not issubclass(origin, str)
+
+
+def _is_mapping(cls: Any) -> bool:
+    origin = get_origin(cls) or cls
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(detailed_validation=True, forbid_extra_keys=True)
+    converter.register_structure_hook_factory(_is_mapping, _mapping_factory)
+    converter.register_structure_hook_factory(_is_sequence, _sequence_factory)
+    converter.register_structure_hook_factory(attrs.has, _class_factory)
+    converter.register_structure_hook_func(_is_union, _union)
+    converter.register_structure_hook_func(lambda cls: get_origin(cls) is Literal, _literal)
+    for cls, hook in (
+        (str, _string),
+        (bool, _boolean),
+        (int, _integer),
+        (float, _number),
+        (Duration, _duration),
+        (Size, _size),
+    ):
+        converter.register_structure_hook(cls, hook)
+    return converter
+
+
+_converter = _make_converter()
