@@ -1,0 +1,211 @@
+"""The configured sources, each with its kind, its checked options and what is known of its operations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+from attrs import field, frozen
+
+from orchestrator_core.config.model import Configuration, Section
+from orchestrator_core.config.structure import Located, kind_of, structure
+from orchestrator_core.errors import Problem
+from orchestrator_core.models import ML, CommonOptions, MlOptions, ModelSpec, entries, operation_of
+from orchestrator_core.plugin_api import OperationFacts, SourceKind
+from orchestrator_core.plugins import Plugin, Registry
+
+SourceKey = tuple[str, str, str]
+"""Scope (``""`` or a domain's file), type and source id."""
+
+DEFAULT_SOURCE = "default"
+
+
+@frozen
+class SourceSpec:
+    """A source as it is configured. ``places`` says where each operation stands."""
+
+    key: SourceKey
+    kind: SourceKind[Any]
+    plugin: Plugin
+    options: Any
+    operations: Mapping[str, Any]
+    facts: Mapping[str, OperationFacts] = field(eq=False)
+    places: Mapping[str, Located] = field(eq=False, repr=False)
+    located: Located | None = field(default=None, eq=False, repr=False)
+
+    @property
+    def label(self) -> str:
+        """Return ``database.default``, the way messages and metrics name it."""
+        scope, type_name, source_id = self.key
+        return f"{type_name}.{source_id}" if not scope else f"{type_name}.{source_id} ({scope})"
+
+    def takes(self, operation: str) -> bool:
+        return self.kind.operation is None or self.kind.undeclared_operations or operation in self.operations
+
+
+@frozen
+class Catalog:
+    """All sources by key, and the keys of those that something is wrong with."""
+
+    specs: Mapping[SourceKey, SourceSpec]
+    broken: frozenset[SourceKey] = frozenset()
+    problems: tuple[Problem, ...] = ()
+
+    def find(self, scope: str, type_name: str, source_id: str) -> SourceSpec | None:
+        """Return the source as the endpoints of a domain see it: the domain's own wins over the global one."""
+        return self.specs.get((scope, type_name, source_id)) or self.specs.get(("", type_name, source_id))
+
+    def is_broken(self, scope: str, type_name: str, source_id: str) -> bool:
+        return bool({(scope, type_name, source_id), ("", type_name, source_id)} & self.broken)
+
+    def ids(self, scope: str, type_name: str) -> set[str]:
+        return {key[2] for key in (*self.specs, *self.broken) if key[0] in ("", scope) and key[1] == type_name}
+
+
+def build_catalog(configuration: Configuration, registry: Registry) -> Catalog:
+    """Check every source section against the kind of its type."""
+    builder = _Builder(configuration, registry)
+    for (scope, type_name), section in configuration.sections.items():
+        builder.section(scope, type_name, section)
+    builder.implicit()
+    return Catalog(builder.specs, frozenset(builder.broken), tuple(builder.problems))
+
+
+class _Builder:
+    def __init__(self, configuration: Configuration, registry: Registry) -> None:
+        self.configuration = configuration
+        self.registry = registry
+        self.specs: dict[SourceKey, SourceSpec] = {}
+        self.broken: set[SourceKey] = set()
+        self.problems: list[Problem] = []
+
+    def section(self, scope: str, type_name: str, section: Section) -> None:
+        provided = self.registry.sources.get(type_name)
+        sources = self.visible_sources(scope, type_name, section)
+        if provided is None:
+            self.unknown_type(type_name, section)
+            self.broken.update((scope, type_name, source_id) for source_id in sources)
+            return
+        shared = dict(section.operations)
+        if scope and (above := self.configuration.sections.get(("", type_name))):
+            shared = {**above.operations, **shared}
+        for source_id, located in sources.items():
+            spec = self.source((scope, type_name, source_id), provided.kind, provided.plugin, located, shared)
+            if spec:
+                self.specs[spec.key] = spec
+            else:
+                self.broken.add((scope, type_name, source_id))
+
+    def visible_sources(self, scope: str, type_name: str, section: Section) -> dict[str, Located]:
+        """Return the section's sources; a domain that adds operations sees the global sources with them."""
+        above = self.configuration.sections.get(("", type_name))
+        if scope and section.operations and above:
+            return {**above.sources, **section.sources}
+        return dict(section.sources)
+
+    def unknown_type(self, type_name: str, section: Section) -> None:
+        known = [*self.registry.sources]
+        code, message, hint = self.registry.missing("source type", type_name, known)
+        located = next(iter((*section.sources.values(), *section.operations.values())), None)
+        if located is None:
+            self.problems.append(Problem(code=code, message=message, hint=hint))
+            return
+        problem = located.document.problem(code, message, (type_name,), at_key=True, hint=hint)
+        self.problems.append(problem)
+
+    def source(
+        self, key: SourceKey, kind: SourceKind[Any], plugin: Plugin, located: Located, shared: Mapping[str, Located]
+    ) -> SourceSpec | None:
+        data = {} if located.data is None else located.data
+        if not isinstance(data, dict):
+            self.problems.append(located.problem("ORC202", f"expected a mapping, got {kind_of(data)}"))
+            return None
+        own = data.get("operations")
+        if own is not None and not isinstance(own, dict):
+            message = f"expected a mapping of names to operations, got {kind_of(own)}"
+            self.problems.append(located.problem("ORC202", message, "operations"))
+            own = {}
+        rest = {name: value for name, value in data.items() if name != "operations"}
+        options, problems = structure(kind.options, Located(located.document, located.path, rest))
+        places = {**shared, **{name: located["operations"][name] for name in own or ()}}
+        if kind is ML:
+            operations, places, more = self.models(options, located) if options else ({}, {}, [])
+        else:
+            operations, more = _operations(kind, places)
+        self.problems += [*problems, *more]
+        if options is None or any(problem.severity == "error" for problem in more):
+            return None
+        try:
+            facts = kind.facts(options, operations) if kind.facts else {}
+        except ValueError as error:
+            self.problems.append(located.problem("ORC204", str(error)))
+            return None
+        return SourceSpec(key, kind, plugin, options, operations, facts, places, located)
+
+    def models(
+        self, options: MlOptions, located: Located
+    ) -> tuple[dict[str, ModelSpec], dict[str, Located], list[Problem]]:
+        operations: dict[str, ModelSpec] = {}
+        places: dict[str, Located] = {}
+        problems: list[Problem] = []
+        if options.source is not None and "default" in options.models:
+            message = "the model 'default' is given twice: as source and in models"
+            problems.append(located.problem("ORC206", message, "source", at_key=True))
+        if not options.source and not options.models:
+            hint = "give source: {type: …} for one model, or models: {name: {…}}"
+            problems.append(located.problem("ORC203", "there is no model in this source", at_key=True, hint=hint))
+        for name, (path, data) in entries(options).items():
+            place = Located(located.document, (*located.path, *path), data)
+            spec, found = self.model(name, place, options.base_url)
+            problems += found
+            if spec:
+                operations[operation_of(name)] = spec
+            places[operation_of(name)] = place
+        if options.source is not None and options.base_url is not None and options.source.get("type", "http") != "http":
+            message = "base_url as the fallback of a source is not available in this version: it has no effect"
+            problems.append(located.problem("ORC210", message, "base_url", at_key=True).as_warning())
+        return operations, places, problems
+
+    def model(self, name: str, place: Located, base_url: str | None) -> tuple[ModelSpec | None, list[Problem]]:
+        own = {attribute.name for attribute in attrs.fields(CommonOptions)}
+        head = {key: value for key, value in place.data.items() if key in own}
+        common, problems = structure(CommonOptions, Located(place.document, place.path, head))
+        type_name = place.data.get("type", "http")
+        if not isinstance(type_name, str):
+            return None, problems
+        provided = self.registry.models.get(type_name)
+        if provided is None:
+            code, message, hint = self.registry.missing("model type", type_name, self.registry.models)
+            return None, [*problems, place.problem(code, message, "type", hint=hint)]
+        rest = {key: value for key, value in place.data.items() if key not in own}
+        if base_url is not None and "base_url" in {field.name for field in attrs.fields(provided.kind.options)}:
+            rest.setdefault("base_url", base_url)
+        options, more = structure(provided.kind.options, Located(place.document, place.path, rest))
+        problems += more
+        if common is None or options is None:
+            return None, problems
+        return ModelSpec(name, provided.kind, options, common), problems
+
+    def implicit(self) -> None:
+        """Add the default source of every kind that has nothing to configure."""
+        for type_name, provided in self.registry.sources.items():
+            key = ("", type_name, DEFAULT_SOURCE)
+            options = provided.kind.options
+            nothing_to_say = attrs.has(options) and not attrs.fields(options)
+            if nothing_to_say and key not in self.specs and key not in self.broken:
+                self.specs[key] = SourceSpec(key, provided.kind, provided.plugin, options(), {}, {}, {})
+
+
+def _operations(kind: SourceKind[Any], places: Mapping[str, Located]) -> tuple[dict[str, Any], list[Problem]]:
+    if kind.operation is None:
+        return {name: place.data for name, place in places.items()}, []
+    operations: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for name, place in places.items():
+        operation, found = structure(kind.operation, place)
+        problems += found
+        if operation is not None:
+            operations[name] = operation
+    return operations, problems
+

@@ -1,0 +1,602 @@
+"""An endpoint's configuration to a plan: a checked graph of steps with parsed expressions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from attrs import define, field, frozen
+
+from orchestrator_core.catalog import Catalog, SourceKey, SourceSpec
+from orchestrator_core.config.model import UNSET, Endpoint, EndpointConfig, Step, StepConfig
+from orchestrator_core.config.structure import Located, structure
+from orchestrator_core.config.yaml import DataPath
+from orchestrator_core.errors import Problem, did_you_mean
+from orchestrator_core.expressions import (
+    ExpressionSyntaxError,
+    Literal,
+    Node,
+    ObjectNode,
+    Reference,
+    parse_value,
+    references,
+)
+from orchestrator_core.plugin_api import JSON, OperationFacts
+from orchestrator_core.plugins import Registry
+from orchestrator_core.schemas import RequestSchema, SchemaError, compile_schema
+
+REQUEST_PARTS = ("path_params", "query_params", "headers", "body")
+_PARAMETER = re.compile(r"\{([^{}]*)\}")
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+Transform = Callable[[JSON], JSON]
+
+
+@frozen
+class PlannedStep:
+    """A step of a plan. ``waits_for`` are the steps whose results, or mere ends, it needs."""
+
+    name: str
+    config: StepConfig
+    spec: SourceSpec
+    operation: str
+    params: tuple[tuple[str, Node], ...]
+    condition: Node | None
+    waits_for: frozenset[str]
+    default: JSON
+    transforms: tuple[Transform, ...]
+    located: Located = field(repr=False)
+
+    @property
+    def optional(self) -> bool:
+        """Return whether the request goes on when the step fails."""
+        return not self.config.required or self.config.default is not UNSET
+
+
+@frozen
+class Plan:
+    """An endpoint, compiled. ``steps`` are in an order in which each comes after those it waits for.
+
+    ``path`` is the route after ``/orchestrator/<domain>/<endpoint>``, such as ``/{entity_id}`` or ``""``;
+    ``bare`` says that the route without the parameter is served as well.
+    """
+
+    domain: str
+    name: str
+    config: EndpointConfig
+    steps: tuple[PlannedStep, ...]
+    response: Node | None
+    transforms: tuple[Transform, ...]
+    path: str
+    path_params: tuple[str, ...]
+    bare: bool
+    request_references: tuple[Reference, ...]
+    input: RequestSchema | None
+    output: RequestSchema | None
+    located: Located = field(repr=False)
+
+    @property
+    def id(self) -> str:
+        return f"{self.domain}.{self.name}"
+
+    @property
+    def answers_with(self) -> str | None:
+        """Return the step whose result is the answer when there is no response mapping."""
+        if self.config.primary_source:
+            return self.config.primary_source
+        return self.steps[0].name if len(self.steps) == 1 else None
+
+
+FactsOf = Callable[[SourceKey, str], OperationFacts | None]
+
+
+def compile_plan(endpoint: Endpoint, catalog: Catalog, registry: Registry, *, incomplete: bool = False) -> Compiled:
+    """Check an endpoint and compile it. ``incomplete`` silences what an unreadable file would explain."""
+    return _Compiler(endpoint, catalog, registry, incomplete).compile()
+
+
+@frozen
+class Compiled:
+    """A plan, or None where there is none to be had, and the problems of the endpoint."""
+
+    plan: Plan | None
+    problems: tuple[Problem, ...]
+
+
+@define
+class _Compiler:
+    endpoint: Endpoint
+    catalog: Catalog
+    registry: Registry
+    incomplete: bool
+    problems: list[Problem] = field(factory=list)
+    references: list[tuple[Reference, Located, DataPath]] = field(factory=list)
+
+    def compile(self) -> Compiled:
+        config, located = self.endpoint.config, self.endpoint.located
+        steps = self.unique_steps()
+        self.not_available(config, located)
+        planned = [item for step in steps if (item := self.step(step))]
+        response = self.response(config, located)
+        names = {step.config.name for step in steps} | self.endpoint.unreadable
+        self.check_references(names, {step.config.name: step for step in steps})
+        self.check_kind(config, located, steps)
+        self.check_primary(config, located, names)
+        if not steps and not self.endpoint.unreadable and config.response_mapping is None:
+            hint = "give data_sources, a response_mapping, or both"
+            self.report(located, "ORC203", "the endpoint has nothing to answer with", at_key=True, hint=hint)
+        transforms = self.transforms(config.transform, located, "transform")
+        path, path_params, bare = self.route(config, located)
+        input_schema = self.schema(config.input_schema, located, "input_schema")
+        output_schema = self.schema(config.output_schema, located, "output_schema")
+        ordered = self.order(planned, steps)
+        if any(problem.severity == "error" for problem in self.problems) or self.endpoint.unreadable:
+            return Compiled(None, tuple(self.problems))
+        asked = tuple(reference for reference, _, _ in self.references if reference.root == "request")
+        plan = Plan(
+            domain=self.endpoint.domain,
+            name=self.endpoint.name,
+            config=config,
+            steps=ordered,
+            response=response,
+            transforms=transforms,
+            path=path,
+            path_params=path_params,
+            bare=bare,
+            request_references=asked,
+            input=input_schema,
+            output=output_schema,
+            located=located,
+        )
+        facts = check_facts(plan, lambda key, operation: self.catalog.specs[key].facts.get(operation))
+        self.problems.extend(facts)
+        failed = any(problem.severity == "error" for problem in facts)
+        return Compiled(None if failed else plan, tuple(self.problems))
+
+    def report(self, located: Located, code: str, message: str, *sub: str | int, **place: Any) -> None:
+        self.problems.append(located.problem(code, message, *sub, **place))
+
+    # --- steps ---------------------------------------------------------------------------------------------------
+
+    def unique_steps(self) -> list[Step]:
+        steps: dict[str, Step] = {}
+        for step in self.endpoint.steps:
+            first = steps.setdefault(step.config.name, step)
+            if first is not step:
+                line = first.located.document.values[(*first.located.path, "name")].line
+                message = f"two steps are named '{step.config.name}'"
+                self.report(step.located, "ORC410", message, "name", hint=f"the first is at line {line}")
+        return list(steps.values())
+
+    def not_available(self, config: EndpointConfig, located: Located) -> None:
+        """Warn of policies that the format has and this version does not carry out."""
+        asked = [(located, "cache", config.cache)]
+        for step in self.endpoint.steps:
+            asked += [(step.located, "cache", step.config.cache), (step.located, "retry", step.config.retry)]
+        for place, key, value in asked:
+            if value is not None:
+                message = f"'{key}' is not available in this version: it has no effect"
+                self.problems.append(place.problem("ORC210", message, key, at_key=True).as_warning())
+
+    def step(self, step: Step) -> PlannedStep | None:
+        config, located = step.config, step.located
+        start = len(self.references)
+        params = self.params(config, located)
+        condition = self.condition(config, located)
+        referred = {reference.root for reference, _, _ in self.references[start:]} - {"request", "execution"}
+        for index, name in enumerate(config.depends_on):
+            self.known_step(name, located, "depends_on", index)
+        transforms = self.transforms(config.transform, located, "transform")
+        default = self.default(config, located)
+        spec = self.source(config, located)
+        operation = self.operation(spec, config, located) if spec else None
+        if spec is None or operation is None or params is None:
+            return None
+        waits_for = frozenset((referred | set(config.depends_on)) - {config.name})
+        return PlannedStep(
+            config.name, config, spec, operation, params, condition, waits_for, default, transforms, located
+        )
+
+    def source(self, config: StepConfig, located: Located) -> SourceSpec | None:
+        type_name, source_id, scope = config.type, config.source_id, self.endpoint.scope
+        provided = self.registry.sources.get(type_name)
+        if provided is None:
+            code, message, hint = self.registry.missing("source type", type_name, self.registry.sources)
+            self.report(located, code, message, "type", hint=hint)
+            return None
+        spec = self.catalog.find(scope, type_name, source_id)
+        if spec or self.catalog.is_broken(scope, type_name, source_id) or self.incomplete:
+            return spec
+        ids = self.catalog.ids(scope, type_name)
+        at = "source_id" if "source_id" in located.data else "type"
+        if ids:
+            message, hint = f"there is no {type_name} source '{source_id}'", did_you_mean(source_id, ids)
+        else:
+            message = f"there is no {type_name} source"
+            hint = f"configure it: {type_name}: {{sources: {{{source_id}: …}}}}"
+        self.report(located, "ORC405", message, at, hint=hint)
+        return None
+
+    def operation(self, spec: SourceSpec, config: StepConfig, located: Located) -> str | None:
+        if config.operation is None:
+            if len(spec.operations) == 1:
+                return next(iter(spec.operations))
+            if not spec.operations and spec.kind.operation is None:
+                return ""
+            hint = f"expected one of: {', '.join(sorted(spec.operations))}" if spec.operations else ""
+            self.report(located, "ORC203", "'operation' is missing", at_key=True, hint=hint)
+            return None
+        operation = config.operation
+        if spec.kind.name == "ml" and operation == "default" and "predict" in spec.operations:
+            operation = "predict"
+        if spec.takes(operation):
+            return operation
+        if spec.places.get(operation) is None:
+            hint = did_you_mean(operation, spec.operations)
+            message = f"the source {spec.label} has no operation '{operation}'"
+            self.report(located, "ORC406", message, "operation", hint=hint)
+        return None
+
+    def default(self, config: StepConfig, located: Located) -> JSON:
+        if config.default is UNSET:
+            return None
+        start = len(self.references)
+        node = self.parse(config.default, located, ("default",))
+        if len(self.references) > start:
+            del self.references[start:]
+            message = "a default is a constant: it is used when the step has failed"
+            self.report(located, "ORC506", message, "default", hint="use ?? where the result is referred to")
+        return node.value if isinstance(node, Literal) else None
+
+    # --- expressions -----------------------------------------------------------------------------------------------
+
+    def parse(self, value: Any, located: Located, path: DataPath) -> Node | None:
+        """Parse a value and note its references. Every string of it that is no expression is a problem."""
+        failed = False
+        while True:
+            try:
+                node = parse_value(value)
+            except ExpressionSyntaxError as error:
+                failed = True
+                where = (*path, *error.path)
+                hint = error.hint or _placeholder_hint(value, error.path)
+                self.report(
+                    located, "ORC501", error.message, *where, hint=hint, offset=error.offset, length=error.length
+                )
+                value = _replace(value, error.path)
+            else:
+                found = references(node)
+                self.references += [(reference, located, (*path, *reference.where)) for reference in found]
+                return None if failed else node
+
+    def params(self, config: StepConfig, located: Located) -> tuple[tuple[str, Node], ...] | None:
+        nodes = {name: self.parse(value, located, ("params", name)) for name, value in config.params.items()}
+        parsed = tuple((name, node) for name, node in nodes.items() if node is not None)
+        return parsed if len(parsed) == len(nodes) else None
+
+    def condition(self, config: StepConfig, located: Located) -> Node | None:
+        if config.condition is True:
+            return None
+        node = self.parse(config.condition, located, ("condition",))
+        if isinstance(node, Literal) and not isinstance(node.value, bool):
+            message = "a condition is an expression that starts with $, or true or false"
+            self.report(located, "ORC202", message, "condition")
+        return node
+
+    def response(self, config: EndpointConfig, located: Located) -> Node | None:
+        if config.response_mapping is None:
+            return None
+        return self.parse(config.response_mapping, located, ("response_mapping",))
+
+    def known_step(self, name: str, located: Located, *sub: str | int) -> None:
+        names = {step.config.name for step in self.endpoint.steps} | self.endpoint.unreadable
+        if name not in names:
+            self.report(located, "ORC502", f"there is no step '{name}'", *sub, hint=did_you_mean(name, names))
+
+    def check_references(self, names: set[str], steps: Mapping[str, Step]) -> None:
+        for reference, located, path in self.references:
+            place: dict[str, Any] = {"offset": reference.offset, "length": len(reference.text)}
+            if reference.root == "execution":
+                continue
+            if reference.root == "request":
+                self.check_request_reference(reference, located, path, place)
+            elif reference.root not in names:
+                hint = did_you_mean(reference.root, [*names, "request", "execution"])
+                message = f"there is no step '{reference.root}'"
+                self.report(located, "ORC502", message, *path, hint=hint, **place)
+            elif (step := steps.get(reference.root)) and not reference.guarded:
+                self.check_presence(reference, step.config, located, path, place)
+
+    def check_request_reference(
+        self, reference: Reference, located: Located, path: DataPath, place: dict[str, Any]
+    ) -> None:
+        if not reference.path:
+            return
+        part = reference.path[0]
+        declared = (self.endpoint.config.input_schema or {}).get("properties") or {}
+        if part not in REQUEST_PARTS and len(reference.path) > 1 and part not in declared:
+            hint = did_you_mean(str(part), REQUEST_PARTS)
+            if hint.startswith("did you mean"):
+                message = f"there is no part '{part}' of a request"
+                self.report(located, "ORC503", message, *path, hint=hint, **place)
+        template = self.endpoint.config.path
+        if part == "path_params" and len(reference.path) > 1 and template is not None:
+            names = _PARAMETER.findall(template)
+            if str(reference.path[1]) not in names and not reference.guarded:
+                message = f"the path {template} has no parameter '{reference.path[1]}'"
+                hint = did_you_mean(str(reference.path[1]), names)
+                self.report(located, "ORC503", message, *path, hint=hint, **place)
+
+    def check_presence(
+        self, reference: Reference, step: StepConfig, located: Located, path: DataPath, place: dict[str, Any]
+    ) -> None:
+        """Report a reference to what may not be there and that nothing falls back from."""
+        if step.condition is not True:
+            reason = f"the step '{step.name}' has a condition, and may be skipped"
+        elif not step.required and step.default is UNSET:
+            reason = f"the step '{step.name}' is not required, and may fail"
+        elif step.default is not UNSET and not _reaches(step.default, reference.path):
+            reason = f"the default of the step '{step.name}' has no {reference.text}"
+        else:
+            return
+        hint = f"give a fallback: {reference.text} ?? …"
+        self.report(located, "ORC504", f"{reference.text} may be missing: {reason}", *path, hint=hint, **place)
+
+    # --- the graph ---------------------------------------------------------------------------------------------------
+
+    def order(self, planned: Sequence[PlannedStep], steps: Sequence[Step]) -> tuple[PlannedStep, ...]:
+        """Return the steps in an order that respects what they wait for, else as they are written."""
+        by_name = {step.name: step for step in planned}
+        waits = self.edges(steps)
+        for name, names in waits.items():
+            if name in names:
+                located = next(step.located for step in steps if step.config.name == name)
+                self.report(located, "ORC507", f"the step '{name}' refers to itself", at_key=True)
+                waits[name] = names - {name}
+        sorter = TopologicalSorter({name: sorted(names, key=list(waits).index) for name, names in waits.items()})
+        try:
+            sorter.prepare()
+        except CycleError as error:
+            cycle = error.args[1]
+            first = min(range(len(cycle) - 1), key=lambda index: list(waits).index(cycle[index]))
+            turned = [*cycle[first:-1], *cycle[:first], cycle[first]]
+            located = next(step.located for step in steps if step.config.name == turned[0])
+            message = f"steps wait for each other: {' -> '.join(reversed(turned))}"
+            self.report(located, "ORC507", message, "name")
+            return ()
+        ordered: list[PlannedStep] = []
+        position = {name: index for index, name in enumerate(waits)}
+        while sorter.is_active():
+            ready = sorted(sorter.get_ready(), key=position.__getitem__)
+            ordered += [by_name[name] for name in ready if name in by_name]
+            sorter.done(*ready)
+        return tuple(ordered)
+
+    def edges(self, steps: Sequence[Step]) -> dict[str, set[str]]:
+        names = {step.config.name for step in steps}
+        waits: dict[str, set[str]] = {
+            step.config.name: {name for name in step.config.depends_on if name in names} for step in steps
+        }
+        for reference, located, _ in self.references:
+            for step in steps:
+                if step.located is located and reference.root in names:
+                    waits[step.config.name].add(reference.root)
+        return waits
+
+    # --- the endpoint ----------------------------------------------------------------------------------------------
+
+    def check_kind(self, config: EndpointConfig, located: Located, steps: Sequence[Step]) -> None:
+        kind = config.endpoint_type
+        if kind is None or kind == "composite":
+            return
+        known = {*self.registry.sources, "database", "api", "feast", "ml", "composite"}
+        if kind not in known:
+            hint = did_you_mean(kind, known)
+            self.report(located, "ORC408", f"unknown endpoint_type '{kind}'", "endpoint_type", hint=hint)
+            return
+        for step in steps:
+            if step.config.type not in (kind, "direct"):
+                message = f"endpoint_type is {kind}, but the step '{step.config.name}' is of type {step.config.type}"
+                self.report(located, "ORC408", message, "endpoint_type", hint="write composite")
+                return
+
+    def check_primary(self, config: EndpointConfig, located: Located, names: set[str]) -> None:
+        if config.primary_source is not None and config.primary_source not in names:
+            self.known_step(config.primary_source, located, "primary_source")
+
+    def transforms(self, entries: Sequence[Any], located: Located, key: str) -> tuple[Transform, ...]:
+        built = []
+        for index, entry in enumerate(entries):
+            if transform := self.transform(entry, located, key, index):
+                built.append(transform)
+        return tuple(built)
+
+    def transform(self, entry: Any, located: Located, key: str, index: int) -> Transform | None:
+        if isinstance(entry, str):
+            name, options = entry, {}
+            place = Located(located.document, (*located.path, key, index), options)
+        elif isinstance(entry, dict) and len(entry) == 1:
+            name, options = next(iter(entry.items()))
+            place = Located(located.document, (*located.path, key, index, name), options)
+        else:
+            message = "a transform is a name, or one name with its options: {name: options}"
+            self.report(located, "ORC202", message, key, index)
+            return None
+        provided = self.registry.transformers.get(name)
+        if provided is None:
+            code, message, hint = self.registry.missing("transformer", name, self.registry.transformers)
+            self.problems.append(place.problem(code, message, at_key=not isinstance(entry, str), hint=hint))
+            return None
+        value, problems = structure(provided.kind.options, place)
+        self.problems += problems
+        if problems:
+            return None
+        try:
+            return provided.kind.build(value)
+        except ValueError as error:
+            self.problems.append(place.problem("ORC204", f"{name}: {error}"))
+            return None
+
+    def schema(self, schema: Mapping[str, Any] | None, located: Located, key: str) -> RequestSchema | None:
+        if schema is None:
+            return None
+        try:
+            return compile_schema(schema)
+        except SchemaError as error:
+            self.report(located, "ORC409", f"not a JSON Schema: {error}", key, *error.path)
+            return None
+
+    def route(self, config: EndpointConfig, located: Located) -> tuple[str, tuple[str, ...], bool]:
+        """Return the path after the endpoint's own, its parameters, and whether the bare path is served too."""
+        if config.path is not None:
+            return self.explicit_route(config.path, located)
+        names = []
+        for reference, _, _ in self.references:
+            if reference.root == "request" and reference.path[:1] == ("path_params",) and len(reference.path) > 1:
+                names.append(str(reference.path[1]))
+        unique = tuple(dict.fromkeys(names))
+        if len(unique) > 1:
+            message = f"the endpoint uses {len(unique)} path parameters ({', '.join(unique)}) but has no path"
+            hint = f'say how they are arranged: path: "{"".join(f"/{{{name}}}" for name in unique)}"'
+            self.report(located, "ORC411", message, at_key=True, hint=hint)
+        return (f"/{{{unique[0]}}}" if unique else ""), unique, True
+
+    def explicit_route(self, path: str, located: Located) -> tuple[str, tuple[str, ...], bool]:
+        prefix = f"/orchestrator/{self.endpoint.domain}/{self.endpoint.name}"
+        rest = path[len(prefix) :] if path == prefix or path.startswith(f"{prefix}/") else path
+        rest = "" if rest == "/" else rest
+        if rest and not rest.startswith("/"):
+            self.report(located, "ORC411", "a path starts with /", "path", hint=f'did you mean "/{path}"?')
+            return "", (), False
+        names = []
+        for segment in rest.split("/")[1:]:
+            match = _PARAMETER.fullmatch(segment)
+            if match and _IDENTIFIER.match(match[1]):
+                names.append(match[1])
+            elif not segment or "{" in segment or "}" in segment or segment in (".", ".."):
+                message = f"'{segment}' cannot be a part of a path: write a word or one {{parameter}}"
+                self.report(located, "ORC411", message, "path")
+        for name in {name for name in names if names.count(name) > 1}:
+            self.report(located, "ORC411", f"the parameter '{name}' stands twice in the path", "path")
+        return rest, tuple(names), False
+
+
+def _replace(value: Any, path: DataPath) -> Any:
+    """Return the value with null at the path."""
+    if not path:
+        return None
+    head, rest = path[0], path[1:]
+    if isinstance(value, dict):
+        return {key: _replace(item, rest) if key == head else item for key, item in value.items()}
+    return [_replace(item, rest) if index == head else item for index, item in enumerate(value)]
+
+
+def _placeholder_hint(value: Any, path: DataPath) -> str:
+    for part in path:
+        value = value[part]
+    if isinstance(value, str) and value.startswith(("${", "$ENV[")):
+        return "secrets are read in config.yaml, database.yaml and integrations, not in a domain file"
+    return ""
+
+
+def _reaches(value: Any, path: Iterable[str | int]) -> bool:
+    for part in path:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
+
+
+# --- what sources know of their operations ---------------------------------------------------------------------------
+
+
+def check_facts(plan: Plan, facts_of: FactsOf) -> list[Problem]:
+    """Hold a plan against what is known of its operations: their parameters, their fields, a model's features."""
+    problems: list[Problem] = []
+    for step in plan.steps:
+        facts = facts_of(step.spec.key, step.operation)
+        if facts:
+            problems += _check_params(step, facts)
+            problems += _check_inputs(step, facts)
+    for reference, located, path in _step_references(plan):
+        step = next(step for step in plan.steps if step.name == reference.root)
+        facts = facts_of(step.spec.key, step.operation)
+        problems += _check_field(reference, step, facts, located, path)
+    return problems
+
+
+def _check_params(step: PlannedStep, facts: OperationFacts) -> Iterator[Problem]:
+    given = {name for name, _ in step.params}
+    label = f"{step.spec.label} {step.operation}"
+    unknown = set() if facts.optional is None else given - set(facts.required) - set(facts.optional)
+    at: tuple[str, ...] = ("params",) if step.config.params else ()
+    for name in sorted(set(facts.required) - given):
+        hint = did_you_mean(name, unknown) if unknown else ""
+        hint = f"is '{hint.split(chr(39))[1]}' meant to be it?" if hint.startswith("did you mean") else ""
+        message = f"{label} needs the parameter '{name}'"
+        yield step.located.problem("ORC407", message, *at, at_key=True, hint=hint)
+    for name in sorted(unknown):
+        hint = did_you_mean(name, {*facts.required, *(facts.optional or ())})
+        message = f"{label} takes no parameter '{name}'"
+        yield step.located.problem("ORC407", message, "params", name, at_key=True, hint=hint)
+
+
+def _check_inputs(step: PlannedStep, facts: OperationFacts) -> Iterator[Problem]:
+    label = f"{step.spec.label} {step.operation}"
+    for param, node in step.params:
+        wanted = facts.inputs.get(param)
+        if wanted is None or not isinstance(node, ObjectNode | Literal):
+            continue
+        if isinstance(node, Literal) and not isinstance(node.value, dict):
+            continue
+        given = [name for name, _ in node.fields] if isinstance(node, ObjectNode) else list(node.value)  # type: ignore[arg-type]
+        missing = [name for name in wanted if name not in given]
+        unknown = [name for name in given if name not in wanted]
+        for name in missing:
+            message = f"{label} asks for '{name}' in {param}, which nobody fills"
+            close = did_you_mean(name, unknown)
+            hint = close if close.startswith("did you mean") else ""
+            hint = hint.replace("did you mean", "it is given as").rstrip("?")
+            yield step.located.problem("ORC412", message, "params", param, at_key=True, hint=hint)
+        for name in unknown:
+            message = f"{label} knows no '{name}' in {param}"
+            hint = did_you_mean(name, missing or wanted)
+            yield step.located.problem("ORC412", message, "params", param, name, at_key=True, hint=hint)
+
+
+def _step_references(plan: Plan) -> Iterator[tuple[Reference, Located, DataPath]]:
+    names = {step.name for step in plan.steps}
+    for step in plan.steps:
+        parts: list[tuple[DataPath, Node]] = [(("params", name), node) for name, node in step.params]
+        if step.condition is not None:
+            parts.append((("condition",), step.condition))
+        for path, node in parts:
+            for reference in references(node):
+                if reference.root in names:
+                    yield reference, step.located, (*path, *reference.where)
+    if plan.response is not None:
+        for reference in references(plan.response):
+            if reference.root in names:
+                yield reference, plan.located, ("response_mapping", *reference.where)
+
+
+def _check_field(
+    reference: Reference, step: PlannedStep, facts: OperationFacts | None, located: Located, path: DataPath
+) -> Iterator[Problem]:
+    """Report a field that the operation provably does not return. A transformed result proves nothing."""
+    if facts is None or facts.fields is None or step.transforms:
+        return
+    follow = reference.path
+    if facts.many:
+        if not follow or not isinstance(follow[0], int):
+            return
+        follow = follow[1:]
+    if follow and isinstance(follow[0], str) and follow[0] not in facts.fields:
+        message = f"the step '{step.name}' returns no field '{follow[0]}'"
+        hint = did_you_mean(follow[0], facts.fields)
+        yield located.problem(
+            "ORC505", message, *path, hint=hint, offset=reference.offset, length=len(reference.text)
+        )

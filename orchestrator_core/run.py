@@ -1,0 +1,312 @@
+"""One execution under way: the request it answers, its times, its failures and its concurrent branches.
+
+The generated code of a plan works on these. What it does per request is kept to storing numbers; everything that a
+person reads is made from them afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from time import perf_counter, time
+from typing import Any, Protocol
+
+from orchestrator_core.errors import (
+    DeadlineExceeded,
+    ExpressionError,
+    InvalidParam,
+    InvalidRequest,
+    MissingReference,
+    OrchestratorError,
+)
+from orchestrator_core.expressions import MISSING, Missing
+from orchestrator_core.plugin_api import JSON, Execution, ExecutionStatus, Identity, StepRecord, StepStatus
+
+OK: StepStatus = "ok"
+SKIPPED: StepStatus = "skipped"
+DEFAULT: StepStatus = "default"
+FAILED: StepStatus = "failed"
+CANCELLED: StepStatus = "cancelled"
+
+clock = perf_counter
+
+
+class Request:
+    """What an expression sees of a request. ``body`` is ``MISSING`` when there was none."""
+
+    __slots__ = ("body", "headers", "path_params", "query_params")
+
+    def __init__(
+        self,
+        path_params: Mapping[str, Any],
+        query_params: Mapping[str, Any],
+        headers: Mapping[str, str],
+        body: JSON | Missing = MISSING,
+    ) -> None:
+        self.path_params = path_params
+        self.query_params = query_params
+        self.headers = headers
+        self.body = body
+
+
+class Running(Protocol):
+    """What a run needs to know of the plan it executes."""
+
+    domain: str
+    name: str
+    generation: str
+    step_names: tuple[str, ...]
+    identities: Mapping[str, Identity]
+    request_only: Mapping[str, frozenset[str]]
+
+
+StepTimes = tuple[StepStatus, float, float, str]
+"""Status, start and end on the clock, and the error's message."""
+
+
+class Run:
+    """One execution. ``steps`` has, by the plan's order, None, the start of a step under way, or its outcome."""
+
+    __slots__ = (
+        "degraded_steps",
+        "ended",
+        "error",
+        "failed_step",
+        "http_status",
+        "id",
+        "plan",
+        "started",
+        "started_at",
+        "steps",
+        "trace_id",
+    )
+
+    def __init__(self, plan: Running, run_id: str, trace_id: str = "") -> None:
+        self.plan = plan
+        self.id = run_id
+        self.trace_id = trace_id
+        self.started_at = time()
+        self.started = clock()
+        self.ended = 0.0
+        self.steps: list[StepTimes | float | None] = [None] * len(plan.step_names)
+        self.degraded_steps: tuple[str, ...] = ()
+        self.failed_step = ""
+        self.error = ""
+        self.http_status = 200
+
+    @property
+    def degraded(self) -> bool:
+        return bool(self.degraded_steps)
+
+    def failed(self, index: int, started: float, error: Exception) -> Exception:
+        """Note that a required step failed, and return the exception to raise."""
+        name = self.plan.step_names[index]
+        error = self.blamed(name, error)
+        self.steps[index] = (FAILED, started, clock(), describe(error))
+        if not self.failed_step:
+            self.failed_step = culprit(error, name)
+        return error
+
+    def fallback(self, index: int, started: float, error: Exception, default: JSON) -> JSON:
+        """Note that a step failed which the request can do without, and return its default."""
+        name = self.plan.step_names[index]
+        error = self.blamed(name, error)
+        self.steps[index] = (DEFAULT, started, clock(), describe(error))
+        self.degraded_steps += (name,)
+        return default
+
+    def blamed(self, step: str, error: Exception) -> Exception:
+        """Return the error as the answer shows it: one that the caller's own values caused is the caller's."""
+        if isinstance(error, InvalidParam) and error.param in self.plan.request_only.get(step, ()):
+            message = f"step '{step}': {error}"
+            return InvalidRequest(message, [{"pointer": f"/{error.param}", "message": str(error)}])
+        if isinstance(error, MissingReference):
+            return request_error(error)
+        if isinstance(error, TimeoutError):
+            return DeadlineExceeded(f"step '{step}' took longer than its timeout")
+        return error
+
+    # --- afterwards ----------------------------------------------------------------------------------------------
+
+    def unfinished(self) -> list[str]:
+        """Return the steps that were under way when the run ended."""
+        return [
+            name for name, step in zip(self.plan.step_names, self.steps, strict=True) if isinstance(step, float)
+        ]
+
+    def engine_seconds(self) -> float:
+        """Return how long no step was under way."""
+        end = self.ended or clock()
+        busy, until = 0.0, self.started
+        for start, stop in sorted(self._spans(end)):
+            if stop > until:
+                busy += stop - max(start, until)
+                until = stop
+        return max(0.0, end - self.started - busy)
+
+    def _spans(self, end: float) -> list[tuple[float, float]]:
+        return [
+            (step, end) if isinstance(step, float) else (step[1], step[2]) for step in self.steps if step is not None
+        ]
+
+    def status(self) -> ExecutionStatus:
+        if self.http_status == 499:
+            return "cancelled"
+        if self.http_status >= 400:
+            return "failed"
+        return "degraded" if self.degraded_steps else "ok"
+
+    def record(self) -> Execution:
+        return Execution(
+            id=self.id,
+            domain=self.plan.domain,
+            endpoint=self.plan.name,
+            generation=self.plan.generation,
+            status=self.status(),
+            http_status=self.http_status,
+            started_at=self.started_at,
+            duration_seconds=self.ended - self.started,
+            engine_seconds=self.engine_seconds(),
+            trace_id=self.trace_id,
+            degraded=self.degraded_steps,
+            models=tuple(
+                identity
+                for name, identity in self.plan.identities.items()
+                if self.steps[self.plan.step_names.index(name)] is not None
+            ),
+            steps=tuple(
+                self._step_record(name, step) for name, step in zip(self.plan.step_names, self.steps, strict=True)
+            ),
+            error=self.error,
+        )
+
+    def _step_record(self, name: str, step: StepTimes | float | None) -> StepRecord:
+        if step is None:
+            return StepRecord(name, CANCELLED)
+        if isinstance(step, float):
+            return StepRecord(name, CANCELLED, step - self.started, self.ended - step, 1)
+        status, start, stop, error = step
+        attempts = 0 if status == SKIPPED else 1
+        return StepRecord(name, status, start - self.started, stop - start, attempts, error)
+
+
+def describe(error: BaseException) -> str:
+    """Return what a record says of an error: the message, and its type where it is a defect."""
+    return str(error) if isinstance(error, OrchestratorError) else f"{type(error).__name__}: {error}"
+
+
+def culprit(error: BaseException, step: str) -> str:
+    """Return the step to blame: for a field that is missing, the one that should have returned it."""
+    if isinstance(error, MissingReference):
+        return error.reference[1:].split(".", 1)[0].split("[", 1)[0]
+    return "" if isinstance(error, InvalidRequest) and not str(error).startswith("step ") else step
+
+
+def request_error(error: MissingReference) -> Exception:
+    """Return the 422 for a reference to the request that found nothing; the error itself for any other."""
+    reference = error.reference
+    if not reference.startswith("$request"):
+        return error
+    path = reference[len("$request") :].replace("['", ".").replace("[", ".").replace("']", "").replace("]", "")
+    return InvalidRequest(str(error), [{"pointer": path.replace(".", "/"), "message": "is required"}])
+
+
+# --- concurrent branches ---------------------------------------------------------------------------------------------
+
+
+class Branches:
+    """The tasks of a plan's concurrent branches: a lean ``asyncio.TaskGroup``.
+
+    The first branch that fails cancels the main line, which then cancels the others and waits for them to end.
+    """
+
+    __slots__ = ("_ending", "_error", "_parent", "_tasks", "_told")
+
+    def __init__(self) -> None:
+        self._parent = asyncio.current_task()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._error: BaseException | None = None
+        self._told = False
+        self._ending = False
+
+    def start(self, branch: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(branch)
+        self._tasks.append(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if self._ending or task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and self._error is None:
+            self._error = error
+            # The main line is suspended while a callback runs, so it does get this cancellation.
+            if self._parent is not None:
+                self._told = True
+                self._parent.cancel()
+
+    async def end(self, error: BaseException) -> BaseException:
+        """End every branch after the main line failed, and return what to raise: the first failure there was."""
+        self._ending = True
+        pending = [task for task in self._tasks if not task.done()]
+        for task in pending:
+            task.cancel()
+        while pending:
+            # Wait on even when cancelled once more: no branch may outlive its request.
+            try:
+                await asyncio.wait(pending)
+            except asyncio.CancelledError as again:
+                error = again
+            pending = [task for task in pending if not task.done()]
+        for task in self._tasks:
+            if not task.cancelled():
+                task.exception()  # seen: asyncio must not report it as never retrieved
+        if self._told and self._parent is not None and self._parent.uncancel() == 0 and self._error is not None:
+            return self._error
+        return error
+
+
+class Deadline:
+    """The one timer of a request: when it passes, the task that executes the request is cancelled."""
+
+    __slots__ = ("_task", "_timer", "passed")
+
+    def __init__(self, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        self.passed = False
+        self._task = asyncio.current_task(loop)
+        self._timer = loop.call_later(seconds, self._pass)
+
+    def _pass(self) -> None:
+        self.passed = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def caused(self) -> bool:
+        """Return whether the cancellation that was caught is this deadline's and nobody else's."""
+        return self.passed and self._task is not None and self._task.uncancel() == 0
+
+
+Compiled = Callable[[Request, Run], Awaitable[JSON]]
+
+__all__ = [
+    "CANCELLED",
+    "DEFAULT",
+    "FAILED",
+    "OK",
+    "SKIPPED",
+    "Branches",
+    "Compiled",
+    "Deadline",
+    "ExpressionError",
+    "Request",
+    "Run",
+    "Running",
+    "clock",
+    "culprit",
+    "describe",
+    "request_error",
+]

@@ -1,0 +1,122 @@
+"""JSON Schema for requests and answers: compiled once, with path and query strings made what the schema declares."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from orchestrator_core.config.yaml import DataPath
+
+_INTEGER = re.compile(r"[-+]?[0-9]{1,19}\Z")
+_NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?\Z")
+_BOOLEANS = {"true": True, "false": False}
+
+
+class SchemaError(ValueError):
+    """A schema that is none; ``path`` leads to what is wrong in it."""
+
+    def __init__(self, message: str, path: Iterable[str | int]) -> None:
+        super().__init__(message)
+        self.path: DataPath = tuple(path)
+
+
+@frozen
+class RequestSchema:
+    """A compiled schema. ``properties`` are the declared top-level ones, with local references followed."""
+
+    schema: Mapping[str, Any]
+    properties: Mapping[str, Mapping[str, Any]]
+    closed: bool
+    validator: Any = field(repr=False, eq=False)
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        return {name: declared["default"] for name, declared in self.properties.items() if "default" in declared}
+
+    def errors(self, instance: Any) -> list[dict[str, str]]:
+        """Return ``{"pointer", "message"}`` for everything in the instance that does not fit."""
+        if self.validator.is_valid(instance):
+            return []
+        found = []
+        for error in self.validator.iter_errors(instance):
+            path = list(error.instance_path)
+            name = getattr(error.kind, "property", None)
+            if isinstance(name, str):
+                path.append(name)
+            found.append({"pointer": pointer(path), "message": _message(error)})
+        return found
+
+
+def pointer(path: Iterable[str | int]) -> str:
+    """Return the JSON Pointer (RFC 6901) of a path."""
+    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
+
+
+def _message(error: Any) -> str:
+    text = str(error.message)
+    name = getattr(error.kind, "property", None)
+    if isinstance(name, str):
+        return "is required"
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def compile_schema(schema: Mapping[str, Any]) -> RequestSchema:
+    """Compile a JSON Schema 2020-12. Raises :class:`SchemaError`; nothing is ever fetched from elsewhere."""
+    import jsonschema_rs
+
+    try:
+        validator = jsonschema_rs.Draft202012Validator(dict(schema), validate_formats=True, retriever=_refuse)
+    except jsonschema_rs.ValidationError as error:
+        raise SchemaError(_first_line(error.message), error.instance_path) from error
+    except ValueError as error:
+        raise SchemaError(_first_line(str(error)), ()) from error
+    declared = {name: _follow(schema, value) for name, value in (schema.get("properties") or {}).items()}
+    closed = schema.get("additionalProperties") is False
+    return RequestSchema(schema, declared, closed, validator)
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "invalid"
+
+
+def _refuse(uri: str) -> Any:
+    raise ValueError(f"references to other documents are not followed: {uri}")
+
+
+def _follow(schema: Mapping[str, Any], value: Any) -> Mapping[str, Any]:
+    """Return the schema that a chain of local references, ``#/$defs/x``, leads to."""
+    for _ in range(16):
+        reference = value.get("$ref") if isinstance(value, Mapping) else None
+        if not isinstance(reference, str) or not reference.startswith("#/"):
+            break
+        value = schema
+        for part in reference[2:].split("/"):
+            value = value.get(part.replace("~1", "/").replace("~0", "~"), {}) if isinstance(value, Mapping) else {}
+    return value if isinstance(value, Mapping) else {}
+
+
+def coerce(text: str, declared: Mapping[str, Any]) -> Any:
+    """Return what a path or query string means as the declared type; the string itself where it means nothing."""
+    types = declared.get("type")
+    for name in types if isinstance(types, list) else [types]:
+        if name == "integer" and _INTEGER.match(text):
+            return int(text)
+        if name == "number" and _NUMBER.match(text):
+            return int(text) if _INTEGER.match(text) else float(text)
+        if name == "boolean" and text in _BOOLEANS:
+            return _BOOLEANS[text]
+        if name == "null" and text in ("", "null"):
+            return None
+    return text
+
+
+def coerce_all(texts: list[str], declared: Mapping[str, Any]) -> Any:
+    """Return the value of a query parameter, which may be given several times: a list where one is declared."""
+    types = declared.get("type")
+    if types == "array" or (isinstance(types, list) and "array" in types):
+        items = declared.get("items")
+        return [coerce(text, items if isinstance(items, Mapping) else {}) for text in texts]
+    return coerce(texts[-1], declared)
