@@ -1,0 +1,171 @@
+"""Executing a plan for one request: check the request, run the generated coroutine under its deadline, keep a record."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from asyncio import get_running_loop
+from collections.abc import Mapping, Sequence
+from time import time
+from typing import Any
+
+import structlog
+from attrs import field, frozen
+
+from orchestrator_core.config.secrets import Redactor
+from orchestrator_core.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    ExpressionError,
+    InvalidRequest,
+    MissingReference,
+    OrchestratorError,
+    SourceError,
+)
+from orchestrator_core.expressions import MISSING, Missing
+from orchestrator_core.plugin_api import JSON
+from orchestrator_core.run import Deadline, Request, Run, clock, culprit, describe, request_error
+from orchestrator_core.schemas import coerce, coerce_all
+from orchestrator_core.snapshot import ReadyPlan
+
+log = structlog.get_logger("orchestrator.engine")
+
+CLIENT_CLOSED_REQUEST = 499
+_random = random.Random(os.urandom(32))
+_NO_TEXTS: Mapping[str, list[str]] = {}
+
+
+def new_execution_id() -> str:
+    """Return 32 hexadecimal digits: 12 of the time in milliseconds, so that ids sort, and 20 random ones."""
+    return f"{int(time() * 1000):012x}{_random.getrandbits(80):020x}"
+
+
+def make_request(
+    ready: ReadyPlan,
+    path_params: dict[str, Any],
+    query_texts: Mapping[str, list[str]],
+    headers: Mapping[str, str],
+    body: JSON | Missing = MISSING,
+) -> Request:
+    """Return the request as expressions see it: strings made what ``input_schema`` declares, defaults filled in.
+
+    The schema is held against one object: the fields of the body, the query parameters, and those path parameters
+    that it declares. A body that is no object is held against it alone. Raises :class:`InvalidRequest`.
+    """
+    schema = ready.plan.input
+    if schema is None:
+        query = {name: texts[-1] for name, texts in query_texts.items()} if query_texts else {}
+        return Request(path_params, query, headers, body)
+    declared = schema.properties
+    path_params = {name: coerce(text, declared.get(name, {})) for name, text in path_params.items()}
+    query = {name: coerce_all(texts, declared.get(name, {})) for name, texts in query_texts.items()}
+    known = {**query, **{name: value for name, value in path_params.items() if name in declared}}
+    if body is MISSING or isinstance(body, dict):
+        given = {**(body if isinstance(body, dict) else {}), **known}
+        defaults = {name: value for name, value in schema.defaults.items() if name not in given}
+        instance: Any = {**given, **defaults}
+        if defaults and isinstance(body, dict):
+            body = {**body, **defaults}
+        elif defaults:
+            query = {**query, **defaults}
+    else:
+        instance = body
+    if errors := schema.errors(instance):
+        what = "; ".join(f"{error['pointer'] or 'the request'} {error['message']}" for error in errors[:3])
+        raise InvalidRequest(f"the request does not fit the endpoint's input_schema: {what}", errors)
+    return Request(path_params, query, headers, body)
+
+
+async def execute(ready: ReadyPlan, request: Request, run: Run) -> JSON:
+    """Run the plan. Raises what failed it; when it returns or raises, nothing of the run is left running."""
+    deadline = Deadline(ready.timeout, get_running_loop())
+    try:
+        result = await ready.run(request, run)
+    except asyncio.CancelledError:
+        if not deadline.caused():
+            raise
+        raise _deadline_error(ready, run) from None
+    finally:
+        deadline.stop()
+    schema = ready.plan.output
+    if schema is not None and (errors := schema.errors(result)):
+        what = "; ".join(f"{error['pointer'] or 'the answer'} {error['message']}" for error in errors[:3])
+        raise SourceError(f"the answer does not fit the endpoint's output_schema: {what}")
+    return result
+
+
+def _deadline_error(ready: ReadyPlan, run: Run) -> DeadlineExceeded:
+    waiting = run.unfinished()
+    run.failed_step = waiting[0] if waiting else ""
+    where = f" in step {', '.join(repr(name) for name in waiting)}" if waiting else ""
+    return DeadlineExceeded(f"the request took longer than its {ready.timeout:g} s{where}")
+
+
+@frozen
+class Failure:
+    """An error as the client sees it: RFC 9457, with the step to blame."""
+
+    status: int
+    title: str
+    detail: str
+    step: str = ""
+    errors: Sequence[Mapping[str, str]] = ()
+    retry_after_seconds: float | None = None
+    headers: Mapping[str, str] = field(factory=dict)
+
+    def problem(self, execution_id: str, instance: str = "") -> dict[str, Any]:
+        """Return ``{"type", "title", "status", "detail", "execution_id", …}``."""
+        body: dict[str, Any] = {
+            "type": "about:blank",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "execution_id": execution_id,
+        }
+        if instance:
+            body["instance"] = instance
+        if self.step:
+            body["step"] = self.step
+        if self.errors:
+            body["errors"] = list(self.errors)
+        return body
+
+
+def failure_of(error: BaseException, run: Run | None, redactor: Redactor) -> Failure:
+    """Return what the client is told of an error. A defect of ours is logged, and tells nothing."""
+    if isinstance(error, MissingReference):
+        if run is not None and not run.failed_step:
+            run.failed_step = culprit(error, "")
+        error = request_error(error)
+    step = run.failed_step if run is not None else ""
+    if step == "request":
+        step = ""
+    if not isinstance(error, OrchestratorError):
+        log.error("defect", execution_id=run.id if run else "", step=step, exc_info=error)
+        return Failure(500, "internal error", "an internal error; the log tells more under the execution id", step)
+    detail = redactor(str(error))
+    if step and isinstance(error, SourceError | ExpressionError) and f"'{step}'" not in detail:
+        detail = f"step '{step}': {detail}"
+    errors = error.errors if isinstance(error, InvalidRequest) else ()
+    return Failure(error.status, error.title, detail, step, errors, error.retry_after_seconds)
+
+
+def finish(run: Run, http_status: int, error: BaseException | None, redactor: Redactor) -> None:
+    """Note how a run ended."""
+    run.ended = clock()
+    run.http_status = http_status
+    if error is not None:
+        run.error = redactor(describe(error))
+
+
+__all__ = [
+    "CLIENT_CLOSED_REQUEST",
+    "BadRequest",
+    "Failure",
+    "execute",
+    "failure_of",
+    "finish",
+    "make_request",
+    "new_execution_id",
+]

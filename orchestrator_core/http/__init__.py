@@ -1,0 +1,1 @@
+"""The REST server: the public listener and the admin listener."""

@@ -1,0 +1,225 @@
+"""The admin listener: executions, sources, models, the configuration and its reload. Never on the public port."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import parse_qs
+
+import attrs
+import orjson
+from aiohttp import web
+
+from orchestrator_core.documents import execution_json, identity_json, problem_json
+from orchestrator_core.engine import failure_of, new_execution_id
+from orchestrator_core.errors import BadRequest, EntityNotFound, InvalidRequest, OrchestratorError, did_you_mean
+from orchestrator_core.http.answers import JSON_TYPE, answer, common_headers, own_timing, problem
+from orchestrator_core.models import MlSource
+from orchestrator_core.plugin_api import ReadyCheck
+from orchestrator_core.reload import Live, Reloaded
+from orchestrator_core.run import clock
+from orchestrator_core.snapshot import OpenSource
+from orchestrator_core.tracking import MAX_PAGE, ExecutionLog, Query
+
+_EXECUTION = re.compile(r"/executions/([^/]+)\Z")
+STATUSES = ("ok", "degraded", "failed", "cancelled")
+
+
+class AdminApp:
+    """Answers the requests of the admin listener."""
+
+    def __init__(self, live: Live, executions: ExecutionLog) -> None:
+        self.live = live
+        self.executions = executions
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request; the handler of :class:`aiohttp.web.Server`."""
+        started, execution_id = clock(), new_execution_id()
+        redact = self.live.snapshot.configuration.redactor
+        try:
+            status, document = await self._answer(request)
+        except Exception as error:  # the boundary of the admin listener
+            failure = failure_of(error, None, redact)
+            return problem(failure, execution_id, common_headers(execution_id, own_timing(started)), request.path)
+        body = orjson.dumps(redact.data(document), option=orjson.OPT_INDENT_2)
+        return answer(status, body, JSON_TYPE, common_headers(execution_id, own_timing(started)))
+
+    async def _answer(self, request: web.BaseRequest) -> tuple[int, Any]:
+        path = request.path
+        if path == "/reload":
+            _only(request, "POST")
+            return self._reloaded(await self.live.reload())
+        if match := _EXECUTION.match(path):
+            _only(request, "GET", "HEAD")
+            return 200, self._execution(match[1])
+        pages = {
+            "/executions": self._executions,
+            "/sources": self._sources,
+            "/models": self._models,
+            "/config": self._config,
+            "/health/live": self._health,
+            "/health/ready": self._health,
+        }
+        page = pages.get(path)
+        if page is None:
+            known = [*pages, "/reload", "/executions/{id}"]
+            raise EntityNotFound(f"no such page: {did_you_mean(path, known) or ', '.join(known)}")
+        _only(request, "GET", "HEAD")
+        return 200, await page(request)
+
+    async def _executions(self, request: web.BaseRequest) -> dict[str, Any]:
+        page = self.executions.find(parse_execution_query(request.query_string))
+        return {"executions": [execution_json(execution) for execution in page.executions], "cursor": page.cursor}
+
+    def _execution(self, execution_id: str) -> dict[str, Any]:
+        execution = self.executions.get(execution_id)
+        if execution is None:
+            raise EntityNotFound(f"no execution {execution_id} is kept")
+        return execution_json(execution)
+
+    async def _sources(self, request: web.BaseRequest) -> dict[str, Any]:
+        return {"sources": [await _source(opened) for opened in self.live.snapshot.sources.values()]}
+
+    async def _models(self, request: web.BaseRequest) -> dict[str, Any]:
+        models = []
+        for opened in self.live.snapshot.sources.values():
+            if isinstance(opened.source, MlSource):
+                for operation, identity in opened.source.identities().items():
+                    loaded = opened.source.models[operation]
+                    models.append(
+                        {
+                            "source": opened.spec.label,
+                            "model": loaded.spec.name,
+                            "type": loaded.spec.kind.name,
+                            "state": "ready",
+                            "identity": identity_json(identity),
+                            "inputs": _inputs(opened, operation),
+                            "outputs": _fields(opened, operation),
+                        }
+                    )
+        return {"models": models}
+
+    async def _config(self, request: web.BaseRequest) -> dict[str, Any]:
+        snapshot, last = self.live.snapshot, self.live.last
+        return {
+            "generation": snapshot.generation,
+            "folder": str(snapshot.configuration.folder),
+            "files": dict(snapshot.configuration.files),
+            "endpoints": [ready.plan.id for ready in snapshot.plans.values()],
+            "problems": [problem_json(found) for found in snapshot.problems],
+            "last_reload": {
+                "at": datetime.fromtimestamp(last.at, UTC).isoformat(timespec="milliseconds"),
+                "swapped": last.swapped,
+                "problems": [problem_json(found) for found in last.problems],
+            },
+        }
+
+    async def _health(self, request: web.BaseRequest) -> dict[str, Any]:
+        return {"status": "live", "generation": self.live.snapshot.generation}
+
+    def _reloaded(self, reloaded: Reloaded) -> tuple[int, dict[str, Any]]:
+        document = {
+            "generation": reloaded.generation,
+            "swapped": reloaded.swapped,
+            "problems": [problem_json(found) for found in reloaded.problems],
+        }
+        return (200 if reloaded.swapped else 422), document
+
+
+def _only(request: web.BaseRequest, *methods: str) -> None:
+    if request.method not in methods:
+        raise BadRequest(f"{request.path} takes {' and '.join(methods)}, not {request.method}", 405)
+
+
+async def _source(opened: OpenSource) -> dict[str, Any]:
+    spec = opened.spec
+    scope, type_name, source_id = spec.key
+    return {
+        "type": type_name,
+        "source_id": source_id,
+        "domain": scope or None,
+        "plugin": str(spec.plugin),
+        "operations": sorted(spec.operations),
+        "options": _options(spec.options),
+        **await _state(opened),
+    }
+
+
+def _options(options: Any) -> dict[str, str]:
+    """Return the options as their masked representations: secrets and whole URLs with passwords never leave."""
+    if not attrs.has(type(options)):
+        return {}
+    return {field.name: _shown(getattr(options, field.name)) for field in attrs.fields(type(options)) if field.repr}
+
+
+def _shown(value: Any) -> str:
+    return re.sub(r"(://[^:/@\s]*:)[^@/\s]+@", r"\1***@", value if type(value) is str else repr(value))
+
+
+async def _state(opened: OpenSource) -> dict[str, str]:
+    if not isinstance(opened.source, ReadyCheck):
+        return {"state": "open", "error": ""}
+    try:
+        await opened.source.check_ready()
+    except OrchestratorError as error:
+        return {"state": "unreachable", "error": str(error)}
+    return {"state": "ready", "error": ""}
+
+
+def _inputs(opened: OpenSource, operation: str) -> Mapping[str, Any] | None:
+    facts = opened.inspection.facts.get(operation)
+    return {name: list(keys) for name, keys in facts.inputs.items()} if facts else None
+
+
+def _fields(opened: OpenSource, operation: str) -> list[str] | None:
+    facts = opened.inspection.facts.get(operation)
+    return list(facts.fields) if facts and facts.fields is not None else None
+
+
+def parse_execution_query(text: str) -> Query:
+    """Return the filters of ``GET /executions``. Times are Unix seconds or ISO 8601."""
+    given = {name: values[-1] for name, values in parse_qs(text, keep_blank_values=True).items()}
+    known = [field.name for field in attrs.fields(Query)]
+    errors = [
+        {"pointer": f"/{name}", "message": f"unknown filter: {did_you_mean(name, known)}"}
+        for name in given
+        if name not in known
+    ]
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        try:
+            values[name] = _parsers.get(name, str)(value)
+        except ValueError as error:
+            errors.append({"pointer": f"/{name}", "message": str(error)})
+    if errors:
+        raise InvalidRequest("; ".join(f"{error['pointer']} {error['message']}" for error in errors), errors)
+    return Query(**values)
+
+
+def _limit(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= MAX_PAGE:
+        raise ValueError(f"expected a number from 1 to {MAX_PAGE}")
+    return int(text)
+
+
+def _time(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError("expected Unix seconds or an ISO 8601 time") from None
+    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+
+
+def _status(text: str) -> str:
+    if text not in STATUSES:
+        raise ValueError(f"expected one of {', '.join(STATUSES)}")
+    return text
+
+
+_parsers: Mapping[str, Any] = {"limit": _limit, "since": _time, "until": _time, "status": _status}

@@ -1,0 +1,183 @@
+"""Starting and stopping the service: its listeners, its signals, its watch on the configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+from attrs import frozen
+
+from orchestrator_core.config.model import LoggingOptions
+from orchestrator_core.http.admin import AdminApp
+from orchestrator_core.http.public import PublicApp
+from orchestrator_core.reload import Live, open_live
+from orchestrator_core.tracking import ExecutionLog
+
+log = structlog.get_logger("orchestrator")
+
+KEEPALIVE_SECONDS = 75.0
+LINGERING_SECONDS = 2.0
+
+
+@frozen
+class Service:
+    """A running service and where it listens: ``(host, port)`` as bound; ``admin`` is None when it is off."""
+
+    live: Live
+    executions: ExecutionLog
+    public: tuple[str, int]
+    admin: tuple[str, int] | None
+
+    @property
+    def url(self) -> str:
+        return _url(self.public)
+
+    @property
+    def admin_url(self) -> str:
+        return _url(self.admin) if self.admin else ""
+
+
+def _url(address: tuple[str, int]) -> str:
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    return f"http://{host}:{address[1]}"
+
+
+@asynccontextmanager
+async def run_service(
+    folder: Path,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    admin_port: int | None = None,
+    plugins_dir: Path | None = None,
+    watch: bool | None = None,
+) -> AsyncIterator[Service]:
+    """Open the configuration and serve it until the block is left. Arguments win over ``config.yaml``.
+
+    Raises :class:`ConfigError` when the configuration has errors and ``OSError`` when a port is taken.
+    """
+    async with open_live(folder, plugins_dir) as live:
+        options = live.snapshot.configuration.app
+        executions = ExecutionLog(options.tracking.capacity, live.registry.observers)
+        public = PublicApp(live, executions)
+        address = (host or options.server.host, options.server.port if port is None else port)
+        admin_address = (options.admin.host, options.admin.port if admin_port is None else admin_port)
+        max_body = int(options.server.max_body_size)
+        grace = float(options.server.shutdown_timeout)
+        async with _listen(public.handle, address, max_body, grace) as bound:
+            admin = AdminApp(live, executions)
+            if not options.admin.enabled:
+                async with _watching(live, options.reload.watch if watch is None else watch):
+                    yield Service(live, executions, bound, None)
+                    public.stopping = True
+                return
+            async with (
+                _listen(admin.handle, admin_address, 2**20, 1.0) as admin_bound,
+                _watching(live, options.reload.watch if watch is None else watch),
+            ):
+                yield Service(live, executions, bound, admin_bound)
+                public.stopping = True
+
+
+@asynccontextmanager
+async def _listen(
+    handler: Callable[[web.BaseRequest], object], address: tuple[str, int], max_body: int, grace_seconds: float
+) -> AsyncIterator[tuple[str, int]]:
+    loop = asyncio.get_running_loop()
+
+    def make_request(*args: object) -> web.BaseRequest:
+        return web.BaseRequest(*args, loop, client_max_size=max_body)  # type: ignore[arg-type]
+
+    server = web.Server(
+        handler,  # type: ignore[arg-type]
+        request_factory=make_request,
+        handler_cancellation=True,
+        access_log=None,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+        lingering_time=LINGERING_SECONDS,
+    )
+    runner = web.ServerRunner(server, shutdown_timeout=grace_seconds)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, *address, backlog=1024)
+        await site.start()
+        bound = runner.addresses[0]
+        yield str(bound[0]), int(bound[1])
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def _watching(live: Live, enabled: bool) -> AsyncIterator[None]:
+    if not enabled:
+        yield
+        return
+    task = asyncio.create_task(live.watch(), name="watch configuration")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def serve(
+    folder: Path,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    admin_port: int | None = None,
+    plugins_dir: Path | None = None,
+    ready: Callable[[Service], None] | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM; SIGHUP reloads. ``ready`` is called once both listeners accept."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with run_service(
+        folder, host=host, port=port, admin_port=admin_port, plugins_dir=plugins_dir
+    ) as service:
+        reloads: set[asyncio.Task[object]] = set()
+
+        def reload() -> None:
+            task: asyncio.Task[object] = loop.create_task(service.live.reload())
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
+        loop.add_signal_handler(signal.SIGHUP, reload)
+        if ready:
+            ready(service)
+        await stop.wait()
+        log.info("stopping", running=service.live.snapshot.running)
+
+
+def configure_logging(options: LoggingOptions, redact: Callable[[str], str]) -> None:
+    """Send the log to standard error, as lines for people or as JSON, with every known secret masked."""
+
+    def mask(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return {key: redact(value) if isinstance(value, str) else value for key, value in event.items()}
+
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if options.format == "json" else structlog.dev.ConsoleRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            mask,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, options.level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,244 @@
+"""The public listener: endpoints, what there is of them, the API documentation and the service's health."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qs
+
+import orjson
+import structlog
+from aiohttp import web
+
+from orchestrator_core.engine import (
+    CLIENT_CLOSED_REQUEST,
+    execute,
+    failure_of,
+    finish,
+    make_request,
+    new_execution_id,
+)
+from orchestrator_core.errors import BadRequest, EntityNotFound, SourceUnavailable, did_you_mean
+from orchestrator_core.expressions import MISSING, Missing
+from orchestrator_core.http.answers import JSON_TYPE, answer, common_headers, encode, own_timing, problem, run_headers
+from orchestrator_core.http.docs import docs_asset
+from orchestrator_core.http.openapi import openapi
+from orchestrator_core.http.routing import ROOT, Route, listing, make_routes
+from orchestrator_core.plugin_api import JSON
+from orchestrator_core.reload import Live
+from orchestrator_core.run import Run, clock
+from orchestrator_core.snapshot import Snapshot
+from orchestrator_core.tracking import ExecutionLog
+
+log = structlog.get_logger("orchestrator.http")
+
+MAX_QUERY_FIELDS = 1000
+_NO_QUERY: Mapping[str, list[str]] = {}
+
+
+class PublicApp:
+    """Answers the requests of the public listener, on the snapshot that serves when a request arrives."""
+
+    def __init__(self, live: Live, executions: ExecutionLog) -> None:
+        self.live = live
+        self.executions = executions
+        self.stopping = False
+        self._use(live.snapshot)
+        live.swapped.append(self._use)
+
+    def _use(self, snapshot: Snapshot) -> None:
+        self._serving = _Serving(snapshot)
+        self.executions.resize(snapshot.configuration.app.tracking.capacity)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request; the handler of :class:`aiohttp.web.Server`."""
+        serving = self._serving
+        path, _, query = request._message.path.partition("?")  # the raw target: aiohttp has it nowhere else as cheaply
+        segments = path.split("/")
+        route = serving.routes.get((segments[2], segments[3])) if len(segments) > 3 else None
+        if route is None or segments[1] != "orchestrator":
+            return self._own(request, serving, path, segments)
+        return await self._endpoint(request, serving, route, segments, query)
+
+    # --- an endpoint -----------------------------------------------------------------------------------------------
+
+    async def _endpoint(
+        self, request: web.BaseRequest, serving: _Serving, route: Route, segments: list[str], query: str
+    ) -> web.StreamResponse:
+        ready, snapshot = route.ready, serving.snapshot
+        headers = request.headers
+        run = Run(ready, new_execution_id(), trace_id(headers))
+        snapshot.running += 1
+        try:
+            params = route.match(segments[4:])
+            if params is None:
+                raise _no_route()
+            if request.method not in route.methods:
+                raise BadRequest(f"{request.method} is not among the endpoint's methods", 405)
+            if self.stopping:
+                raise SourceUnavailable("the service is shutting down")
+            body = await read_json(request, ready.timeout) if request.body_exists else MISSING
+            texts = parse_query(query) if query else _NO_QUERY
+            content = encode(await execute(ready, make_request(ready, params, texts, headers, body), run))
+        except asyncio.CancelledError as cancelled:
+            finish(run, CLIENT_CLOSED_REQUEST, cancelled, serving.redact)
+            raise
+        except Exception as error:  # the one boundary at which every failure of a request becomes its answer
+            failure = failure_of(error, run, serving.redact)
+            finish(run, failure.status, error, serving.redact)
+            response = problem(failure, run.id, run_headers(run), request.path)
+            if failure.status == 405:
+                response.headers["Allow"] = ", ".join(sorted(route.methods))
+        else:
+            finish(run, 200, None, serving.redact)
+            response = answer(200, content, JSON_TYPE, run_headers(run))
+        finally:
+            snapshot.leave()
+            self.executions.add(run)
+        return response
+
+    # --- everything else -------------------------------------------------------------------------------------------
+
+    def _own(
+        self, request: web.BaseRequest, serving: _Serving, path: str, segments: list[str]
+    ) -> web.StreamResponse:
+        started, execution_id = clock(), new_execution_id()
+        try:
+            status, content, content_type, extra = self._find(request, serving, path, segments)
+        except (BadRequest, EntityNotFound) as error:
+            failure = failure_of(error, None, serving.redact)
+            headers = common_headers(execution_id, own_timing(started))
+            if failure.status == 405:
+                headers["Allow"] = "GET, HEAD"
+            return problem(failure, execution_id, headers, path)
+        headers = common_headers(execution_id, own_timing(started))
+        headers.update(extra)
+        return answer(status, content, content_type, headers)
+
+    def _find(
+        self, request: web.BaseRequest, serving: _Serving, path: str, segments: list[str]
+    ) -> tuple[int, bytes, str, Mapping[str, str]]:
+        found = self._page(serving, path, segments)
+        if found is None:
+            raise _no_route(serving.snapshot, segments)
+        if request.method not in ("GET", "HEAD"):
+            raise BadRequest(f"{request.method} is not a method of {path}", 405)
+        return found
+
+    def _page(
+        self, serving: _Serving, path: str, segments: list[str]
+    ) -> tuple[int, bytes, str, Mapping[str, str]] | None:
+        snapshot = serving.snapshot
+        if path == "/health/live":
+            return 200, b'{"status":"live"}', JSON_TYPE, {}
+        if path == "/health/ready":
+            if self.stopping:
+                return 503, b'{"status":"shutting down"}', JSON_TYPE, {"Retry-After": "1"}
+            return 200, orjson.dumps({"status": "ready", "generation": snapshot.generation}), JSON_TYPE, {}
+        if path in (ROOT, f"{ROOT}/"):
+            return 200, orjson.dumps(serving.domains()), JSON_TYPE, {}
+        if len(segments) == 3 and segments[1] == "orchestrator" and segments[2] in serving.domain_names:
+            return 200, orjson.dumps(serving.domain(segments[2])), JSON_TYPE, {}
+        if not snapshot.configuration.app.server.docs:
+            return None
+        if path == "/openapi.json":
+            return 200, serving.openapi(), JSON_TYPE, {}
+        if path == "/docs" or path.startswith("/docs/"):
+            asset = docs_asset(path)
+            if asset is not None:
+                return 200, asset.body, asset.content_type, asset.headers
+        return None
+
+
+class _Serving:
+    """A snapshot with its routes and what is made of it once."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.routes = make_routes(snapshot.plans.values())
+        self.redact = snapshot.configuration.redactor
+        self.domain_names = set(snapshot.configuration.descriptions)
+        self._openapi: bytes | None = None
+
+    def domains(self) -> dict[str, Any]:
+        return {
+            "generation": self.snapshot.generation,
+            "domains": [self.domain(name) for name in sorted(self.domain_names)],
+        }
+
+    def domain(self, name: str) -> dict[str, Any]:
+        description = self.snapshot.configuration.descriptions.get(name, "")
+        return {"domain": name, "description": description, "endpoints": listing(self.snapshot.plans, name)}
+
+    def openapi(self) -> bytes:
+        if self._openapi is None:
+            plans = {key: ready.plan for key, ready in self.snapshot.plans.items()}
+            self._openapi = orjson.dumps(openapi(self.snapshot.configuration, plans))
+        return self._openapi
+
+
+def _no_route(snapshot: Snapshot | None = None, segments: list[str] | None = None) -> EntityNotFound:
+    hint = ""
+    if snapshot is not None and segments is not None and len(segments) > 3 and segments[1] == "orchestrator":
+        domain, name = segments[2], segments[3]
+        names = [endpoint for owner, endpoint in snapshot.plans if owner == domain]
+        hint = did_you_mean(name, names) if names else did_you_mean(domain, snapshot.configuration.descriptions)
+    suffix = f": {hint}" if hint else f": GET {ROOT} lists the endpoints"
+    return EntityNotFound(f"no such route{suffix}")
+
+
+async def read_json(request: web.BaseRequest, timeout_seconds: float) -> JSON | Missing:
+    """Return the body of a request, MISSING if it is empty. Raises :class:`BadRequest` if it is not JSON."""
+    length = request.content_length
+    if length is not None and length > request._client_max_size:
+        raise _too_large(request)
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            raw = await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise _too_large(request) from None
+    except TimeoutError:
+        raise BadRequest(f"the body did not arrive within {timeout_seconds:g} s", 408) from None
+    except web.RequestPayloadError as error:
+        raise BadRequest(f"the body cannot be read: {error}") from error
+    if not raw:
+        return MISSING
+    content_type = request.headers.get("Content-Type", JSON_TYPE).partition(";")[0].strip().lower()
+    if content_type != JSON_TYPE and not content_type.endswith("+json"):
+        raise BadRequest(f"the body must be {JSON_TYPE}, not {content_type}", 415)
+    try:
+        body: JSON = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the body is not JSON: {error}") from error
+    return body
+
+
+def _too_large(request: web.BaseRequest) -> BadRequest:
+    return BadRequest(f"the body is larger than {request._client_max_size} bytes", 413)
+
+
+def parse_query(query: str) -> dict[str, list[str]]:
+    """Return the values of each query parameter. Raises :class:`BadRequest` if they are not UTF-8 or too many."""
+    try:
+        return parse_qs(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_FIELDS)
+    except UnicodeDecodeError:
+        raise BadRequest("the query is not UTF-8") from None
+    except ValueError as error:
+        raise BadRequest(f"the query cannot be read: {error}") from error
+
+
+def trace_id(headers: Mapping[str, str]) -> str:
+    """Return the trace id of a ``traceparent`` header (W3C Trace Context), or an empty string."""
+    parent = headers.get("traceparent")
+    if parent is None:
+        return ""
+    parts = parent.strip().split("-")
+    if len(parts) < 4 or len(parts[0]) != 2 or len(parts[1]) != 32 or len(parts[2]) != 16 or parts[0] == "ff":
+        return ""
+    found = parts[1]
+    is_hex = all(char in "0123456789abcdef" for char in found)
+    return found if is_hex and found.strip("0") else ""
+
+
+__all__ = ["PublicApp", "parse_query", "read_json", "trace_id"]

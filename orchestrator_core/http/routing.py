@@ -1,0 +1,85 @@
+"""From a request's path to an endpoint's plan, with one look into a dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from urllib.parse import unquote
+
+from attrs import frozen
+
+from orchestrator_core.errors import BadRequest
+from orchestrator_core.plan import Plan
+from orchestrator_core.snapshot import ReadyPlan
+
+ROOT = "/orchestrator"
+
+
+@frozen
+class Route:
+    """An endpoint's route. ``template`` has, for each segment after the endpoint, a word or a parameter's name."""
+
+    ready: ReadyPlan
+    methods: frozenset[str]
+    template: tuple[tuple[bool, str], ...]
+    bare: bool
+
+    def match(self, segments: list[str]) -> dict[str, str] | None:
+        """Return the path parameters, or None if the segments are not the route's."""
+        if len(segments) != len(self.template):
+            return {} if not segments and self.bare else None
+        params = {}
+        for segment, (is_parameter, word) in zip(segments, self.template, strict=True):
+            if not is_parameter:
+                if segment != word:
+                    return None
+            elif not segment:
+                return None
+            else:
+                params[word] = decode(segment)
+        return params
+
+
+def decode(segment: str) -> str:
+    """Return a path segment without its percent-encoding. Raises :class:`BadRequest` if it is not UTF-8."""
+    if "%" not in segment:
+        return segment
+    try:
+        return unquote(segment, errors="strict")
+    except UnicodeDecodeError:
+        raise BadRequest("the path is not UTF-8") from None
+
+
+def make_route(ready: ReadyPlan) -> Route:
+    plan = ready.plan
+    template = tuple(
+        (True, segment[1:-1]) if segment.startswith("{") else (False, segment)
+        for segment in plan.path.split("/")[1:]
+    )
+    methods = set(plan.config.methods)
+    if "GET" in methods:
+        methods.add("HEAD")
+    return Route(ready, frozenset(methods), template, plan.bare)
+
+
+def make_routes(plans: Iterable[ReadyPlan]) -> dict[tuple[str, str], Route]:
+    return {(ready.domain, ready.name): make_route(ready) for ready in plans}
+
+
+def paths(plan: Plan) -> tuple[str, ...]:
+    """Return the paths at which a plan is served, the full one first."""
+    base = f"{ROOT}/{plan.domain}/{plan.name}"
+    return (base + plan.path, base) if plan.path and plan.bare else (base + plan.path,)
+
+
+def listing(plans: Mapping[tuple[str, str], ReadyPlan], domain: str) -> list[dict[str, object]]:
+    """Return what ``GET /orchestrator/{domain}`` lists of each endpoint."""
+    return [
+        {
+            "endpoint": ready.name,
+            "description": ready.plan.config.description,
+            "paths": list(paths(ready.plan)),
+            "methods": list(ready.plan.config.methods),
+        }
+        for (owner, _), ready in plans.items()
+        if owner == domain
+    ]

@@ -1,0 +1,172 @@
+"""The live configuration: opened at start, swapped whole when the folder changes, closed at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from time import time
+
+import structlog
+from attrs import field, frozen
+
+from orchestrator_core.config.load import load_configuration
+from orchestrator_core.direct import DirectPlugin
+from orchestrator_core.errors import ConfigError, Problem
+from orchestrator_core.http_client import HttpClient
+from orchestrator_core.models import MlPlugin
+from orchestrator_core.plugins import Registry, discover
+from orchestrator_core.snapshot import Draft, Snapshot, draft, open_snapshot
+
+log = structlog.get_logger("orchestrator.reload")
+
+BUILTINS: Mapping[str, object] = {"direct": DirectPlugin(), "ml": MlPlugin()}
+WATCH_DEBOUNCE_MS = 200
+
+
+def make_registry(folder: Path, plugins_dir: Path | None = None) -> Registry:
+    """Discover the plugins of a configuration; ``plugins_dir`` wins over the one that config.yaml names."""
+    if plugins_dir is None:
+        named = load_configuration(folder).app.plugins_dir
+        plugins_dir = folder / named if named else None
+    return discover(plugins_dir, BUILTINS)
+
+
+@frozen
+class Reloaded:
+    """How a reload ended: the generation that serves now, and the problems that were found."""
+
+    swapped: bool
+    generation: str
+    problems: tuple[Problem, ...] = ()
+    at: float = field(factory=time)
+
+    @property
+    def failed(self) -> bool:
+        return any(problem.severity == "error" for problem in self.problems)
+
+
+class Live:
+    """The configuration that serves. ``snapshot`` is replaced as a whole: read it once per request."""
+
+    def __init__(self, folder: Path, registry: Registry, http: HttpClient, snapshot: Snapshot) -> None:
+        self.folder = folder
+        self.registry = registry
+        self.http = http
+        self.snapshot = snapshot
+        self.last = Reloaded(True, snapshot.generation, snapshot.problems)
+        self.swapped: list[Callable[[Snapshot], None]] = []
+        self._lock = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def reload(self, *, force: bool = True) -> Reloaded:
+        """Open the folder's configuration beside the one that serves, and swap if nothing is wrong with it.
+
+        Without ``force`` nothing happens when no file has changed. Reloads run one after the other.
+        """
+        async with self._lock:
+            prepared = await asyncio.to_thread(self._draft)
+            if not force and not self._changed(prepared):
+                return self.last
+            self.last = await self._swap(prepared)
+        return self.last
+
+    def _draft(self) -> Draft:
+        return draft(load_configuration(self.folder), self.registry)
+
+    def _changed(self, prepared: Draft) -> bool:
+        if self.last.failed:
+            return True
+        old, new = self.snapshot.configuration, prepared.configuration
+        return (old.generation, old.redactor) != (new.generation, new.redactor)
+
+    async def _swap(self, prepared: Draft) -> Reloaded:
+        old = self.snapshot
+        try:
+            if prepared.errors:
+                raise ConfigError(prepared.problems)
+            new = await open_snapshot(prepared, self.http, old)
+        except ConfigError as error:
+            redact = prepared.configuration.redactor
+            text = redact(str(error))
+            log.error("reload failed, the old configuration keeps serving", generation=old.generation, problems=text)
+            return Reloaded(False, old.generation, error.problems)
+        self.snapshot = new
+        for listener in self.swapped:
+            listener(new)
+        task = asyncio.create_task(self._retire(old), name=f"retire {old.generation}")
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+        log.info("configuration reloaded", generation=new.generation, endpoints=len(new.plans))
+        return Reloaded(True, new.generation, new.problems)
+
+    async def _retire(self, old: Snapshot) -> None:
+        timeout = old.configuration.app.reload.drain_timeout
+        if not await old.drain(timeout):
+            log.warning("closing a configuration with requests on it", generation=old.generation, running=old.running)
+        await old.close()
+        freeze()
+
+    async def watch(self) -> None:
+        """Reload whenever a file of the folder changes. Runs until it is cancelled."""
+        from watchfiles import awatch
+
+        async for _ in awatch(self.folder, debounce=WATCH_DEBOUNCE_MS, step=50, recursive=True, rust_timeout=1000):
+            try:
+                await self.reload(force=False)
+            except Exception:  # the watch must outlive any defect: the next change may be the mend
+                log.exception("reload failed")
+
+    async def close(self, timeout_seconds: float) -> None:
+        """Let requests finish, then close everything."""
+        await self.snapshot.drain(timeout_seconds)
+        for task in list(self._retiring):
+            with suppress(asyncio.CancelledError):
+                await task
+        await self.snapshot.close()
+
+
+def freeze() -> None:
+    """Collect garbage once, then keep the collector off everything that is there to stay.
+
+    A full collection over loaded libraries takes tens of milliseconds, which requests would wait for.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
+@asynccontextmanager
+async def open_live(folder: Path, plugins_dir: Path | None = None) -> AsyncIterator[Live]:
+    """Open the configuration of a folder. Raises :class:`ConfigError` with every problem."""
+    registry = make_registry(folder, plugins_dir)
+    prepared = draft(load_configuration(folder), registry)
+    if prepared.errors:
+        raise ConfigError(prepared.problems)
+    async with HttpClient() as http:
+        snapshot = await open_snapshot(prepared, http)
+        live = Live(folder, registry, http, snapshot)
+        freeze()
+        try:
+            yield live
+        finally:
+            await live.close(snapshot.configuration.app.server.shutdown_timeout)
+
+
+async def check(folder: Path, plugins_dir: Path | None = None, *, offline: bool = False) -> tuple[Draft, list[Problem]]:
+    """Return every problem of a configuration; unless ``offline``, ask the backends as well."""
+    registry = make_registry(folder, plugins_dir)
+    prepared = draft(load_configuration(folder), registry)
+    problems = list(prepared.problems)
+    if not offline:
+        async with HttpClient() as http:
+            try:
+                snapshot = await open_snapshot(prepared, http, unreachable_is_error=True)
+            except ConfigError as error:
+                problems = list(error.problems)
+            else:
+                problems = list(snapshot.problems)
+                await snapshot.close()
+    return prepared, problems

@@ -1,0 +1,385 @@
+"""One configuration generation, open: its plans and its live sources. Built whole, swapped whole, closed whole."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from attrs import define, field, frozen
+
+from orchestrator_core.catalog import Catalog, SourceKey, SourceSpec, build_catalog
+from orchestrator_core.codegen import Coroutine, Generated, generate
+from orchestrator_core.config.model import Configuration
+from orchestrator_core.config.structure import Located, structure
+from orchestrator_core.config.yaml import Document
+from orchestrator_core.errors import ConfigError, OrchestratorError, Problem, SourceError, SourceUnavailable
+from orchestrator_core.expressions import Literal, references
+from orchestrator_core.http_client import HttpClient
+from orchestrator_core.models import MlSource
+from orchestrator_core.plan import Plan, PlannedStep, check_facts, compile_plan
+from orchestrator_core.plugin_api import (
+    JSON,
+    Identified,
+    Identity,
+    Inspection,
+    Inspects,
+    Model,
+    OpenContext,
+    OperationFacts,
+    Preparable,
+    Source,
+)
+from orchestrator_core.plugins import Registry
+
+PlanKey = tuple[str, str]
+
+
+@frozen
+class Draft:
+    """A configuration compiled and not yet open: what can be known without touching a backend."""
+
+    configuration: Configuration
+    registry: Registry
+    catalog: Catalog
+    plans: Mapping[PlanKey, Plan]
+    problems: tuple[Problem, ...]
+
+    @property
+    def errors(self) -> list[Problem]:
+        return [problem for problem in self.problems if problem.severity == "error"]
+
+
+def draft(configuration: Configuration, registry: Registry) -> Draft:
+    """Compile every endpoint. Pure computation: safe to run in a thread."""
+    catalog = build_catalog(configuration, registry)
+    problems = [*configuration.problems, *registry.problems, *catalog.problems]
+    plans: dict[PlanKey, Plan] = {}
+    for endpoint in configuration.endpoints:
+        compiled = compile_plan(endpoint, catalog, registry, incomplete=configuration.incomplete)
+        problems += compiled.problems
+        if compiled.plan:
+            plans[endpoint.domain, endpoint.name] = compiled.plan
+    return Draft(configuration, registry, catalog, plans, tuple(sorted(set(problems))))
+
+
+class ReadyPlan:
+    """A plan bound to live sources: what the engine runs."""
+
+    __slots__ = (
+        "domain",
+        "generated",
+        "generation",
+        "identities",
+        "name",
+        "plan",
+        "request_only",
+        "run",
+        "sequential",
+        "step_names",
+        "timeout",
+    )
+
+    def __init__(self, plan: Plan, generation: str, calls: Mapping[str, Callable[..., Awaitable[JSON]]]) -> None:
+        self.plan = plan
+        self.domain = plan.domain
+        self.name = plan.name
+        self.generation = generation
+        self.timeout = float(plan.config.timeout)
+        self.step_names = tuple(step.name for step in plan.steps)
+        self.sequential = all(
+            step.waits_for & set(self.step_names[:index]) for index, step in enumerate(plan.steps) if index
+        )
+        self.identities: dict[str, Identity] = {}
+        self.request_only = {step.name: _request_only(step) for step in plan.steps}
+        self.generated: Generated = generate(plan, generation)
+        self.run: Coroutine = self.generated.compile(calls)
+
+
+def _request_only(step: PlannedStep) -> frozenset[str]:
+    """Return the parameters whose values come from the request alone, and are the caller's to mend."""
+    return frozenset(
+        name
+        for name, node in step.params
+        if not isinstance(node, Literal) and all(reference.root == "request" for reference in references(node))
+    )
+
+
+@define(eq=False)
+class OpenSource:
+    """A live source, shared by the snapshots that need it. It is opened and closed in one task of its own."""
+
+    spec: SourceSpec
+    source: Source
+    inspection: Inspection
+    unreachable: str = ""
+    users: int = 0
+    _closing: asyncio.Event = field(factory=asyncio.Event, alias="closing")
+    _task: asyncio.Task[None] | None = field(default=None, alias="task")
+
+    async def release(self) -> None:
+        """Give the source up; the last user closes it and waits until it is closed."""
+        self.users -= 1
+        if self.users <= 0 and self._task is not None:
+            self._closing.set()
+            await asyncio.wait([self._task])
+            self._task = None
+
+
+class Snapshot:
+    """Everything one generation needs. ``running`` counts the requests that are on it."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        registry: Registry,
+        catalog: Catalog,
+        plans: Mapping[PlanKey, ReadyPlan],
+        sources: Mapping[SourceKey, OpenSource],
+        problems: Sequence[Problem],
+    ) -> None:
+        self.configuration = configuration
+        self.registry = registry
+        self.catalog = catalog
+        self.generation = configuration.generation
+        self.plans = plans
+        self.sources = sources
+        self.problems = tuple(problems)
+        self.running = 0
+        self._idle: asyncio.Event | None = None
+
+    def leave(self) -> None:
+        """Note that a request has left the snapshot."""
+        self.running -= 1
+        if self.running == 0 and self._idle is not None:
+            self._idle.set()
+
+    async def drain(self, timeout_seconds: float) -> bool:
+        """Wait until no request is on the snapshot. Return whether that came true in time."""
+        if self.running == 0:
+            return True
+        self._idle = asyncio.Event()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Give up all sources; those that no other snapshot uses are closed."""
+        await asyncio.gather(*(source.release() for source in self.sources.values()))
+
+
+async def open_snapshot(
+    prepared: Draft,
+    http: HttpClient,
+    previous: Snapshot | None = None,
+    *,
+    unreachable_is_error: bool = False,
+) -> Snapshot:
+    """Open every source, ask what it knows, and bind the plans.
+
+    Sources whose configuration did not change are taken from the previous snapshot. A source that cannot be reached
+    is a warning, for it may come back, unless ``unreachable_is_error``. Raises :class:`ConfigError` with all problems,
+    of the draft too, and leaves nothing open then.
+    """
+    opened, problems = await _open_sources(prepared, http, previous)
+    try:
+        for source in opened.values():
+            problems += _inspection_problems(source, unreachable_is_error=unreachable_is_error)
+        facts = _FactsOf(opened)
+        for plan in prepared.plans.values():
+            problems += check_facts(plan, facts)
+        problems = sorted({*prepared.problems, *problems})
+        if any(problem.severity == "error" for problem in problems):
+            raise ConfigError(problems)
+        plans = {key: _bind(plan, prepared, opened) for key, plan in prepared.plans.items()}
+    except BaseException:
+        await asyncio.gather(*(source.release() for source in opened.values()))
+        raise
+    return Snapshot(prepared.configuration, prepared.registry, prepared.catalog, plans, opened, problems)
+
+
+@frozen
+class _FactsOf:
+    opened: Mapping[SourceKey, OpenSource]
+
+    def __call__(self, key: SourceKey, operation: str) -> OperationFacts | None:
+        source = self.opened.get(key)
+        return source.inspection.facts.get(operation) if source else None
+
+
+def _bind(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource]) -> ReadyPlan:
+    problems: list[Problem] = []
+    calls: dict[str, Callable[..., Awaitable[JSON]]] = {}
+    identities: dict[str, Identity] = {}
+    for step in plan.steps:
+        source = opened[step.spec.key].source
+        try:
+            calls[step.name] = bind(source, step.operation, [name for name, _ in step.params])
+        except (OrchestratorError, ValueError) as error:
+            problems.append(step.located.problem("ORC603", str(error), "operation"))
+        if isinstance(source, MlSource) and step.operation in source.models:
+            identities[step.name] = source.identities()[step.operation]
+        elif isinstance(source, Identified):
+            identities[step.name] = source.identity()
+    if problems:
+        raise ConfigError(problems)
+    ready = ReadyPlan(plan, prepared.configuration.generation, calls)
+    ready.identities = {
+        name: identity for name, identity in identities.items() if _is_model(plan, name)
+    }
+    return ready
+
+
+def _is_model(plan: Plan, name: str) -> bool:
+    return any(step.name == name and step.spec.kind.name == "ml" for step in plan.steps)
+
+
+def bind(source: Source, operation: str, names: Sequence[str]) -> Callable[..., Awaitable[JSON]]:
+    """Return the coroutine function that a plan's step awaits with its parameters' values."""
+    if isinstance(source, Preparable):
+        return source.prepare(operation, names)
+    fetch, keys = source.fetch, tuple(names)
+
+    def call(*values: JSON) -> Awaitable[JSON]:
+        return fetch(operation, dict(zip(keys, values, strict=True)))
+
+    return call
+
+
+# --- opening --------------------------------------------------------------------------------------------------------
+
+
+async def _open_sources(
+    prepared: Draft, http: HttpClient, previous: Snapshot | None
+) -> tuple[dict[SourceKey, OpenSource], list[Problem]]:
+    opened: dict[SourceKey, OpenSource] = {}
+    problems: list[Problem] = []
+    fresh: list[SourceSpec] = []
+    for key, spec in prepared.catalog.specs.items():
+        before = previous.sources.get(key) if previous else None
+        if before and before.spec == spec and not before.unreachable:
+            before.users += 1
+            opened[key] = before
+        else:
+            fresh.append(spec)
+    tasks = [asyncio.ensure_future(_open_source(spec, prepared, http)) for spec in fresh]
+    try:
+        for spec, result in zip(fresh, await asyncio.gather(*tasks, return_exceptions=True), strict=True):
+            if isinstance(result, OpenSource):
+                opened[spec.key] = result
+            elif isinstance(result, Exception):
+                problems += _open_problems(spec, result)
+            else:
+                raise result
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        leftover = {id(source): source for source in [*opened.values(), *done] if isinstance(source, OpenSource)}
+        await asyncio.gather(*(source.release() for source in leftover.values()))
+        raise
+    return opened, problems
+
+
+async def _open_source(spec: SourceSpec, prepared: Draft, http: HttpClient) -> OpenSource:
+    """Start the task that holds a source open, and wait until it is."""
+    context = _context(spec, prepared, http)
+    ready: asyncio.Future[Source] = asyncio.get_running_loop().create_future()
+    closing = asyncio.Event()
+    task = asyncio.create_task(_hold_open(spec, context, ready, closing), name=f"source {spec.label}")
+    try:
+        source = await asyncio.shield(ready)
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait([task])
+        raise
+    opened = OpenSource(spec, source, Inspection(), users=1, closing=closing, task=task)
+    if isinstance(source, Inspects):
+        try:
+            opened.inspection = await source.inspect()
+        except (SourceUnavailable, SourceError) as error:
+            opened.unreachable = str(error)
+        except BaseException:
+            await opened.release()
+            raise
+    return opened
+
+
+async def _hold_open(
+    spec: SourceSpec, context: OpenContext, ready: asyncio.Future[Source], closing: asyncio.Event
+) -> None:
+    try:
+        async with spec.kind.open(spec.options, context) as source:
+            if not ready.done():
+                ready.set_result(source)
+            await closing.wait()
+    except Exception as error:
+        if ready.done():
+            raise
+        ready.set_exception(error)
+
+
+def _context(spec: SourceSpec, prepared: Draft, http: HttpClient) -> OpenContext:
+    folder = prepared.configuration.folder.resolve()
+    _, type_name, source_id = spec.key
+
+    def open_model(kind: str, options: Mapping[str, Any]) -> AbstractAsyncContextManager[Model]:
+        return _open_model(kind, options, prepared.registry, context)
+
+    context = OpenContext(f"{type_name}.{source_id}", folder, http, spec.operations, open_model=open_model)
+    return context
+
+
+@asynccontextmanager
+async def _open_model(
+    kind: str, data: Mapping[str, Any], registry: Registry, context: OpenContext
+) -> AsyncIterator[Model]:
+    provided = registry.models.get(kind)
+    if provided is None:
+        code, message, hint = registry.missing("model type", kind, registry.models)
+        raise ConfigError([Problem(code=code, message=message, hint=hint)])
+    options, problems = structure(provided.kind.options, Located(Document(context.name, ""), (), dict(data)))
+    if options is None:
+        raise ConfigError(problems)
+    async with provided.kind.open(options, context.named(context.name)) as model:
+        yield model
+
+
+def _open_problems(spec: SourceSpec, error: Exception) -> list[Problem]:
+    if isinstance(error, ConfigError):
+        return list(error.problems)
+    if isinstance(error, OrchestratorError | ValueError | OSError):
+        message = f"{spec.label} cannot be opened: {error}"
+        hint = ""
+    else:
+        message = f"{spec.label} cannot be opened: {type(error).__name__}: {error}"
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        hint = f"raised in {where.name}, line {where.lineno}: a defect of {spec.plugin}"
+    return [_at(spec, "ORC601", message, hint)]
+
+
+def _at(spec: SourceSpec, code: str, message: str, hint: str = "") -> Problem:
+    if spec.located is None:
+        return Problem(code=code, message=message, hint=hint)
+    return spec.located.problem(code, message, at_key=True, hint=hint)
+
+
+def _inspection_problems(source: OpenSource, *, unreachable_is_error: bool) -> Iterable[Problem]:
+    if source.unreachable:
+        message = f"{source.spec.label} cannot be reached: {source.unreachable}"
+        problem = _at(source.spec, "ORC604", message, "" if not unreachable_is_error else "skip with --offline")
+        yield problem if unreachable_is_error else problem.as_warning()
+    for finding in source.inspection.findings:
+        place = source.spec.places.get(finding.operation)
+        if place is None:
+            yield _at(source.spec, "ORC602", finding.message, finding.hint)
+        else:
+            yield place.problem("ORC602", finding.message, *finding.at, near=finding.near, hint=finding.hint)
+
+
+__all__ = ["Draft", "OpenSource", "ReadyPlan", "Snapshot", "bind", "draft", "open_snapshot"]
