@@ -129,10 +129,12 @@ class _Builder:
         rest = {name: value for name, value in data.items() if name != "operations"}
         options, problems = structure(kind.options, Located(located.document, located.path, rest))
         places = {**shared, **{name: located["operations"][name] for name in own or ()}}
-        if kind is ML:
-            operations, places, more = self.models(options, located) if options else ({}, {}, [])
-        else:
+        operations: dict[str, Any] = {}
+        more: list[Problem] = []
+        if kind is not ML:
             operations, more = _operations(kind, places)
+        elif options:
+            operations, places, more = self.models(options, located)
         self.problems += [*problems, *more]
         if options is None or any(problem.severity == "error" for problem in more):
             return None

@@ -1,7 +1,8 @@
-"""Executions and problems as the JSON documents that the admin listener and the command line show."""
+"""Executions and problems as the JSON documents that the admin listener answers with and the command line reads."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,6 +41,37 @@ def _step_json(step: StepRecord) -> dict[str, Any]:
     }
 
 
+def execution_of(document: Mapping[str, Any]) -> Execution:
+    """Return the execution that :func:`execution_json` made the document of."""
+    return Execution(
+        id=document["id"],
+        domain=document["domain"],
+        endpoint=document["endpoint"],
+        generation=document["generation"],
+        status=document["status"],
+        http_status=document["http_status"],
+        started_at=datetime.fromisoformat(document["started_at"]).timestamp(),
+        duration_seconds=document["duration_ms"] / 1000,
+        engine_seconds=document["engine_ms"] / 1000,
+        trace_id=document["trace_id"],
+        degraded=tuple(document["degraded"]),
+        models=tuple(Identity(**model) for model in document["models"]),
+        steps=tuple(_step_of(step) for step in document["steps"]),
+        error=document["error"],
+    )
+
+
+def _step_of(document: Mapping[str, Any]) -> StepRecord:
+    return StepRecord(
+        name=document["name"],
+        status=document["status"],
+        start_seconds=document["start_ms"] / 1000,
+        duration_seconds=document["duration_ms"] / 1000,
+        attempts=document["attempts"],
+        error=document["error"],
+    )
+
+
 def _milliseconds(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
@@ -49,16 +81,36 @@ def identity_json(identity: Identity) -> dict[str, str]:
 
 
 def problem_json(problem: Problem) -> dict[str, Any]:
-    """Return the problem's fields, and ``text``: the problem as people read it, with source line and caret."""
+    """Return the problem's fields, and ``text``: the problem as people read it, with source line and caret.
+
+    ``end_column`` is one after the last column of what the caret stands under.
+    """
     return {
         "code": problem.code,
         "severity": problem.severity,
         "file": problem.file,
         "line": problem.line,
         "column": problem.column,
+        "end_column": problem.column + problem.length if problem.line else 0,
         "path": problem.path,
         "message": problem.message,
         "hint": problem.hint,
         "source_line": problem.source_line,
         "text": str(problem),
     }
+
+
+def problem_of(document: Mapping[str, Any]) -> Problem:
+    """Return the problem that :func:`problem_json` made the document of."""
+    return Problem(
+        file=document["file"],
+        line=document["line"],
+        column=document["column"],
+        code=document["code"],
+        message=document["message"],
+        path=document["path"],
+        hint=document["hint"],
+        severity=document["severity"],
+        source_line=document["source_line"],
+        length=max(1, document["end_column"] - document["column"]),
+    )

@@ -20,6 +20,7 @@ from orchestrator_core.expressions import (
     Node,
     ObjectNode,
     Reference,
+    parse,
     parse_value,
     references,
 )
@@ -29,6 +30,7 @@ from orchestrator_core.schemas import RequestSchema, SchemaError, compile_schema
 
 REQUEST_PARTS = ("path_params", "query_params", "headers", "body")
 _PARAMETER = re.compile(r"\{([^{}]*)\}")
+_REFERENCE = re.compile(r"\$([A-Za-z_]\w*)")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 Transform = Callable[[JSON], JSON]
@@ -252,12 +254,14 @@ class _Compiler:
 
     # --- expressions -----------------------------------------------------------------------------------------------
 
-    def parse(self, value: Any, located: Located, path: DataPath) -> Node | None:
+    def parse(
+        self, value: Any, located: Located, path: DataPath, read: Callable[[Any], Node] = parse_value
+    ) -> Node | None:
         """Parse a value and note its references. Every string of it that is no expression is a problem."""
         failed = False
         while True:
             try:
-                node = parse_value(value)
+                node = read(value)
             except ExpressionSyntaxError as error:
                 failed = True
                 where = (*path, *error.path)
@@ -269,7 +273,24 @@ class _Compiler:
             else:
                 found = references(node)
                 self.references += [(reference, located, (*path, *reference.where)) for reference in found]
+                self.warn_of_text(value, located, path)
                 return None if failed else node
+
+    def warn_of_text(self, value: Any, located: Located, path: DataPath) -> None:
+        """Warn of a text that was probably meant to be an expression, such as ``len($customer.orders)``."""
+        if isinstance(value, dict):
+            for key, item in value.items():
+                self.warn_of_text(item, located, (*path, key))
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                self.warn_of_text(item, located, (*path, index))
+        elif isinstance(value, str) and path[:1] != ("condition",) and not value.startswith("$") and "{{" not in value:
+            names = {step.config.name for step in self.endpoint.steps} | {"request", "execution"}
+            if (match := _REFERENCE.search(value)) and match[1] in names:
+                message = f"this is text, in which {match[0]} stands for itself"
+                hint = "an expression starts with $; inside a text it is written {{ $… }}"
+                problem = located.problem("ORC508", message, *path, hint=hint, offset=match.start(), length=match.end() - match.start())
+                self.problems.append(problem.as_warning())
 
     def params(self, config: StepConfig, located: Located) -> tuple[tuple[str, Node], ...] | None:
         nodes = {name: self.parse(value, located, ("params", name)) for name, value in config.params.items()}
@@ -279,11 +300,9 @@ class _Compiler:
     def condition(self, config: StepConfig, located: Located) -> Node | None:
         if config.condition is True:
             return None
-        node = self.parse(config.condition, located, ("condition",))
-        if isinstance(node, Literal) and not isinstance(node.value, bool):
-            message = "a condition is an expression that starts with $, or true or false"
-            self.report(located, "ORC202", message, "condition")
-        return node
+        if config.condition is False:
+            return Literal(False)
+        return self.parse(config.condition, located, ("condition",), parse_condition)
 
     def response(self, config: EndpointConfig, located: Located) -> Node | None:
         if config.response_mapping is None:
@@ -415,7 +434,8 @@ class _Compiler:
 
     def transform(self, entry: Any, located: Located, key: str, index: int) -> Transform | None:
         if isinstance(entry, str):
-            name, options = entry, {}
+            options: Any = {}
+            name = entry
             place = Located(located.document, (*located.path, key, index), options)
         elif isinstance(entry, dict) and len(entry) == 1:
             name, options = next(iter(entry.items()))
@@ -481,6 +501,13 @@ class _Compiler:
         for name in {name for name in names if names.count(name) > 1}:
             self.report(located, "ORC411", f"the parameter '{name}' stands twice in the path", "path")
         return rest, tuple(names), False
+
+
+def parse_condition(value: Any) -> Node:
+    """Parse a condition: an expression whatever it starts with, since no text could be one."""
+    if value is None:
+        return Literal(True)
+    return parse(value)
 
 
 def _replace(value: Any, path: DataPath) -> Any:
@@ -551,8 +578,8 @@ def _check_inputs(step: PlannedStep, facts: OperationFacts) -> Iterator[Problem]
         if wanted is None or not isinstance(node, ObjectNode | Literal):
             continue
         if isinstance(node, Literal) and not isinstance(node.value, dict):
-            continue
-        given = [name for name, _ in node.fields] if isinstance(node, ObjectNode) else list(node.value)  # type: ignore[arg-type]
+            continue  # a list of rows, which is looked at when it is there
+        given = [name for name, _ in node.fields] if isinstance(node, ObjectNode) else [*_keys(node.value)]
         missing = [name for name in wanted if name not in given]
         unknown = [name for name in given if name not in wanted]
         for name in missing:
@@ -565,6 +592,10 @@ def _check_inputs(step: PlannedStep, facts: OperationFacts) -> Iterator[Problem]
             message = f"{label} knows no '{name}' in {param}"
             hint = did_you_mean(name, missing or wanted)
             yield step.located.problem("ORC412", message, "params", param, name, at_key=True, hint=hint)
+
+
+def _keys(value: JSON) -> list[str]:
+    return list(value) if isinstance(value, dict) else []
 
 
 def _step_references(plan: Plan) -> Iterator[tuple[Reference, Located, DataPath]]:

@@ -84,8 +84,12 @@ class Registry:
         return "ORC401", f"no installed plugin provides the {label}", did_you_mean(name, known)
 
 
-def discover(plugins_dir: Path | None = None, builtins: Mapping[str, object] | None = None) -> Registry:
-    """Load the built-in plugins, every entry point of the group, and the files of a folder."""
+def discover(
+    plugins_dir: Path | None = None,
+    builtins: Mapping[str, object] | None = None,
+    given: Mapping[str, object] | None = None,
+) -> Registry:
+    """Load the built-in plugins, every entry point of the group, the files of a folder, and those given by name."""
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
     plugins: dict[str, Plugin] = {}
@@ -99,6 +103,9 @@ def discover(plugins_dir: Path | None = None, builtins: Mapping[str, object] | N
     for path in _files(plugins_dir, problems):
         plugin = Plugin(path.stem, str(path))
         plugins[_key(plugins, plugin)] = _register(manager, plugin, lambda path=path: _load_file(path))  # type: ignore[misc]
+    for name, module in (given or {}).items():
+        plugin = Plugin(name, f"the given plugin {name}")
+        plugins[_key(plugins, plugin)] = _register(manager, plugin, lambda module=module: module)  # type: ignore[misc]
     return _collect(manager, plugins, problems)
 
 
@@ -112,7 +119,7 @@ def _of_entry_point(entry_point: metadata.EntryPoint) -> Plugin:
     distribution = entry_point.dist
     if distribution is None:
         return Plugin(entry_point.name, entry_point.value)
-    summary = distribution.metadata.get("Summary") or ""
+    summary = str(distribution.metadata.json.get("summary", ""))
     return Plugin(entry_point.name, distribution.name, distribution.version, summary=summary)
 
 
@@ -168,10 +175,21 @@ def _collect(manager: pluggy.PluginManager, plugins: dict[str, Plugin], problems
     for plugin, kind in _answers(manager, plugins, "orchestrator_transformers"):
         _add(transformers, "transformer", kind.name, Provided(kind, plugin), problems)
     observers = tuple(
-        Provided(implementation.function, plugins[implementation.plugin_name])
+        Provided(_observer(implementation), plugins[implementation.plugin_name])
         for implementation in manager.hook.orchestrator_execution_finished.get_hookimpls()
     )
     return Registry(sources, models, transformers, observers, tuple(plugins.values()), tuple(problems))
+
+
+def _observer(implementation: pluggy.HookImpl) -> Observer:
+    """Return the plugin's function, called with the arguments that it accepts, as pluggy does."""
+    function: Callable[..., object] = implementation.function
+    takes_execution = "execution" in implementation.argnames
+
+    def observe(execution: Execution) -> None:
+        function(execution) if takes_execution else function()
+
+    return observe
 
 
 def _answers(

@@ -26,12 +26,17 @@ BUILTINS: Mapping[str, object] = {"direct": DirectPlugin(), "ml": MlPlugin()}
 WATCH_DEBOUNCE_MS = 200
 
 
-def make_registry(folder: Path, plugins_dir: Path | None = None) -> Registry:
-    """Discover the plugins of a configuration; ``plugins_dir`` wins over the one that config.yaml names."""
+def make_registry(
+    folder: Path, plugins_dir: Path | None = None, plugins: Mapping[str, object] | None = None
+) -> Registry:
+    """Discover the plugins of a configuration; ``plugins_dir`` wins over the one that config.yaml names.
+
+    ``plugins`` are modules or objects with hooks, by name, besides those that are installed.
+    """
     if plugins_dir is None:
         named = load_configuration(folder).app.plugins_dir
         plugins_dir = folder / named if named else None
-    return discover(plugins_dir, BUILTINS)
+    return discover(plugins_dir, BUILTINS, plugins)
 
 
 @frozen
@@ -139,9 +144,11 @@ def freeze() -> None:
 
 
 @asynccontextmanager
-async def open_live(folder: Path, plugins_dir: Path | None = None) -> AsyncIterator[Live]:
+async def open_live(
+    folder: Path, plugins_dir: Path | None = None, plugins: Mapping[str, object] | None = None
+) -> AsyncIterator[Live]:
     """Open the configuration of a folder. Raises :class:`ConfigError` with every problem."""
-    registry = make_registry(folder, plugins_dir)
+    registry = make_registry(folder, plugins_dir, plugins)
     prepared = draft(load_configuration(folder), registry)
     if prepared.errors:
         raise ConfigError(prepared.problems)
@@ -155,9 +162,15 @@ async def open_live(folder: Path, plugins_dir: Path | None = None) -> AsyncItera
             await live.close(snapshot.configuration.app.server.shutdown_timeout)
 
 
-async def check(folder: Path, plugins_dir: Path | None = None, *, offline: bool = False) -> tuple[Draft, list[Problem]]:
+async def check(
+    folder: Path,
+    plugins_dir: Path | None = None,
+    *,
+    offline: bool = False,
+    plugins: Mapping[str, object] | None = None,
+) -> tuple[Draft, list[Problem]]:
     """Return every problem of a configuration; unless ``offline``, ask the backends as well."""
-    registry = make_registry(folder, plugins_dir)
+    registry = make_registry(folder, plugins_dir, plugins)
     prepared = draft(load_configuration(folder), registry)
     problems = list(prepared.problems)
     if not offline:

@@ -52,12 +52,22 @@ class Request:
 class Running(Protocol):
     """What a run needs to know of the plan it executes."""
 
-    domain: str
-    name: str
-    generation: str
-    step_names: tuple[str, ...]
-    identities: Mapping[str, Identity]
-    request_only: Mapping[str, frozenset[str]]
+    @property
+    def domain(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def generation(self) -> str: ...
+    @property
+    def sequential(self) -> bool: ...
+    @property
+    def step_names(self) -> tuple[str, ...]: ...
+    @property
+    def identities(self) -> Mapping[str, Identity]: ...
+    @property
+    def request_only(self) -> Mapping[str, frozenset[str]]: ...
+    @property
+    def on_request_only(self) -> frozenset[str]: ...
 
 
 StepTimes = tuple[StepStatus, float, float, str]
@@ -122,6 +132,8 @@ class Run:
             return InvalidRequest(message, [{"pointer": f"/{error.param}", "message": str(error)}])
         if isinstance(error, MissingReference):
             return request_error(error)
+        if isinstance(error, ExpressionError) and step in self.plan.on_request_only:
+            return InvalidRequest(f"step '{step}': {error}")
         if isinstance(error, TimeoutError):
             return DeadlineExceeded(f"step '{step}' took longer than its timeout")
         return error
@@ -137,6 +149,14 @@ class Run:
     def engine_seconds(self) -> float:
         """Return how long no step was under way."""
         end = self.ended or clock()
+        if self.plan.sequential:
+            busy = 0.0
+            for step in self.steps:
+                if isinstance(step, tuple):
+                    busy += step[2] - step[1]
+                elif step is not None:
+                    busy += end - step
+            return end - self.started - busy
         busy, until = 0.0, self.started
         for start, stop in sorted(self._spans(end)):
             if stop > until:

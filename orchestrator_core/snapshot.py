@@ -74,6 +74,7 @@ class ReadyPlan:
         "generation",
         "identities",
         "name",
+        "on_request_only",
         "plan",
         "request_only",
         "run",
@@ -94,6 +95,7 @@ class ReadyPlan:
         )
         self.identities: dict[str, Identity] = {}
         self.request_only = {step.name: _request_only(step) for step in plan.steps}
+        self.on_request_only = frozenset(step.name for step in plan.steps if not step.waits_for)
         self.generated: Generated = generate(plan, generation)
         self.run: Coroutine = self.generated.compile(calls)
 

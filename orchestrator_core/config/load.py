@@ -227,7 +227,8 @@ class _Loader:
             message = f"expected a list of steps, got {kind_of(entries)}"
             self.problems.append(located.problem("ORC202", message, "data_sources"))
             return
-        steps, unreadable = [], set()
+        steps: list[Step] = []
+        unreadable: set[str] = set()
         for index, entry in enumerate(entries or ()):
             step, problems = salvage(StepConfig, located["data_sources"][index])
             self.problems.extend(problems)

@@ -62,7 +62,7 @@ def kind_of(value: Any) -> str:
         (Mapping, "a mapping"),
         (list | tuple, "a list"),
     ):
-        if isinstance(value, types_):  # type: ignore[arg-type]
+        if isinstance(value, types_):
             return word
     return type(value).__name__
 
@@ -220,6 +220,11 @@ def _literal(value: Any, cls: Any) -> Any:
     raise _Unfit(f"expected one of {', '.join(words)}, got {shown!r}{suffix}")
 
 
+def _is_literal(cls: Any) -> bool:
+    origin: object = get_origin(cls)
+    return origin is Literal
+
+
 def _is_union(cls: Any) -> bool:
     return get_origin(cls) in (Union, types.UnionType)
 
@@ -349,7 +354,7 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook_factory(_is_sequence, _sequence_factory)
     converter.register_structure_hook_factory(attrs.has, _class_factory)
     converter.register_structure_hook_func(_is_union, _union)
-    converter.register_structure_hook_func(lambda cls: get_origin(cls) is Literal, _literal)
+    converter.register_structure_hook_func(_is_literal, _literal)
     for cls, hook in (
         (str, _string),
         (bool, _boolean),

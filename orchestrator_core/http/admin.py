@@ -15,7 +15,7 @@ from aiohttp import web
 from orchestrator_core.documents import execution_json, identity_json, problem_json
 from orchestrator_core.engine import failure_of, new_execution_id
 from orchestrator_core.errors import BadRequest, EntityNotFound, InvalidRequest, OrchestratorError, did_you_mean
-from orchestrator_core.http.answers import JSON_TYPE, answer, common_headers, own_timing, problem
+from orchestrator_core.http.answers import JSON_TYPE, Answer, common_headers, own_timing, problem
 from orchestrator_core.models import MlSource
 from orchestrator_core.plugin_api import ReadyCheck
 from orchestrator_core.reload import Live, Reloaded
@@ -34,7 +34,7 @@ class AdminApp:
         self.live = live
         self.executions = executions
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def handle(self, request: web.BaseRequest) -> Answer:
         """Answer one request; the handler of :class:`aiohttp.web.Server`."""
         started, execution_id = clock(), new_execution_id()
         redact = self.live.snapshot.configuration.redactor
@@ -44,7 +44,7 @@ class AdminApp:
             failure = failure_of(error, None, redact)
             return problem(failure, execution_id, common_headers(execution_id, own_timing(started)), request.path)
         body = orjson.dumps(redact.data(document), option=orjson.OPT_INDENT_2)
-        return answer(status, body, JSON_TYPE, common_headers(execution_id, own_timing(started)))
+        return Answer(status, body, JSON_TYPE, common_headers(execution_id, own_timing(started)))
 
     async def _answer(self, request: web.BaseRequest) -> tuple[int, Any]:
         path = request.path

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
+from http import HTTPStatus
 from typing import Any
 
 import orjson
-from aiohttp import web
-from multidict import CIMultiDict
+from aiohttp import HttpVersion11, web
+from aiohttp.helpers import rfc822_formatted_time
 
 from orchestrator_core.engine import Failure
 from orchestrator_core.errors import SourceError
-from orchestrator_core.run import Run, clock
+from orchestrator_core.run import OK, Run, clock
 
 JSON_TYPE = "application/json"
 PROBLEM_TYPE = "application/problem+json"
+SERVER = "orchestrator"
 MILLI = 1000.0
+DRAIN_ABOVE = 64 * 1024
 
 
 def encode(value: Any) -> bytes:
@@ -46,37 +50,82 @@ def _not_finite(value: Any, place: str) -> str:
     return next((found for key, item in items if (found := _not_finite(item, f"{place}/{key}"))), "")
 
 
-def answer(status: int, body: bytes, content_type: str, headers: CIMultiDict[str]) -> web.Response:
-    headers["Content-Type"] = content_type
-    return web.Response(status=status, body=body, headers=headers)
+class Answer:
+    """A whole answer, written at once: the lean twin of :class:`aiohttp.web.Response`.
+
+    aiohttp's own makes a multidict of the headers, fills it up and serialises it, which costs about as much as the
+    rest of a request. ``headers`` are further header lines, each with its line end; nothing in them comes from a
+    client. What aiohttp's protocol asks of a response is :meth:`prepare`, :meth:`write_eof` and ``keep_alive``.
+    """
+
+    __slots__ = ("body", "closes", "content_type", "headers", "keep_alive", "status")
+
+    def __init__(self, status: int, body: bytes, content_type: str, headers: str) -> None:
+        self.status = status
+        self.body = body
+        self.content_type = content_type
+        self.headers = headers
+        self.keep_alive: bool | None = True
+        self.closes = False
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Write the answer. Raises ``ConnectionResetError`` when the client is gone, which aiohttp expects."""
+        writer = request.writer
+        transport = writer.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        self.keep_alive = keep_alive = request.keep_alive and not self.closes
+        if keep_alive:
+            connection = "" if request.version is HttpVersion11 else "Connection: keep-alive\r\n"
+        else:
+            connection = "Connection: close\r\n"
+        body = self.body
+        head = (
+            f"{_status_line(self.status)}Content-Type: {self.content_type}\r\n{self.headers}"
+            f"Content-Length: {len(body)}\r\nDate: {rfc822_formatted_time()}\r\nServer: {SERVER}\r\n{connection}\r\n"
+        ).encode("latin-1")
+        transport.write(head if request.method == "HEAD" else head + body)
+        if len(body) > DRAIN_ABOVE:
+            await writer.drain()
+
+    async def write_eof(self) -> None:
+        """Everything is written already."""
 
 
-def common_headers(execution_id: str, timing: str) -> CIMultiDict[str]:
-    return CIMultiDict((("X-Execution-Id", execution_id), ("Server-Timing", timing)))
+@cache
+def _status_line(status: int) -> str:
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
 
 
-def run_headers(run: Run) -> CIMultiDict[str]:
+def header_lines(headers: Mapping[str, str]) -> str:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+
+
+def common_headers(execution_id: str, timing: str) -> str:
+    return f"X-Execution-Id: {execution_id}\r\nServer-Timing: {timing}\r\n"
+
+
+def run_headers(run: Run) -> str:
     """Return the headers of a finished run: its id, its step timings in milliseconds, and what is degraded."""
-    headers = common_headers(run.id, server_timing(run))
+    headers = f"X-Execution-Id: {run.id}\r\nServer-Timing: {server_timing(run)}\r\n"
     if run.degraded_steps:
-        headers["X-Orchestrator-Degraded"] = ", ".join(run.degraded_steps)
+        headers += f"X-Orchestrator-Degraded: {', '.join(run.degraded_steps)}\r\n"
     return headers
 
 
 def server_timing(run: Run) -> str:
     """Return ``customer_data;dur=1.234, engine;dur=0.056``: a metric per step and one for the engine's own time."""
-    metrics = []
+    metrics = ""
     for name, step in zip(run.plan.step_names, run.steps, strict=True):
-        if step is None:
-            continue
-        if isinstance(step, float):
-            metrics.append(f"{name};dur={(run.ended - step) * MILLI:.3f};desc=cancelled")
-            continue
-        status, start, stop, _ = step
-        suffix = "" if status == "ok" else f";desc={status}"
-        metrics.append(f"{name};dur={(stop - start) * MILLI:.3f}{suffix}")
-    metrics.append(f"engine;dur={run.engine_seconds() * MILLI:.3f}")
-    return ", ".join(metrics)
+        if isinstance(step, tuple):
+            status, start, stop, _ = step
+            if status is OK:
+                metrics += f"{name};dur={(stop - start) * MILLI:.3f}, "
+            else:
+                metrics += f"{name};dur={(stop - start) * MILLI:.3f};desc={status}, "
+        elif step is not None:
+            metrics += f"{name};dur={(run.ended - step) * MILLI:.3f};desc=cancelled, "
+    return f"{metrics}engine;dur={run.engine_seconds() * MILLI:.3f}"
 
 
 def own_timing(started: float) -> str:
@@ -84,9 +133,8 @@ def own_timing(started: float) -> str:
     return f"engine;dur={(clock() - started) * MILLI:.3f}"
 
 
-def problem(failure: Failure, execution_id: str, headers: CIMultiDict[str], instance: str = "") -> web.Response:
+def problem(failure: Failure, execution_id: str, headers: str, instance: str = "") -> Answer:
     if failure.retry_after_seconds is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(failure.retry_after_seconds)))
-    headers.update(failure.headers)
+        headers += f"Retry-After: {max(1, math.ceil(failure.retry_after_seconds))}\r\n"
     body = orjson.dumps(failure.problem(execution_id, instance))
-    return answer(failure.status, body, PROBLEM_TYPE, headers)
+    return Answer(failure.status, body, PROBLEM_TYPE, headers)

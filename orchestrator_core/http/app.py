@@ -6,24 +6,23 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import structlog
-from aiohttp import web
 from attrs import frozen
 
 from orchestrator_core.config.model import LoggingOptions
 from orchestrator_core.http.admin import AdminApp
+from orchestrator_core.http.listener import listen
 from orchestrator_core.http.public import PublicApp
 from orchestrator_core.reload import Live, open_live
 from orchestrator_core.tracking import ExecutionLog
 
 log = structlog.get_logger("orchestrator")
 
-KEEPALIVE_SECONDS = 75.0
-LINGERING_SECONDS = 2.0
+MAX_ADMIN_BODY = 2**20
 
 
 @frozen
@@ -58,12 +57,13 @@ async def run_service(
     admin_port: int | None = None,
     plugins_dir: Path | None = None,
     watch: bool | None = None,
+    plugins: Mapping[str, object] | None = None,
 ) -> AsyncIterator[Service]:
     """Open the configuration and serve it until the block is left. Arguments win over ``config.yaml``.
 
     Raises :class:`ConfigError` when the configuration has errors and ``OSError`` when a port is taken.
     """
-    async with open_live(folder, plugins_dir) as live:
+    async with open_live(folder, plugins_dir, plugins) as live:
         options = live.snapshot.configuration.app
         executions = ExecutionLog(options.tracking.capacity, live.registry.observers)
         public = PublicApp(live, executions)
@@ -71,47 +71,15 @@ async def run_service(
         admin_address = (options.admin.host, options.admin.port if admin_port is None else admin_port)
         max_body = int(options.server.max_body_size)
         grace = float(options.server.shutdown_timeout)
-        async with _listen(public.handle, address, max_body, grace) as bound:
-            admin = AdminApp(live, executions)
-            if not options.admin.enabled:
-                async with _watching(live, options.reload.watch if watch is None else watch):
-                    yield Service(live, executions, bound, None)
-                    public.stopping = True
-                return
-            async with (
-                _listen(admin.handle, admin_address, 2**20, 1.0) as admin_bound,
-                _watching(live, options.reload.watch if watch is None else watch),
-            ):
-                yield Service(live, executions, bound, admin_bound)
-                public.stopping = True
-
-
-@asynccontextmanager
-async def _listen(
-    handler: Callable[[web.BaseRequest], object], address: tuple[str, int], max_body: int, grace_seconds: float
-) -> AsyncIterator[tuple[str, int]]:
-    loop = asyncio.get_running_loop()
-
-    def make_request(*args: object) -> web.BaseRequest:
-        return web.BaseRequest(*args, loop, client_max_size=max_body)  # type: ignore[arg-type]
-
-    server = web.Server(
-        handler,  # type: ignore[arg-type]
-        request_factory=make_request,
-        handler_cancellation=True,
-        access_log=None,
-        keepalive_timeout=KEEPALIVE_SECONDS,
-        lingering_time=LINGERING_SECONDS,
-    )
-    runner = web.ServerRunner(server, shutdown_timeout=grace_seconds)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, *address, backlog=1024)
-        await site.start()
-        bound = runner.addresses[0]
-        yield str(bound[0]), int(bound[1])
-    finally:
-        await runner.cleanup()
+        async with AsyncExitStack() as stack:
+            bound = await stack.enter_async_context(listen(public.handle, address, max_body, grace))
+            admin_bound = None
+            if options.admin.enabled:
+                admin = AdminApp(live, executions)
+                admin_bound = await stack.enter_async_context(listen(admin.handle, admin_address, MAX_ADMIN_BODY, 1.0))
+            await stack.enter_async_context(_watching(live, options.reload.watch if watch is None else watch))
+            stack.callback(public.stop)
+            yield Service(live, executions, bound, admin_bound)
 
 
 @asynccontextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Awaitable, Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -21,7 +23,16 @@ from orchestrator_core.engine import (
 )
 from orchestrator_core.errors import BadRequest, EntityNotFound, SourceUnavailable, did_you_mean
 from orchestrator_core.expressions import MISSING, Missing
-from orchestrator_core.http.answers import JSON_TYPE, answer, common_headers, encode, own_timing, problem, run_headers
+from orchestrator_core.http.answers import (
+    JSON_TYPE,
+    Answer,
+    common_headers,
+    encode,
+    header_lines,
+    own_timing,
+    problem,
+    run_headers,
+)
 from orchestrator_core.http.docs import docs_asset
 from orchestrator_core.http.openapi import openapi
 from orchestrator_core.http.routing import ROOT, Route, listing, make_routes
@@ -34,6 +45,7 @@ from orchestrator_core.tracking import ExecutionLog
 log = structlog.get_logger("orchestrator.http")
 
 MAX_QUERY_FIELDS = 1000
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _NO_QUERY: Mapping[str, list[str]] = {}
 
 
@@ -47,25 +59,32 @@ class PublicApp:
         self._use(live.snapshot)
         live.swapped.append(self._use)
 
+    def stop(self) -> None:
+        """Answer 503 from now on."""
+        self.stopping = True
+
     def _use(self, snapshot: Snapshot) -> None:
         self._serving = _Serving(snapshot)
         self.executions.resize(snapshot.configuration.app.tracking.capacity)
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    def handle(self, request: web.BaseRequest) -> Awaitable[Answer]:
         """Answer one request; the handler of :class:`aiohttp.web.Server`."""
         serving = self._serving
-        path, _, query = request._message.path.partition("?")  # the raw target: aiohttp has it nowhere else as cheaply
+        target = request._message.path  # the raw target: aiohttp has it nowhere else as cheaply
+        if target[:1] != "/":  # the absolute form, which a proxy sends
+            target = request.rel_url.raw_path_qs if request.rel_url.raw_path[:1] == "/" else target
+        path, _, query = target.partition("?")
         segments = path.split("/")
         route = serving.routes.get((segments[2], segments[3])) if len(segments) > 3 else None
         if route is None or segments[1] != "orchestrator":
             return self._own(request, serving, path, segments)
-        return await self._endpoint(request, serving, route, segments, query)
+        return self._endpoint(request, serving, route, segments, query)
 
     # --- an endpoint -----------------------------------------------------------------------------------------------
 
     async def _endpoint(
         self, request: web.BaseRequest, serving: _Serving, route: Route, segments: list[str], query: str
-    ) -> web.StreamResponse:
+    ) -> Answer:
         ready, snapshot = route.ready, serving.snapshot
         headers = request.headers
         run = Run(ready, new_execution_id(), trace_id(headers))
@@ -87,12 +106,13 @@ class PublicApp:
         except Exception as error:  # the one boundary at which every failure of a request becomes its answer
             failure = failure_of(error, run, serving.redact)
             finish(run, failure.status, error, serving.redact)
-            response = problem(failure, run.id, run_headers(run), request.path)
+            lines = run_headers(run)
             if failure.status == 405:
-                response.headers["Allow"] = ", ".join(sorted(route.methods))
+                lines += f"Allow: {', '.join(sorted(route.methods))}\r\n"
+            response = problem(failure, run.id, lines, request.path)
         else:
             finish(run, 200, None, serving.redact)
-            response = answer(200, content, JSON_TYPE, run_headers(run))
+            response = Answer(200, content, JSON_TYPE, run_headers(run))
         finally:
             snapshot.leave()
             self.executions.add(run)
@@ -100,9 +120,7 @@ class PublicApp:
 
     # --- everything else -------------------------------------------------------------------------------------------
 
-    def _own(
-        self, request: web.BaseRequest, serving: _Serving, path: str, segments: list[str]
-    ) -> web.StreamResponse:
+    async def _own(self, request: web.BaseRequest, serving: _Serving, path: str, segments: list[str]) -> Answer:
         started, execution_id = clock(), new_execution_id()
         try:
             status, content, content_type, extra = self._find(request, serving, path, segments)
@@ -110,11 +128,10 @@ class PublicApp:
             failure = failure_of(error, None, serving.redact)
             headers = common_headers(execution_id, own_timing(started))
             if failure.status == 405:
-                headers["Allow"] = "GET, HEAD"
+                headers += "Allow: GET, HEAD\r\n"
             return problem(failure, execution_id, headers, path)
-        headers = common_headers(execution_id, own_timing(started))
-        headers.update(extra)
-        return answer(status, content, content_type, headers)
+        headers = common_headers(execution_id, own_timing(started)) + header_lines(extra)
+        return Answer(status, content, content_type, headers)
 
     def _find(
         self, request: web.BaseRequest, serving: _Serving, path: str, segments: list[str]
@@ -209,9 +226,19 @@ async def read_json(request: web.BaseRequest, timeout_seconds: float) -> JSON | 
         raise BadRequest(f"the body must be {JSON_TYPE}, not {content_type}", 415)
     try:
         body: JSON = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
+        if _LONG_NUMBER.search(raw):
+            json.loads(raw, parse_int=_exact)
+    except ValueError as error:
         raise BadRequest(f"the body is not JSON: {error}") from error
     return body
+
+
+def _exact(digits: str) -> int:
+    """Refuse an integer that orjson has made a float, and so another number."""
+    number = int(digits) if len(digits) <= 20 else 2**64
+    if not -(2**63) <= number < 2**64:
+        raise ValueError("an integer in it does not fit in 64 bits")
+    return number
 
 
 def _too_large(request: web.BaseRequest) -> BadRequest:

@@ -22,9 +22,12 @@ class Route:
     methods: frozenset[str]
     template: tuple[tuple[bool, str], ...]
     bare: bool
+    only_parameter: str | None = None
 
     def match(self, segments: list[str]) -> dict[str, str] | None:
         """Return the path parameters, or None if the segments are not the route's."""
+        if self.only_parameter is not None and len(segments) == 1 and segments[0]:
+            return {self.only_parameter: decode(segments[0])}
         if len(segments) != len(self.template):
             return {} if not segments and self.bare else None
         params = {}
@@ -55,10 +58,11 @@ def make_route(ready: ReadyPlan) -> Route:
         (True, segment[1:-1]) if segment.startswith("{") else (False, segment)
         for segment in plan.path.split("/")[1:]
     )
-    methods = set(plan.config.methods)
+    methods: set[str] = set(plan.config.methods)
     if "GET" in methods:
         methods.add("HEAD")
-    return Route(ready, frozenset(methods), template, plan.bare)
+    only = template[0][1] if len(template) == 1 and template[0][0] else None
+    return Route(ready, frozenset(methods), template, plan.bare, only)
 
 
 def make_routes(plans: Iterable[ReadyPlan]) -> dict[tuple[str, str], Route]:

@@ -1,0 +1,73 @@
+"""Questions to the admin listener of the running service."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import click
+
+from orchestrator_core.config.load import load_configuration
+
+_ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def admin_url(given: str | None, folder: Path) -> str:
+    """Return the URL that was given, else the one that the configuration's admin listener has."""
+    if given:
+        url = given if "://" in given else f"http://{given}"
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise click.UsageError(f"--admin takes a URL such as http://127.0.0.1:8001, got '{given}'")
+        return url.rstrip("/")
+    admin = load_configuration(folder).app.admin
+    if not admin.enabled:
+        raise click.ClickException(
+            f"the admin listener is off: {folder.as_posix()}/config.yaml sets admin.enabled to false\n"
+            "  = turn it on, or send the service SIGHUP to have it reload"
+        )
+    if admin.port == 0:
+        raise click.ClickException("admin.port is 0, any free one: say which it is with --admin")
+    host = _ANY_ADDRESS.get(admin.host, admin.host)
+    return f"http://[{host}]:{admin.port}" if ":" in host else f"http://{host}:{admin.port}"
+
+
+def ask(
+    url: str, method: str, path: str, query: Mapping[str, str] | None = None, *, timeout_seconds: float = 30
+) -> tuple[int, Any]:
+    """Return the status and the JSON document of the answer; end the command when there is none."""
+    parts = urlsplit(url)
+    connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    connection = connect(parts.hostname or "", parts.port, timeout=timeout_seconds)
+    target = f"{parts.path}{path}{f'?{urlencode(query)}' if query else ''}"
+    try:
+        connection.request(method, target, headers={"Accept": "application/json"})
+        answer = connection.getresponse()
+        raw = answer.read()
+    except ConnectionRefusedError as error:
+        hint = "start it with `orchestrator serve`, or say where it is with --admin"
+        raise click.ClickException(f"nothing listens on {url}: the service does not run there\n  = {hint}") from error
+    except TimeoutError as error:
+        raise click.ClickException(f"{url} did not answer within {timeout_seconds:g} s") from error
+    except (OSError, HTTPException) as error:
+        raise click.ClickException(f"{url} cannot be asked: {error}") from error
+    finally:
+        connection.close()
+    try:
+        document = json.loads(raw)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        message = f"{url}{path} answered {answer.status} without a JSON document"
+        raise click.ClickException(f"{message}\n  = is this the admin listener of the service?")
+    return answer.status, document
+
+
+def refused(url: str, status: int, document: Mapping[str, Any]) -> click.ClickException:
+    """Return the error for an answer that is not what was asked for."""
+    detail = document.get("detail") or document.get("title") or "no reason given"
+    return click.ClickException(f"{url} answered {status}: {detail}")

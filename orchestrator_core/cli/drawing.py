@@ -1,0 +1,245 @@
+"""A plan as a tree for people, as a Mermaid flowchart and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from orchestrator_core.cli.findings import counted
+from orchestrator_core.expressions import Node, ObjectNode, references, unparse
+from orchestrator_core.plan import Plan, PlannedStep
+
+REQUEST = "request"
+
+
+def before(plan: Plan) -> Mapping[str, frozenset[str]]:
+    """Return for each step all that end before it starts, through whatever is between."""
+    found: dict[str, frozenset[str]] = {}
+    for step in plan.steps:
+        found[step.name] = step.waits_for.union(*(found[name] for name in step.waits_for))
+    return found
+
+
+def waits(plan: Plan) -> Mapping[str, tuple[str, ...]]:
+    """Return for each step those it waits for directly: without the ones that another of them waits for."""
+    earlier = before(plan)
+    order = [step.name for step in plan.steps]
+    return {
+        step.name: tuple(
+            name
+            for name in order
+            if name in step.waits_for and not any(name in earlier[other] for other in step.waits_for)
+        )
+        for step in plan.steps
+    }
+
+
+def beside(plan: Plan) -> Mapping[str, tuple[str, ...]]:
+    """Return for each step those that may be under way at the same time."""
+    earlier = before(plan)
+    order = [step.name for step in plan.steps]
+    return {
+        name: tuple(
+            other
+            for other in order
+            if other != name and other not in earlier[name] and name not in earlier[other]
+        )
+        for name in order
+    }
+
+
+def route(plan: Plan) -> str:
+    path = f"/orchestrator/{plan.domain}/{plan.name}"
+    rest = f"[{plan.path}]" if plan.path and plan.bare else plan.path
+    return f"{' '.join(plan.config.methods)} {path}{rest}"
+
+
+def answer_parts(plan: Plan) -> list[str]:
+    """Return the steps whose results the answer is made of."""
+    if plan.response is not None:
+        used = {reference.root for reference in references(plan.response)}
+    else:
+        used = {plan.answers_with} if plan.answers_with else {step.name for step in plan.steps}
+    return [step.name for step in plan.steps if step.name in used]
+
+
+def _asks_request(step: PlannedStep) -> bool:
+    nodes = [node for _, node in step.params] + ([step.condition] if step.condition is not None else [])
+    return any(reference.root == REQUEST for node in nodes for reference in references(node))
+
+
+def _seconds(value: float) -> str:
+    return f"{value:g} s" if value >= 1 else f"{value * 1000:g} ms"
+
+
+def _listed(names: tuple[str, ...] | list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _marks(step: PlannedStep) -> list[str]:
+    """Return what is out of the ordinary about a step, in words."""
+    marks = []
+    if step.optional:
+        marks.append(f"optional: {unparse_value(step.default)} when it fails")
+    if step.config.timeout is not None:
+        marks.append(f"within {_seconds(step.config.timeout)}")
+    if step.config.transform:
+        names = [entry if isinstance(entry, str) else next(iter(entry)) for entry in step.config.transform]
+        marks.append(f"transformed by {_listed(names)}")
+    return marks
+
+
+def unparse_value(value: Any) -> str:
+    from orchestrator_core.expressions import Literal
+
+    return unparse(Literal(value))
+
+
+# --- text --------------------------------------------------------------------------------------------------------------
+
+
+def as_text(plan: Plan) -> str:
+    return "\n".join(_text(plan))
+
+
+def _text(plan: Plan) -> Iterator[str]:
+    description = f": {plan.config.description}" if plan.config.description else ""
+    yield click.style(plan.id, bold=True) + description
+    yield f"{route(plan)}, within {_seconds(plan.config.timeout)}"
+    width = max((len(step.name) for step in plan.steps), default=0)
+    yield ""
+    for after, steps in _groups(plan).items():
+        yield click.style(_heading(plan, after, steps), fg="blue")
+        for index, step in enumerate(steps):
+            last = index == len(steps) - 1
+            yield from _step(step, width, "└─ " if last else "├─ ", "   " if last else "│  ")
+    yield click.style("answer", fg="blue")
+    yield from _answer(plan)
+
+
+def _groups(plan: Plan) -> dict[tuple[str, ...], list[PlannedStep]]:
+    groups: dict[tuple[str, ...], list[PlannedStep]] = {}
+    direct = waits(plan)
+    for step in plan.steps:
+        groups.setdefault(direct[step.name], []).append(step)
+    return groups
+
+
+def _heading(plan: Plan, after: tuple[str, ...], steps: list[PlannedStep]) -> str:
+    text = f"after {_listed(after)}" if after else "at the start"
+    if len(steps) > 1:
+        text += f", {counted(len(steps), 'step')} at once"
+    members = {step.name for step in steps}
+    others = [name for name in beside(plan)[steps[0].name] if name not in members]
+    return f"{text}, beside {_listed(others)}" if after and others else text
+
+
+def _step(step: PlannedStep, width: int, branch: str, stem: str) -> Iterator[str]:
+    name = click.style(step.name.ljust(width), bold=True)
+    call = f"{step.spec.label} {step.operation}".rstrip()
+    marks = "".join(f", {mark}" for mark in _marks(step))
+    yield f"{branch}{name}  {call}{marks}"
+    indent = f"{stem}{' ' * width}    "
+    if step.condition is not None:
+        yield f"{indent}only if {unparse(step.condition)}"
+    for parameter, node in step.params:
+        yield from _assignment(parameter, node, indent)
+
+
+def _assignment(name: str, node: Node, indent: str) -> Iterator[str]:
+    if isinstance(node, ObjectNode) and node.fields:
+        yield f"{indent}{name}:"
+        for key, value in node.fields:
+            yield from _assignment(key, value, f"{indent}  ")
+    else:
+        yield f"{indent}{name} = {unparse(node)}"
+
+
+def _answer(plan: Plan) -> Iterator[str]:
+    if isinstance(plan.response, ObjectNode):
+        for name, node in plan.response.fields:
+            yield from _assignment(name, node, "   ")
+    elif plan.response is not None:
+        yield f"   {unparse(plan.response)}"
+    elif plan.answers_with:
+        yield f"   the result of {plan.answers_with}"
+    else:
+        yield "   an object of the steps' results by name"
+    if plan.config.transform:
+        names = [entry if isinstance(entry, str) else next(iter(entry)) for entry in plan.config.transform]
+        yield f"   transformed by {_listed(names)}"
+
+
+# --- Mermaid -----------------------------------------------------------------------------------------------------------
+
+
+def as_mermaid(plan: Plan) -> str:
+    """Return a flowchart. A solid arrow carries a value; a step with a dashed border may fail or be skipped."""
+    ids = {step.name: f"s{index}" for index, step in enumerate(plan.steps)}
+    lines = ["flowchart TD", f'    request(["{_label(route(plan))}"])']
+    for step in plan.steps:
+        text = [step.name, f"{step.spec.label} {step.operation}".rstrip(), *_marks(step)]
+        opening, closing = "[", "]"
+        if step.condition is not None:
+            text.append(f"only if {unparse(step.condition)}")
+            opening, closing = "{{", "}}"
+        lines.append(f'    {ids[step.name]}{opening}"{"<br/>".join(map(_label, text))}"{closing}')
+    lines.append('    answer(["answer"])')
+    direct = waits(plan)
+    for step in plan.steps:
+        if _asks_request(step) or not direct[step.name]:
+            lines.append(f"    request --> {ids[step.name]}")
+        lines += [f"    {ids[name]} --> {ids[step.name]}" for name in direct[step.name]]
+    parts = answer_parts(plan)
+    lines += [f"    {ids[name]} --> answer" for name in parts] or ["    request --> answer"]
+    unsure = [ids[step.name] for step in plan.steps if step.optional or step.condition is not None]
+    if unsure:
+        lines += ["    classDef unsure stroke-dasharray: 5 5", f"    class {','.join(unsure)} unsure"]
+    return "\n".join(lines)
+
+
+def _label(text: str) -> str:
+    """Escape a text for a quoted Mermaid label, which takes entity codes such as ``#quot;``."""
+    for char, code in (("#", "#35;"), ("&", "#amp;"), ('"', "#quot;"), ("<", "#lt;"), (">", "#gt;"), ("\n", " ")):
+        text = text.replace(char, code)
+    return text
+
+
+# --- JSON --------------------------------------------------------------------------------------------------------------
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """Return the plan with its steps in an order in which each comes after those it waits for."""
+    direct, at_once = waits(plan), beside(plan)
+    return {
+        "domain": plan.domain,
+        "endpoint": plan.name,
+        "description": plan.config.description,
+        "methods": list(plan.config.methods),
+        "path": f"/orchestrator/{plan.domain}/{plan.name}{plan.path}",
+        "path_params": list(plan.path_params),
+        "timeout_seconds": plan.config.timeout,
+        "steps": [
+            {
+                "name": step.name,
+                "type": step.spec.kind.name,
+                "source": step.spec.label,
+                "operation": step.operation,
+                "params": {name: unparse(node) for name, node in step.params},
+                "condition": None if step.condition is None else unparse(step.condition),
+                "optional": step.optional,
+                "timeout_seconds": step.config.timeout,
+                "waits_for": list(direct[step.name]),
+                "beside": list(at_once[step.name]),
+                "line": step.located.problem("", "").line,
+                "file": step.located.document.name,
+            }
+            for step in plan.steps
+        ],
+        "answer": {
+            "expression": None if plan.response is None else unparse(plan.response),
+            "steps": answer_parts(plan),
+        },
+    }

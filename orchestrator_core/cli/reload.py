@@ -1,0 +1,42 @@
+"""``orchestrator reload``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from orchestrator_core.cli.admin import admin_url, ask, refused
+from orchestrator_core.cli.findings import refuse, render, shown
+from orchestrator_core.cli.options import admin_option, config_option
+from orchestrator_core.config.secrets import Redactor
+from orchestrator_core.documents import problem_of
+
+_LONGEST_RELOAD_SECONDS = 600.0
+
+
+@click.command()
+@config_option
+@admin_option
+def command(folder: Path, admin: str | None) -> None:
+    """Have the running service read its configuration again.
+
+    Returns when the new configuration serves. When it has problems they are printed, the old one keeps serving, and
+    the exit status is 1.
+
+    \b
+    Example:
+      orchestrator reload
+      orchestrator reload --admin http://127.0.0.1:8001
+    """
+    url = admin_url(admin, folder)
+    status, document = ask(url, "POST", "/reload", timeout_seconds=_LONGEST_RELOAD_SECONDS)
+    if "swapped" not in document:
+        raise refused(url, status, document)
+    problems = [problem_of(problem) for problem in document["problems"]]
+    if not document["swapped"]:
+        click.echo(f"not reloaded, generation {document['generation']} keeps serving", err=True)
+        refuse(problems, folder, Redactor())
+    for problem in shown(problems, folder, Redactor()):
+        click.echo(render(problem), err=True)
+    click.echo(f"generation {document['generation']} serves")

@@ -1,0 +1,60 @@
+"""``orchestrator serve``."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import click
+
+from orchestrator_core.cli.findings import refuse
+from orchestrator_core.cli.options import config_option, plugins_dir_option
+from orchestrator_core.cli.prepare import run_async
+from orchestrator_core.config.load import load_configuration
+from orchestrator_core.config.model import LoggingOptions
+from orchestrator_core.config.secrets import Redactor
+from orchestrator_core.errors import ConfigError
+from orchestrator_core.http.app import Service, serve
+
+_PORT = click.IntRange(0, 65535)
+
+
+@click.command()
+@config_option
+@click.option("--host", metavar="ADDRESS", help="Address of the public listener; wins over config.yaml.")
+@click.option("--port", type=_PORT, help="Port of the public listener, 0 for any free one; wins over config.yaml.")
+@click.option("--admin-port", type=_PORT, help="Port of the admin listener; wins over config.yaml.")
+@plugins_dir_option
+def command(
+    folder: Path, host: str | None, port: int | None, admin_port: int | None, plugins_dir: Path | None
+) -> None:
+    """Serve a configuration, and reload it when it changes.
+
+    A configuration with problems is not served; once one is served, a change with problems leaves it serving. Ctrl-C
+    lets requests in flight finish, then stops.
+
+    \b
+    Example:
+      orchestrator serve --config config --port 8080
+    """
+    configuration = load_configuration(folder)
+    try:
+        run_async(
+            serve(folder, host=host, port=port, admin_port=admin_port, plugins_dir=plugins_dir, ready=_announce)
+        )
+    except ConfigError as error:
+        refuse(error.problems, folder, configuration.redactor)
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+            raise
+        hint = "take another with --port or --admin-port, or server.port and admin.port in config.yaml"
+        raise click.ClickException(f"cannot listen: {error.strerror}\n  = {hint}") from error
+
+
+def _announce(service: Service) -> None:
+    folder, generation = service.live.folder.as_posix(), service.live.snapshot.generation
+    click.echo(f"serving {folder} (generation {generation}) on {service.url}/orchestrator", err=True)
+    if service.live.snapshot.configuration.app.server.docs:
+        click.echo(f"  documentation  {service.url}/docs", err=True)
+    if service.admin_url:
+        click.echo(f"  admin          {service.admin_url}/executions", err=True)

@@ -1,0 +1,76 @@
+"""An execution as a timeline: a bar for each step, to the scale of the whole."""
+
+from __future__ import annotations
+
+import os
+from typing import IO
+
+from rich.bar import Bar
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator_core.plugin_api import Execution, ExecutionStatus, StepRecord, StepStatus
+
+BAR_WIDTH = 40
+_NARROWEST = 1 / BAR_WIDTH / 4
+STEP_COLOURS: dict[StepStatus, str] = {
+    "ok": "green",
+    "cached": "cyan",
+    "default": "yellow",
+    "skipped": "bright_black",
+    "failed": "red",
+    "cancelled": "magenta",
+}
+COLOURS: dict[ExecutionStatus, str] = {"ok": "green", "degraded": "yellow", "failed": "red", "cancelled": "magenta"}
+
+
+def console(file: IO[str]) -> Console:
+    """Return a console that is 120 wide unless the stream is a terminal, and plain unless that shows colours."""
+    width = None if file.isatty() else 120
+    return Console(file=file, width=width, highlight=False, no_color="NO_COLOR" in os.environ or None)
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:,.2f} ms"
+
+
+def draw(execution: Execution, to: Console) -> None:
+    """Draw an execution's steps as bars, with what they raised below."""
+    head = Text(f"{execution.id}  {execution.domain}.{execution.endpoint}  ")
+    head.append(execution.status, style=COLOURS[execution.status])
+    head.append(f"  {execution.http_status}  {milliseconds(execution.duration_seconds)}")
+    head.append(f"  (engine {milliseconds(execution.engine_seconds)})")
+    to.print(head, soft_wrap=True)
+    to.print(_bars(execution))
+    for step in execution.steps:
+        if step.error:
+            to.print(Text(f"{step.name}: {step.error}", style=STEP_COLOURS[step.status]), soft_wrap=True)
+    if execution.error and all(step.error != execution.error for step in execution.steps):
+        to.print(Text(execution.error, style="red"), soft_wrap=True)
+    for model in execution.models:
+        identity = " ".join(filter(None, (model.name, model.version, model.digest)))
+        to.print(Text(f"model {identity}"), soft_wrap=True)
+
+
+def _bars(execution: Execution) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(width=BAR_WIDTH)
+    for step in execution.steps:
+        colour = STEP_COLOURS[step.status]
+        status = step.status if step.attempts < 2 else f"{step.status} ({step.attempts} attempts)"
+        duration = milliseconds(step.duration_seconds) if step.attempts else ""
+        bar = _bar(step, execution.duration_seconds, colour) if step.attempts else Text("")
+        table.add_row(step.name, Text(status, style=colour), duration, bar)
+    return table
+
+
+def _bar(step: StepRecord, whole: float, colour: str) -> Bar:
+    """Return the step's bar, wide enough to be seen."""
+    shortest = whole * _NARROWEST
+    begin = min(step.start_seconds, whole - shortest)
+    end = max(step.start_seconds + step.duration_seconds, begin + shortest)
+    return Bar(size=whole or 1, begin=begin, end=end, width=BAR_WIDTH, color=colour)

@@ -1,0 +1,213 @@
+"""JSON Schemas of what endpoints take and answer, as parts of an OpenAPI document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from orchestrator_core.expressions import (
+    ArithmeticNode,
+    ArrayNode,
+    CallNode,
+    CompareNode,
+    Literal,
+    NegateNode,
+    Node,
+    NotNode,
+    ObjectNode,
+    ReferenceNode,
+    TemplateNode,
+)
+from orchestrator_core.plan import REQUEST_PARTS, Plan, PlannedStep
+from orchestrator_core.schemas import pointer
+
+Schema = dict[str, Any]
+
+_OF_NAMES = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
+_OF_DATA = ("const", "enum", "default", "example", "examples")
+_IDENTITY = ("$id", "$schema", "$anchor", "$dynamicAnchor")
+
+_OF_FUNCTIONS: Mapping[str, Schema] = {
+    **{name: {"type": "string"} for name in ("lower", "upper", "trim", "str", "now")},
+    "date": {"type": "string", "format": "date"},
+    "len": {"type": "integer"},
+    "int": {"type": "integer"},
+    **{name: {"type": "number"} for name in ("abs", "float", "round", "sum")},
+    "bool": {"type": "boolean"},
+    "keys": {"type": "array", "items": {"type": "string"}},
+    "values": {"type": "array"},
+}
+
+
+class Embedded:
+    """A schema of the configuration that can become a component of the document.
+
+    Inside a document ``#/$defs/x`` leads elsewhere than in the schema alone. So the whole schema becomes a component,
+    and references are rewritten to lead into it. ``used`` says whether anything does: else it need not be there.
+    """
+
+    def __init__(self, schema: Mapping[str, Any], component: str) -> None:
+        self.schema = schema
+        self.component = component
+        self.used = False
+        self._anchors = dict(_anchors(schema, ()))
+
+    def reference(self) -> Schema:
+        return self._refer("")
+
+    def whole(self) -> Schema:
+        """Return the component."""
+        whole: Schema = self.part(self.schema)
+        return whole
+
+    def part(self, schema: Any) -> Any:
+        """Return a part of the schema that means the same in the document."""
+        if isinstance(schema, list):
+            return [self.part(item) for item in schema]
+        if not isinstance(schema, Mapping) or ("$id" in schema and schema is not self.schema):
+            return schema  # data, or a schema that is the base of its own references
+        done: Schema = {}
+        for key, value in schema.items():
+            if key in ("$ref", "$dynamicRef") and isinstance(value, str):
+                done["$ref"] = self._target(value)
+            elif key in _OF_DATA:
+                done[key] = value
+            elif key in _OF_NAMES and isinstance(value, Mapping):
+                done[key] = {name: self.part(item) for name, item in value.items()}
+            elif key not in _IDENTITY:
+                done[key] = self.part(value)
+        return done
+
+    def _target(self, reference: str) -> str:
+        local = reference.removeprefix(str(self.schema.get("$id", "")))
+        if local and not local.startswith("#"):
+            return reference
+        fragment = local[1:]
+        target: str = self._refer(self._anchors.get(fragment, fragment))["$ref"]
+        return target
+
+    def _refer(self, fragment: str) -> Schema:
+        self.used = True
+        return {"$ref": f"#/components/schemas/{self.component}{fragment}"}
+
+
+def _anchors(schema: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str, str]]:
+    """Yield each anchor of a schema with the JSON Pointer that it stands for."""
+    if isinstance(schema, Mapping):
+        for keyword in ("$anchor", "$dynamicAnchor"):
+            if isinstance(name := schema.get(keyword), str):
+                yield name, pointer(path)
+    items: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(schema, Mapping):
+        items = ((key, value) for key, value in schema.items() if key not in _OF_DATA)
+    elif isinstance(schema, list):
+        items = enumerate(schema)
+    for key, value in items:
+        if not (isinstance(value, Mapping) and "$id" in value):
+            yield from _anchors(value, (*path, key))
+
+
+def object_of(paths: Iterable[tuple[tuple[str | int, ...], bool]]) -> Schema:
+    """Return the shape of a value of which these paths are read. True marks a path that is always read."""
+    below: dict[str | int, list[tuple[tuple[str | int, ...], bool]]] = {}
+    for path, always in paths:
+        if path:
+            below.setdefault(path[0], []).append((path[1:], always))
+    names = [key for key in below if isinstance(key, str)]
+    if not below:
+        return {}
+    if not names:
+        items = object_of(path for paths_below in below.values() for path in paths_below)
+        return {"type": "array", "items": items}
+    required = [name for name in names if any(always for _, always in below[name])]
+    properties = {name: object_of(below[name]) for name in names}
+    return {"type": "object", "properties": properties} | ({"required": required} if required else {})
+
+
+def answer_shape(plan: Plan, input_schema: Embedded | None) -> Schema:
+    """Return what can be known of an endpoint's answers without an ``output_schema``."""
+    if plan.transforms:
+        return {}
+    shapes = _Shapes(plan, input_schema)
+    if plan.response is not None:
+        return shapes.of(plan.response)
+    if plan.answers_with:
+        return shapes.of_step(plan.answers_with)
+    return {"type": "object", "properties": {step.name: shapes.of_step(step.name) for step in plan.steps}}
+
+
+class _Shapes:
+    def __init__(self, plan: Plan, input_schema: Embedded | None) -> None:
+        self.steps = {step.name: step for step in plan.steps}
+        self.input = input_schema
+
+    def of(self, node: Node) -> Schema:
+        match node:
+            case Literal(value=value):
+                return _of_value(value)
+            case ObjectNode(fields=fields):
+                return _of_fields([(name, self.of(value)) for name, value in fields])
+            case ArrayNode(items=items):
+                shapes = [self.of(item) for item in items]
+                same = bool(shapes) and all(shape == shapes[0] for shape in shapes)
+                return {"type": "array", "items": shapes[0] if same else {}}
+            case TemplateNode():
+                return {"type": "string"}
+            case CompareNode() | NotNode():
+                return {"type": "boolean"}
+            case NegateNode():
+                return {"type": "number"}
+            case ArithmeticNode(operators=operators) if "+" not in operators:
+                return {"type": "number"}
+            case CallNode(function=function):
+                return dict(_OF_FUNCTIONS.get(function, {}))
+            case ReferenceNode(root="execution", path=(name,)):
+                return {"type": "boolean" if name == "degraded" else "string"}
+            case ReferenceNode(root="request", path=path):
+                return self._of_request(path)
+            case ReferenceNode(root=root, path=()) if root in self.steps:
+                return self.of_step(root)
+            case _:
+                return {}
+
+    def of_step(self, name: str) -> Schema:
+        step = self.steps[name]
+        if step.transforms or step.optional or step.condition is not None:
+            return {}
+        if step.spec.kind.name == "direct":
+            return _of_fields([(param, self.of(node)) for param, node in step.params])
+        return _of_facts(step)
+
+    def _of_request(self, path: Sequence[str | int]) -> Schema:
+        part, *rest = path if path and path[0] in REQUEST_PARTS else ("", *path)
+        if len(rest) != 1:
+            return {}
+        declared = (self.input.schema.get("properties") or {}) if self.input else {}
+        if self.input and rest[0] in declared and part != "headers":
+            shape = self.input.part(declared[rest[0]])
+            return {key: value for key, value in shape.items() if key != "default"} if isinstance(shape, dict) else {}
+        return {"type": "string"} if part in ("path_params", "headers") else {}
+
+
+def _of_facts(step: PlannedStep) -> Schema:
+    facts = step.spec.facts.get(step.operation)
+    if facts is None or facts.fields is None:
+        return {}
+    shape = _of_fields([(name, {}) for name in facts.fields])
+    return {"type": "array", "items": shape} if facts.many else shape
+
+
+def _of_fields(fields: Sequence[tuple[str, Schema]]) -> Schema:
+    required = [name for name, _ in fields]
+    return {"type": "object", "properties": dict(fields)} | ({"required": required} if required else {})
+
+
+def _of_value(value: Any) -> Schema:
+    if isinstance(value, Mapping):
+        return _of_fields([(name, _of_value(item)) for name, item in value.items()])
+    if isinstance(value, list | tuple):
+        shapes = [_of_value(item) for item in value]
+        same = bool(shapes) and all(shape == shapes[0] for shape in shapes)
+        return {"type": "array", "items": shapes[0] if same else {}}
+    words = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
+    return {"type": words[type(value)]}
