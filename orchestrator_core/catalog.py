@@ -210,4 +210,3 @@ def _operations(kind: SourceKind[Any], places: Mapping[str, Located]) -> tuple[d
         if operation is not None:
             operations[name] = operation
     return operations, problems
-

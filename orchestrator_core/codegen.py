@@ -67,7 +67,7 @@ class Generated:
         }
         lines = self.source.splitlines(keepends=True)
         linecache.cache[self.filename] = (len(self.source), None, lines, self.filename)
-        exec(compile(self.source, self.filename, "exec"), scope)  # noqa: S102  # the source is ours
+        exec(compile(self.source, self.filename, "exec"), scope)  # the source is ours
         coroutine: Coroutine = scope[self.name]
         return coroutine
 
@@ -292,7 +292,7 @@ class _Writer:
         step = self.plan.steps[self.index[name]]
         return variable if step.condition is None else f"None if {variable} is MISSING else {variable}"
 
-    # --- concurrency ---------------------------------------------------------------------------------------------------
+    # --- concurrency -------------------------------------------------------------------------------------------------
 
     def cross_waits(self) -> set[str]:
         """Return the steps that another chain waits for and that need a future for it."""

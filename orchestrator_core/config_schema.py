@@ -163,7 +163,7 @@ class _Types:
             return {"type": "object", "additionalProperties": self.of(arguments[1]) if arguments else {}}
         if isinstance(origin, type) and issubclass(origin, Sequence | set | frozenset):
             return {"type": "array", "items": self.of(arguments[0]) if arguments else {}}
-        raise TypeError(f"an option cannot have the type {cls}")
+        return {}  # a type of a plugin's own, which only the converter knows
 
     def _string(self, schema: Schema, takes_strings: bool) -> Schema:
         """Return the schema of a value that some strings can stand for, or a placeholder that becomes one."""
@@ -225,9 +225,9 @@ class _Types:
             parts["operations"] = {**operations, "description": "Operations that all sources of the section share."}
             own = {"operations": {**operations, "description": "The source's own operations."}}
             source = self.class_schema(kind.options, {**self.properties(kind.options), **own})
-        name = f"{kind.name} source"
+        name = f"{kind.name}.source"
         self.definitions[name] = source
-        sources = {"type": "object", "additionalProperties": {"$ref": f"#/$defs/{name.replace(' ', '%20')}"}}
+        sources = {"type": "object", "additionalProperties": {"$ref": f"#/$defs/{name}"}}
         parts["sources"] = {**_or_null(sources), "description": "The sources by name."}
         return {
             "description": kind.summary,
@@ -255,12 +255,12 @@ class _Types:
                 ),
             ]
         }
-        self.definitions["model with its address"] = with_address
+        self.definitions["model.addressed"] = with_address
         model = {"$ref": "#/$defs/model"}
         source = {**_or_null(model), "description": "The one model; short for models: {default: …}."}
         models = {"type": "object", "additionalProperties": model}
         properties = self.properties(MlOptions, {"source": source, "models": models})
-        addressed = {"$ref": "#/$defs/model%20with%20its%20address"}
+        addressed = {"$ref": "#/$defs/model.addressed"}
         return {
             "description": _summary(MlOptions),
             "type": "object",
@@ -277,7 +277,7 @@ class _Types:
         }
 
     def _model(self, kinds: Mapping[str, ModelKind[Any]]) -> Schema:
-        names = {"enum": list(kinds), "default": "http"}
+        names = {**self._string({"enum": list(kinds)}, True), "default": "http"}
         choices = []
         for name, kind in kinds.items():
             required = [option for option in required_options(kind.options) if option != "base_url"]

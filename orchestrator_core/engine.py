@@ -1,4 +1,4 @@
-"""Executing a plan for one request: check the request, run the generated coroutine under its deadline, keep a record."""
+"""Executing a plan for one request: check it, run the generated coroutine under its deadline, keep a record."""
 
 from __future__ import annotations
 

@@ -289,7 +289,9 @@ class _Compiler:
             if (match := _REFERENCE.search(value)) and match[1] in names:
                 message = f"this is text, in which {match[0]} stands for itself"
                 hint = "an expression starts with $; inside a text it is written {{ $… }}"
-                problem = located.problem("ORC508", message, *path, hint=hint, offset=match.start(), length=match.end() - match.start())
+                problem = located.problem(
+                    "ORC508", message, *path, hint=hint, offset=match.start(), length=match.end() - match.start()
+                )
                 self.problems.append(problem.as_warning())
 
     def params(self, config: StepConfig, located: Located) -> tuple[tuple[str, Node], ...] | None:
@@ -628,6 +630,4 @@ def _check_field(
     if follow and isinstance(follow[0], str) and follow[0] not in facts.fields:
         message = f"the step '{step.name}' returns no field '{follow[0]}'"
         hint = did_you_mean(follow[0], facts.fields)
-        yield located.problem(
-            "ORC505", message, *path, hint=hint, offset=reference.offset, length=len(reference.text)
-        )
+        yield located.problem("ORC505", message, *path, hint=hint, offset=reference.offset, length=len(reference.text))

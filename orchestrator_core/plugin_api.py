@@ -86,8 +86,8 @@ __all__ = [
     "ModelFacts",
     "ModelKind",
     "OpenContext",
-    "OptionError",
     "OperationFacts",
+    "OptionError",
     "OrchestratorError",
     "Preparable",
     "ReadyCheck",
@@ -104,7 +104,7 @@ __all__ = [
     "option",
 ]
 
-JSON: TypeAlias = "None | bool | int | float | str | Sequence[JSON] | Mapping[str, JSON]"
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 Options = TypeVar("Options")
 
 
@@ -123,7 +123,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def option(
     default: Any = attrs.NOTHING,
     *,
-    help: str,  # noqa: A002  # the word that click and argparse use for the same thing
+    help: str,  # the word that click and argparse use for the same thing
     factory: Callable[[], Any] | None = None,
     validator: Any = None,
 ) -> Any:

@@ -192,9 +192,7 @@ def _observer(implementation: pluggy.HookImpl) -> Observer:
     return observe
 
 
-def _answers(
-    manager: pluggy.PluginManager, plugins: dict[str, Plugin], hook: str
-) -> Iterator[tuple[Plugin, Any]]:
+def _answers(manager: pluggy.PluginManager, plugins: dict[str, Plugin], hook: str) -> Iterator[tuple[Plugin, Any]]:
     """Call each plugin's hook by itself, so that one that fails does not silence the others."""
     for implementation in getattr(manager.hook, hook).get_hookimpls():
         name = implementation.plugin_name

@@ -142,9 +142,7 @@ class Run:
 
     def unfinished(self) -> list[str]:
         """Return the steps that were under way when the run ended."""
-        return [
-            name for name, step in zip(self.plan.step_names, self.steps, strict=True) if isinstance(step, float)
-        ]
+        return [name for name, step in zip(self.plan.step_names, self.steps, strict=True) if isinstance(step, float)]
 
     def engine_seconds(self) -> float:
         """Return how long no step was under way."""

@@ -231,9 +231,7 @@ def _bind(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource]) -
     if problems:
         raise ConfigError(problems)
     ready = ReadyPlan(plan, prepared.configuration.generation, calls)
-    ready.identities = {
-        name: identity for name, identity in identities.items() if _is_model(plan, name)
-    }
+    ready.identities = {name: identity for name, identity in identities.items() if _is_model(plan, name)}
     return ready
 
 

@@ -42,9 +42,7 @@ def beside(plan: Plan) -> Mapping[str, tuple[str, ...]]:
     order = [step.name for step in plan.steps]
     return {
         name: tuple(
-            other
-            for other in order
-            if other != name and other not in earlier[name] and name not in earlier[other]
+            other for other in order if other != name and other not in earlier[name] and name not in earlier[other]
         )
         for name in order
     }

@@ -35,4 +35,6 @@ admin_option: Decorator = click.option(
 def format_option(*formats: str) -> Decorator:
     """Return ``--format``; the first format is the default."""
     kind = click.Choice(formats)
-    return click.option("--format", "form", type=kind, default=formats[0], show_default=True, help="Form of the output.")
+    return click.option(
+        "--format", "form", type=kind, default=formats[0], show_default=True, help="Form of the output."
+    )

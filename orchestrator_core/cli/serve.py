@@ -11,8 +11,6 @@ from orchestrator_core.cli.findings import refuse
 from orchestrator_core.cli.options import config_option, plugins_dir_option
 from orchestrator_core.cli.prepare import run_async
 from orchestrator_core.config.load import load_configuration
-from orchestrator_core.config.model import LoggingOptions
-from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.errors import ConfigError
 from orchestrator_core.http.app import Service, serve
 
@@ -25,9 +23,7 @@ _PORT = click.IntRange(0, 65535)
 @click.option("--port", type=_PORT, help="Port of the public listener, 0 for any free one; wins over config.yaml.")
 @click.option("--admin-port", type=_PORT, help="Port of the admin listener; wins over config.yaml.")
 @plugins_dir_option
-def command(
-    folder: Path, host: str | None, port: int | None, admin_port: int | None, plugins_dir: Path | None
-) -> None:
+def command(folder: Path, host: str | None, port: int | None, admin_port: int | None, plugins_dir: Path | None) -> None:
     """Serve a configuration, and reload it when it changes.
 
     A configuration with problems is not served; once one is served, a change with problems leaves it serving. Ctrl-C
@@ -39,9 +35,7 @@ def command(
     """
     configuration = load_configuration(folder)
     try:
-        run_async(
-            serve(folder, host=host, port=port, admin_port=admin_port, plugins_dir=plugins_dir, ready=_announce)
-        )
+        run_async(serve(folder, host=host, port=port, admin_port=admin_port, plugins_dir=plugins_dir, ready=_announce))
     except ConfigError as error:
         refuse(error.problems, folder, configuration.redactor)
     except OSError as error:

@@ -258,4 +258,3 @@ class _Loader:
             problems=tuple(self.problems),
             incomplete=self.incomplete,
         )
-

@@ -80,9 +80,7 @@ class AdminOptions:
 class TrackingOptions:
     """Execution records."""
 
-    capacity: int = option(
-        1000, help="How many of the latest executions are kept in memory.", validator=_positive
-    )
+    capacity: int = option(1000, help="How many of the latest executions are kept in memory.", validator=_positive)
 
 
 @frozen

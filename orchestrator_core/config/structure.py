@@ -14,7 +14,12 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import attrs
 import cattrs
 from attrs import frozen
-from cattrs.errors import AttributeValidationNote, ForbiddenExtraKeysError, IterableValidationError, IterableValidationNote
+from cattrs.errors import (
+    AttributeValidationNote,
+    ForbiddenExtraKeysError,
+    IterableValidationError,
+    IterableValidationNote,
+)
 from cattrs.gen import make_dict_structure_fn
 
 from orchestrator_core.config.yaml import DataPath, Document
@@ -193,7 +198,7 @@ def _duration(value: Any, _: Any) -> Duration:
         return Duration(float(match[1]) * _SECONDS[match[2]])
     if isinstance(value, str):
         raise _Unfit(f"'{value}' is not a duration: write seconds, or a number with ms, s, m or h such as \"250ms\"")
-    raise _expected("a duration, such as 2 (seconds) or \"250ms\"", value)
+    raise _expected('a duration, such as 2 (seconds) or "250ms"', value)
 
 
 def _size(value: Any, _: Any) -> Size:
@@ -205,7 +210,7 @@ def _size(value: Any, _: Any) -> Size:
         return Size(float(match[1]) * _BYTES[match[2]])
     if isinstance(value, str):
         raise _Unfit(f"'{value}' is not a size: write bytes, or a number with KiB, MiB or GiB such as \"1MiB\"")
-    raise _expected("a size, such as 1024 (bytes) or \"1MiB\"", value)
+    raise _expected('a size, such as 1024 (bytes) or "1MiB"', value)
 
 
 def _literal(value: Any, cls: Any) -> Any:

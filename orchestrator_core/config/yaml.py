@@ -157,9 +157,11 @@ def parse_document(text: str, name: str) -> Document:
         builder.problems.append(_syntax_problem(document, error))
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
-        message = f"character U+{ord(error.character):04X} is not allowed in YAML" if isinstance(
-            error.character, str
-        ) else f"character U+{error.character:04X} is not allowed in YAML"
+        message = (
+            f"character U+{ord(error.character):04X} is not allowed in YAML"
+            if isinstance(error.character, str)
+            else f"character U+{error.character:04X} is not allowed in YAML"
+        )
         builder.problems.append(Problem(name, line, 1, "ORC102", message, source_line=document.line(line)))
     except _TooMuch:
         pass

@@ -110,9 +110,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with run_service(
-        folder, host=host, port=port, admin_port=admin_port, plugins_dir=plugins_dir
-    ) as service:
+    async with run_service(folder, host=host, port=port, admin_port=admin_port, plugins_dir=plugins_dir) as service:
         reloads: set[asyncio.Task[object]] = set()
 
         def reload() -> None:

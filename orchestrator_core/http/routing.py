@@ -55,8 +55,7 @@ def decode(segment: str) -> str:
 def make_route(ready: ReadyPlan) -> Route:
     plan = ready.plan
     template = tuple(
-        (True, segment[1:-1]) if segment.startswith("{") else (False, segment)
-        for segment in plan.path.split("/")[1:]
+        (True, segment[1:-1]) if segment.startswith("{") else (False, segment) for segment in plan.path.split("/")[1:]
     )
     methods: set[str] = set(plan.config.methods)
     if "GET" in methods:
