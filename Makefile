@@ -1,0 +1,47 @@
+# Needs Python >= 3.11 and make; everything else goes into .venv and .tox beside this file.
+PYTHON ?= python3
+TOX = .venv/bin/tox
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint types layers docs plugins wheels constraints clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 22
+	@echo '  Arguments go through ARGS, as in: make test ARGS="-k expressions -x"'
+
+demo: $(TOX)  ## set up, build and serve the example on http://localhost:8000
+	@$(TOX) run -qq -e demo -x testenv:demo.commands=
+	@exec .tox/demo/bin/python -m example $(ARGS)
+
+test: $(TOX)  ## run every test
+	@$(TOX) run -q -e tests $(if $(ARGS),-- $(ARGS))
+
+bench: $(TOX)  ## measure against hand-written handlers
+	@$(TOX) run -q -e bench $(if $(ARGS),-- $(ARGS))
+
+lint types layers docs wheels: $(TOX)
+	@$(TOX) run -q -e $@ $(if $(ARGS),-- $(ARGS))
+
+plugins: $(TOX)  ## run each plugin's tests with nothing but the core beside it
+	@$(TOX) run -q -f plugin $(if $(ARGS),-- $(ARGS))
+
+lint:  ## ruff, both the checks and the format
+types:  ## mypy, strict
+layers:  ## import-linter: who may import whom
+docs:  ## run the code in README and docs, follow their links
+wheels:  ## build the wheels, install each one alone, look at what came with it
+
+constraints: $(TOX)  ## write constraints.txt anew, with today's versions
+	@$(TOX) run -q -e constraints
+	@.tox/constraints/bin/python -m pip freeze --exclude-editable > constraints.txt
+
+clean:  ## remove what the other targets made
+	rm -rf .venv .tox .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+
+$(TOX):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed and $(PYTHON) is %s; name another: make PYTHON=python3.12" % sys.version.split()[0])'
+	@echo "making .venv"
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install -q --disable-pip-version-check "tox>=4.30,<5" -c constraints.txt
+	@touch $(TOX)
