@@ -1,0 +1,1 @@
+"""Models from files, scored inside the service: MLflow folders and ONNX."""

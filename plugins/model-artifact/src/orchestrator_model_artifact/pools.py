@@ -1,0 +1,138 @@
+"""Where predictions run when not on the event loop: bounded threads, bounded processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from attrs import define
+
+from orchestrator_core.plugin_api import JSON, Identity, ModelFacts, SourceUnavailable
+from orchestrator_model_artifact.features import Row
+from orchestrator_model_artifact.loading import LoadedModel, Request, load
+from orchestrator_model_artifact.worker import Worker, WorkerDied, start_worker
+
+T = TypeVar("T")
+
+
+class Threads:
+    """A bounded thread pool. A call that is cancelled while it waits is never run; one that runs is run to its end."""
+
+    def __init__(self, executor: ThreadPoolExecutor) -> None:
+        self._executor = executor
+        self._running: set[Future[Any]] = set()
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        future = self._executor.submit(function, *args)
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+        return await asyncio.wrap_future(future)
+
+    async def idle(self) -> None:
+        """Return when nothing runs any more."""
+        if running := [asyncio.wrap_future(future) for future in set(self._running)]:
+            await asyncio.wait(running)
+
+
+@asynccontextmanager
+async def thread_pool(name: str, workers: int) -> AsyncIterator[Threads]:
+    """Open a pool whose threads start when they are needed, and are gone when it is closed."""
+    executor = ThreadPoolExecutor(workers, thread_name_prefix=f"model-{name}")
+    threads = Threads(executor)
+    try:
+        yield threads
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+        await asyncio.shield(threads.idle())
+        executor.shutdown(wait=True)
+
+
+@define
+class _Slot:
+    """The place of one worker process; empty after it died and until the next call needs it."""
+
+    worker: Worker | None = None
+
+
+class Processes:
+    """A bounded pool of worker processes that each hold the model."""
+
+    def __init__(self, request: Request, slots: Sequence[_Slot], facts: ModelFacts, identity: Identity) -> None:
+        self.facts = facts
+        self.identity = identity
+        self._request = request
+        self._idle: asyncio.LifoQueue[_Slot] = asyncio.LifoQueue()
+        self._calls: set[asyncio.Task[list[JSON]]] = set()
+        for slot in slots:
+            self._idle.put_nowait(slot)
+
+    async def run(self, rows: Sequence[Row]) -> list[JSON]:
+        """Score the rows in the next free process. Raises :class:`SourceUnavailable` when that process dies."""
+        slot = await self._idle.get()
+        # The answer has to be read even when the caller has given up: a task of its own does.
+        call = asyncio.create_task(self._score(slot, rows))
+        self._calls.add(call)
+        call.add_done_callback(self._finished)
+        return await asyncio.shield(call)
+
+    async def idle(self) -> None:
+        """Return when nothing runs any more."""
+        if self._calls:
+            await asyncio.wait(set(self._calls))
+
+    async def _score(self, slot: _Slot, rows: Sequence[Row]) -> list[JSON]:
+        try:
+            if slot.worker is None:
+                slot.worker = await start_worker()
+                await slot.worker.call(load_in_worker, self._request)
+            return await slot.worker.call(score_in_worker, rows)
+        except WorkerDied as died:
+            slot.worker = None
+            raise SourceUnavailable(f"{died}: the next call starts another") from died
+        finally:
+            self._idle.put_nowait(slot)
+
+    def _finished(self, call: asyncio.Task[list[JSON]]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            call.exception()  # looked at, so that asyncio does not report one that nobody waits for any more
+
+
+@asynccontextmanager
+async def process_pool(request: Request, workers: int) -> AsyncIterator[Processes]:
+    """Start the processes, load the model in each, and end them all."""
+    slots = [_Slot() for _ in range(workers)]
+    pool: Processes | None = None
+    try:
+        for slot in slots:
+            slot.worker = await start_worker()
+        answers = [slot.worker.call(load_in_worker, request) for slot in slots if slot.worker]
+        (facts, identity), *_ = await asyncio.gather(*answers)
+        pool = Processes(request, slots, facts, identity)
+        yield pool
+    finally:
+        await asyncio.shield(_end(pool, slots))
+
+
+async def _end(pool: Processes | None, slots: Sequence[_Slot]) -> None:
+    if pool is not None:
+        await pool.idle()
+    await asyncio.gather(*(slot.worker.end() for slot in slots if slot.worker))
+
+
+# --- in the worker process -----------------------------------------------------------------------------------------
+
+_loaded: list[LoadedModel] = []
+
+
+def load_in_worker(request: Request) -> tuple[ModelFacts, Identity]:
+    """Load the model that this process is for."""
+    _loaded[:] = [load(request)]
+    return _loaded[0].facts, _loaded[0].identity
+
+
+def score_in_worker(rows: Sequence[Row]) -> list[JSON]:
+    return _loaded[0].score(rows)

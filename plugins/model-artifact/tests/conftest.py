@@ -1,0 +1,195 @@
+"""Real models, small and trained once: MLflow folders of sklearn and ONNX models, and bare ONNX files."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from threading import enumerate as threads
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+NUMBERS = ["credit_score", "annual_income", "debt"]
+
+
+def frame() -> pd.DataFrame:
+    random = np.random.default_rng(7)
+    count = 300
+    return pd.DataFrame(
+        {
+            "credit_score": random.integers(300, 850, count),
+            "annual_income": random.normal(60_000, 15_000, count),
+            "debt": random.normal(10_000, 4_000, count),
+            "region": random.choice(["north", "south", "west"], count),
+        }
+    )
+
+
+def bad(data: pd.DataFrame) -> np.ndarray:
+    return (data.debt / data.annual_income > data.credit_score / 4_000).astype(int).to_numpy()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with one model for each of the names below."""
+    root = tmp_path_factory.mktemp("models")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # mlflow, on types and on pickles
+        _make_mlflow_models(root)
+        _make_onnx_models(root)
+    return root
+
+
+def _make_mlflow_models(root: Path) -> None:
+    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.sklearn import save_model
+    from mlflow.types import ColSpec, Schema
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.compose import make_column_transformer
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.linear_model import LinearRegression, LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    data = frame()
+    numbers, target = data[NUMBERS], bad(data)
+
+    def save(name: str, model: Any, inputs: pd.DataFrame, outputs: Any = None, **options: Any) -> None:
+        signature = infer_signature(inputs, model.predict(inputs) if outputs is None else outputs)
+        save_model(model, str(root / name), signature=signature, pip_requirements=[], **options)
+
+    logistic = make_pipeline(StandardScaler(), LogisticRegression()).fit(numbers, target)
+    save("logistic", logistic, numbers)
+    save("proba", logistic, numbers, pyfunc_predict_fn="predict_proba")
+    save("pickled", logistic, numbers, serialization_format="cloudpickle")
+    save("named", logistic, numbers, pd.DataFrame({"is_bad": target}))
+
+    words = np.where(target == 1, "bad", "good")
+    save("words", LogisticRegression(max_iter=2000).fit(StandardScaler().fit_transform(numbers), words), numbers)
+
+    forest = RandomForestClassifier(25, max_depth=6, random_state=0, n_jobs=2).fit(numbers, target)
+    save("forest", forest, numbers, input_example=numbers.head(3), skops_trusted_types=["sklearn.tree._tree.Tree"])
+
+    save("regressor", LinearRegression().fit(numbers, numbers.debt * 2), numbers)
+    two = numbers[["debt", "annual_income"]] * 2
+    save("two_values", LinearRegression().fit(numbers, two), numbers)
+
+    by_name = make_pipeline(
+        make_column_transformer((OneHotEncoder(), ["region"]), (StandardScaler(), NUMBERS)), LogisticRegression()
+    ).fit(data, target)
+    save("columns", by_name, data, input_example=data.head(5))
+
+    class Slow(ClassifierMixin, BaseEstimator):
+        """Predicts in 50 ms: asleep, or busy with Python code that holds the interpreter's lock."""
+
+        def __init__(self, busy: bool = False, exits: bool = False) -> None:
+            self.busy, self.exits = busy, exits
+
+        def fit(self, _: Any, __: Any) -> Slow:
+            self.classes_ = np.array([0, 1])
+            return self
+
+        def predict(self, features: Any) -> Any:
+            import os
+            import time
+
+            if self.exits and features.iloc[0, 0] < 0:
+                os._exit(3)
+            until = time.perf_counter() + 0.05
+            while time.perf_counter() < until:
+                if not self.busy:
+                    time.sleep(0.01)
+            return (features.iloc[:, 0] > 600).to_numpy().astype(int)
+
+    for name, slow in (("slow", Slow()), ("busy", Slow(busy=True)), ("exits", Slow(exits=True))):
+        save(name, slow.fit(numbers, target), numbers, serialization_format="cloudpickle")
+
+    class Odd(BaseEstimator):
+        """Predicts what cannot be answered."""
+
+        def fit(self, *_: Any) -> Odd:
+            return self
+
+        def predict(self, features: Any) -> Any:
+            if (features.debt > 1e6).any():
+                raise ValueError("debt out of range")
+            return features.debt.to_numpy() * np.nan
+
+    signature = ModelSignature(inputs=Schema([ColSpec("double", "debt")]))
+    save_model(
+        Odd().fit(), str(root / "odd"), signature=signature, serialization_format="cloudpickle", pip_requirements=[]
+    )
+
+
+def _make_onnx_models(root: Path) -> None:
+    from mlflow.models import infer_signature
+    from mlflow.onnx import save_model
+    from skl2onnx import convert_sklearn
+    from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
+    from sklearn.compose import make_column_transformer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    data = frame()
+    numbers, target = data[NUMBERS], bad(data)
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(numbers.to_numpy(), target)
+    matrix = [("features", FloatTensorType([None, 3]))]
+    for name, zipmap in (("matrix", False), ("zipped", True)):
+        proto = convert_sklearn(model, initial_types=matrix, options={id(model): {"zipmap": zipmap}})
+        (root / f"{name}.onnx").write_bytes(proto.SerializeToString())
+    proto = convert_sklearn(model, initial_types=matrix, options={id(model): {"zipmap": False}})
+    save_model(proto, str(root / "mlflow_onnx"), signature=infer_signature(numbers, target), pip_requirements=[])
+    for key, value in (("feature_names", '["credit_score", "annual_income", "debt"]'), ("classes", "[0, 1]")):
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value
+    proto.model_version = 4
+    (root / "described.onnx").write_bytes(proto.SerializeToString())
+
+    by_name = make_pipeline(
+        make_column_transformer((OneHotEncoder(handle_unknown="ignore"), ["region"]), (StandardScaler(), NUMBERS)),
+        LogisticRegression(),
+    ).fit(data, target)
+    types = [(name, FloatTensorType([None, 1])) for name in NUMBERS[1:]]
+    inputs = [("credit_score", Int64TensorType([None, 1])), *types, ("region", StringTensorType([None, 1]))]
+    proto = convert_sklearn(by_name, initial_types=inputs, options={id(by_name): {"zipmap": False}})
+    (root / "by_name.onnx").write_bytes(proto.SerializeToString())
+
+
+@pytest.fixture
+def nothing_left_behind() -> Iterator[None]:
+    """Compare open files, threads and child processes before and after the test."""
+
+    def seen() -> tuple[int, set[str], str]:
+        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
+        return len(os.listdir("/proc/self/fd")), {thread.name for thread in threads()}, children
+
+    before = seen()
+    yield
+    # asyncio's thread that waited for a child process ends a moment after it has told the loop.
+    deadline = time.monotonic() + 5
+    while seen() != before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert seen() == before
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[[Callable[[], Awaitable[None]]], None]:
+    """Return the function that runs a test's coroutine on a loop of its own."""
+    import asyncio
+
+    def run(test: Callable[[], Awaitable[None]]) -> None:
+        async def main() -> None:
+            await test()
+
+        with asyncio.Runner() as runner:
+            runner.run(main())
+
+    return run
