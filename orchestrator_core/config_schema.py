@@ -147,7 +147,7 @@ class _Types:
         if origin in (Union, types.UnionType):
             return self._union(arguments)
         if attrs.has(origin):
-            return self._class(cls)
+            return self._class(cls) if required_options(cls) else _or_null(self._class(cls))
         simple: Mapping[Any, Schema] = {
             type(None): {"type": "null"},
             bool: {"type": "boolean"},
@@ -170,7 +170,8 @@ class _Types:
         return {"anyOf": [schema, _PLACEHOLDER]} if self.placeholders and takes_strings else schema
 
     def _union(self, arms: Sequence[Any]) -> Schema:
-        schemas = [self.of(arm) for arm in arms]
+        # Null is an arm of its own: only outside of a union it stands for a class with its defaults.
+        schemas = [self._class(arm) if attrs.has(arm) else self.of(arm) for arm in arms]
         if all(schema.keys() == {"type"} for schema in schemas):
             return {"type": [schema["type"] for schema in schemas]}
         return {"anyOf": schemas}
@@ -192,11 +193,9 @@ class _Types:
         self.definitions[name] |= self.class_schema(cls, self.properties(cls, instead))
 
     def class_schema(self, cls: Any, properties: Mapping[str, Schema]) -> Schema:
-        """Return the schema of a class, which is null as well if nothing in it must be given."""
-        required = required_options(cls)
         schema: Schema = {"description": _summary(cls)} if cls.__doc__ else {}
-        schema |= {"type": "object" if required else ["object", "null"], "properties": dict(properties)}
-        if required:
+        schema |= {"type": "object", "properties": dict(properties)}
+        if required := required_options(cls):
             schema["required"] = required
         return schema | {"additionalProperties": False}
 
@@ -227,7 +226,9 @@ class _Types:
             source = self.class_schema(kind.options, {**self.properties(kind.options), **own})
         name = f"{kind.name}.source"
         self.definitions[name] = source
-        sources = {"type": "object", "additionalProperties": {"$ref": f"#/$defs/{name}"}}
+        reference: Schema = {"$ref": f"#/$defs/{name}"}
+        nothing_needed = kind is not ML and not required_options(kind.options)
+        sources = {"type": "object", "additionalProperties": _or_null(reference) if nothing_needed else reference}
         parts["sources"] = {**_or_null(sources), "description": "The sources by name."}
         return {
             "description": kind.summary,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
@@ -38,59 +39,102 @@ _WORDS = {
     Any: "any value",
 }
 
-_PAGE = (
-    (
-        "# Configuration reference",
-        "This page is written from the classes that parse the files: `python -m orchestrator_core.reference`. "
-        "`orchestrator schema` prints the same as JSON Schema, installed plugins included.",
-        "An unknown key is an error, and so is a value of another type: numbers are never made from strings, nor "
-        "strings from numbers. A *duration* is a number of seconds, or a number with a unit, such as `250ms`, `5s`, "
-        "`2m` or `1h`. A *size* is a number of bytes, or `64KiB`, `1MiB`, `2GiB`. In `config.yaml`, `database.yaml` and "
-        "integrations, `${env:NAME}`, `${env:NAME:-default}` and `${file:PATH}` can stand in any string.",
-    ),
-    (
-        "## `config.yaml`",
+_CLASSES = {
+    cls.__name__: cls
+    for cls in (
         AppConfig,
-        "Every other key of this file is a source type's section, as in `database.yaml` and `integrations/*.yaml`.",
-    ),
-    ("### `server`", ServerOptions),
-    ("### `admin`", AdminOptions),
-    ("### `tracking`", TrackingOptions),
-    ("### `reload`", ReloadOptions),
-    ("### `logging`", LoggingOptions),
-    (
-        "## Sections of source types",
-        "`database.yaml` and `integrations/*.yaml` hold sections, one for each source type: `<type>.sources.<source_id>` "
-        "are its sources, each with the options and `operations` that its plugin describes, and `<type>.operations` are "
-        "shared by all of them. A source's own operation wins. The folder `domains/<domain>/` can hold the same files "
-        "for one domain; they win over the global ones.",
-    ),
-    ("### `ml.sources.<source_id>`", MlOptions),
-    (
-        "### A model: `source` and `models.<name>`",
-        "Besides these, the options of the model's type.",
+        ServerOptions,
+        AdminOptions,
+        TrackingOptions,
+        ReloadOptions,
+        LoggingOptions,
+        MlOptions,
         CommonOptions,
-    ),
-    ("### `batch`", BatchOptions),
-    ("## `domains/<domain>.yaml`", DomainFile),
-    ("### An endpoint: `endpoints.<name>`", EndpointConfig),
-    ("### A step: an entry of `data_sources`", StepConfig),
-)
+        BatchOptions,
+        DomainFile,
+        EndpointConfig,
+        StepConfig,
+    )
+}
+
+_PAGE = """\
+# Configuration reference
+
+This page is written from the classes that parse the files: `python -m orchestrator_core.reference`.
+`orchestrator schema` prints the same as JSON Schema, installed plugins included.
+
+An unknown key is an error, and so is a value of another type: numbers are never made from strings, nor strings from
+numbers. A *duration* is a number of seconds, or a number with a unit, such as `250ms`, `5s`, `2m` or `1h`. A *size* is
+a number of bytes, or `64KiB`, `1MiB`, `2GiB`. In `config.yaml`, `database.yaml` and integrations, `${env:NAME}`,
+`${env:NAME:-default}` and `${file:PATH}` can stand in any string.
+
+## `config.yaml`
+
+[[AppConfig]]
+
+Every other key of this file is a source type's section, as in `database.yaml` and `integrations/*.yaml`.
+
+### `server`
+
+[[ServerOptions]]
+
+### `admin`
+
+[[AdminOptions]]
+
+### `tracking`
+
+[[TrackingOptions]]
+
+### `reload`
+
+[[ReloadOptions]]
+
+### `logging`
+
+[[LoggingOptions]]
+
+## Sections of source types
+
+`database.yaml` and `integrations/*.yaml` hold sections, one for each source type: `<type>.sources.<source_id>` are its
+sources, each with the options and `operations` that its plugin describes, and `<type>.operations` are shared by all of
+them. A source's own operation wins. The folder `domains/<domain>/` can hold the same files for one domain; they win
+over the global ones.
+
+### A source of models: `ml.sources.<source_id>`
+
+[[MlOptions]]
+
+### A model: `source` or `models.<name>`
+
+[[CommonOptions]]
+
+### `batch`
+
+[[BatchOptions]]
+
+## `domains/<domain>.yaml`
+
+[[DomainFile]]
+
+### An endpoint: `endpoints.<name>`
+
+[[EndpointConfig]]
+
+### A step: an entry of `data_sources`
+
+[[StepConfig]]
+"""
 
 
 def configuration_page() -> str:
     """Return the Markdown of ``docs/reference/configuration.md``."""
-    blocks = []
-    for section in _PAGE:
-        for part in section:
-            if isinstance(part, str):
-                blocks.append(part)
-            else:
-                blocks += [
-                    inspect.cleandoc(part.__doc__ or "").split("\n\n")[0].replace("``", "`"),
-                    options_reference(part),
-                ]
-    return "\n\n".join(blocks) + "\n"
+    return re.sub(r"\[\[(\w+)\]\]", lambda found: _section(_CLASSES[found[1]]), _PAGE)
+
+
+def _section(cls: type[Any]) -> str:
+    summary = inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("``", "`")
+    return f"{summary}\n\n{options_reference(cls)}"
 
 
 def options_reference(cls: type[Any]) -> str:
@@ -102,14 +146,16 @@ def options_reference(cls: type[Any]) -> str:
                 f"`{attribute.name}`",
                 type_in_words(attribute.type),
                 _default(attribute.default),
-                attribute.metadata.get("help", ""),
+                _prose(attribute.metadata.get("help", "")),
             )
-            rows.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
+            rows.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
     return "\n".join(rows)
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+def _prose(text: str) -> str:
+    """Return a text on one line, with what would be HTML outside of code as itself."""
+    parts = " ".join(text.split()).split("`")
+    return "`".join(part if index % 2 else part.replace("<", "&lt;") for index, part in enumerate(parts))
 
 
 def type_in_words(cls: Any) -> str:
@@ -120,13 +166,22 @@ def type_in_words(cls: Any) -> str:
     if cls is type(None):
         return "null"
     if origin is Literal:
-        return " or ".join(f"`{_yaml(option)}`" for option in arguments)
+        return _either([f"`{_yaml(option)}`" for option in arguments])
     if origin in (Union, types.UnionType):
-        return " or ".join(type_in_words(arm) for arm in arguments)
+        return _either([type_in_words(arm) for arm in arguments])
     if attrs.has(origin) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         values = arguments[1] if len(arguments) == 2 else Any
-        return "mapping" if values is Any else f"mapping of names to {type_in_words(values)}"
-    return f"list of {type_in_words(arguments[0])}" if arguments and arguments[0] is not Any else "list"
+        return "mapping" if values is Any else f"mapping of names to {_plural(values)}"
+    return f"list of {_plural(arguments[0])}" if arguments and arguments[0] is not Any else "list"
+
+
+def _either(words: list[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+
+
+def _plural(cls: Any) -> str:
+    words = type_in_words(cls)
+    return f"{words}s" if words.isalpha() else words
 
 
 def _default(value: Any) -> str:

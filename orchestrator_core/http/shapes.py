@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import urljoin
 
 from orchestrator_core.expressions import (
     ArithmeticNode,
     ArrayNode,
     CallNode,
     CompareNode,
+    ConditionalNode,
     Literal,
     NegateNode,
     Node,
@@ -42,69 +44,86 @@ _OF_FUNCTIONS: Mapping[str, Schema] = {
 class Embedded:
     """A schema of the configuration that can become a component of the document.
 
-    Inside a document ``#/$defs/x`` leads elsewhere than in the schema alone. So the whole schema becomes a component,
-    and references are rewritten to lead into it. ``used`` says whether anything does: else it need not be there.
+    Inside a document ``#/$defs/x`` leads elsewhere than in the schema alone, and few tools know ``$id`` and anchors
+    there. So the whole schema becomes a component, and each reference inside it becomes a JSON Pointer into that.
+    ``used`` says whether there is one: else the component need not be there.
     """
 
     def __init__(self, schema: Mapping[str, Any], component: str) -> None:
         self.schema = schema
         self.component = component
         self.used = False
-        self._anchors = dict(_anchors(schema, ()))
+        self._base = str(schema.get("$id", ""))
+        self._targets = dict(_targets(schema, "", ()))
 
     def reference(self) -> Schema:
-        return self._refer("")
+        return {"$ref": self._pointer("")}
 
     def whole(self) -> Schema:
         """Return the component."""
-        whole: Schema = self.part(self.schema)
+        whole: Schema = self._part(self.schema, "")
         return whole
 
-    def part(self, schema: Any) -> Any:
-        """Return a part of the schema that means the same in the document."""
+    def part(self, schema: Mapping[str, Any]) -> Schema:
+        """Return a part of the schema, such as a property, that means the same in the document."""
+        done: Schema = self._part(schema, self._base)
+        return done
+
+    def _part(self, schema: Any, base: str) -> Any:
         if isinstance(schema, list):
-            return [self.part(item) for item in schema]
-        if not isinstance(schema, Mapping) or ("$id" in schema and schema is not self.schema):
-            return schema  # data, or a schema that is the base of its own references
+            return [self._part(item, base) for item in schema]
+        if not isinstance(schema, Mapping):
+            return schema
+        base = _join(base, str(schema.get("$id", "")))
         done: Schema = {}
         for key, value in schema.items():
             if key in ("$ref", "$dynamicRef") and isinstance(value, str):
-                done["$ref"] = self._target(value)
+                done["$ref"] = self._target(_join(base, value), value)
             elif key in _OF_DATA:
                 done[key] = value
             elif key in _OF_NAMES and isinstance(value, Mapping):
-                done[key] = {name: self.part(item) for name, item in value.items()}
+                done[key] = {name: self._part(item, base) for name, item in value.items()}
             elif key not in _IDENTITY:
-                done[key] = self.part(value)
+                done[key] = self._part(value, base)
         return done
 
-    def _target(self, reference: str) -> str:
-        local = reference.removeprefix(str(self.schema.get("$id", "")))
-        if local and not local.startswith("#"):
-            return reference
-        fragment = local[1:]
-        target: str = self._refer(self._anchors.get(fragment, fragment))["$ref"]
-        return target
+    def _target(self, uri: str, reference: str) -> str:
+        resource, _, fragment = uri.partition("#")
+        if uri in self._targets:
+            return self._pointer(self._targets[uri])
+        if resource in self._targets:
+            return self._pointer(self._targets[resource] + fragment)
+        return reference
 
-    def _refer(self, fragment: str) -> Schema:
+    def _pointer(self, fragment: str) -> str:
         self.used = True
-        return {"$ref": f"#/components/schemas/{self.component}{fragment}"}
+        return f"#/components/schemas/{self.component}{fragment}"
 
 
-def _anchors(schema: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str, str]]:
-    """Yield each anchor of a schema with the JSON Pointer that it stands for."""
-    if isinstance(schema, Mapping):
-        for keyword in ("$anchor", "$dynamicAnchor"):
-            if isinstance(name := schema.get(keyword), str):
-                yield name, pointer(path)
-    items: Iterable[tuple[str | int, Any]] = ()
-    if isinstance(schema, Mapping):
-        items = ((key, value) for key, value in schema.items() if key not in _OF_DATA)
-    elif isinstance(schema, list):
-        items = enumerate(schema)
-    for key, value in items:
-        if not (isinstance(value, Mapping) and "$id" in value):
-            yield from _anchors(value, (*path, key))
+def _join(base: str, reference: str) -> str:
+    # urljoin does not add a fragment to a URI such as urn:example:x.
+    return base + reference if reference.startswith("#") else urljoin(base, reference)
+
+
+def _targets(schema: Any, base: str, path: tuple[str | int, ...]) -> Iterator[tuple[str, str]]:
+    """Yield the URI of the schema, and of all that is in it and has one, with the JSON Pointer to it."""
+    if isinstance(schema, list):
+        for index, item in enumerate(schema):
+            yield from _targets(item, base, (*path, index))
+    if not isinstance(schema, Mapping):
+        return
+    if not path or "$id" in schema:
+        base = _join(base, str(schema.get("$id", "")))
+        yield base, pointer(path)
+    for keyword in ("$anchor", "$dynamicAnchor"):
+        if keyword in schema:
+            yield f"{base}#{schema[keyword]}", pointer(path)
+    for key, value in schema.items():
+        if key in _OF_NAMES and isinstance(value, Mapping):
+            for name, item in value.items():
+                yield from _targets(item, base, (*path, key, name))
+        elif key not in _OF_DATA:
+            yield from _targets(value, base, (*path, key))
 
 
 def object_of(paths: Iterable[tuple[tuple[str | int, ...], bool]]) -> Schema:
@@ -148,9 +167,7 @@ class _Shapes:
             case ObjectNode(fields=fields):
                 return _of_fields([(name, self.of(value)) for name, value in fields])
             case ArrayNode(items=items):
-                shapes = [self.of(item) for item in items]
-                same = bool(shapes) and all(shape == shapes[0] for shape in shapes)
-                return {"type": "array", "items": shapes[0] if same else {}}
+                return {"type": "array", "items": _of_all([self.of(item) for item in items])}
             case TemplateNode():
                 return {"type": "string"}
             case CompareNode() | NotNode():
@@ -161,6 +178,8 @@ class _Shapes:
                 return {"type": "number"}
             case CallNode(function=function):
                 return dict(_OF_FUNCTIONS.get(function, {}))
+            case ConditionalNode(then=then, otherwise=otherwise):
+                return _of_all([self.of(then), self.of(otherwise)])
             case ReferenceNode(root="execution", path=(name,)):
                 return {"type": "boolean" if name == "degraded" else "string"}
             case ReferenceNode(root="request", path=path):
@@ -202,12 +221,15 @@ def _of_fields(fields: Sequence[tuple[str, Schema]]) -> Schema:
     return {"type": "object", "properties": dict(fields)} | ({"required": required} if required else {})
 
 
+def _of_all(shapes: Sequence[Schema]) -> Schema:
+    """Return the shape that all values have, if they have one."""
+    return shapes[0] if shapes and all(shape == shapes[0] for shape in shapes) else {}
+
+
 def _of_value(value: Any) -> Schema:
     if isinstance(value, Mapping):
         return _of_fields([(name, _of_value(item)) for name, item in value.items()])
     if isinstance(value, list | tuple):
-        shapes = [_of_value(item) for item in value]
-        same = bool(shapes) and all(shape == shapes[0] for shape in shapes)
-        return {"type": "array", "items": shapes[0] if same else {}}
+        return {"type": "array", "items": _of_all([_of_value(item) for item in value])}
     words = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
     return {"type": words[type(value)]}
