@@ -1,0 +1,1 @@
+"""SQL databases as sources of the Orchestrator API Service: SQLite, PostgreSQL, MariaDB and MySQL."""

@@ -1,0 +1,244 @@
+"""MariaDB and MySQL through asyncmy: server-side prepared statements, so values never meet SQL text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncmy
+from asyncmy import errors as my
+from asyncmy.constants import FIELD_TYPE
+from asyncmy.protocol import FieldDescriptorPacket
+
+from orchestrator_core.plugin_api import Finding, OpenContext, OrchestratorError, SourceError, SourceUnavailable
+from orchestrator_source_database import values
+from orchestrator_source_database.findings import Catalog, finding, missing_column, missing_table
+from orchestrator_source_database.options import Address, DatabaseOptions
+from orchestrator_source_database.params import JSONText, adapter, in_utc, scalar
+from orchestrator_source_database.query import Binding, Query
+from orchestrator_source_database.values import DECIMALS, Shape
+
+__all__ = ["MySQLConnection", "connector"]
+
+COM_STMT_PREPARE, COM_STMT_CLOSE = 0x16, 0x19
+BINARY_CHARSET = 63
+# Codes of https://mariadb.com/kb/en/mariadb-error-code-reference/ and MySQL's list of the same numbers.
+CUT_OFF = frozenset((1053, 1077, 1152, 1184, 1927, 2006, 2013, 2014, 2055))
+TRANSIENT = frozenset((1040, 1203, 1205, 1213, 3572))
+TIMED_OUT = frozenset((1317, 1969, 3024))
+UNKNOWN_TABLE, UNKNOWN_COLUMN, SYNTAX, UNKNOWN_STATEMENT = 1146, 1054, 1064, 1243
+
+
+def to_mysql(value: Any) -> Any:
+    value = scalar(value)
+    if isinstance(value, datetime):
+        return in_utc(value)
+    return str(value) if isinstance(value, UUID | JSONText) else value
+
+
+def column_reader(field: Any, decimals: Callable[[Any], Any]) -> Callable[[Any], Any] | None:
+    code = field.type_code
+    if code in (FIELD_TYPE.DECIMAL, FIELD_TYPE.NEWDECIMAL):
+        return decimals
+    if code in (FIELD_TYPE.DATE, FIELD_TYPE.DATETIME, FIELD_TYPE.TIMESTAMP):
+        return lambda moment: moment if isinstance(moment, str) else moment.isoformat()
+    if code == FIELD_TYPE.TIME:
+        return values.clock_text
+    if code == FIELD_TYPE.JSON:
+        return values.json_value
+    if code == FIELD_TYPE.BIT:
+        return lambda bits: int.from_bytes(bits, "big")
+    if field.charsetnr == BINARY_CHARSET:
+        return lambda data: values.base64_text(data) if isinstance(data, bytes) else data
+    return None
+
+
+class MySQLStatement:
+    """A prepared statement; MySQL tells its columns with the first rows, and anew when they have changed."""
+
+    __slots__ = ("_adapt", "_fields", "_query", "_statement", "shape")
+
+    def __init__(self, statement: Any, binding: Binding) -> None:
+        self.shape: Shape | None = None
+        self._fields: Any = None
+        self._query = binding.query
+        self._statement = statement
+        self._adapt = adapter(binding, [to_mysql] * len(binding.indices))
+
+    async def run(self, given: Sequence[Any]) -> Sequence[Any]:
+        _, rows = await self.execute(given)
+        return rows or ()
+
+    async def execute(self, given: Sequence[Any]) -> tuple[int, Sequence[Any] | None]:
+        result = await self._statement.execute(self._adapt(given))
+        rows = result.rows
+        if rows is not None and result.fields is not self._fields:
+            decimals = DECIMALS[self._query.decimals]
+            columns = [(field.name, column_reader(field, decimals)) for field in result.fields]
+            self.shape = Shape(self._query.operation, columns)
+            self._fields = result.fields
+        return result.affected_rows, rows
+
+
+class MySQLConnection:
+    """One asyncmy connection and the statements prepared on it."""
+
+    def __init__(self, connection: Any, connect: Callable[[], Awaitable[Any]]) -> None:
+        self.expired = False
+        self.statements: dict[Binding, Any] = {}
+        self._connection = connection
+        self._connect = connect
+        self._in_transaction = False
+
+    def alive(self) -> bool:
+        return self._connection.connected and not self._connection._stream_broken
+
+    async def prepare(self, binding: Binding) -> MySQLStatement:
+        statement = MySQLStatement(await self._connection.prepare(binding.query.text), binding)
+        self.statements[binding] = statement
+        return statement
+
+    async def begin(self) -> None:
+        self._in_transaction = True
+        await self._connection.query("BEGIN")
+
+    async def commit(self) -> None:
+        await self._connection.query("COMMIT")
+        self._in_transaction = False
+
+    async def ping(self) -> None:
+        await self._connection.ping(reconnect=False)
+
+    async def mend(self) -> bool:
+        """Roll back. A cancelled statement has closed the connection, but runs on in the server: end it there."""
+        if self.alive():
+            if self._in_transaction:
+                await self._connection.query("ROLLBACK")
+                self._in_transaction = False
+            return True
+        helper = await self._connect()
+        try:
+            await helper.query(f"KILL {int(self._connection.thread_id())}")
+        except my.MySQLError:
+            pass  # it has ended by itself
+        finally:
+            await helper.ensure_closed()
+        return False
+
+    async def close(self) -> None:
+        self.statements.clear()
+        self._connection.close()
+
+    def cut_off(self, error: Exception) -> bool:
+        return _code(error) in CUT_OFF or isinstance(error, OSError) or not self.alive()
+
+    def outdated(self, error: Exception) -> bool:
+        return _code(error) == UNKNOWN_STATEMENT
+
+    def translate(self, error: Exception, binding: Binding) -> OrchestratorError:
+        operation, code = binding.query.operation, _code(error)
+        if self.cut_off(error):
+            return SourceError(f"{operation}: the connection to the database was lost", transient=True)
+        if code in TIMED_OUT:
+            return SourceError(f"{operation}: the database gave up: the statement took too long")
+        if isinstance(error, my.MySQLError):
+            return SourceError(f"{operation}: {_message(error)}", transient=code in TRANSIENT)
+        return SourceError(f"{operation}: the answer cannot be read ({type(error).__name__})")
+
+    async def columns(self, query: Query) -> tuple[str, ...] | None:
+        """Prepare the statement and read its columns, which ``Connection.prepare`` of asyncmy skips."""
+        connection = self._connection
+        await connection._execute_command(COM_STMT_PREPARE, query.text.encode())
+        head = await connection.read_packet()
+        head.read_uint8()
+        statement, columns, parameters = head.read_uint32(), head.read_uint16(), head.read_uint16()
+        for _ in range(parameters + (parameters > 0 and not connection._deprecate_eof)):
+            await connection.read_packet()
+        names = tuple([(await connection.read_packet(FieldDescriptorPacket)).name for _ in range(columns)])
+        if columns and not connection._deprecate_eof:
+            await connection.read_packet()
+        await connection._execute_command(COM_STMT_CLOSE, statement.to_bytes(4, "little"))
+        return None if query.returns else names  # MariaDB does not tell the columns of RETURNING
+
+    async def finding(self, query: Query, error: Exception) -> Finding:
+        if not isinstance(error, my.MySQLError) or self.cut_off(error):
+            raise SourceError(f"{query.operation}: the database did not check the query", transient=True) from None
+        code, message = _code(error), _message(error)
+        quoted = re.search(r"'([^']*)'", message)
+        name = quoted[1].rpartition(".")[2] if quoted else ""
+        if code == UNKNOWN_TABLE:
+            return missing_table(query, name, await self._catalog())
+        if code == UNKNOWN_COLUMN:
+            return missing_column(query, name, await self._catalog())
+        near = re.match(r"\w+|\S", quoted[1].strip()) if code == SYNTAX and quoted else None
+        return finding(query, message, near=near[0] if near else "")
+
+    async def _catalog(self) -> Catalog:
+        await self._connection.query(
+            "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = DATABASE()"
+        )
+        catalog: dict[str, list[str]] = {}
+        for table, column in self._connection._result.rows:
+            catalog.setdefault(table, []).append(column)
+        return catalog
+
+
+def _code(error: Exception) -> int:
+    code = error.args[0] if isinstance(error, my.MySQLError) and error.args else 0
+    return code if isinstance(code, int) else 0
+
+
+def _message(error: Exception) -> str:
+    """The server's message without the advice to read the manual and without what it quotes of the data."""
+    message = str(error.args[-1]).partition("\n")[0]
+    if _code(error) == SYNTAX and (near := re.search(r"near '(.*)' at line \d+$", message, re.DOTALL)):
+        return f"syntax error near '{near[1]}'" if near[1] else "syntax error at the end of the query"
+    return re.sub(r"(entry|value:?) '(?:.*'(?= for (?:key|column) )|.*'$)", r"\1", message)
+
+
+def connector(
+    address: Address, options: DatabaseOptions, context: OpenContext
+) -> Callable[[], Awaitable[MySQLConnection]]:
+    """Return what opens a connection. SQLAlchemy reads the URL, TLS parameters included."""
+    _, arguments = address.url.get_dialect()().create_connect_args(address.url)
+    arguments = {
+        **arguments,
+        "autocommit": True,
+        "charset": arguments.get("charset", "utf8mb4"),
+        "program_name": options.application_name,
+        "connect_timeout": options.connect_timeout,
+    }
+
+    async def open_driver() -> Any:
+        try:
+            return await asyncmy.connect(**arguments)
+        except (my.MySQLError, OSError, TimeoutError) as error:
+            reason = str(error.args[-1]) if isinstance(error, my.MySQLError) else ""
+            if "Can't connect" in reason or isinstance(error, OSError | TimeoutError):
+                timed_out = isinstance(error.__cause__ or error, TimeoutError)
+                reason = f"no answer within {options.connect_timeout:g} s" if timed_out else "connection refused"
+            raise SourceUnavailable(f"database '{context.name}': cannot connect to {address}: {reason}") from None
+
+    async def connect() -> MySQLConnection:
+        connection = await open_driver()
+        for setting in _settings(options, connection.get_server_info()):
+            await connection.query(f"SET SESSION {setting}")
+        return MySQLConnection(connection, open_driver)
+
+    return connect
+
+
+def _settings(options: DatabaseOptions, version: str) -> Sequence[str]:
+    settings = []
+    if options.statement_timeout and "MariaDB" in version:
+        settings.append(f"max_statement_time = {options.statement_timeout:f}")
+    elif options.statement_timeout:
+        settings.append(f"max_execution_time = {round(options.statement_timeout * 1000)}")
+    if options.lock_timeout:
+        settings.append(f"innodb_lock_wait_timeout = {max(1, round(options.lock_timeout))}")
+    if options.read_only:
+        settings.append("TRANSACTION READ ONLY")
+    return settings

@@ -1,0 +1,392 @@
+"""PostgreSQL through asyncpg: prepared statements held on each connection, exact parameter and column types."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from urllib.parse import urlencode
+
+import asyncpg
+from asyncpg import exceptions as pg
+
+from orchestrator_core.plugin_api import (
+    Finding,
+    InvalidParam,
+    OpenContext,
+    OrchestratorError,
+    SourceError,
+    SourceUnavailable,
+)
+from orchestrator_source_database import params, values
+from orchestrator_source_database.findings import Catalog, finding, missing_column, missing_table
+from orchestrator_source_database.options import Address, DatabaseOptions
+from orchestrator_source_database.params import Converter, Unfit, adapter, in_utc
+from orchestrator_source_database.query import Binding, Query
+from orchestrator_source_database.values import DECIMALS, Shape, Unreadable
+
+__all__ = ["PostgresConnection", "connector"]
+
+MEND_SECONDS = 5.0
+TRANSIENT = (
+    pg.DeadlockDetectedError,
+    pg.SerializationError,
+    pg.LockNotAvailableError,
+    pg.TooManyConnectionsError,
+    pg.CannotConnectNowError,
+)
+CUT_OFF = (
+    pg.PostgresConnectionError,
+    pg.AdminShutdownError,
+    pg.CrashShutdownError,
+    pg.CannotConnectNowError,
+    OSError,
+)
+OUTDATED = (pg.InvalidCachedStatementError, pg.OutdatedSchemaCacheError, pg.InvalidSQLStatementNameError)
+
+# --- parameters: what a prepared statement's type takes ----------------------------------------------------------
+
+
+def to_text(value: Any) -> str | None:
+    if type(value) is str and "\0" not in value:
+        return value
+    if value is None:
+        return None
+    if isinstance(value, list | dict | bytes) or "\0" in (text := str(value)):
+        raise Unfit("string without NUL characters")
+    return text.lower() if isinstance(value, bool) else text
+
+
+def to_integer(value: Any) -> int | None:
+    return value if type(value) is int else params.to_integer(value)  # asyncpg checks the column's range
+
+
+def to_float(value: Any) -> float | None:
+    number = params.to_number(value)
+    return None if number is None else float(number)
+
+
+def to_local(value: Any) -> datetime | None:
+    moment = params.to_datetime(value)
+    return None if moment is None else in_utc(moment)
+
+
+def to_instant(value: Any) -> datetime | None:
+    moment = params.to_datetime(value)
+    return None if moment is None else in_utc(moment).replace(tzinfo=UTC)
+
+
+ISO_DURATION = re.compile(
+    r"P(?:(?P<years>\d+)Y)?(?:(?P<months>\d+)M)?(?:(?P<weeks>\d+)W)?(?:(?P<days>\d+)D)?"
+    r"(?:T(?:(?P<hours>\d+)H)?(?:(?P<minutes>\d+)M)?(?:(?P<seconds>\d+(?:\.\d{1,6})?)S)?)?"
+)
+
+
+def to_interval(value: Any) -> tuple[int, int, int] | None:
+    """ISO 8601 duration to PostgreSQL's months, days and microseconds, which do not convert into each other."""
+    if value is None:
+        return None
+    match = ISO_DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None or not any(match.groups()):
+        raise Unfit("ISO 8601 duration such as P1DT12H")
+    part = {name: Decimal(text or 0) for name, text in match.groupdict().items()}
+    seconds = (part["hours"] * 60 + part["minutes"]) * 60 + part["seconds"]
+    return (
+        int(part["years"] * 12 + part["months"]),
+        int(part["weeks"] * 7 + part["days"]),
+        int(seconds * 1_000_000),
+    )
+
+
+def as_it_is(value: Any) -> Any:
+    return value
+
+
+TO_PARAM: dict[str, Converter] = {
+    **dict.fromkeys(("int2", "int4", "int8", "oid"), to_integer),
+    **dict.fromkeys(("float4", "float8"), to_float),
+    **dict.fromkeys(("text", "varchar", "bpchar", "name", "citext", "unknown"), to_text),
+    **dict.fromkeys(("json", "jsonb"), params.to_json),
+    "numeric": params.to_decimal,
+    "bool": params.to_boolean,
+    "date": params.to_date,
+    "time": params.to_time,
+    "timetz": params.to_time,
+    "timestamp": to_local,
+    "timestamptz": to_instant,
+    "uuid": params.to_uuid,
+    "bytea": params.to_bytes,
+    "interval": to_interval,
+}
+
+
+def param_converter(kind: asyncpg.Type) -> Converter:
+    if kind.kind != "array":
+        return TO_PARAM.get(kind.name, as_it_is)
+    convert = TO_PARAM.get(kind.name.removesuffix("[]"), as_it_is)
+
+    def to_array(value: Any) -> list[Any] | None:
+        if value is None:
+            return None
+        if not isinstance(value, list):
+            raise Unfit("list")
+        return [to_array(item) if isinstance(item, list) else convert(item) for item in value]
+
+    return to_array
+
+
+# --- results: what a column's type becomes in JSON ---------------------------------------------------------------
+
+
+def iso_duration(parts: tuple[int, int, int]) -> str:
+    months, days, microseconds = parts
+    years, months = _divide(months, 12)
+    seconds, fraction = _divide(microseconds, 1_000_000)
+    minutes, seconds = _divide(seconds, 60)
+    hours, minutes = _divide(minutes, 60)
+    calendar = _units((years, "Y"), (months, "M"), (days, "D"))
+    sign = "-" if microseconds < 0 and not seconds else ""
+    second = f"{sign}{seconds}.{abs(fraction):06}".rstrip("0") if fraction else seconds
+    clock = _units((hours, "H"), (minutes, "M"), (second, "S"))
+    return f"P{calendar}{'T' if clock else ''}{clock}" if calendar or clock else "PT0S"
+
+
+def _divide(number: int, by: int) -> tuple[int, int]:
+    """Divide so that both results have the number's sign, as PostgreSQL writes intervals."""
+    whole, rest = divmod(abs(number), by)
+    return (-whole, -rest) if number < 0 else (whole, rest)
+
+
+def _units(*amounts: tuple[int | str, str]) -> str:
+    return "".join(f"{amount}{unit}" for amount, unit in amounts if amount)
+
+
+PLAIN = frozenset(
+    ("int2", "int4", "int8", "oid", "text", "varchar", "bpchar", "name", "citext", "bool", "unknown", "xml", "money")
+)
+READERS: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("float4", "float8"), values.finite),
+    **dict.fromkeys(("json", "jsonb"), values.json_value),
+    **dict.fromkeys(("date", "time", "timetz", "timestamp"), values.iso),
+    **dict.fromkeys(("inet", "cidr", "uuid"), str),
+    **dict.fromkeys(("bit", "varbit"), lambda bits: bits.as_string()),
+    "timestamptz": values.iso_instant,
+    "bytea": values.base64_text,
+    "interval": iso_duration,
+    "char": lambda char: char.decode("latin-1") if isinstance(char, bytes) else char,
+}
+
+
+def column_reader(kind: asyncpg.Type, decimals: Callable[[Any], Any]) -> Callable[[Any], Any] | None:
+    name = kind.name.removesuffix("[]")
+    read = decimals if name == "numeric" else READERS.get(name)
+    if kind.kind == "array":
+        each = read or (as_it_is if name in PLAIN else text_only(kind))
+
+        def read_array(items: list[Any]) -> list[Any]:
+            return [None if i is None else read_array(i) if isinstance(i, list) else each(i) for i in items]
+
+        return read_array
+    return read or (None if name in PLAIN else text_only(kind))
+
+
+def text_only(kind: asyncpg.Type) -> Callable[[Any], str]:
+    """Enumerations and the like are text already; ranges, points and rows have no JSON form of their own."""
+
+    def read(value: Any) -> str:
+        if isinstance(value, str):
+            return value
+        raise Unreadable(f"has the type {kind.name}, which has no JSON form; cast it to text in the query")
+
+    return read
+
+
+# --- connections -------------------------------------------------------------------------------------------------
+
+
+class PostgresStatement:
+    """A prepared statement. ``run`` and ``execute`` hand the arguments straight to asyncpg's protocol.
+
+    ``PreparedStatement.fetchrow`` wraps the same call in two closures and two checks, 15 % of a read's CPU, and
+    cannot ask for two rows, which is how a second row is noticed without reading all of them.
+    """
+
+    __slots__ = ("_adapt", "_limit", "_prepared", "_protocol", "_state", "run", "shape")
+
+    run: Callable[[Sequence[Any]], Awaitable[Sequence[Any]]]
+
+    def __init__(self, connection: Any, prepared: Any, binding: Binding) -> None:
+        query = binding.query
+        protocol = self._protocol = connection._protocol
+        state = self._state = prepared._state
+        self._prepared = prepared  # closes the statement on the server when it is let go
+        adapt = self._adapt = adapter(binding, [param_converter(kind) for kind in prepared.get_parameters()])
+        limit = 2 if query.result in ("one", "value") and not query.writes else 0
+        decimals = DECIMALS[query.decimals]
+        columns = [(column.name, column_reader(column.type, decimals)) for column in prepared.get_attributes()]
+        self.shape: Shape | None = Shape(query.operation, columns) if columns else None
+        self.run = lambda given: protocol.bind_execute(state, adapt(given), "", limit, False, None)
+
+    async def execute(self, given: Sequence[Any]) -> tuple[int, Sequence[Any] | None]:
+        rows, status, _ = await self._protocol.bind_execute(self._state, self._adapt(given), "", 0, True, None)
+        count = status.split()[-1] if status else b""
+        return int(count) if count.isdigit() else 0, rows
+
+
+class PostgresConnection:
+    """One asyncpg connection and the statements prepared on it."""
+
+    def __init__(self, connection: Any) -> None:
+        self.expired = False
+        self.statements: dict[Binding, Any] = {}
+        self._connection = connection
+
+    def alive(self) -> bool:
+        return not self._connection.is_closed()
+
+    async def prepare(self, binding: Binding) -> PostgresStatement:
+        prepared = await self._connection.prepare(binding.query.text)
+        statement = PostgresStatement(self._connection, prepared, binding)
+        self.statements[binding] = statement
+        return statement
+
+    async def begin(self) -> None:
+        await self._connection.execute("BEGIN")
+
+    async def commit(self) -> None:
+        await self._connection.execute("COMMIT")
+
+    async def ping(self) -> None:
+        await self._connection.execute("SELECT 1")
+
+    async def mend(self) -> bool:
+        """Wait until a cancelled statement has ended (asyncpg asks the server to end it), and roll back."""
+        connection = self._connection
+        async with asyncio.timeout(MEND_SECONDS):
+            if connection.is_closed():
+                return False
+            # The request to cancel can arrive this late, and a failed transaction answers nothing else.
+            with suppress(pg.QueryCanceledError, pg.InFailedSQLTransactionError):
+                await connection.execute("SELECT 1")
+            if connection.is_in_transaction():
+                await connection.execute("ROLLBACK")
+        return not connection.is_closed()
+
+    async def close(self) -> None:
+        self.statements.clear()
+        self._connection.terminate()
+
+    def cut_off(self, error: Exception) -> bool:
+        return isinstance(error, CUT_OFF) or self._connection.is_closed()
+
+    def outdated(self, error: Exception) -> bool:
+        return isinstance(error, OUTDATED)
+
+    def translate(self, error: Exception, binding: Binding) -> OrchestratorError:
+        operation = binding.query.operation
+        if isinstance(error, pg.DataError) and (argument := re.search(r"query argument \$(\d+)", str(error))):
+            name = binding.query.positions[int(argument[1]) - 1]
+            kind = self.statements[binding]._prepared.get_parameters()[int(argument[1]) - 1].name
+            return InvalidParam(name, f"{operation}: parameter '{name}' has a value that the type {kind} cannot hold")
+        if self.cut_off(error):
+            return SourceError(f"{operation}: the connection to the database was lost", transient=True)
+        if isinstance(error, pg.QueryCanceledError):
+            return SourceError(f"{operation}: the database gave up: {_primary(error)}")
+        if isinstance(error, asyncpg.PostgresError):
+            return SourceError(f"{operation}: {_primary(error)}", transient=isinstance(error, TRANSIENT))
+        return SourceError(f"{operation}: the answer cannot be read ({type(error).__name__})")
+
+    async def columns(self, query: Query) -> tuple[str, ...] | None:
+        prepared = await self._connection.prepare(query.text)
+        return tuple(column.name for column in prepared.get_attributes())
+
+    async def finding(self, query: Query, error: Exception) -> Finding:
+        if not isinstance(error, asyncpg.PostgresError) or self.cut_off(error):
+            raise SourceError(f"{query.operation}: the database did not check the query", transient=True) from None
+        primary = _primary(error)
+        near = _word_at(query.text, int(getattr(error, "position", None) or 0))
+        if near.startswith("$"):
+            near = f":{query.positions[int(near[1:]) - 1]}"
+        quoted = re.search(r'"([^"]+)"', primary)
+        if isinstance(error, pg.UndefinedTableError) and quoted:
+            return missing_table(query, quoted[1].rpartition(".")[2], await self._catalog())
+        if isinstance(error, pg.UndefinedColumnError):
+            name = quoted[1] if quoted else primary.split()[1]
+            return missing_column(query, name.rpartition(".")[2], await self._catalog())
+        if isinstance(error, pg.IndeterminateDatatypeError) and (number := re.search(r"\$(\d+)", primary)):
+            name = query.positions[int(number[1]) - 1]
+            message = f"the database cannot tell the type of parameter ':{name}'"
+            return finding(query, message, near=f":{name}", hint=f"write CAST(:{name} AS integer), or its other type")
+        if isinstance(error, pg.PostgresSyntaxError) and quoted:
+            return finding(query, f"syntax error near '{quoted[1]}'", near=quoted[1])
+        return finding(query, primary, near=near, hint=getattr(error, "hint", None) or "")
+
+    async def _catalog(self) -> Catalog:
+        rows = await self._connection.fetch(
+            "SELECT c.relname, array_agg(a.attname::text) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
+            " WHERE pg_table_is_visible(c.oid) AND c.relkind IN ('r', 'v', 'm', 'f', 'p')"
+            " AND n.nspname NOT IN ('pg_catalog', 'information_schema') GROUP BY 1"
+        )
+        return {row[0]: row[1] for row in rows}
+
+
+def _primary(error: Any) -> str:
+    """The server's message without what it quotes of the data, which class 22 puts after ``: "``."""
+    message = str(error.message or type(error).__name__).partition("\n")[0]
+    return message.partition(': "')[0] if str(error.sqlstate or "").startswith("22") else message
+
+
+def _word_at(text: str, position: int) -> str:
+    match = re.compile(r"\$\d+|\w+").match(text, position - 1) if position else None
+    return match[0] if match else ""
+
+
+def connector(
+    address: Address, options: DatabaseOptions, context: OpenContext
+) -> Callable[[], Awaitable[PostgresConnection]]:
+    """Return what opens a connection, with SQLAlchemy's reading of the URL and libpq's of its parameters."""
+    spoken = dict(address.url.query)
+    if "ssl" in spoken:
+        spoken["sslmode"] = spoken.pop("ssl")
+    _, arguments = address.url.get_dialect()().create_connect_args(address.url.set(query={}))
+    settings = {"application_name": options.application_name}
+    if options.statement_timeout:
+        settings["statement_timeout"] = str(round(options.statement_timeout * 1000))
+    if options.lock_timeout:
+        settings["lock_timeout"] = str(round(options.lock_timeout * 1000))
+    if options.read_only:
+        settings["default_transaction_read_only"] = "on"
+
+    async def connect() -> PostgresConnection:
+        try:
+            connection = await asyncpg.connect(
+                dsn=f"postgresql://?{urlencode(spoken, doseq=True)}",
+                **arguments,
+                timeout=options.connect_timeout,
+                server_settings=settings,
+            )
+        except asyncpg.PostgresError as error:
+            raise _cannot_connect(context, address, error.message) from None
+        except TimeoutError:
+            reason = f"no answer within {options.connect_timeout:g} s"
+            raise _cannot_connect(context, address, reason) from None
+        except (OSError, asyncpg.InterfaceError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            if isinstance(error, ConnectionRefusedError) or "Connect call failed" in str(error):
+                reason = "connection refused"
+            raise _cannot_connect(context, address, reason) from None
+        await connection.set_type_codec(
+            "interval", schema="pg_catalog", encoder=as_it_is, decoder=as_it_is, format="tuple"
+        )
+        return PostgresConnection(connection)
+
+    return connect
+
+
+def _cannot_connect(context: OpenContext, address: Address, reason: str) -> SourceUnavailable:
+    return SourceUnavailable(f"database '{context.name}': cannot connect to {address}: {reason}")

@@ -1,0 +1,96 @@
+"""A declared operation, compiled once: the database's own placeholders, their order, and what the statement is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from attrs import field, frozen
+from sqlalchemy import text
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.engine.interfaces import Dialect
+
+if TYPE_CHECKING:
+    from orchestrator_source_database.options import Decimals, OperationOptions
+    from orchestrator_source_database.params import ParamType
+
+__all__ = ["Binding", "Query", "compile_query", "param_names"]
+
+READS = frozenset({"SELECT", "VALUES", "TABLE", "SHOW", "DESCRIBE", "DESC", "EXPLAIN", "PRAGMA"})
+CHANGES = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE"})
+# What is no SQL word: literals, quoted names and comments, in the spellings of the supported databases.
+NO_WORDS = re.compile(
+    r"""'(?:[^'\\]|''|\\.)*' | "(?:[^"]|"")*" | `[^`]*` | \$(\w*)\$.*?\$\1\$ | --[^\n]* | /\*.*?\*/""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def param_names(query: str) -> tuple[str, ...]:
+    """Return the names of the query's ``:name`` parameters, each once, in the order of their first use."""
+    return tuple(text(query).compile(dialect=DefaultDialect(paramstyle="named")).params)
+
+
+def words(query: str) -> list[str]:
+    """Return the query's words as they are written, without those in literals, quoted names and comments."""
+    return re.findall(r"[A-Za-z_]\w*", NO_WORDS.sub(" ", query))
+
+
+@frozen(eq=False)
+class Query:
+    """An operation of one source.
+
+    ``text`` is the statement with the driver's placeholders and ``positions`` the parameter name of each of them.
+    ``names`` are the parameters in declared order. ``writes`` tells that the statement may change data, ``returns``
+    that a statement which does also returns rows.
+    """
+
+    operation: str
+    source: str
+    text: str
+    names: tuple[str, ...]
+    positions: tuple[str, ...]
+    types: Mapping[str, ParamType]
+    result: Literal["one", "many", "value", "execute"]
+    allow_missing: bool
+    decimals: Decimals
+    writes: bool
+    returns: bool
+    columns_vary: bool
+
+
+@frozen(eq=False)
+class Binding:
+    """A query together with the order in which its caller passes the values."""
+
+    query: Query
+    names: tuple[str, ...]
+    indices: tuple[int, ...] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        order = {name: index for index, name in enumerate(self.names)}
+        object.__setattr__(self, "indices", tuple(order[name] for name in self.query.positions))
+
+
+def compile_query(operation: str, options: OperationOptions, decimals: Decimals, dialect: Dialect) -> Query:
+    """Let SQLAlchemy translate ``:name`` to the dialect's placeholders."""
+    source = options.query.strip().removesuffix(";")
+    compiled = text(source).compile(dialect=dialect)
+    used: Sequence[str] = compiled.positiontup or ()
+    spoken = [word.upper() for word in words(source)]
+    first = spoken[0] if spoken else ""
+    writes = first not in READS and not (first == "WITH" and CHANGES.isdisjoint(spoken))
+    return Query(
+        operation=operation,
+        source=source,
+        text=str(compiled),
+        names=tuple(options.params) or param_names(source),
+        positions=tuple(used),
+        types=options.params if isinstance(options.params, Mapping) else {},
+        result=options.result,
+        allow_missing=options.on_missing == "allow",
+        decimals=options.decimals or decimals,
+        writes=writes,
+        returns=writes and "RETURNING" in spoken,
+        columns_vary="*" in source,
+    )

@@ -1,0 +1,194 @@
+"""Queries on pooled connections to a database server, the same for PostgreSQL and MySQL."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+from orchestrator_core.plugin_api import Finding, OperationFacts, OrchestratorError, SourceError
+from orchestrator_source_database.findings import facts_of, repeated_column
+from orchestrator_source_database.pool import Lent, Pool
+from orchestrator_source_database.query import Binding, Query
+from orchestrator_source_database.values import Shape, executed, finisher
+
+__all__ = ["Connection", "Server", "Statement"]
+
+
+class Statement(Protocol):
+    """A statement prepared on one connection."""
+
+    shape: Shape | None
+    """How the rows look, known once the statement has run; None when it returns none."""
+
+    def run(self, values: Sequence[Any]) -> Awaitable[Sequence[Any]]:
+        """Return the awaitable of the rows. Raise :class:`InvalidParam` before anything is sent."""
+        ...
+
+    async def execute(self, values: Sequence[Any]) -> tuple[int, Sequence[Any] | None]:
+        """Return the count of rows changed or read and the rows, where the statement returns any."""
+        ...
+
+
+class Connection(Lent, Protocol):
+    """A driver's connection with the statements prepared on it."""
+
+    statements: dict[Binding, Any]
+
+    async def prepare(self, binding: Binding) -> Statement: ...
+
+    async def begin(self) -> None: ...
+
+    async def commit(self) -> None: ...
+
+    async def ping(self) -> None: ...
+
+    async def columns(self, query: Query) -> tuple[str, ...] | None:
+        """Have the server check the statement without running it; return its columns where it tells them."""
+        ...
+
+    async def finding(self, query: Query, error: Exception) -> Finding:
+        """Say what the server found wrong with the statement; raise the error when it is about something else."""
+        ...
+
+    def cut_off(self, error: Exception) -> bool:
+        """Tell whether the error means that the connection is gone."""
+        ...
+
+    def outdated(self, error: Exception) -> bool:
+        """Tell whether the error means that the statement must be prepared anew. Nothing has run then."""
+        ...
+
+    def translate(self, error: Exception, binding: Binding) -> OrchestratorError:
+        """Return the error of the request, without the values that drivers quote."""
+        ...
+
+
+class Server:
+    """The operations of a source on a database server."""
+
+    def __init__(self, pool: Pool[Connection]) -> None:
+        self._pool = pool
+
+    def call(self, binding: Binding) -> Callable[..., Awaitable[Any]]:
+        if binding.query.result == "execute" or binding.query.writes:
+            return self._write(binding)
+        return self._read(binding)
+
+    def _read(self, binding: Binding) -> Callable[..., Awaitable[Any]]:
+        """A read runs on its own, outside of any transaction, and once more when it met a dead connection."""
+        pool, free, finish = self._pool, self._pool.free, finisher(binding)
+
+        async def read(*values: Any) -> Any:
+            for last in (False, True):
+                connection = free.pop() if free else await pool.acquire()
+                try:
+                    statement = connection.statements.get(binding) or await connection.prepare(binding)
+                    rows = await statement.run(values)
+                except OrchestratorError:
+                    pool.release(connection)
+                    raise
+                except Exception as error:
+                    again = self._put_back(connection, error)
+                    if last or not again:
+                        # Not chained: the drivers' messages quote parameters and rows.
+                        raise connection.translate(error, binding) from None
+                except BaseException:
+                    pool.mend(connection)
+                    raise
+                else:
+                    pool.release(connection)
+                    shape = statement.shape
+                    if shape is None:
+                        raise SourceError(f"{binding.query.operation}: the statement returns no rows")
+                    return finish(shape, rows, values)
+            raise AssertionError
+
+        return read
+
+    def _write(self, binding: Binding) -> Callable[..., Awaitable[Any]]:
+        """A write is one statement, so it is a transaction of its own. One that returns rows is committed only
+        when all of them could be read."""
+        query, pool, finish = binding.query, self._pool, finisher(binding)
+
+        async def run(connection: Connection, values: Sequence[Any]) -> Any:
+            statement = connection.statements.get(binding) or await connection.prepare(binding)
+            if query.returns:
+                await connection.begin()
+            if query.result == "execute":
+                count, rows = await statement.execute(values)
+                result: Any = executed(statement.shape, count, rows)
+            else:
+                found = await statement.run(values)
+                if statement.shape is None:
+                    raise SourceError(f"{query.operation}: the statement returns no rows; use result: execute")
+                result = finish(statement.shape, found, values)
+            if query.returns:
+                await connection.commit()
+            return result
+
+        async def write(*values: Any) -> Any:
+            for last in (False, True):
+                connection = await pool.acquire()
+                try:
+                    result = await run(connection, values)
+                except OrchestratorError:
+                    pool.mend(connection)
+                    raise
+                except Exception as error:
+                    outdated = connection.outdated(error)
+                    if outdated:
+                        connection.statements.clear()
+                    pool.mend(connection)
+                    if last or not outdated:
+                        raise connection.translate(error, binding) from None  # as in read
+                except BaseException:
+                    pool.mend(connection)
+                    raise
+                else:
+                    pool.release(connection)
+                    return result
+            raise AssertionError
+
+        return write
+
+    def _put_back(self, connection: Connection, error: Exception) -> bool:
+        """Give the connection back after a failed read, and tell whether the read is worth a second try."""
+        if connection.cut_off(error):
+            self._pool.discard(connection)
+            self._pool.discard_free()
+            return True
+        outdated = connection.outdated(error)
+        if outdated:
+            connection.statements.clear()
+        self._pool.mend(connection)
+        return outdated
+
+    async def check_ready(self) -> None:
+        for last in (False, True):
+            connection = await self._pool.acquire()
+            try:
+                await connection.ping()
+            except Exception as error:
+                again = self._put_back(connection, error)
+                if last or not again:
+                    raise SourceError("the database does not answer", transient=True) from None
+            except BaseException:
+                self._pool.mend(connection)
+                raise
+            else:
+                self._pool.release(connection)
+                return
+
+    async def look_at(self, query: Query) -> OperationFacts | Finding:
+        """Let the server check the query; return the facts of a good one, or what is wrong with it."""
+        connection = await self._pool.acquire()
+        try:
+            try:
+                columns = await connection.columns(query)
+            except OrchestratorError:
+                raise
+            except Exception as error:
+                return await connection.finding(query, error)
+            return repeated_column(query, columns or ()) or facts_of(query, columns)
+        finally:
+            self._pool.mend(connection)

@@ -1,0 +1,159 @@
+"""Values come out exactly, or as an error that names the column."""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from database_kit import Database, run
+from hypothesis import given
+from hypothesis import strategies as st
+from orchestrator_source_database import values
+
+from orchestrator_core.plugin_api import SourceError
+
+COLUMN = "operation: column 'x'"
+TOO_MANY_DIGITS = (
+    "operation: column 'x' has more digits than a JSON number holds exactly;"
+    " round it in the query, or set decimals: rounded or string"
+)
+NOT_FINITE = "operation: column 'x' holds NaN or Infinity, which JSON has no number for"
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("CAST(1234.56 AS numeric(12,2))", 1234.56),
+        ("CAST(12 AS numeric(12,2))", 12.0),
+        ("CAST(9007199254740993 AS numeric(20,0))", 9007199254740993),
+        ("CAST('12345678901234567890' AS numeric)", 12345678901234567890),
+        ("CAST(0.1 AS numeric)", 0.1),
+        ("9223372036854775807", 9223372036854775807),
+        ("CAST(0.1 AS float8)", 0.1),
+        ("true", True),
+        ("DATE '2024-02-29'", "2024-02-29"),
+        ("TIME '12:30:15.25'", "12:30:15.250000"),
+        ("TIMESTAMP '2024-02-29 12:30:15'", "2024-02-29T12:30:15"),
+        ("TIMESTAMPTZ '2024-02-29 12:30:15+02'", "2024-02-29T10:30:15+00:00"),
+        ("INTERVAL '1 year 2 months 3 days 4 hours 5.25 seconds'", "P1Y2M3DT4H5.25S"),
+        ("INTERVAL '-90 seconds'", "PT-1M-30S"),
+        ("INTERVAL '0'", "PT0S"),
+        ("CAST('0c7dc8a8-2c3c-4a8a-93c7-2d8f2e6a3a11' AS uuid)", "0c7dc8a8-2c3c-4a8a-93c7-2d8f2e6a3a11"),
+        (r"CAST('\\x00ff' AS bytea)", "AP8="),
+        ("""CAST('{"a": [1, 2.5, null]}' AS jsonb)""", {"a": [1, 2.5, None]}),
+        ("CAST('[1]' AS json)", [1]),
+        ("ARRAY[1, NULL, 3]", [1, None, 3]),
+        ("ARRAY[[1.5, 2], [3, 4]]", [[1.5, 2], [3, 4]]),
+        ("ARRAY[DATE '2024-02-29']", ["2024-02-29"]),
+        ("CAST('10.0.0.1' AS inet)", "10.0.0.1"),
+        ("CAST('10.0.0.0/8' AS cidr)", "10.0.0.0/8"),
+        ("B'101'", "101"),
+        ("CAST('x' AS \"char\")", "x"),
+        ("NULL", None),
+    ],
+)
+def test_postgresql_values(postgresql: Database, expression: str, expected: Any) -> None:
+    expression = expression.replace(r"\\", "\\")
+    result = postgresql.fetch({"query": f"SELECT {expression} AS x", "result": "value"})
+    assert result == expected
+    assert type(result) is type(expected)
+    json.dumps(result, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("CAST('NaN' AS float8)", NOT_FINITE),
+        ("CAST('-Infinity' AS float8)", NOT_FINITE),
+        ("CAST('NaN' AS numeric)", NOT_FINITE),
+        ("CAST('infinity' AS timestamptz)", f"{COLUMN} holds an infinite time, which ISO 8601 has no text for"),
+        ("CAST('12345678901234567890.12' AS numeric)", TOO_MANY_DIGITS),
+        ("int4range(1, 5)", f"{COLUMN} has the type int4range, which has no JSON form; cast it to text in the query"),
+        (
+            """CAST('{"a": 123456789012345678901}' AS json)""",
+            f"{COLUMN} holds JSON with an integer of more than 64 bits",
+        ),
+    ],
+)
+def test_what_has_no_exact_json_form_names_its_column(postgresql: Database, expression: str, message: str) -> None:
+    expression = expression.replace('": 1', r'"\: 1')
+    with pytest.raises(SourceError, match=f"^{re.escape(message)}$"):
+        postgresql.fetch(f"SELECT {expression} AS x")
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("CAST(1234.56 AS DECIMAL(12,2))", 1234.56),
+        ("CAST(9007199254740993 AS DECIMAL(20,0))", 9007199254740993),
+        ("CAST(18446744073709551615 AS UNSIGNED)", 18446744073709551615),
+        ("CAST('2024-02-29' AS DATE)", "2024-02-29"),
+        ("CAST('2024-02-29 12:30:15.5' AS DATETIME(3))", "2024-02-29T12:30:15.500000"),
+        ("CAST('-100:30:15' AS TIME)", "-100:30:15"),
+        ("CAST(X'00ff' AS BINARY(2))", "AP8="),
+        ("b'101'", "BQ=="),
+        ("'é'", "é"),
+        ("1.5e0", 1.5),
+        ("NULL", None),
+    ],
+)
+def test_mysql_values(mysql: Database, expression: str, expected: Any) -> None:
+    assert mysql.fetch({"query": f"SELECT {expression} AS x", "result": "value"}) == expected
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("x'00ff'", "AP8="),
+        ("1.5", 1.5),
+        ("9223372036854775807", 9223372036854775807),
+        ("'2024-02-29'", "2024-02-29"),
+        ("NULL", None),
+    ],
+)
+def test_sqlite_values_come_out_as_they_are_stored(sqlite: Database, expression: str, expected: Any) -> None:
+    assert sqlite.fetch({"query": f"SELECT {expression} AS x", "result": "value"}) == expected
+
+
+def test_sqlite_infinity_names_its_column(sqlite: Database) -> None:
+    with pytest.raises(SourceError, match=f"^{re.escape(NOT_FINITE)}$"):
+        sqlite.fetch("SELECT 9e999 AS x")
+
+
+def test_decimals_can_be_rounded_or_text(server: Database) -> None:
+    third = {"postgresql": "1::numeric / 3", "mysql": "CAST(1 AS DECIMAL(30,20)) / 3"}[server.engine]
+    with pytest.raises(SourceError, match=f"^{re.escape(TOO_MANY_DIGITS)}$"):
+        server.fetch(f"SELECT {third} AS x")
+    assert server.fetch({"query": f"SELECT {third} AS x", "decimals": "rounded"}) == {"x": 1 / 3}
+    text = server.having(decimals="string").fetch(f"SELECT {third} AS x")["x"]
+    assert re.fullmatch(r"0\.3{16,}", text)
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False))
+def test_a_decimal_is_the_same_number_or_refused(number: Decimal) -> None:
+    try:
+        result = values.exact_number(number)
+    except values.Unreadable:
+        assert Decimal(repr(float(number))) != number
+    else:
+        assert Decimal(repr(result)) == number
+    assert Decimal(values.decimal_text(number)) == number
+
+
+@given(st.decimals(min_value=Decimal("-9999999999999.99"), max_value=Decimal("9999999999999.99"), places=2))
+def test_money_is_always_exact(amount: Decimal) -> None:
+    assert Decimal(str(values.exact_number(amount))) == amount
+
+
+def test_decimals_of_a_column_make_the_round_trip(server: Database) -> None:
+    async def main() -> None:
+        query = {"query": "SELECT CAST(:x AS DECIMAL(14,2)) AS x", "params": {"x": "decimal"}, "result": "value"}
+        async with server.open(echo=query) as source:
+            echo = source.prepare("echo", ["x"])
+            for cents in (0, 1, -1, 99, 10**13 - 1, 12345678901, -(10**12) + 7):
+                assert await echo(str(Decimal(cents) / 100)) == cents / 100
+
+    run(main())
