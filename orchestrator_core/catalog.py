@@ -84,7 +84,8 @@ class _Builder:
         provided = self.registry.sources.get(type_name)
         sources = self.visible_sources(scope, type_name, section)
         if provided is None:
-            self.unknown_type(type_name, section)
+            code, message, hint = self.registry.missing("source type", type_name, self.registry.sources)
+            self.problems.append(section.located.problem(code, message, at_key=True, hint=hint))
             self.broken.update((scope, type_name, source_id) for source_id in sources)
             return
         shared = dict(section.operations)
@@ -103,16 +104,6 @@ class _Builder:
         if scope and section.operations and above:
             return {**above.sources, **section.sources}
         return dict(section.sources)
-
-    def unknown_type(self, type_name: str, section: Section) -> None:
-        known = [*self.registry.sources]
-        code, message, hint = self.registry.missing("source type", type_name, known)
-        located = next(iter((*section.sources.values(), *section.operations.values())), None)
-        if located is None:
-            self.problems.append(Problem(code=code, message=message, hint=hint))
-            return
-        problem = located.document.problem(code, message, (type_name,), at_key=True, hint=hint)
-        self.problems.append(problem)
 
     def source(
         self, key: SourceKey, kind: SourceKind[Any], plugin: Plugin, located: Located, shared: Mapping[str, Located]
@@ -133,8 +124,13 @@ class _Builder:
         more: list[Problem] = []
         if kind is not ML:
             operations, more = _operations(kind, places)
-        elif options:
-            operations, places, more = self.models(options, located)
+        else:
+            for place in places.values():
+                message, hint = "an ml source has no operations: its models are what steps call", "give models: {…}"
+                more.append(place.problem("ORC201", message, at_key=True, hint=hint))
+            if options:
+                operations, places, found = self.models(options, located)
+                more += found
         self.problems += [*problems, *more]
         if options is None or any(problem.severity == "error" for problem in more):
             return None

@@ -49,6 +49,17 @@ class Generated:
     filename: str
     source: str = field(repr=False)
     constants: Mapping[str, Any] = field(repr=False, factory=dict)
+    lines: list[str] = field(init=False, repr=False, eq=False)
+
+    @lines.default
+    def _lines(self) -> list[str]:
+        return self.source.splitlines(keepends=True)
+
+    def forget(self) -> None:
+        """Take the source out of :mod:`linecache`, unless a later plan of the same name has its own there."""
+        entry = linecache.cache.get(self.filename)
+        if entry is not None and len(entry) == 4 and entry[2] is self.lines:
+            del linecache.cache[self.filename]
 
     def compile(self, calls: Mapping[str, Call]) -> Coroutine:
         """Return the coroutine function, bound to what each step calls."""
@@ -65,8 +76,7 @@ class Generated:
             "future": _future,
             "timeout": asyncio.timeout,
         }
-        lines = self.source.splitlines(keepends=True)
-        linecache.cache[self.filename] = (len(self.source), None, lines, self.filename)
+        linecache.cache[self.filename] = (len(self.source), None, self.lines, self.filename)
         exec(compile(self.source, self.filename, "exec"), scope)  # the source is ours
         coroutine: Coroutine = scope[self.name]
         return coroutine
@@ -412,7 +422,7 @@ def _variables(names: Sequence[str]) -> dict[str, str]:
     variables = {}
     for name in names:
         variable = name
-        taken.discard(name)
+        taken -= {name} - _RESERVED
         if _DERIVED_START.match(variable):
             variable = f"step_{variable.lstrip('_')}"
         while keyword.iskeyword(variable) or variable in taken or _DERIVED_END.search(variable):

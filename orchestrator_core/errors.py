@@ -8,6 +8,7 @@ place which turns errors into RFC 9457 answers needs no table of its own.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal
 
@@ -63,11 +64,18 @@ class Problem:
         if self.source_line:
             gutter = f"{self.line:>5} | "
             lines.append(f"{gutter}{self.source_line}")
-            pad = "".join("\t" if char == "\t" else " " for char in self.source_line[: self.column - 1])
-            lines.append(" " * (len(gutter) - 2) + "| " + pad + "^" * max(1, self.length))
+            start, end = self.column - 1, self.column - 1 + self.length
+            pad = "".join("\t" if char == "\t" else " " * _width(char) for char in self.source_line[:start])
+            caret = "^" * max(1, sum(map(_width, self.source_line[start:end])))
+            lines.append(" " * (len(gutter) - 2) + "| " + pad + caret)
         if self.hint:
             lines.append(f"      = {self.hint}")
         return "\n".join(lines)
+
+
+def _width(char: str) -> int:
+    """Return how many columns of a terminal a character takes."""
+    return 0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 class ConfigError(Exception):

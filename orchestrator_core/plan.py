@@ -26,9 +26,11 @@ from orchestrator_core.expressions import (
 )
 from orchestrator_core.plugin_api import JSON, OperationFacts
 from orchestrator_core.plugins import Registry
-from orchestrator_core.schemas import RequestSchema, SchemaError, compile_schema
+from orchestrator_core.schemas import FOREIGN_REFERENCE, RequestSchema, SchemaError, compile_schema
 
 REQUEST_PARTS = ("path_params", "query_params", "headers", "body")
+JSON_TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
+_SHORT_PARTS = {"path": "path_params", "params": "path_params", "query": "query_params"}
 _PARAMETER = re.compile(r"\{([^{}]*)\}")
 _REFERENCE = re.compile(r"\$([A-Za-z_]\w*)")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -122,7 +124,8 @@ class _Compiler:
         self.not_available(config, located)
         planned = [item for step in steps if (item := self.step(step))]
         response = self.response(config, located)
-        names = {step.config.name for step in steps} | self.endpoint.unreadable
+        self.unreadable()
+        names = {step.config.name for step in steps} | self.endpoint.unreadable_names
         self.check_references(names, {step.config.name: step for step in steps})
         self.check_kind(config, located, steps)
         self.check_primary(config, located, names)
@@ -134,6 +137,7 @@ class _Compiler:
         input_schema = self.schema(config.input_schema, located, "input_schema")
         output_schema = self.schema(config.output_schema, located, "output_schema")
         ordered = self.order(planned, steps)
+        self.problems += _check_steps(planned, response, located, self.declared_facts)
         if any(problem.severity == "error" for problem in self.problems) or self.endpoint.unreadable:
             return Compiled(None, tuple(self.problems))
         asked = tuple(reference for reference, _, _ in self.references if reference.root == "request")
@@ -152,13 +156,13 @@ class _Compiler:
             output=output_schema,
             located=located,
         )
-        facts = check_facts(plan, lambda key, operation: self.catalog.specs[key].facts.get(operation))
-        self.problems.extend(facts)
-        failed = any(problem.severity == "error" for problem in facts)
-        return Compiled(None if failed else plan, tuple(self.problems))
+        return Compiled(plan, tuple(self.problems))
 
     def report(self, located: Located, code: str, message: str, *sub: str | int, **place: Any) -> None:
         self.problems.append(located.problem(code, message, *sub, **place))
+
+    def declared_facts(self, key: SourceKey, operation: str) -> OperationFacts | None:
+        return self.catalog.specs[key].facts.get(operation)
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
@@ -181,6 +185,13 @@ class _Compiler:
             if value is not None:
                 message = f"'{key}' is not available in this version: it has no effect"
                 self.problems.append(place.problem("ORC210", message, key, at_key=True).as_warning())
+
+    def unreadable(self) -> None:
+        """Check the expressions of the entries that are no steps for other reasons."""
+        for entry in self.endpoint.unreadable:
+            if isinstance(entry.data, dict) and isinstance(params := entry.data.get("params"), dict):
+                for name, value in params.items():
+                    self.parse(value, entry, ("params", name))
 
     def step(self, step: Step) -> PlannedStep | None:
         config, located = step.config, step.located
@@ -215,6 +226,8 @@ class _Compiler:
         at = "source_id" if "source_id" in located.data else "type"
         if ids:
             message, hint = f"there is no {type_name} source '{source_id}'", did_you_mean(source_id, ids)
+            if at == "type":
+                hint = f"give a source_id: {', '.join(sorted(ids))}"
         else:
             message = f"there is no {type_name} source"
             hint = f"configure it: {type_name}: {{sources: {{{source_id}: …}}}}"
@@ -312,13 +325,13 @@ class _Compiler:
         return self.parse(config.response_mapping, located, ("response_mapping",))
 
     def known_step(self, name: str, located: Located, *sub: str | int) -> None:
-        names = {step.config.name for step in self.endpoint.steps} | self.endpoint.unreadable
+        names = {step.config.name for step in self.endpoint.steps} | self.endpoint.unreadable_names
         if name not in names:
             self.report(located, "ORC502", f"there is no step '{name}'", *sub, hint=did_you_mean(name, names))
 
     def check_references(self, names: set[str], steps: Mapping[str, Step]) -> None:
         for reference, located, path in self.references:
-            place: dict[str, Any] = {"offset": reference.offset, "length": len(reference.text)}
+            place = _place(reference)
             if reference.root == "execution":
                 continue
             if reference.root == "request":
@@ -338,7 +351,7 @@ class _Compiler:
         part = reference.path[0]
         declared = (self.endpoint.config.input_schema or {}).get("properties") or {}
         if part not in REQUEST_PARTS and len(reference.path) > 1 and part not in declared:
-            hint = did_you_mean(str(part), REQUEST_PARTS)
+            hint = did_you_mean(_SHORT_PARTS.get(str(part), str(part)), REQUEST_PARTS)
             if hint.startswith("did you mean"):
                 message = f"there is no part '{part}' of a request"
                 self.report(located, "ORC503", message, *path, hint=hint, **place)
@@ -374,7 +387,7 @@ class _Compiler:
         for name, names in waits.items():
             if name in names:
                 located = next(step.located for step in steps if step.config.name == name)
-                self.report(located, "ORC507", f"the step '{name}' refers to itself", at_key=True)
+                self.report(located, "ORC507", f"the step '{name}' refers to itself", "name")
                 waits[name] = names - {name}
         sorter = TopologicalSorter({name: sorted(names, key=list(waits).index) for name, names in waits.items()})
         try:
@@ -467,7 +480,13 @@ class _Compiler:
         try:
             return compile_schema(schema)
         except SchemaError as error:
-            self.report(located, "ORC409", f"not a JSON Schema: {error}", key, *error.path)
+            message, hint, near = f"not a JSON Schema: {error}", "", ""
+            if FOREIGN_REFERENCE in message:
+                near = message.rpartition(": ")[2]
+                message, hint = f"{FOREIGN_REFERENCE}: {near}", "put the schema into $defs, and refer to #/$defs/name"
+            if error.path[-1:] == ("type",) and isinstance(word := _at(schema, error.path), str):
+                message, hint = f"not a JSON Schema: '{word}' is not a type", did_you_mean(word, JSON_TYPES)
+            self.report(located, "ORC409", message, key, *error.path, hint=hint, near=near)
             return None
 
     def route(self, config: EndpointConfig, located: Located) -> tuple[str, tuple[str, ...], bool]:
@@ -512,6 +531,16 @@ def parse_condition(value: Any) -> Node:
     return parse(value)
 
 
+def _place(reference: Reference) -> dict[str, Any]:
+    return {"offset": reference.offset, "length": len(reference.text), "near": reference.text}
+
+
+def _at(value: Any, path: DataPath) -> Any:
+    for part in path:
+        value = value[part]
+    return value
+
+
 def _replace(value: Any, path: DataPath) -> Any:
     """Return the value with null at the path."""
     if not path:
@@ -523,8 +552,7 @@ def _replace(value: Any, path: DataPath) -> Any:
 
 
 def _placeholder_hint(value: Any, path: DataPath) -> str:
-    for part in path:
-        value = value[part]
+    value = _at(value, path)
     if isinstance(value, str) and value.startswith(("${", "$ENV[")):
         return "secrets are read in config.yaml, database.yaml and integrations, not in a domain file"
     return ""
@@ -544,14 +572,20 @@ def _reaches(value: Any, path: Iterable[str | int]) -> bool:
 
 def check_facts(plan: Plan, facts_of: FactsOf) -> list[Problem]:
     """Hold a plan against what is known of its operations: their parameters, their fields, a model's features."""
+    return _check_steps(plan.steps, plan.response, plan.located, facts_of)
+
+
+def _check_steps(
+    steps: Sequence[PlannedStep], response: Node | None, endpoint: Located, facts_of: FactsOf
+) -> list[Problem]:
     problems: list[Problem] = []
-    for step in plan.steps:
+    for step in steps:
         facts = facts_of(step.spec.key, step.operation)
         if facts:
             problems += _check_params(step, facts)
             problems += _check_inputs(step, facts)
-    for reference, located, path in _step_references(plan):
-        step = next(step for step in plan.steps if step.name == reference.root)
+    for reference, located, path in _step_references(steps, response, endpoint):
+        step = next(step for step in steps if step.name == reference.root)
         facts = facts_of(step.spec.key, step.operation)
         problems += _check_field(reference, step, facts, located, path)
     return problems
@@ -562,15 +596,15 @@ def _check_params(step: PlannedStep, facts: OperationFacts) -> Iterator[Problem]
     label = f"{step.spec.label} {step.operation}"
     unknown = set() if facts.optional is None else given - set(facts.required) - set(facts.optional)
     at: tuple[str, ...] = ("params",) if step.config.params else ()
-    for name in sorted(set(facts.required) - given):
-        hint = did_you_mean(name, unknown) if unknown else ""
-        hint = f"is '{hint.split(chr(39))[1]}' meant to be it?" if hint.startswith("did you mean") else ""
-        message = f"{label} needs the parameter '{name}'"
-        yield step.located.problem("ORC407", message, *at, at_key=True, hint=hint)
+    missing = set(facts.required) - given
     for name in sorted(unknown):
-        hint = did_you_mean(name, {*facts.required, *(facts.optional or ())})
+        hint = did_you_mean(name, missing or {*facts.required, *(facts.optional or ())})
+        missing -= {word for word in missing if hint == f"did you mean '{word}'?"}
         message = f"{label} takes no parameter '{name}'"
         yield step.located.problem("ORC407", message, "params", name, at_key=True, hint=hint)
+    for name in sorted(missing):
+        message = f"{label} needs the parameter '{name}'"
+        yield step.located.problem("ORC407", message, *at, at_key=True)
 
 
 def _check_inputs(step: PlannedStep, facts: OperationFacts) -> Iterator[Problem]:
@@ -584,25 +618,25 @@ def _check_inputs(step: PlannedStep, facts: OperationFacts) -> Iterator[Problem]
         given = [name for name, _ in node.fields] if isinstance(node, ObjectNode) else [*_keys(node.value)]
         missing = [name for name in wanted if name not in given]
         unknown = [name for name in given if name not in wanted]
-        for name in missing:
-            message = f"{label} asks for '{name}' in {param}, which nobody fills"
-            close = did_you_mean(name, unknown)
-            hint = close if close.startswith("did you mean") else ""
-            hint = hint.replace("did you mean", "it is given as").rstrip("?")
-            yield step.located.problem("ORC412", message, "params", param, at_key=True, hint=hint)
         for name in unknown:
             message = f"{label} knows no '{name}' in {param}"
             hint = did_you_mean(name, missing or wanted)
+            missing = [word for word in missing if hint != f"did you mean '{word}'?"]
             yield step.located.problem("ORC412", message, "params", param, name, at_key=True, hint=hint)
+        for name in missing:
+            message = f"{label} asks for '{name}' in {param}, which nobody fills"
+            yield step.located.problem("ORC412", message, "params", param, at_key=True)
 
 
 def _keys(value: JSON) -> list[str]:
     return list(value) if isinstance(value, dict) else []
 
 
-def _step_references(plan: Plan) -> Iterator[tuple[Reference, Located, DataPath]]:
-    names = {step.name for step in plan.steps}
-    for step in plan.steps:
+def _step_references(
+    steps: Sequence[PlannedStep], response: Node | None, endpoint: Located
+) -> Iterator[tuple[Reference, Located, DataPath]]:
+    names = {step.name for step in steps}
+    for step in steps:
         parts: list[tuple[DataPath, Node]] = [(("params", name), node) for name, node in step.params]
         if step.condition is not None:
             parts.append((("condition",), step.condition))
@@ -610,10 +644,10 @@ def _step_references(plan: Plan) -> Iterator[tuple[Reference, Located, DataPath]
             for reference in references(node):
                 if reference.root in names:
                     yield reference, step.located, (*path, *reference.where)
-    if plan.response is not None:
-        for reference in references(plan.response):
+    if response is not None:
+        for reference in references(response):
             if reference.root in names:
-                yield reference, plan.located, ("response_mapping", *reference.where)
+                yield reference, endpoint, ("response_mapping", *reference.where)
 
 
 def _check_field(
@@ -630,4 +664,4 @@ def _check_field(
     if follow and isinstance(follow[0], str) and follow[0] not in facts.fields:
         message = f"the step '{step.name}' returns no field '{follow[0]}'"
         hint = did_you_mean(follow[0], facts.fields)
-        yield located.problem("ORC505", message, *path, hint=hint, offset=reference.offset, length=len(reference.text))
+        yield located.problem("ORC505", message, *path, hint=hint, **_place(reference))

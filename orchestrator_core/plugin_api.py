@@ -58,20 +58,33 @@ from attrs import Factory, field, frozen
 
 from orchestrator_core.errors import (
     EntityNotFound,
+    ExpressionError,
     InvalidParam,
+    MissingReference,
     OrchestratorError,
     SourceError,
     SourceUnavailable,
     did_you_mean,
 )
-from orchestrator_core.http_client import HttpClient, HttpOptions, HttpOrigin, HttpResponse, TlsOptions
+from orchestrator_core.expressions import CompiledValue, Reference, compile_value
+from orchestrator_core.http_client import (
+    EgressOptions,
+    HttpClient,
+    HttpOptions,
+    HttpOrigin,
+    HttpResponse,
+    TlsOptions,
+)
 
 __all__ = [
     "JSON",
+    "CompiledValue",
     "Describes",
     "Duration",
+    "EgressOptions",
     "EntityNotFound",
     "Execution",
+    "ExpressionError",
     "Finding",
     "HttpClient",
     "HttpOptions",
@@ -82,6 +95,7 @@ __all__ = [
     "Inspection",
     "Inspects",
     "InvalidParam",
+    "MissingReference",
     "Model",
     "ModelFacts",
     "ModelKind",
@@ -91,6 +105,7 @@ __all__ = [
     "OrchestratorError",
     "Preparable",
     "ReadyCheck",
+    "Reference",
     "Size",
     "Source",
     "SourceError",
@@ -99,6 +114,7 @@ __all__ = [
     "StepRecord",
     "TlsOptions",
     "TransformerKind",
+    "compile_value",
     "did_you_mean",
     "hookimpl",
     "option",

@@ -75,13 +75,15 @@ class Registry:
         """Return the code, message and hint for a type that is not there. ``what`` is such as ``source type``."""
         label = f"{what} '{name}'"
         distribution = KNOWN_DISTRIBUTIONS.get(label, "")
+        installable = [entry.split("'")[1] for entry in KNOWN_DISTRIBUTIONS if entry.startswith(what)]
         for plugin in self.plugins:
             if plugin.error and (plugin.name == name or plugin.origin == distribution):
                 reason = plugin.error.strip().splitlines()[-1]
-                return "ORC403", f"`{name}`: {plugin} is installed but failed to import: {reason}", ""
+                hint = "for the traceback: orchestrator plugins --format json"
+                return "ORC403", f"`{name}`: {plugin} is installed but failed to import: {reason}", hint
         if distribution:
             return "ORC401", f"no installed plugin provides the {label}", f"install it: pip install {distribution}"
-        return "ORC401", f"no installed plugin provides the {label}", did_you_mean(name, known)
+        return "ORC401", f"no installed plugin provides the {label}", did_you_mean(name, [*known, *installable])
 
 
 def discover(

@@ -10,6 +10,7 @@ from attrs import field, frozen
 
 from orchestrator_core.config.yaml import DataPath
 
+FOREIGN_REFERENCE = "references to other documents are not followed"
 _INTEGER = re.compile(r"[-+]?[0-9]{1,19}\Z")
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?\Z")
 _BOOLEANS = {"true": True, "false": False}
@@ -83,7 +84,7 @@ def _first_line(text: str) -> str:
 
 
 def _refuse(uri: str) -> Any:
-    raise ValueError(f"references to other documents are not followed: {uri}")
+    raise ValueError(f"{FOREIGN_REFERENCE}: {uri}")
 
 
 def _follow(schema: Mapping[str, Any], value: Any) -> Mapping[str, Any]:

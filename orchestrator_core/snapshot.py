@@ -172,6 +172,8 @@ class Snapshot:
 
     async def close(self) -> None:
         """Give up all sources; those that no other snapshot uses are closed."""
+        for ready in self.plans.values():
+            ready.generated.forget()
         await asyncio.gather(*(source.release() for source in self.sources.values()))
 
 

@@ -80,7 +80,7 @@ class Commands(click.Group):
 @click.version_option(__version__, package_name="orchestrator-api-core", message="orchestrator %(version)s")
 @click.option("--traceback", is_flag=True, help="Show the traceback of an internal error.")
 @click.pass_context
-def main(ctx: click.Context, traceback: bool) -> None:  # noqa: ARG001  # read by Commands.invoke
+def main(ctx: click.Context, traceback: bool) -> None:  # Commands.invoke reads traceback
     """Features and models behind one REST API, composed in YAML."""
     if os.environ.get("NO_COLOR"):
         ctx.color = False

@@ -49,6 +49,7 @@ CODES: Mapping[str, str] = {
     "ORC505": "field that the step does not return",
     "ORC506": "default that is no constant",
     "ORC507": "steps that wait for each other",
+    "ORC508": "text that looks like an expression",
     "ORC601": "source that cannot be opened",
     "ORC602": "operation that the backend refuses",
     "ORC603": "operation that cannot be bound",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -80,7 +81,7 @@ def _marks(step: PlannedStep) -> list[str]:
     """Return what is out of the ordinary about a step, in words."""
     marks = []
     if step.optional:
-        marks.append(f"optional: {unparse_value(step.default)} when it fails")
+        marks.append(f"optional: {json.dumps(step.default, ensure_ascii=False)} when it fails")
     if step.config.timeout is not None:
         marks.append(f"within {_seconds(step.config.timeout)}")
     if step.config.transform:
@@ -89,13 +90,7 @@ def _marks(step: PlannedStep) -> list[str]:
     return marks
 
 
-def unparse_value(value: Any) -> str:
-    from orchestrator_core.expressions import Literal
-
-    return unparse(Literal(value))
-
-
-# --- text --------------------------------------------------------------------------------------------------------------
+# --- text -------------------------------------------------------------------------------------------------------------
 
 
 def as_text(plan: Plan) -> str:
@@ -170,7 +165,7 @@ def _answer(plan: Plan) -> Iterator[str]:
         yield f"   transformed by {_listed(names)}"
 
 
-# --- Mermaid -----------------------------------------------------------------------------------------------------------
+# --- Mermaid ----------------------------------------------------------------------------------------------------------
 
 
 def as_mermaid(plan: Plan) -> str:
@@ -205,7 +200,7 @@ def _label(text: str) -> str:
     return text
 
 
-# --- JSON --------------------------------------------------------------------------------------------------------------
+# --- JSON -------------------------------------------------------------------------------------------------------------
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -61,7 +62,7 @@ def list_(folder: Path, admin: str | None, form: str, **filters: str | int | Non
     if not executions:
         click.echo("no executions")
         return
-    _print_table(executions, [entry["started_at"] for entry in document["executions"]], console(sys.stdout))
+    _print_table(executions, console(sys.stdout))
     if document["cursor"]:
         click.echo(f"more: --cursor {document['cursor']}")
 
@@ -88,16 +89,18 @@ def show(execution_id: str, folder: Path, admin: str | None, form: str) -> None:
         draw(execution_of(document), console(sys.stdout))
 
 
-def _print_table(executions: Sequence[Execution], started: Sequence[str], to: Console) -> None:
+def _print_table(executions: Sequence[Execution], to: Console) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for title in ("id", "started", "endpoint", "status", "http"):
+    table.add_column("id", min_width=32)  # never shortened: `show` asks for it
+    for title in ("started (UTC)", "endpoint", "status", "http"):
         table.add_column(title, no_wrap=True)
     table.add_column("duration", justify="right", no_wrap=True)
     table.add_column("degraded or error")
-    for execution, at in zip(executions, started, strict=True):
+    for execution in executions:
+        started = datetime.fromtimestamp(execution.started_at, UTC).replace(tzinfo=None)
         table.add_row(
             execution.id,
-            at,
+            started.isoformat(" ", "milliseconds"),
             f"{execution.domain}.{execution.endpoint}",
             Text(execution.status, style=COLOURS[execution.status]),
             str(execution.http_status),

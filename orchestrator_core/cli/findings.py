@@ -17,7 +17,7 @@ from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.documents import problem_json
 from orchestrator_core.errors import Problem
 
-_FIRST = re.compile(r"(first defined (?:at|in) )")
+_FIRST = re.compile(r"(first defined (?:at|in) )(?!line )")
 _CARET = re.compile(r"( *\| \s*)(\^+)\Z")
 _SOURCE = re.compile(r"( *\d+ \| )(.*)\Z")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -25,13 +26,11 @@ def command(directory: Path | None, folder: Path) -> None:
     """
     folder = directory or folder
     starter = starter_files()
-    in_the_way = [name for name in starter if (folder / name).exists()]
-    if folder.exists() and not folder.is_dir():
-        raise click.ClickException(f"{folder.as_posix()} is in the way: it is not a folder")
-    if in_the_way:
-        names = ", ".join((folder / name).as_posix() for name in in_the_way)
+    if in_the_way := _in_the_way(folder, starter):
+        names = ", ".join(path.as_posix() for path in in_the_way)
         verb = "is" if len(in_the_way) == 1 else "are"
-        raise click.ClickException(f"{names} {verb} in the way, nothing was written\n  = give another folder")
+        hint = "give another folder: orchestrator init DIR"
+        raise click.ClickException(f"{names} {verb} in the way, nothing was written\n  = {hint}")
     for name, text in starter.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +44,13 @@ def command(directory: Path | None, folder: Path) -> None:
         f"  orchestrator serve{at}\n"
         "  curl http://127.0.0.1:8000/orchestrator/hello/greet/Ada"
     )
+
+
+def _in_the_way(folder: Path, starter: Mapping[str, str]) -> list[Path]:
+    """Return the files that would be overwritten, and the files that stand where folders should."""
+    targets = [folder / name for name in starter]
+    parents = [parent for target in targets for parent in target.parents if parent.exists() and not parent.is_dir()]
+    return [*dict.fromkeys(parents), *(target for target in targets if target.exists())]
 
 
 def starter_files() -> dict[str, str]:

@@ -68,7 +68,7 @@ def command(
     """
     log_to_stderr()
     given = Given(
-        path_params={name: value for name, value in _pairs(path_params, "--path-param")},
+        path_params=dict(_pairs(path_params, "--path-param")),
         query=_grouped(_pairs(query, "--query")),
         headers=CIMultiDict(_pairs(headers, "--header")),
         body=MISSING if body is None else _body(body),

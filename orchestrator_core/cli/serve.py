@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 
 import click
@@ -12,8 +13,9 @@ from orchestrator_core.cli.options import config_option, plugins_dir_option
 from orchestrator_core.cli.prepare import run_async
 from orchestrator_core.config.load import load_configuration
 from orchestrator_core.errors import ConfigError
-from orchestrator_core.http.app import Service, serve
+from orchestrator_core.http.app import Service, configure_logging, serve
 
+_BIND = re.compile(r"address \('([^']+)', (\d+).*?\): (.+)\Z")
 _PORT = click.IntRange(0, 65535)
 
 
@@ -34,6 +36,7 @@ def command(folder: Path, host: str | None, port: int | None, admin_port: int | 
       orchestrator serve --config config --port 8080
     """
     configuration = load_configuration(folder)
+    configure_logging(configuration.app.logging, configuration.redactor)
     try:
         run_async(serve(folder, host=host, port=port, admin_port=admin_port, plugins_dir=plugins_dir, ready=_announce))
     except ConfigError as error:
@@ -42,7 +45,14 @@ def command(folder: Path, host: str | None, port: int | None, admin_port: int | 
         if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
             raise
         hint = "take another with --port or --admin-port, or server.port and admin.port in config.yaml"
-        raise click.ClickException(f"cannot listen: {error.strerror}\n  = {hint}") from error
+        raise click.ClickException(f"cannot listen{_where(error)}\n  = {hint}") from error
+
+
+def _where(error: OSError) -> str:
+    """Return ``" on 127.0.0.1:8000: address already in use"`` from what asyncio makes of it."""
+    text = error.strerror or str(error)
+    match = _BIND.search(text)
+    return f" on {match[1]}:{match[2]}: {match[3]}" if match else f": {text}"
 
 
 def _announce(service: Service) -> None:

@@ -26,8 +26,8 @@ COLOURS: dict[ExecutionStatus, str] = {"ok": "green", "degraded": "yellow", "fai
 
 
 def console(file: IO[str]) -> Console:
-    """Return a console that is 120 wide unless the stream is a terminal, and plain unless that shows colours."""
-    width = None if file.isatty() else 120
+    """Return a console as wide as the terminal; what is not written to one is plain, and wide enough for any table."""
+    width = None if file.isatty() else 200
     return Console(file=file, width=width, highlight=False, no_color="NO_COLOR" in os.environ or None)
 
 

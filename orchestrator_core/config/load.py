@@ -22,7 +22,7 @@ from orchestrator_core.config.model import (
     check_path_name,
 )
 from orchestrator_core.config.secrets import Redactor, resolve_secrets
-from orchestrator_core.config.structure import Located, kind_of, salvage, structure
+from orchestrator_core.config.structure import Located, kind_of, salvage
 from orchestrator_core.config.yaml import Document, load_document
 from orchestrator_core.errors import Problem, did_you_mean
 
@@ -33,8 +33,8 @@ def load_configuration(folder: Path, environment: Mapping[str, str] | None = Non
     """Read every file of the folder. Parts that are wrong are left out, and their problems are in the result."""
     loader = _Loader(folder, os.environ if environment is None else environment)
     if not folder.is_dir():
-        message = f"there is no configuration folder at {folder}"
-        loader.problems.append(Problem(code="ORC100", message=message, hint="make one with: orchestrator init"))
+        message, hint = f"there is no configuration folder at {folder}", f"make one with: orchestrator init {folder}"
+        loader.problems.append(Problem(code="ORC100", message=message, hint=hint))
         return loader.finish()
     loader.read_folder("", folder)
     for path in _yaml_files(folder / "domains", loader):
@@ -77,6 +77,7 @@ def _yaml_files(folder: Path, loader: _Loader) -> list[Path]:
 class _Parts:
     """A section while its files are being read."""
 
+    located: Located
     sources: dict[str, Located] = field(factory=dict)
     operations: dict[str, Located] = field(factory=dict)
 
@@ -129,7 +130,7 @@ class _Loader:
             return
         core = {key: value for key, value in root.data.items() if key in CORE_KEYS}
         if core and path == self.folder / "config.yaml":
-            app, problems = structure(AppConfig, Located(document, (), core))
+            app, problems = salvage(AppConfig, Located(document, (), core))
             self.app = app or self.app
             self.problems.extend(problems)
         elif core:
@@ -141,7 +142,12 @@ class _Loader:
                 self.section(scope, key, root[key])
 
     def section(self, scope: str, kind: str, located: Located) -> None:
-        parts = self.sections.setdefault((scope, kind), _Parts())
+        keys = set(located.data) if isinstance(located.data, dict) else set()
+        meant = did_you_mean(kind, CORE_KEYS)
+        if meant.startswith("did you mean") and not keys & {"sources", "operations"}:
+            self.problems.append(located.problem("ORC201", f"unknown key '{kind}'", at_key=True, hint=meant))
+            return
+        parts = self.sections.setdefault((scope, kind), _Parts(located))
         if located.data is None:
             return
         if not isinstance(located.data, dict):
@@ -151,9 +157,6 @@ class _Loader:
         for key in located.data:
             if key not in ("sources", "operations"):
                 hint = did_you_mean(key, ("sources", "operations"))
-                close = did_you_mean(kind, CORE_KEYS)
-                if close.startswith("did you mean") and not hint.startswith("did you mean"):
-                    hint = f"if '{kind}' is a misspelt setting: {close}"
                 message = f"unknown key '{key}' in the section of source type '{kind}'"
                 self.problems.append(located.problem("ORC201", message, key, at_key=True, hint=hint))
         self.merge(parts.sources, located, "sources", f"{kind} source")
@@ -187,7 +190,7 @@ class _Loader:
             return
         endpoints = root.data.get("endpoints")
         head = {key: value for key, value in root.data.items() if key != "endpoints"}
-        config, problems = structure(DomainFile, Located(document, (), head))
+        config, problems = salvage(DomainFile, Located(document, (), head))
         self.problems.extend(problems)
         config = config or DomainFile()
         name = self.domain_name(config, root, path.stem)
@@ -228,22 +231,22 @@ class _Loader:
             self.problems.append(located.problem("ORC202", message, "data_sources"))
             return
         steps: list[Step] = []
-        unreadable: set[str] = set()
-        for index, entry in enumerate(entries or ()):
+        unreadable: list[Located] = []
+        for index in range(len(entries or ())):
             step, problems = salvage(StepConfig, located["data_sources"][index])
             self.problems.extend(problems)
             if step:
                 steps.append(Step(step, located["data_sources"][index]))
-            elif isinstance(entry, dict) and isinstance(entry.get("name"), str):
-                unreadable.add(entry["name"])
+            else:
+                unreadable.append(located["data_sources"][index])
         if config:
-            endpoint = Endpoint(domain, scope, name, config, tuple(steps), located, frozenset(unreadable))
+            endpoint = Endpoint(domain, scope, name, config, tuple(steps), located, tuple(unreadable))
             self.endpoints.append(endpoint)
 
     def finish(self) -> Configuration:
         whole = hashlib.sha256(repr(sorted(self.digests.items())).encode()).hexdigest()
         sections: dict[tuple[str, str], Section] = {
-            key: Section(parts.sources, parts.operations) for key, parts in self.sections.items()
+            key: Section(parts.located, parts.sources, parts.operations) for key, parts in self.sections.items()
         }
         return Configuration(
             folder=self.folder,

@@ -175,8 +175,8 @@ class Step:
 class Endpoint:
     """An endpoint with the place in its file.
 
-    ``scope`` is the folder of the domain's own sources. ``unreadable`` names the steps that are left out of
-    ``steps`` because something in them is wrong.
+    ``scope`` is the folder of the domain's own sources. ``unreadable`` are the entries that are left out of ``steps``
+    because there is no making a step of them.
     """
 
     domain: str
@@ -185,13 +185,23 @@ class Endpoint:
     config: EndpointConfig
     steps: tuple[Step, ...]
     located: Located = field(repr=False)
-    unreadable: frozenset[str] = frozenset()
+    unreadable: tuple[Located, ...] = field(default=(), repr=False)
+
+    @property
+    def unreadable_names(self) -> set[str]:
+        """Return the names of the steps that are left out, as far as they have one."""
+        entries = [entry.data for entry in self.unreadable if isinstance(entry.data, dict)]
+        return {entry["name"] for entry in entries if isinstance(entry.get("name"), str)}
 
 
 @frozen
 class Section:
-    """The sources of one type in one scope: global (``""``) or a domain's. Values stand in their own files."""
+    """The sources of one type in one scope: global (``""``) or a domain's. Values stand in their own files.
 
+    ``located`` is the first place at which the section stands.
+    """
+
+    located: Located = field(repr=False)
     sources: Mapping[str, Located]
     operations: Mapping[str, Located]
 

@@ -22,6 +22,7 @@ from cattrs.errors import (
 )
 from cattrs.gen import make_dict_structure_fn
 
+from orchestrator_core.config.secrets import Secret
 from orchestrator_core.config.yaml import DataPath, Document
 from orchestrator_core.errors import Problem, did_you_mean
 from orchestrator_core.plugin_api import Duration, OptionError, Size
@@ -29,7 +30,15 @@ from orchestrator_core.plugin_api import Duration, OptionError, Size
 T = TypeVar("T")
 
 MISSING = "ORC203"
+UNKNOWN_KEY = "ORC201"
+LONGEST_SHOWN = 40
 
+_DID_YOU_MEAN = re.compile(r"did you mean '(.+)'\?\Z")
+_A_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?\Z")
+_BOOLEAN_HINTS = {
+    **dict.fromkeys(("yes", "Yes", "on", "On", "true"), ": write true"),
+    **dict.fromkeys(("no", "No", "off", "Off", "false"), ": write false"),
+}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)\Z")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(B|KiB|MiB|GiB|KB|MB|GB)\Z")
@@ -85,6 +94,7 @@ def salvage(cls: type[T] | Any, located: Located) -> tuple[T | None, list[Proble
     keys found unfit are left out and the rest is tried again: all problems are found at once.
     """
     problems: list[Problem] = []
+    meant: set[DataPath] = set()
     rest = located
     while True:
         try:
@@ -93,13 +103,24 @@ def salvage(cls: type[T] | Any, located: Located) -> tuple[T | None, list[Proble
             found = list(_findings(error, rest, ()))
             if not found:
                 raise
-        problems += [problem for sub, problem in found if problem.code != MISSING or not _has(located.data, sub)]
+        meant |= {(*sub[:-1], word) for sub, problem in found if (word := _meant(problem))}
+        problems += [
+            problem
+            for sub, problem in found
+            if problem.code != MISSING or (sub not in meant and not _has(located.data, sub))
+        ]
         pruned = rest.data
         for sub, _ in found:
             pruned = _without(pruned, sub)
         if pruned == rest.data:
             return None, problems
         rest = Located(located.document, located.path, pruned)
+
+
+def _meant(problem: Problem) -> str:
+    """Return the key that a misspelt one was meant to be: it is not missing as well."""
+    match = _DID_YOU_MEAN.match(problem.hint) if problem.code == UNKNOWN_KEY else None
+    return match[1] if match else ""
 
 
 def _has(data: Any, path: DataPath) -> bool:
@@ -134,7 +155,7 @@ def _findings(error: BaseException, located: Located, sub: DataPath) -> Iterator
         known = [attribute.name for attribute in attrs.fields(error.cl) if attribute.init]
         for key in sorted(error.extra_fields):
             hint = did_you_mean(key, known)
-            yield (*sub, key), located.problem("ORC201", f"unknown key '{key}'", *sub, key, at_key=True, hint=hint)
+            yield (*sub, key), located.problem(UNKNOWN_KEY, f"unknown key '{key}'", *sub, key, at_key=True, hint=hint)
     elif isinstance(error, OptionError):
         yield (*sub, error.option), located.problem("ORC204", str(error), *sub, error.option)
     elif isinstance(error, _Unfit):
@@ -160,7 +181,7 @@ def _step(error: BaseException) -> DataPath:
 
 
 def _expected(what: str, value: Any, hint: str = "") -> _Unfit:
-    shown = f" {value!r}" if isinstance(value, int | float) else ""
+    shown = f" {value!r}" if isinstance(value, int | float | str) and len(str(value)) <= LONGEST_SHOWN else ""
     shown = {" True": " true", " False": " false"}.get(shown, shown)
     return _Unfit(f"expected {what}, got {kind_of(value)}{shown}{hint}")
 
@@ -171,21 +192,26 @@ def _string(value: Any, _: Any) -> str:
     return value
 
 
+def _unquoted(value: Any) -> str:
+    is_number = isinstance(value, str) and not isinstance(value, Secret) and _A_NUMBER.match(value)
+    return ": write it without quotes" if is_number else ""
+
+
 def _boolean(value: Any, _: Any) -> bool:
     if not isinstance(value, bool):
-        raise _expected("true or false", value)
+        raise _expected("true or false", value, _BOOLEAN_HINTS.get(value, "") if isinstance(value, str) else "")
     return value
 
 
 def _integer(value: Any, _: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise _expected("an integer", value)
+        raise _expected("an integer", value, _unquoted(value))
     return value
 
 
 def _number(value: Any, _: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise _expected("a number", value)
+        raise _expected("a number", value, _unquoted(value))
     return float(value)
 
 
@@ -295,7 +321,7 @@ def _sequence_factory(cls: Any) -> Callable[[Any, Any], Any]:
 
     def hook(value: Any, _: Any) -> Any:
         if not isinstance(value, list):
-            raise _expected("a list", value)
+            raise _expected("a list", value, f": write [{value}]" if type(value) is str else "")
         return build(_items(enumerate(value), item_type, cls))
 
     return hook

@@ -72,15 +72,16 @@ class Document:
     ) -> Problem:
         """Return a problem at the value (or key) at ``path``, or at the nearest enclosing thing that has a place.
 
-        ``offset`` and ``length`` select a part of a scalar; ``near`` a word in its text.
+        ``offset`` and ``length`` select a part of a scalar that stands on one line; ``near`` a word in its text.
         """
         mark = self._mark(path, at_key=at_key)
         line, column = mark.line, mark.column
         size = mark.end_column - mark.column if mark.end_line == mark.line else 1
-        if near and (found := self._find(near, mark)):
+        is_part = offset > 0 or length is not None
+        if near and not (is_part and mark.end_line == mark.line) and (found := self._find(near, mark)):
             line, column = found
             size = len(near)
-        elif offset or length is not None:
+        elif is_part:
             line, column = self._inside(mark, offset)
             size = 1 if length is None else length
         source_line = self.line(line)
@@ -156,13 +157,10 @@ def parse_document(text: str, name: str) -> Document:
     except yaml.MarkedYAMLError as error:
         builder.problems.append(_syntax_problem(document, error))
     except yaml.reader.ReaderError as error:
-        line = text[: error.position].count("\n") + 1
-        message = (
-            f"character U+{ord(error.character):04X} is not allowed in YAML"
-            if isinstance(error.character, str)
-            else f"character U+{error.character:04X} is not allowed in YAML"
-        )
-        builder.problems.append(Problem(name, line, 1, "ORC102", message, source_line=document.line(line)))
+        code = ord(error.character) if isinstance(error.character, str) else error.character
+        builder.problems.append(_unfit_character(document, error.position, code))
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which no file can hold
+        builder.problems.append(_unfit_character(document, error.start, ord(text[error.start])))
     except _TooMuch:
         pass
     failed = any(problem.code == "ORC102" for problem in builder.problems)
@@ -170,11 +168,20 @@ def parse_document(text: str, name: str) -> Document:
     return Document(name, text, data, document.values, document.keys, tuple(builder.problems))
 
 
+def _unfit_character(document: Document, position: int, code: int) -> Problem:
+    line = document.text[:position].count("\n") + 1
+    message = f"character U+{code:04X} is not allowed in YAML"
+    return Problem(document.name, line, 1, "ORC102", message, source_line=document.line(line))
+
+
 def _syntax_problem(document: Document, error: yaml.MarkedYAMLError) -> Problem:
     mark = error.problem_mark or error.context_mark
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     source_line = document.line(line)
     hint = ""
+    if not source_line.strip() and error.context_mark:  # noticed where nothing stands: show where it started
+        line, column = error.context_mark.line + 1, error.context_mark.column + 1
+        source_line, hint = document.line(line), error.context or ""
     if "\t" in source_line[: len(source_line) - len(source_line.lstrip())]:
         hint = "indent with spaces: YAML does not allow tabs there"
     elif error.context and error.context_mark and error.context_mark.line + 1 != line:
@@ -203,6 +210,8 @@ class _Container:
         self.start = start
         self.anchor = anchor
         self.key: str | None = None
+        self.merging = False
+        self.merged: list[dict[str, Any]] = []
 
 
 class _Builder:
@@ -265,7 +274,8 @@ class _Builder:
 
     def check_tag(self, event: Any) -> None:
         if event.tag is not None:
-            self.report("ORC104", f"the tag {event.tag} is not allowed", event, hint="write the value without a tag")
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            self.report("ORC104", f"the tag {tag} is not allowed", event, hint="write the value without a tag")
 
     def scalar(self, event: Any) -> None:
         self.check_tag(event)
@@ -281,6 +291,7 @@ class _Builder:
         top = self.stack[-1]
         name = event.value
         if name == "<<" and event.implicit[0]:
+            top.merging = True
             self.report("ORC105", "merge keys are not supported", event, hint="repeat the keys: YAML 1.2 has no '<<'")
         elif isinstance(top.data, dict) and name in top.data:
             first = self.document.keys[(*top.path, name)]
@@ -291,7 +302,7 @@ class _Builder:
 
     def resolve(self, event: Any) -> Any:
         text = event.value
-        if not event.implicit[0] or event.tag is not None:
+        if event.style:
             return text
         if text in _CONSTANTS:
             return _CONSTANTS[text]
@@ -316,6 +327,11 @@ class _Builder:
                 top.data.append(value)
             else:
                 assert top.key is not None
+                if top.merging:  # reported at the key; what it leaves out is no problem of its own
+                    items = value if isinstance(value, list) else [value]
+                    top.merged += [item for item in items if isinstance(item, dict)]
+                    top.merging, top.key = False, None
+                    return
                 duplicate = top.key in top.data
                 top.data.setdefault(top.key, value)
                 top.key = None
@@ -335,6 +351,9 @@ class _Builder:
 
     def close(self, event: Any) -> None:
         done = self.stack.pop()
+        if isinstance(done.data, dict):
+            for merged in done.merged:
+                done.data.update({key: value for key, value in merged.items() if key not in done.data})
         if done.anchor:
             self.anchors[done.anchor] = done.data
         self.put(done.data, event, done.start)

@@ -6,6 +6,7 @@ Python source that a plan runs, and :func:`compile_expression` makes a function 
 
 from __future__ import annotations
 
+from orchestrator_core.expressions.compiled import CompiledValue, compile_value
 from orchestrator_core.expressions.emitter import compile_expression, emit, emit_condition
 from orchestrator_core.expressions.functions import FUNCTIONS
 from orchestrator_core.expressions.nodes import (
@@ -39,6 +40,7 @@ __all__ = [
     "ArrayNode",
     "CallNode",
     "CompareNode",
+    "CompiledValue",
     "ConditionalNode",
     "ExpressionSyntaxError",
     "IndexNode",
@@ -54,6 +56,7 @@ __all__ = [
     "Request",
     "TemplateNode",
     "compile_expression",
+    "compile_value",
     "emit",
     "emit_condition",
     "namespace",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ import attrs
 import orjson
 from aiohttp import web
 
+from orchestrator_core.config.secrets import MASK, Secret
 from orchestrator_core.documents import execution_json, identity_json, problem_json
 from orchestrator_core.engine import failure_of, new_execution_id
 from orchestrator_core.errors import BadRequest, EntityNotFound, InvalidRequest, OrchestratorError, did_you_mean
@@ -155,6 +157,8 @@ def _options(options: Any) -> dict[str, str]:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Secret):
+        return MASK
     return re.sub(r"(://[^:/@\s]*:)[^@/\s]+@", r"\1***@", value if type(value) is str else repr(value))
 
 
@@ -199,16 +203,19 @@ def parse_execution_query(text: str) -> Query:
 
 
 def _limit(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= MAX_PAGE:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= MAX_PAGE:
         raise ValueError(f"expected a number from 1 to {MAX_PAGE}")
     return int(text)
 
 
 def _time(text: str) -> float:
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
         pass
+    else:
+        if math.isfinite(seconds):
+            return seconds
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

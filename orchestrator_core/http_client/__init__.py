@@ -16,12 +16,13 @@ In YAML the same options are a source's own, ``tls: {ca_file: partner-ca.pem}`` 
 from orchestrator_core.http_client.client import HttpClient, HttpOrigin, PreparedCall, RouteCall
 from orchestrator_core.http_client.dial import AddressInfo, Resolve
 from orchestrator_core.http_client.errors import HttpConnectError, HttpProtocolError, HttpTimeout, ResponseTooLarge
-from orchestrator_core.http_client.options import HttpOptions, TlsOptions
+from orchestrator_core.http_client.options import EgressOptions, HttpOptions, TlsOptions
 from orchestrator_core.http_client.pool import PoolStats
 from orchestrator_core.http_client.response import Headers, HttpResponse
 
 __all__ = [
     "AddressInfo",
+    "EgressOptions",
     "Headers",
     "HttpClient",
     "HttpConnectError",

@@ -75,7 +75,7 @@ class HttpClient:
             raise ValueError("proxy must start with http://: TLS to the proxy itself is not supported")
         forms = FormBuilder.for_origin(url, options.headers, proxy)
         # Reading the system's certificates takes tens of milliseconds.
-        route = await asyncio.to_thread(route_to, url, options.tls, proxy)
+        route = await asyncio.to_thread(route_to, url, options, proxy)
         origin = HttpOrigin(forms, options, partial(dial, route, self._resolve))
         self._origins.add(origin)
         try:

@@ -13,8 +13,9 @@ import aiohappyeyeballs
 from attrs import field, frozen
 
 from orchestrator_core.http_client.connection import MAX_HEAD_BYTES, Connection
+from orchestrator_core.http_client.egress import EgressRule
 from orchestrator_core.http_client.errors import fail_future
-from orchestrator_core.http_client.options import TlsOptions
+from orchestrator_core.http_client.options import HttpOptions, TlsOptions
 from orchestrator_core.http_client.request import Url
 
 HAPPY_EYEBALLS_SECONDS = 0.25
@@ -42,17 +43,22 @@ class Route:
     tunnel: bytes | None = field(repr=False)
     tls: ssl.SSLContext | None
     server_name: str | None
+    egress: EgressRule
 
 
-def route_to(url: Url, tls: TlsOptions, proxy: Url | None) -> Route:
+def route_to(url: Url, options: HttpOptions, proxy: Url | None) -> Route:
     """Plan the way to the origin. Reads certificate files, so it blocks; ``ValueError`` when one cannot be used."""
+    tls = options.tls
+    if proxy is not None and not options.egress.allow_private:
+        raise ValueError("egress.allow_private: false cannot be held behind a proxy, which resolves names itself")
     peer = proxy or url
     tunnel = None
     if proxy is not None and url.secure:
         credentials = f"Proxy-Authorization: {proxy.credentials}\r\n" if proxy.credentials else ""
         tunnel = f"CONNECT {url.authority} HTTP/1.1\r\nHost: {url.authority}\r\n{credentials}\r\n".encode()
     context = tls_context(tls) if url.secure else None
-    return Route(peer.host, peer.port, tunnel, context, (tls.server_name or url.host) if context else None)
+    server_name = (tls.server_name or url.host) if context else None
+    return Route(peer.host, peer.port, tunnel, context, server_name, EgressRule(options.egress))
 
 
 def tls_context(options: TlsOptions) -> ssl.SSLContext:
@@ -87,6 +93,8 @@ async def dial(route: Route, resolve: Resolve, connection: Connection) -> None:
     addresses = await resolve(route.host, route.port)
     if not addresses:
         raise OSError(f"{route.host} has no address")
+    permitted = route.egress.permitted(route.host, [str(info[4][0]) for info in addresses])
+    addresses = [info for info in addresses if info[4][0] in permitted]
     sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=HAPPY_EYEBALLS_SECONDS)
     if route.tunnel is not None and route.tls is not None:
         await _dial_through_proxy(route.tunnel, route.tls, route.server_name, sock, connection)

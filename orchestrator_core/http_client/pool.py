@@ -13,6 +13,7 @@ from attrs import frozen
 
 from orchestrator_core.http_client.connection import Connection
 from orchestrator_core.http_client.dial import ProxyRefused
+from orchestrator_core.http_client.egress import EgressRefused
 from orchestrator_core.http_client.errors import HttpConnectError, HttpTimeout, fail_future
 from orchestrator_core.http_client.options import HttpOptions
 from orchestrator_core.http_client.request import RequestHead
@@ -235,4 +236,4 @@ class Pool:
 def _is_transient(error: OSError) -> bool:
     if isinstance(error, ProxyRefused):
         return error.transient
-    return not isinstance(error, ssl.SSLError)
+    return not isinstance(error, ssl.SSLError | EgressRefused)

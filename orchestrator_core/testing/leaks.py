@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import threading
 from collections.abc import AsyncIterator
@@ -31,10 +30,12 @@ class Held:
 
 
 def held() -> Held:
-    """Return what is held now. The threads of the loop's own default executor do not count."""
+    """Return what is held now. The threads of the loop's own default executor, which end with it, do not count."""
     tasks = {f"{task.get_name()} #{id(task):x} {task.get_coro()!r}" for task in asyncio.all_tasks()}
     threads = {
-        f"{thread.name} #{thread.ident}" for thread in threading.enumerate() if not thread.name.startswith("asyncio_")
+        f"{thread.name} #{thread.ident}"
+        for thread in threading.enumerate()
+        if not thread.name.startswith(("asyncio_", "uvloop_"))
     }
     return Held(frozenset(tasks), frozenset(threads), frozenset(_open_descriptors()))
 
@@ -59,7 +60,6 @@ async def leaves_nothing(what: str, *, within_seconds: float = 5.0) -> AsyncIter
     """
     before = held()
     yield
-    gc.collect()
     loop = asyncio.get_running_loop()
     patience = loop.time() + within_seconds
     while (left := held().beyond(before)) and loop.time() < patience:  # noqa: ASYNC110  # nobody tells of a thread's end

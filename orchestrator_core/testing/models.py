@@ -20,7 +20,7 @@ from orchestrator_core.testing.opening import open_model
 from orchestrator_core.testing.outcomes import (
     CONCURRENT_CALLS,
     LOOP_STEPS_BEFORE_CANCEL,
-    awaited,
+    called,
     cancel_after,
     check,
     check_documented,
@@ -192,7 +192,7 @@ class ModelConformance:
                 expected = await model.predict(self.rows)
                 for steps in LOOP_STEPS_BEFORE_CANCEL:
                     await cancel_after(steps, "predict", model.predict, self.rows)
-                got = await asyncio.wait_for(awaited(model.predict(self.rows)), 10)
+                got = await asyncio.wait_for(called(model.predict, self.rows), 10)
                 self.check_same(expected, got, "after predictions that were cancelled")
 
         run(main())

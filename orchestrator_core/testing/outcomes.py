@@ -96,13 +96,14 @@ def check_equal_when_read_twice(cls: type[Any], options: Mapping[str, Any]) -> N
     check(first == second, f"the same options read twice are not equal: {first!r} and {second!r}")
 
 
-async def awaited(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
+async def called(call: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+    """Call and await, as one coroutine, so that a task cancelled before it starts has called nothing."""
+    return await call(*arguments)
 
 
 async def cancel_after(steps: int, what: str, call: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
     """Start ten calls, let the loop turn a few times, and cancel them all."""
-    tasks = [asyncio.ensure_future(awaited(call(*arguments))) for _ in range(10)]
+    tasks = [asyncio.ensure_future(called(call, *arguments)) for _ in range(10)]
     for _ in range(steps):
         await asyncio.sleep(0)
     for task in tasks:

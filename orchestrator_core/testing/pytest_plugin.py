@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AsyncExitStack
-from typing import Any, Literal
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any, Literal, TypeVar
 
 import pytest
 from attrs import frozen
@@ -13,6 +13,8 @@ from attrs import frozen
 from orchestrator_core.testing.running import loop_factory
 from orchestrator_core.testing.running import run as run_coroutine
 from orchestrator_core.testing.service import Answer, RunningService, service
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -57,17 +59,17 @@ class Served:
     def write(self, name: str, text: str) -> None:
         self.service.write(name, text)
 
+    def run(self, main: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine of the test's own while the service runs."""
+        return self._runner.run(main)
+
     def reload(self) -> Answer:
         return self._runner.run(self.service.reload())
 
 
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Served]]:
-    """Return what serves a dictionary of files until the test ends; it takes what ``service`` takes.
-
-    >>> def test_it_greets(serve):
-    ...     assert serve(FILES).get("/orchestrator/shop/hello?name=Ada").json == {"text": "hello Ada"}
-    """
+@contextmanager
+def serving() -> Iterator[Callable[..., Served]]:
+    """What ``serve`` does, for fixtures of another scope."""
     with asyncio.Runner(loop_factory=loop_factory("uvloop")) as runner:
         stack = AsyncExitStack()
 
@@ -79,3 +81,14 @@ def serve() -> Iterator[Callable[..., Served]]:
             yield start
         finally:
             runner.run(stack.aclose())
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Served]]:
+    """Return what serves a dictionary of files until the test ends; it takes what ``service`` takes.
+
+    >>> def test_it_greets(serve):
+    ...     assert serve(FILES).get("/orchestrator/shop/hello?name=Ada").json == {"text": "hello Ada"}
+    """
+    with serving() as start:
+        yield start

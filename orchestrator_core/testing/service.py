@@ -138,8 +138,8 @@ async def service(
         plugins_dir, objects = _plugins(Path(temporary) / "plugins", plugins or {})
         write_files(config, files)
         async with (
-            run_service(config, port=0, admin_port=0, plugins_dir=plugins_dir, plugins=objects, watch=watch) as running,
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client,
+            run_service(config, port=0, admin_port=0, plugins_dir=plugins_dir, plugins=objects, watch=watch) as running,
         ):
             yield RunningService(config, running, client)
 

@@ -166,7 +166,7 @@ class SourceConformance:
 
         run(main())
 
-    def test_a_prepared_call_means_the_same_asfetch(self, tmp_path: Path) -> None:
+    def test_a_prepared_call_means_the_same_as_fetch(self, tmp_path: Path) -> None:
         async def main() -> None:
             async with self.opened(tmp_path) as source:
                 if not isinstance(source, Preparable):

@@ -1,0 +1,139 @@
+"""The command as a whole: help, a misspelt command, defects of ours, interruption, colours and import time."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator_core import __version__
+from orchestrator_core.cli import COMMANDS
+from orchestrator_core.cli import check as check_command
+
+from .conftest import Invoke, Write
+
+NORMATIVE = ["serve", "check", "plan", "run", "plugins", "schema", "openapi", "init", "reload", "executions"]
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def test_the_help_lists_every_command(orchestrator: Invoke) -> None:
+    output = orchestrator("--help").output
+
+    assert list(COMMANDS) == NORMATIVE
+    for name, summary in COMMANDS.items():
+        assert f"  {name:<10}  {summary}\n" in output
+
+
+@pytest.mark.parametrize("name", [*NORMATIVE, "executions list", "executions show"])
+def test_the_help_of_a_command_has_an_example_and_the_configuration_folder(name: str, orchestrator: Invoke) -> None:
+    output = orchestrator(*name.split(), "--help").output
+
+    assert "  Example:\n    orchestrator " in output
+    if name != "executions":
+        assert re.search(r"--config DIR +Configuration folder\.  \[default: config\]", output)
+
+
+@pytest.mark.parametrize("name", [name for name in NORMATIVE if name != "executions"])
+def test_the_summary_in_the_list_is_the_first_line_of_the_help(name: str, orchestrator: Invoke) -> None:
+    first = orchestrator(name, "--help").output.split("\n\n")[1]
+
+    if name not in ("schema", "plugins", "plan", "run", "openapi", "init"):
+        assert " ".join(first.split()) == COMMANDS[name]
+
+
+def test_the_version(orchestrator: Invoke) -> None:
+    assert orchestrator("--version").output == f"orchestrator {__version__}\n"
+
+
+def test_a_misspelt_command_names_the_one_that_was_meant(orchestrator: Invoke) -> None:
+    result = orchestrator("chekc")
+
+    assert result.exit_code == 2
+    assert result.output.endswith("\nError: there is no command 'chekc', did you mean 'check'?\n")
+
+
+def test_a_defect_is_one_line_and_the_way_to_its_traceback(
+    orchestrator: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object, **__: object) -> None:
+        raise LookupError("no such thing")
+
+    monkeypatch.setattr(check_command, "check", broken)
+
+    result = orchestrator("check", "--config", "my config")
+
+    assert result.exit_code == 1
+    assert result.output == (
+        "Error: internal error: LookupError: no such thing\n"
+        "  = for the traceback: orchestrator --traceback check --config 'my config'\n"
+    )
+    assert isinstance(orchestrator("--traceback", "check").exception, LookupError)
+
+
+def test_an_interrupt_exits_with_130_and_says_nothing(orchestrator: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def interrupted(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(check_command, "check", interrupted)
+
+    result = orchestrator("check")
+
+    assert result.exit_code == 130
+    assert result.output == ""
+
+
+def test_the_module_is_the_same_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator_core", "nothing"], env=ENVIRONMENT, capture_output=True, text=True
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: orchestrator [OPTIONS] COMMAND [ARGS]...\n")
+
+
+def in_a_terminal(*args: str, **environment: str) -> str:
+    """Return what a command prints when its output is a terminal."""
+    controller, terminal = pty.openpty()
+    command = [sys.executable, "-m", "orchestrator_core", *args]
+    with subprocess.Popen(command, env={**ENVIRONMENT, **environment}, stdout=terminal, stderr=terminal):
+        os.close(terminal)
+        output = b""
+        while True:
+            try:
+                chunk = os.read(controller, 4096)
+            except OSError:  # Linux says so when the other end is closed
+                break
+            if not chunk:
+                break
+            output += chunk
+    os.close(controller)
+    return output.decode()
+
+
+def test_there_are_colours_on_a_terminal_unless_no_color_is_set(write: Write) -> None:
+    write({"config/config.yaml": "server: {prot: 1}\n"})
+
+    assert "\x1b[31m\x1b[1mORC201" in in_a_terminal("check", "--offline")
+    assert "\x1b" not in in_a_terminal("check", "--offline", NO_COLOR="1")
+
+
+def test_importing_the_command_line_is_quick_and_small() -> None:
+    script = (
+        "import time; start = time.perf_counter(); import orchestrator_core.cli; print(time.perf_counter() - start);"
+        "print(next(int(line.split()[1]) / 1024 for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+
+    seconds, mebibytes = min(
+        tuple(map(float, subprocess.check_output([sys.executable, "-c", script], env=ENVIRONMENT).split()))
+        for _ in range(5)
+    )
+
+    assert seconds < 0.3
+    assert mebibytes < 60

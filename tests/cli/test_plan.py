@@ -1,0 +1,207 @@
+"""`orchestrator plan`: the whole drawing in each of its forms."""
+
+from __future__ import annotations
+
+import json
+
+from .conftest import Invoke, Write
+
+CREDIT = {
+    "config/integrations/store.yaml": """
+        store:
+          sources:
+            default: {url: "store://a"}
+            reports: {url: "store://down", operations: {latest: {query: "latest report"}}}
+          operations:
+            get_customer: {query: "customer by id", params: [id]}
+        """,
+    "config/domains/credit.yaml": """
+        endpoints:
+          risk:
+            description: Credit risk of a customer.
+            timeout: 2s
+            data_sources:
+              - {name: customer, type: store, operation: get_customer, params: {id: "$request.path_params.id"}}
+              - {name: report, type: store, source_id: reports, operation: latest, default: {level: 1}, timeout: 500ms}
+              - name: limits
+                type: direct
+                condition: '$customer.score > 600 && $request.query_params.limits == "yes"'
+                params: {max: "$customer.score * 10", nested: {a: "$customer.id", "b<c>": [1, "x"]}}
+              - name: risk
+                type: direct
+                params: {score: "$customer.score", level: "$report.level"}
+                transform: [rename: {score: points}]
+              - {name: log, type: direct, depends_on: [risk]}
+            response_mapping:
+              risk: "$risk"
+              limit: "$limits.max ?? 0"
+          empty:
+            response_mapping: nothing
+          all:
+            methods: [GET]
+            path: "/{a}/b"
+            data_sources:
+              - {name: one, type: direct, params: {a: "$request.path_params.a"}}
+              - {name: two, type: direct, required: false}
+        """,
+}
+PLUGINS = ("--plugins-dir", "plugins")
+
+
+def test_the_text_shows_what_waits_for_what(write: Write, orchestrator: Invoke) -> None:
+    write(CREDIT)
+
+    result = orchestrator("plan", "credit.risk", *PLUGINS)
+
+    assert result.exit_code == 0
+    assert result.output == (
+        "credit.risk: Credit risk of a customer.\n"
+        "GET POST /orchestrator/credit/risk[/{id}], within 2 s\n"
+        "\n"
+        "at the start, 2 steps at once\n"
+        "├─ customer  store.default get_customer\n"
+        "│              id = $request.path_params.id\n"
+        '└─ report    store.reports latest, optional: {"level": 1} when it fails, within 500 ms\n'
+        "after customer, beside report, risk and log\n"
+        "└─ limits    direct.default\n"
+        "               only if $customer.score > 600 && $request.query_params.limits == 'yes'\n"
+        "               max = $customer.score * 10\n"
+        "               nested:\n"
+        "                 a = $customer.id\n"
+        "                 b<c> = [1, 'x']\n"
+        "after customer and report, beside limits\n"
+        "└─ risk      direct.default, transformed by rename\n"
+        "               score = $customer.score\n"
+        "               level = $report.level\n"
+        "after risk, beside limits\n"
+        "└─ log       direct.default\n"
+        "answer\n"
+        "   risk = $risk\n"
+        "   limit = $limits.max ?? 0\n"
+    )
+
+
+def test_the_text_of_answers_without_a_mapping(write: Write, orchestrator: Invoke) -> None:
+    write(CREDIT)
+
+    assert orchestrator("plan", "credit.empty", *PLUGINS).output == (
+        "credit.empty\nGET POST /orchestrator/credit/empty, within 10 s\n\nanswer\n   'nothing'\n"
+    )
+    assert orchestrator("plan", "credit.all", *PLUGINS).output == (
+        "credit.all\n"
+        "GET /orchestrator/credit/all/{a}/b, within 10 s\n"
+        "\n"
+        "at the start, 2 steps at once\n"
+        "├─ one  direct.default\n"
+        "│         a = $request.path_params.a\n"
+        "└─ two  direct.default, optional: null when it fails\n"
+        "answer\n"
+        "   an object of the steps' results by name\n"
+    )
+
+
+def test_mermaid_labels_are_escaped(write: Write, orchestrator: Invoke) -> None:
+    write(CREDIT)
+
+    result = orchestrator("plan", "credit.risk", "--format", "mermaid", *PLUGINS)
+
+    assert result.exit_code == 0
+    assert result.output == (
+        "flowchart TD\n"
+        '    request(["GET POST /orchestrator/credit/risk[/{id}]"])\n'
+        '    s0["customer<br/>store.default get_customer"]\n'
+        '    s1["report<br/>store.reports latest<br/>optional: {#quot;level#quot;: 1} when it fails'
+        '<br/>within 500 ms"]\n'
+        '    s2{{"limits<br/>direct.default<br/>only if $customer.score #gt; 600 #amp;#amp; '
+        "$request.query_params.limits == 'yes'\"}}\n"
+        '    s3["risk<br/>direct.default<br/>transformed by rename"]\n'
+        '    s4["log<br/>direct.default"]\n'
+        '    answer(["answer"])\n'
+        "    request --> s0\n"
+        "    request --> s1\n"
+        "    request --> s2\n"
+        "    s0 --> s2\n"
+        "    s0 --> s3\n"
+        "    s1 --> s3\n"
+        "    s3 --> s4\n"
+        "    s2 --> answer\n"
+        "    s3 --> answer\n"
+        "    classDef unsure stroke-dasharray: 5 5\n"
+        "    class s1,s2 unsure\n"
+    )
+
+
+def test_json_has_the_graph(write: Write, orchestrator: Invoke) -> None:
+    write(CREDIT)
+
+    document = json.loads(orchestrator("plan", "credit.all", "--format", "json", *PLUGINS).output)
+
+    common = {"type": "direct", "source": "direct.default", "operation": "", "condition": None}
+    place = {"timeout_seconds": None, "waits_for": [], "file": "domains/credit.yaml"}
+    assert document == {
+        "domain": "credit",
+        "endpoint": "all",
+        "description": "",
+        "methods": ["GET"],
+        "path": "/orchestrator/credit/all/{a}/b",
+        "path_params": ["a"],
+        "timeout_seconds": 10.0,
+        "steps": [
+            {
+                **common,
+                **place,
+                "name": "one",
+                "params": {"a": "$request.path_params.a"},
+                "optional": False,
+                "beside": ["two"],
+                "line": 26,
+            },
+            {**common, **place, "name": "two", "params": {}, "optional": True, "beside": ["one"], "line": 27},
+        ],
+        "answer": {"expression": None, "steps": ["one", "two"]},
+    }
+
+
+def test_python_is_the_code_that_runs(write: Write, orchestrator: Invoke) -> None:
+    write(CREDIT)
+
+    source = orchestrator("plan", "credit.risk", "--format", "python", *PLUGINS).output
+
+    assert "async def credit__risk(request, run):\n" in source
+    compile(source, "plan", "exec")
+
+
+def test_an_unknown_endpoint_names_the_one_that_was_meant(write: Write, orchestrator: Invoke) -> None:
+    write(CREDIT)
+
+    result = orchestrator("plan", "credit.rsk", *PLUGINS)
+
+    assert result.exit_code == 1
+    assert result.output == "Error: there is no endpoint 'credit.rsk' in config: did you mean 'credit.risk'?\n"
+
+
+def test_an_endpoint_with_problems_shows_them_and_another_is_still_drawn(write: Write, orchestrator: Invoke) -> None:
+    write(
+        {
+            "config/domains/shop.yaml": """
+                endpoints:
+                  good: {response_mapping: 1}
+                  bad: {response_mapping: "$thing"}
+                """
+        }
+    )
+
+    bad, good = orchestrator("plan", "shop.bad"), orchestrator("plan", "shop.good")
+
+    assert bad.exit_code == 1
+    assert bad.stdout == ""
+    assert bad.stderr == (
+        "config/domains/shop.yaml:3:28: ORC502 there is no step 'thing'\n"
+        '    3 |   bad: {response_mapping: "$thing"}\n'
+        "      |                            ^^^^^^\n"
+        "      = expected one of: execution, request\n"
+        "1 problem in 1 file\n"
+    )
+    assert good.exit_code == 0
+    assert good.stdout == "shop.good\nGET POST /orchestrator/shop/good, within 10 s\n\nanswer\n   1\n"
+    assert good.stderr == "note: the configuration has 1 problem elsewhere, see: orchestrator check\n"

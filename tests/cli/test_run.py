@@ -1,0 +1,199 @@
+"""`orchestrator run`: the answer, the failure and the timeline of one request."""
+
+from __future__ import annotations
+
+import json
+import re
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from orchestrator_core.cli.timeline import draw
+from orchestrator_core.plugin_api import Execution, Identity, StepRecord
+
+from .conftest import Invoke, Write
+
+ECHO = {
+    "config/config.yaml": "plugins_dir: ../plugins\n",
+    "config/database.yaml": """
+        store:
+          sources:
+            default: {url: "store://a"}
+            broken: {url: "store://down"}
+            absent: {url: "store://nowhere"}
+          operations: {get: {query: q}}
+        """,
+    "config/domains/shop.yaml": """
+        endpoints:
+          echo:
+            input_schema:
+              type: object
+              properties: {count: {type: integer}, tags: {type: array, items: {type: integer}}}
+            response_mapping:
+              id: "$request.path_params.id ?? null"
+              count: "$request.query_params.count ?? null"
+              tags: "$request.query_params.tags ?? null"
+              agent: "$request.headers['User-Agent'] ?? null"
+              body: "$request.body ?? null"
+          fails:
+            data_sources: [{name: product, type: store, source_id: broken, operation: get}]
+          degraded:
+            data_sources: [{name: product, type: store, source_id: broken, operation: get, default: {price: 1}}]
+          two:
+            path: "/{shop}/{product}"
+            response_mapping: "$request.path_params"
+          nan:
+            response_mapping: {a: "$request.body.x * 1e308"}
+          absent:
+            data_sources: [{name: product, type: store, source_id: absent, operation: get}]
+        """,
+}
+
+
+@pytest.fixture(autouse=True)
+def echo(write: Write) -> None:
+    write(ECHO)
+
+
+def test_every_part_of_a_request_can_be_given(orchestrator: Invoke) -> None:
+    result = orchestrator(
+        *("run", "shop.echo", "--path-param", "id=a=b", "--query", "count=3", "--query", "tags=1", "--query", "tags=2"),
+        *("--header", "user-agent=me", "--body", '{"x": [1, "é"]}'),
+    )
+
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert json.loads(result.stdout) == {
+        "id": "a=b",
+        "count": 3,
+        "tags": [1, 2],
+        "agent": "me",
+        "body": {"x": [1, "é"]},
+    }
+    assert result.stdout.startswith('{\n  "id": "a=b",\n')
+
+
+def test_the_body_comes_from_a_file_or_standard_input(orchestrator: Invoke, write: Write) -> None:
+    write({"request.json": '{"x": 1}'})
+
+    from_file = orchestrator("run", "shop.echo", "--body", "@request.json")
+    from_stdin = orchestrator("run", "shop.echo", "--body", "-", stdin='{"x": 2}')
+
+    assert json.loads(from_file.stdout)["body"] == {"x": 1}
+    assert json.loads(from_stdin.stdout)["body"] == {"x": 2}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--body", "{x}"), "--body is not JSON: "),
+        (("--body", "@none.json"), "cannot read the body from none.json: No such file or directory"),
+        (("--query", "count"), "--query takes NAME=VALUE, got 'count'"),
+        (("--path-param", "idd=1"), "shop.echo has no path parameter 'idd': did you mean 'id'?"),
+    ],
+)
+def test_what_cannot_be_a_request_is_refused(args: tuple[str, ...], message: str, orchestrator: Invoke) -> None:
+    result = orchestrator("run", "shop.echo", *args)
+
+    assert result.exit_code == 2
+    assert f"\nError: {message}" in result.output
+
+
+def test_a_path_that_cannot_be_left_out_is_asked_for(orchestrator: Invoke) -> None:
+    result = orchestrator("run", "shop.two", "--path-param", "shop=a")
+
+    assert result.exit_code == 2
+    assert result.output.endswith("\nError: the path of shop.two needs --path-param product=…\n")
+
+
+def test_a_request_that_fails_prints_the_problem_and_exits_with_1(orchestrator: Invoke) -> None:
+    result = orchestrator("run", "shop.fails")
+
+    assert result.exit_code == 1
+    problem = json.loads(result.stdout)
+    assert re.fullmatch("[0-9a-f]{32}", problem.pop("execution_id"))
+    assert problem == {
+        "type": "about:blank",
+        "title": "source failed",
+        "status": 502,
+        "detail": "step 'product': the store is down",
+        "step": "product",
+    }
+
+
+def test_a_number_that_json_cannot_hold_is_a_failure_as_it_is_over_http(orchestrator: Invoke) -> None:
+    result = orchestrator("run", "shop.nan", "--body", '{"x": 1e308}')
+
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["status"] == 502
+
+
+def test_a_degraded_answer_says_so(orchestrator: Invoke) -> None:
+    result = orchestrator("run", "shop.degraded")
+
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {"price": 1}
+    assert result.stderr == "degraded: product\n"
+
+
+def test_only_the_sources_of_the_endpoint_are_opened(orchestrator: Invoke) -> None:
+    result = orchestrator("run", "shop.absent")
+
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr == (
+        "config/database.yaml:5:5: ORC601 store.absent cannot be opened: no store at store://nowhere\n"
+        '    5 |     absent: {url: "store://nowhere"}\n'
+        "      |     ^^^^^^\n"
+        "1 problem in 1 file\n"
+    )
+    assert orchestrator("run", "shop.echo").exit_code == 0
+
+
+def test_the_trace_goes_to_stderr(orchestrator: Invoke) -> None:
+    result = orchestrator("run", "shop.degraded", "--trace")
+
+    assert json.loads(result.stdout) == {"price": 1}
+    assert re.search(r"\n[0-9a-f]{32}  shop\.degraded  degraded  200  [\d.]+ ms  \(engine [\d.]+ ms\)\n", result.stderr)
+    assert "\nproduct: the store is down\n" in result.stderr
+
+
+def test_the_timeline_has_a_bar_for_each_step_to_scale() -> None:
+    execution = Execution(
+        id="0193b8c1f4a2",
+        domain="credit",
+        endpoint="risk",
+        generation="4e6f",
+        status="failed",
+        http_status=502,
+        started_at=1_700_000_000.0,
+        duration_seconds=0.4,
+        engine_seconds=0.0005,
+        trace_id="",
+        degraded=("report",),
+        models=(Identity("credit_risk", "3", "sha256:ab"),),
+        steps=(
+            StepRecord("customer", "ok", 0.0, 0.2, 1),
+            StepRecord("report", "default", 0.0, 0.1, 3, "the store is down"),
+            StepRecord("limits", "skipped", 0.2, 0.0, 0),
+            StepRecord("risk", "failed", 0.2, 0.2, 1, "the model is down"),
+            StepRecord("tiny", "ok", 0.4, 0.0, 1),
+        ),
+        error="the model is down",
+    )
+    text = StringIO()
+
+    draw(execution, Console(file=text, width=120, highlight=False))
+
+    assert "\n".join(line.rstrip() for line in text.getvalue().splitlines()) == (
+        "0193b8c1f4a2  credit.risk  failed  502  400.00 ms  (engine 0.50 ms)\n"
+        "customer  ok                    200.00 ms  ████████████████████\n"
+        "report    default (3 attempts)  100.00 ms  ██████████\n"
+        "limits    skipped\n"
+        "risk      failed                200.00 ms                      ████████████████████\n"
+        "tiny      ok                      0.00 ms                                         ▕\n"
+        "report: the store is down\n"
+        "risk: the model is down\n"
+        "model credit_risk 3 sha256:ab"
+    )

@@ -1,0 +1,214 @@
+"""Secrets: where they come from, and that they are shown nowhere."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from attrs import frozen
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator_core.config.load import load_configuration
+from orchestrator_core.config.secrets import MASK, Redactor, Resolved, Secret, resolve_secrets
+from orchestrator_core.config.structure import Located, structure
+from orchestrator_core.config.yaml import parse_document
+from orchestrator_core.plugin_api import option
+from orchestrator_core.testing import check_problems
+from orchestrator_core.testing.service import write_files
+
+ENVIRONMENT = {"NAME": "value", "EMPTY": "", "DOLLAR": "${env:NAME}", "TOKEN": "tok$$en"}
+
+
+def resolved(text: str, folder: Path = Path("/nowhere")) -> Resolved:
+    return resolve_secrets(parse_document(f"key: {text}\n", "database.yaml"), folder, ENVIRONMENT)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("${env:NAME}", "value"),
+        ("$ENV[NAME]", "value"),
+        ('"a ${env:NAME} b $ENV[NAME] c"', "a value b value c"),
+        ("${env:EMPTY}", ""),
+        ("${env:EMPTY:-default}", ""),
+        ("${env:ABSENT:-default}", "default"),
+        ("${env:ABSENT:-}", ""),
+        ("${env:ABSENT:-a:b-c d}", "a:b-c d"),
+        ("${env:ABSENT:-http://host:1/x}", "http://host:1/x"),
+        ("${env:DOLLAR}", "${env:NAME}"),
+        ("${env:TOKEN}", "tok$$en"),
+        ('"$${env:NAME}"', "${env:NAME}"),
+        ('"$${env:NAME} ${env:NAME}"', "${env:NAME} value"),
+        ('"$NAME"', "$NAME"),
+        ('"$$"', "$$"),
+        ('"100 $"', "100 $"),
+        ('"$ENV"', "$ENV"),
+        ("[x, ${env:NAME}, {y: $ENV[NAME]}]", None),
+    ],
+)
+def test_a_placeholder_is_replaced_by_what_it_stands_for(written: str, value: str | None) -> None:
+    done = resolved(f"'{written}'" if written[0] not in "\"'[" else written)
+    assert not done.problems
+    assert done.data == {"key": value if value is not None else ["x", "value", {"y": "value"}]}
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        (
+            "${env:ABSENT}",
+            (
+                "database.yaml:1:7: ORC301 the environment variable ABSENT is not set\n"
+                '    1 | key: "${env:ABSENT}"\n'
+                "      |       ^^^^^^^^^^^^^\n"
+                "      = set it, or give a default: ${env:ABSENT:-value}"
+            ),
+        ),
+        (
+            "x $ENV[NAMES] y",
+            (
+                "database.yaml:1:9: ORC301 the environment variable NAMES is not set\n"
+                '    1 | key: "x $ENV[NAMES] y"\n'
+                "      |         ^^^^^^^^^^^\n"
+                "      = did you mean 'NAME'?"
+            ),
+        ),
+        (
+            "${vault:x}",
+            (
+                "database.yaml:1:7: ORC302 unknown secret source 'vault'\n"
+                '    1 | key: "${vault:x}"\n'
+                "      |       ^^^^^^^^^^\n"
+                "      = expected one of: env, file"
+            ),
+        ),
+        (
+            "${envv:x}",
+            (
+                "database.yaml:1:7: ORC302 unknown secret source 'envv'\n"
+                '    1 | key: "${envv:x}"\n'
+                "      |       ^^^^^^^^^\n"
+                "      = did you mean 'env'?"
+            ),
+        ),
+        (
+            "${file:absent}",
+            (
+                "database.yaml:1:7: ORC303 cannot read the secret file absent: No such file or directory\n"
+                '    1 | key: "${file:absent}"\n'
+                "      |       ^^^^^^^^^^^^^^"
+            ),
+        ),
+    ],
+)
+def test_a_placeholder_that_stands_for_nothing_is_a_problem_at_its_place(written: str, problem: str) -> None:
+    assert [str(found) for found in resolved(f'"{written}"').problems] == [problem]
+
+
+def test_every_problem_of_a_file_is_found(tmp_path: Path) -> None:
+    text = "{a: '${env:A}', b: ['${env:B} ${nope:C}']}"
+    codes = [problem.code for problem in resolved(text, tmp_path).problems]
+    assert codes == ["ORC301", "ORC301", "ORC302"]
+
+
+@pytest.mark.parametrize(
+    ("content", "value"), [("s3cret\n", "s3cret"), ("s3cret\r\n", "s3cret"), (" a \n b ", " a \n b "), ("", "")]
+)
+def test_a_secret_file_is_read_without_its_last_line_end(tmp_path: Path, content: str, value: str) -> None:
+    (tmp_path / "secret").write_bytes(content.encode())
+    for name in ("secret", tmp_path / "secret"):
+        done = resolved(f"'${{file:{name}}}'", tmp_path)
+        assert done.data == {"key": value}
+        assert [path.name for path in done.files] == ["secret"]
+
+
+def test_a_secret_file_that_is_not_text_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"\xff\xfe")
+    (problem,) = resolved("'${file:secret}'", tmp_path).problems
+    assert problem.message == "cannot read the secret file secret: it is not UTF-8 text"
+
+
+def test_keys_and_numbers_are_left_alone() -> None:
+    assert resolved("{'${env:ABSENT}': 1}").data == {"key": {"${env:ABSENT}": 1}}
+
+
+# --- where they are shown: nowhere ---------------------------------------------------------------------------------
+
+
+@frozen
+class Options:
+    """Options with a secret in them."""
+
+    key: str = option(help="A key.")
+    nested: dict[str, str] = option(factory=dict, help="More.")
+    number: int = option(1, help="A number.")
+    choice: str | None = option(None, help="A choice.")
+
+
+def test_a_value_with_a_secret_is_a_string_that_does_not_show_itself() -> None:
+    text = "{key: 'Bearer ${env:NAME}', nested: {x: $ENV[NAME]}, choice: '${env:NAME}'}"
+    document = parse_document(f"key: {text}\n", "f.yaml")
+    done = resolve_secrets(document, Path("."), ENVIRONMENT)
+    options, problems = structure(Options, Located(document, ("key",), done.data["key"]))
+    assert not problems
+    assert options is not None
+    assert options.key == "Bearer value"
+    assert repr(options) == "Options(key='***', nested={'x': '***'}, number=1, choice='***')"
+    assert f"{options}" == repr(options)
+
+
+@pytest.mark.parametrize("field", ["number", "choice"])
+def test_a_problem_with_a_secret_value_does_not_show_it(field: str) -> None:
+    document = parse_document("key: k\nnumber: '${env:NAME}'\nchoice: ['${env:NAME}']\n", "f.yaml")
+    done = resolve_secrets(document, Path("."), ENVIRONMENT)
+    _, problems = structure(Options, Located(document, (), done.data))
+    assert field in {problem.path for problem in problems}
+    assert "value" not in " ".join(map(str, problems))
+
+
+def test_the_redactor_masks_every_secret_the_longest_first() -> None:
+    redact = Redactor.of(["abc", "abcdef", "x", "", "ünï"])
+    assert redact("abcdef abc x ünï ABC") == "*** *** x *** ABC"
+    shown = redact.data({"abc": ["abcdef", 1, None, {"k": Secret("ab")}], "n": 1.5, "t": ("abc",)})
+    assert shown == {"abc": [MASK, 1, None, {"k": MASK}], "n": 1.5, "t": [MASK]}
+    assert "abcdef" not in repr(redact)
+
+
+@given(st.text("abc* ", min_size=3, max_size=5), st.text("abc* "), st.text("abc* "))
+def test_no_text_around_a_secret_lets_it_through(secret: str, before: str, after: str) -> None:
+    kept = Redactor.of([secret])(before + secret + after).split(MASK)
+    assert len(kept) > 1
+    assert "*" in secret or not any(secret in part for part in kept)
+
+
+def test_a_whole_configuration_knows_its_secrets_and_shows_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "secret").write_text("from-a-file\n")
+    write_files(
+        tmp_path,
+        {
+            "config.yaml": "a: {sources: {default: {x: '${env:NAME}'}}}",
+            "database.yaml": "database: {sources: {default: {x: '${file:secret}'}}}",
+            "integrations/b.yaml": "b: {sources: {default: {x: '${env:ABSENT:-fallback}'}}}",
+            "domains/d.yaml": "endpoints: {}",
+            "domains/d/database.yaml": "c: {sources: {default: {x: '$ENV[TOKEN]'}}}",
+        },
+    )
+    caplog.set_level(logging.DEBUG)
+    configuration = load_configuration(tmp_path, ENVIRONMENT)
+    assert configuration.redactor("value from-a-file tok$$en fallback") == "*** *** *** fallback"
+    assert [path.name for path in configuration.secret_files] == ["secret"]
+    shown = repr(configuration) + caplog.text
+    assert "from-a-file" not in shown
+    assert "tok$$en" not in shown
+
+
+def test_a_domain_file_holds_no_secrets_and_says_where_they_belong() -> None:
+    domain = "endpoints: {e: {response_mapping: '${env:NAME}'}}"
+    (problem,) = check_problems({"domains/d.yaml": domain})
+    assert problem.code == "ORC501"
+    hint = "secrets are read in config.yaml, database.yaml and integrations, not in a domain file"
+    assert problem.hint == hint
