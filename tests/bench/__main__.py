@@ -1,0 +1,308 @@
+"""This service beside hand-written handlers, on the same backends.
+
+    python -m tests.bench [--flows noop,http] [--rounds 5] [--seconds 3] [--contestants ours,hand] [--json FILE]
+    python -m tests.bench --profile noop
+
+Each server runs on the first core alone; the load, the database and the model server have the others. The contestants
+take turns, A B C A B C, and each number is the median of the rounds; ratios are taken within a round. Before anything
+is measured, every contestant has to give the same bytes for the same ids, and the same status for a bad one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import pstats
+import random
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import uvloop
+from attrs import evolve, frozen
+
+from tests.bench import ours
+from tests.bench.backends import CUSTOMERS, make_customers, make_model, make_sqlite, postgresql_database
+from tests.bench.load import Measured, fetch, measure, request
+from tests.bench.process import Cores, Process, Unusable, divide_cores, free_port, move_backends, started
+from tests.bench.report import FLOWS, Contestant, as_json, doubts, table, targets
+from tests.bench.task import Settings, path
+
+MODULES = {
+    "hand": "tests.bench.contestants.hand",
+    "tricks": "tests.bench.contestants.tricks",
+    "fastapi": "tests.bench.contestants.with_fastapi",
+    "bare": "tests.bench.contestants.bare",
+}
+CONTESTANTS = ("ours", "hand", "tricks", "fastapi")
+CONNECTIONS = 32
+IDS = 2_000
+WARM_UP_SECONDS = 0.5
+PROFILED_ROWS = 35
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+@frozen
+class Options:
+    flows: tuple[str, ...]
+    contestants: tuple[str, ...]
+    rounds: int
+    seconds: float
+    postgresql: str
+    json: Path | None
+    profile: str | None
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    def names(known: Sequence[str], text: str) -> tuple[str, ...]:
+        given = tuple(name.strip() for name in text.split(","))
+        if unknown := [name for name in given if name not in known]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(known)}")
+        return given
+
+    def at_least_one(text: str) -> int:
+        if int(text) < 1:
+            raise argparse.ArgumentTypeError("expected at least 1")
+        return int(text)
+
+    flows, contestants = tuple(FLOWS), CONTESTANTS
+    parser = argparse.ArgumentParser(
+        "python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--flows", type=lambda text: names(flows, text), default=flows, help=", ".join(flows))
+    parser.add_argument(
+        "--contestants",
+        type=lambda text: names(contestants, text),
+        default=contestants,
+        help=", ".join(contestants) + "; the flow engine has its own",
+    )
+    parser.add_argument("--rounds", type=at_least_one, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of load for each contestant in each round")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to a file too")
+    parser.add_argument(
+        "--postgresql", default="postgresql://postgres@127.0.0.1:5432/postgres", metavar="URL", help="of the server"
+    )
+    parser.add_argument("--profile", choices=flows, metavar="FLOW", help="run ours under cProfile instead")
+    return Options(**vars(parser.parse_args(arguments)))
+
+
+# --- the backends ------------------------------------------------------------------------------------------------
+
+
+@frozen
+class Backends:
+    settings: Settings
+    missing: Mapping[str, str]
+    """Why flows cannot run, by flow."""
+
+
+@asynccontextmanager
+async def backends(options: Options, folder: Path, cores: Cores) -> AsyncIterator[Backends]:
+    import asyncpg
+
+    flows = set(options.flows)
+    settings, missing = Settings("", 0), dict[str, str]()
+    async with AsyncExitStack() as stack:
+        customers = make_customers()
+        if "sqlite" in flows:
+            settings = evolve(settings, sqlite=str(folder / "customers.db"))
+            make_sqlite(Path(settings.sqlite), customers)
+        if flows & {"sqlite", "postgresql"}:
+            say("training the model")
+            settings = evolve(settings, model=str(folder / "model.onnx"))
+            make_model(Path(settings.model), customers)
+        if flows & {"postgresql", "http"}:
+            try:
+                url = await stack.enter_async_context(postgresql_database(options.postgresql, customers))
+                settings = evolve(settings, postgresql=url)
+            except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+                why = f"PostgreSQL does not answer: {error or type(error).__name__} (--postgresql URL names another)"
+                missing = dict.fromkeys(("postgresql", "http"), why)
+        if "http" in flows - set(missing):
+            port = free_port()
+            command = [sys.executable, "-m", "tests.bench.backends", str(port)]
+            log = folder / "model-server.log"
+            await stack.enter_async_context(started("model server", command, port, cores.load, log))
+            settings = evolve(settings, model_url=f"http://127.0.0.1:{port}")
+        yield Backends(settings, missing)
+
+
+# --- one flow ----------------------------------------------------------------------------------------------------
+
+
+async def run_flow(
+    flow: str, options: Options, settings: Settings, folder: Path, cores: Cores
+) -> dict[str, Contestant]:
+    """Start the flow's contestants, verify them and measure them round by round."""
+    say(f"\n{FLOWS[flow]}")
+    ids = random.Random(flow).sample(range(1, CUSTOMERS + 1), IDS)
+    if flow == "engine":
+        ids = ids[:1]
+    async with AsyncExitStack() as stack:
+        servers: dict[str, Process] = {}
+        expected: list[bytes] = []
+        for name in ("ours", "bare") if flow == "engine" else options.contestants:
+            given = evolve(settings, flow=flow, port=free_port())
+            if name == "ours":
+                command = ours.command(folder / f"config-{flow}", given)
+            else:
+                constant = [expected[0].decode()] if name == "bare" else []
+                command = [sys.executable, "-m", MODULES[name], given.to_argument(), *constant]
+            server = await stack.enter_async_context(
+                started(name, command, given.port, cores.server, folder / f"{flow}-{name}.log")
+            )
+            bodies = await verify(flow, server, ids)
+            for number, one, other in zip(ids, bodies, expected, strict=bool(expected)):
+                if one != other:
+                    raise Unusable(f"{name} answers {one!r} for {number}, {next(iter(servers))} {other!r}")
+            expected = expected or bodies
+            servers[name] = server
+        say(f"  {', '.join(servers)}: the same {len(ids)} answers")
+        requests = [request(f"{path(flow)}{number}") for number in ids]
+        rounds: dict[str, list[Measured]] = {name: [] for name in servers}
+        for number in range(options.rounds):
+            shown = []
+            for name, server in servers.items():
+                if settings.postgresql and flow in ("postgresql", "http"):
+                    await keep_off(settings.postgresql, cores)
+                measured = await measure(
+                    server,
+                    requests,
+                    expected,
+                    connections=CONNECTIONS,
+                    warm_up_seconds=WARM_UP_SECONDS,
+                    seconds=options.seconds,
+                    seed=number,
+                )
+                rounds[name].append(measured)
+                shown.append(f"{name} {measured.requests_per_second:,.0f}/s {measured.cpu_micros:.1f} µs")
+            say(f"  round {number + 1} of {options.rounds}: {', '.join(shown)}")
+        return {name: Contestant(tuple(rounds[name]), server.peak_bytes()) for name, server in servers.items()}
+
+
+async def verify(flow: str, server: Process, ids: Sequence[int]) -> list[bytes]:
+    """Return the body for each id. Raises :class:`Unusable` when a contestant does less than its duty."""
+    answers = await fetch(server, [f"{path(flow)}{number}" for number in ids])
+    for number, answer in zip(ids, answers, strict=True):
+        if answer.status != 200:
+            raise Unusable(f"{server.name} answers {answer.status} for {number}: {answer.body!r}")
+        if server.name == "ours" and not {"x-execution-id", "server-timing"} <= answer.headers.keys():
+            raise Unusable(f"ours answers without its headers: {answer.headers}")
+    if flow in ("sqlite", "postgresql", "http"):
+        for entity, status in ((CUSTOMERS + 1, 404), ("abc", 422)):
+            (answer,) = await fetch(server, [f"{path(flow)}{entity}"])
+            if answer.status != status:
+                raise Unusable(f"{server.name} answers {answer.status} for {entity}, not {status}: {answer.body!r}")
+    return [answer.body for answer in answers]
+
+
+async def keep_off(url: str, cores: Cores) -> None:
+    """Move the database's own processes to the other cores, where we may."""
+    import asyncpg
+
+    connection = await asyncpg.connect(url)
+    rows = await connection.fetch("SELECT pid FROM pg_stat_activity WHERE datname = current_database()")
+    await connection.close()
+    move_backends(urlsplit(url).path[1:], [row["pid"] for row in rows], cores.load)
+
+
+async def profile(flow: str, options: Options, settings: Settings, folder: Path, cores: Cores) -> None:
+    """Run ours under cProfile and print where the time goes."""
+    given = evolve(settings, flow=flow, port=free_port())
+    written = folder / "profile"
+    command = ours.command(folder / "config-profiled", given, written)
+    async with started("ours", command, given.port, cores.server, folder / "profiled.log") as server:
+        ids = random.Random(flow).sample(range(1, CUSTOMERS + 1), IDS)
+        bodies = await verify(flow, server, ids)
+        say(f"profiling {FLOWS[flow]} for {options.seconds:g} s")
+        measured = await measure(
+            server,
+            [request(f"{path(flow)}{number}") for number in ids],
+            bodies,
+            connections=CONNECTIONS,
+            warm_up_seconds=WARM_UP_SECONDS,
+            seconds=options.seconds,
+            seed=0,
+        )
+    say(f"{measured.cpu_micros:.0f} µs a request, of which cProfile itself is a good half\n")
+    pstats.Stats(str(written)).sort_stats("tottime").print_stats(PROFILED_ROWS)
+
+
+# --- the whole run -----------------------------------------------------------------------------------------------
+
+
+def machine(cores: Cores) -> dict[str, str]:
+    packages = ("aiohttp", "uvloop", "orjson", "asyncpg", "aiosqlite", "fastapi", "uvicorn", "onnxruntime")
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": f"server {sorted(cores.server)}, load and backends {sorted(cores.load)}",
+        **{name: version(name) for name in packages},
+    }
+
+
+async def run(options: Options) -> None:
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    cores = divide_cores()
+    os.sched_setaffinity(0, cores.load)
+    say("  ".join(f"{name} {value}" for name, value in machine(cores).items()))
+    notes = [] if cores.apart else ["There is one core only: the load takes its share of it, and counts as ours."]
+    folder = Path(tempfile.mkdtemp(prefix="orchestrator-bench-"))
+    results: dict[str, dict[str, Contestant]] = {}
+    try:
+        if options.profile:
+            options = evolve(options, flows=(options.profile,))
+        async with backends(options, folder, cores) as there:
+            for flow in options.flows:
+                if why := there.missing.get(flow):
+                    say(f"\n{FLOWS[flow]}: left out. {why}")
+                    notes.append(f"{flow} was left out. {why}")
+                elif options.profile:
+                    await profile(flow, options, there.settings, folder, cores)
+                else:
+                    results[flow] = await run_flow(flow, options, there.settings, folder, cores)
+                    say("\n" + table(flow, results[flow]))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if options.profile:
+        return
+    say("\ntargets, ours in each")
+    for target in targets(results):
+        say(target.line())
+    notes += doubts(results)
+    for note in notes:
+        say(f"\n{note}")
+    if options.json:
+        options.json.write_text(json.dumps(as_json(results, machine(cores), notes), indent=2) + "\n")
+        say(f"\nall numbers: {options.json}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse(arguments)
+    try:
+        uvloop.run(run(options))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        say("\nstopped")
+        return 130
+    except Unusable as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,136 @@
+"""The processes of a run: started on their core, measured through /proc, and ended by their id."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from attrs import frozen
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 60.0
+STOP_SECONDS = 10.0
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+class Unusable(Exception):
+    """A contestant does not start, or does not answer what it should."""
+
+
+@frozen
+class Cores:
+    """Which CPUs the server under load may use, and which everything else."""
+
+    server: frozenset[int]
+    load: frozenset[int]
+
+    @property
+    def apart(self) -> bool:
+        return self.server.isdisjoint(self.load)
+
+
+def divide_cores() -> Cores:
+    first, *others = sorted(os.sched_getaffinity(0))
+    return Cores(frozenset({first}), frozenset(others or {first}))
+
+
+@frozen
+class Process:
+    """A server that listens on ``port``."""
+
+    name: str
+    pid: int
+    port: int
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of all of its threads, user and system."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+
+    def peak_bytes(self) -> int:
+        """Return the most memory it has had resident so far."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+        return 0
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+@asynccontextmanager
+async def started(
+    name: str, command: Sequence[str], port: int, cores: Collection[int], log: Path
+) -> AsyncIterator[Process]:
+    """Start a server, wait until it accepts connections, and end it when the block is left."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: ASYNC220  # starting takes a millisecond
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is ours to answer: each process is then ended below
+        )
+    try:
+        os.sched_setaffinity(process.pid, cores)
+        await _accepting(name, process, port, log)
+        for thread in os.listdir(f"/proc/{process.pid}/task"):
+            os.sched_setaffinity(int(thread), cores)
+        yield Process(name, process.pid, port)
+    finally:
+        await _end(process)
+
+
+async def _accepting(name: str, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise Unusable(f"{name} ended with status {process.returncode}:\n{_tail(log)}")
+        with suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.close()
+            return
+        await asyncio.sleep(0.05)
+    raise Unusable(f"{name} did not listen within {START_SECONDS:g} s:\n{_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-20:])
+
+
+async def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        await asyncio.shield(asyncio.sleep(0.02))
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def move_backends(database: str, pids: Collection[int], cores: Collection[int]) -> int:
+    """Keep the PostgreSQL processes that serve our database off the server's core. Return how many were moved.
+
+    That takes the right to, and a server on this machine: each process is looked at before it is touched.
+    """
+    moved = 0
+    for pid in pids:
+        with suppress(OSError):
+            title = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if title.startswith(b"postgres") and database.encode() in title:
+                os.sched_setaffinity(pid, cores)
+                moved += 1
+    return moved

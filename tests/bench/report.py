@@ -1,0 +1,200 @@
+"""From measurements to tables and to the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from attrs import frozen
+
+from tests.bench.load import Measured
+
+FLOWS = {
+    "noop": "no-op: the path parameter comes back",
+    "sqlite": "database (SQLite) to ONNX model",
+    "postgresql": "database (PostgreSQL) to ONNX model",
+    "http": "database (PostgreSQL) to HTTP model",
+    "engine": "two instant steps and a dozen mapped fields, beside aiohttp's server answering constant bytes",
+}
+MIB = 2**20
+SATURATED = 0.9
+"""The share of its core that a server has to have had for its requests a second to mean something."""
+
+
+@frozen
+class Contestant:
+    """The rounds of one contestant in one flow."""
+
+    rounds: tuple[Measured, ...]
+    peak_bytes: int
+
+    def of(self, value: Callable[[Measured], float]) -> float:
+        return median(value(round_) for round_ in self.rounds)
+
+    @property
+    def saturated(self) -> bool:
+        return self.of(lambda round_: round_.busy) >= SATURATED
+
+    @property
+    def tail(self) -> float:
+        """p99 over p50, the median of the rounds."""
+        return self.of(lambda round_: round_.p99_seconds / round_.p50_seconds)
+
+
+Results = Mapping[str, Mapping[str, Contestant]]
+
+
+def ratio(ours: Contestant, other: Contestant, value: Callable[[Measured], float]) -> float:
+    """Return the median of the ratios within each round, which a drift of the machine cancels out of."""
+    return median(value(one) / value(two) for one, two in zip(ours.rounds, other.rounds, strict=True))
+
+
+def throughput(round_: Measured) -> float:
+    return round_.requests_per_second
+
+
+def per_cpu_second(round_: Measured) -> float:
+    return round_.requests / round_.cpu_seconds
+
+
+def table(flow: str, contestants: Mapping[str, Contestant]) -> str:
+    """Return the flow's table. The last two columns are ours over the contestant."""
+    ours = contestants.get("ours")
+    heading = (
+        f"  {'':<8} {'req/s':>8} {'CPU µs':>7} {'p50 ms':>7} {'p99 ms':>7} {'p99/p50':>8} {'peak MB':>8} {'busy':>6}"
+        f" {'load µs':>8} {'ours/it req/s':>14} {'per CPU s':>10}"
+    )
+    lines = [FLOWS[flow], heading]
+    for name, one in contestants.items():
+        ratios = ""
+        if ours:
+            ratios = f"{ratio(ours, one, throughput):>14.2f} {ratio(ours, one, per_cpu_second):>10.2f}"
+        lines.append(
+            f"  {name:<8} {one.of(throughput):>8,.0f} {one.of(lambda r: r.cpu_micros):>7.1f}"
+            f" {one.of(lambda r: r.p50_seconds) * 1e3:>7.2f} {one.of(lambda r: r.p99_seconds) * 1e3:>7.2f}"
+            f" {one.tail:>8.2f} {one.peak_bytes / MIB:>8.1f} {one.of(lambda r: r.busy):>6.0%}"
+            f" {one.of(lambda r: r.load_micros):>8.1f} {ratios}"
+        )
+    return "\n".join(lines)
+
+
+@frozen
+class Target:
+    """A number that was promised. ``measured`` is None when the run did not include what it takes."""
+
+    name: str
+    bound: float
+    at_least: bool
+    unit: str
+    measured: float | None
+
+    @property
+    def reached(self) -> bool | None:
+        if self.measured is None:
+            return None
+        return self.measured >= self.bound if self.at_least else self.measured <= self.bound
+
+    def line(self) -> str:
+        verdict = {True: "reached", False: "NOT REACHED", None: "not measured"}[self.reached]
+        sign = "at least" if self.at_least else "at most"
+        got = "" if self.measured is None else f"{self.measured:.2f}{self.unit}"
+        return f"  {verdict:<12}  {got:>10}  {sign} {self.bound:g}{self.unit}: {self.name}"
+
+
+def targets(results: Results) -> list[Target]:
+    def at_least(bound: float, flow: str, other: str) -> Target:
+        ours, it = results.get(flow, {}).get("ours"), results.get(flow, {}).get(other)
+        name = f"{FLOWS[flow]}, requests a second over {other}"
+        if ours is None or it is None:
+            return Target(name, bound, True, "x", None)
+        if ours.saturated and it.saturated:
+            return Target(name, bound, True, "x", ratio(ours, it, throughput))
+        name = f"{FLOWS[flow]}, requests a CPU second over {other} (their core was not theirs alone)"
+        return Target(name, bound, True, "x", ratio(ours, it, per_cpu_second))
+
+    def of_ours(flows: Sequence[str], value: Callable[[Contestant], float]) -> float | None:
+        found = [value(results[flow]["ours"]) for flow in flows if "ours" in results.get(flow, {})]
+        return max(found, default=None)
+
+    engine = results.get("engine", {})
+    own_cost = None
+    if "ours" in engine and "bare" in engine:
+        pairs = zip(engine["ours"].rounds, engine["bare"].rounds, strict=True)
+        own_cost = median(ours.cpu_micros - bare.cpu_micros for ours, bare in pairs)
+    return [
+        at_least(0.85, "noop", "hand"),
+        at_least(0.90, "sqlite", "tricks"),
+        at_least(0.90, "postgresql", "tricks"),
+        at_least(1.5, "http", "hand"),
+        at_least(2.5, "http", "fastapi"),
+        Target("engine, record and headers of a two-step plan, CPU a request", 25.0, False, " µs", own_cost),
+        *(
+            Target(f"p99 over p50 at saturation, {FLOWS[flow]}", 3.0, False, "x", of_ours([flow], lambda c: c.tail))
+            for flow in ("noop", "sqlite", "postgresql", "http")
+        ),
+        Target(
+            "peak memory of the worker, database to ONNX model",
+            90.0,
+            False,
+            " MB",
+            of_ours(["sqlite", "postgresql"], lambda c: c.peak_bytes / MIB),
+        ),
+    ]
+
+
+def doubts(results: Results) -> list[str]:
+    """Return what makes the numbers less than trustworthy."""
+    idle = [
+        f"{flow}/{name} ({contestant.of(lambda r: r.busy):.0%})"
+        for flow, contestants in results.items()
+        for name, contestant in contestants.items()
+        if not contestant.saturated
+    ]
+    why = "The server's core was shared with other processes, or the load did not saturate it"
+    return (
+        [f"{why}: trust 'per CPU s' more than 'req/s', and the latencies little, for {', '.join(idle)}"] if idle else []
+    )
+
+
+def as_json(results: Results, machine: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
+    return {
+        "machine": dict(machine),
+        "notes": list(notes),
+        "flows": {
+            flow: {name: _contestant(one) for name, one in contestants.items()} for flow, contestants in results.items()
+        },
+        "targets": [
+            {
+                "name": target.name,
+                "bound": target.bound,
+                "at_least": target.at_least,
+                "measured": target.measured,
+                "reached": target.reached,
+            }
+            for target in targets(results)
+        ],
+    }
+
+
+def _contestant(one: Contestant) -> dict[str, Any]:
+    return {
+        "requests_per_second": one.of(throughput),
+        "cpu_micros": one.of(lambda r: r.cpu_micros),
+        "p50_ms": one.of(lambda r: r.p50_seconds) * 1e3,
+        "p99_ms": one.of(lambda r: r.p99_seconds) * 1e3,
+        "p99_over_p50": one.tail,
+        "peak_mb": one.peak_bytes / MIB,
+        "busy": one.of(lambda r: r.busy),
+        "rounds": [
+            {
+                "requests": r.requests,
+                "seconds": r.seconds,
+                "cpu_seconds": r.cpu_seconds,
+                "p50_ms": r.p50_seconds * 1e3,
+                "p99_ms": r.p99_seconds * 1e3,
+                "load_micros": r.load_micros,
+            }
+            for r in one.rounds
+        ],
+    }
