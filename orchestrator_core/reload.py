@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from time import time
 
 import structlog
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from orchestrator_core.config.load import load_configuration
+from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.direct import DirectPlugin
 from orchestrator_core.errors import ConfigError, Problem
 from orchestrator_core.http_client import HttpClient
@@ -94,10 +95,11 @@ class Live:
                 raise ConfigError(prepared.problems)
             new = await open_snapshot(prepared, self.http, old)
         except ConfigError as error:
-            redact = prepared.configuration.redactor
-            text = redact(str(error))
-            log.error("reload failed, the old configuration keeps serving", generation=old.generation, problems=text)
-            return Reloaded(False, old.generation, error.problems)
+            problems = masked(error.problems, prepared.configuration.redactor)
+            text = "\n".join(map(str, problems))
+            event = f"reload failed, the old configuration keeps serving\n{text}"
+            log.error(event, generation=old.generation)
+            return Reloaded(False, old.generation, problems)
         self.snapshot = new
         for listener in self.swapped:
             listener(new)
@@ -133,6 +135,11 @@ class Live:
         await self.snapshot.close()
 
 
+def masked(problems: Iterable[Problem], redact: Redactor) -> tuple[Problem, ...]:
+    """Return the problems without the secrets that a backend's words may repeat."""
+    return tuple(evolve(problem, message=redact(problem.message), hint=redact(problem.hint)) for problem in problems)
+
+
 def freeze() -> None:
     """Collect garbage once, then keep the collector off everything that is there to stay.
 
@@ -153,13 +160,13 @@ async def open_live(
     if prepared.errors:
         raise ConfigError(prepared.problems)
     async with HttpClient() as http:
-        snapshot = await open_snapshot(prepared, http)
-        live = Live(folder, registry, http, snapshot)
+        live = Live(folder, registry, http, await open_snapshot(prepared, http))
+        del prepared  # this frame lives as long as the service: it must not keep the first configuration
         freeze()
         try:
             yield live
         finally:
-            await live.close(snapshot.configuration.app.server.shutdown_timeout)
+            await live.close(live.snapshot.configuration.app.server.shutdown_timeout)
 
 
 async def check(

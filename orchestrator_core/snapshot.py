@@ -329,9 +329,10 @@ async def _hold_open(
 def _context(spec: SourceSpec, prepared: Draft, http: HttpClient) -> OpenContext:
     folder = prepared.configuration.folder.resolve()
     _, type_name, source_id = spec.key
+    registry = prepared.registry  # the context lives as long as the source, which outlives the draft
 
     def open_model(kind: str, options: Mapping[str, Any]) -> AbstractAsyncContextManager[Model]:
-        return _open_model(kind, options, prepared.registry, context)
+        return _open_model(kind, options, registry, context)
 
     context = OpenContext(f"{type_name}.{source_id}", folder, http, spec.operations, open_model=open_model)
     return context
@@ -373,7 +374,8 @@ def _at(spec: SourceSpec, code: str, message: str, hint: str = "") -> Problem:
 
 def _inspection_problems(source: OpenSource, *, unreachable_is_error: bool) -> Iterable[Problem]:
     if source.unreachable:
-        message = f"{source.spec.label} cannot be reached: {source.unreachable}"
+        named = source.spec.label in source.unreachable
+        message = source.unreachable if named else f"{source.spec.label} cannot be reached: {source.unreachable}"
         problem = _at(source.spec, "ORC604", message, "" if not unreachable_is_error else "skip with --offline")
         yield problem if unreachable_is_error else problem.as_warning()
     for finding in source.inspection.findings:

@@ -13,7 +13,7 @@ from orchestrator_core.cli.options import config_option, plugins_dir_option
 from orchestrator_core.cli.prepare import run_async
 from orchestrator_core.config.load import load_configuration
 from orchestrator_core.errors import ConfigError
-from orchestrator_core.http.app import Service, configure_logging, serve
+from orchestrator_core.http.app import LogMask, Service, configure_logging, serve
 
 _BIND = re.compile(r"address \('([^']+)', (\d+).*?\): (.+)\Z")
 _PORT = click.IntRange(0, 65535)
@@ -36,9 +36,20 @@ def command(folder: Path, host: str | None, port: int | None, admin_port: int | 
       orchestrator serve --config config --port 8080
     """
     configuration = load_configuration(folder)
-    configure_logging(configuration.app.logging, configuration.redactor)
+    mask = LogMask(configuration.redactor)
+    configure_logging(configuration.app.logging, mask)
     try:
-        run_async(serve(folder, host=host, port=port, admin_port=admin_port, plugins_dir=plugins_dir, ready=_announce))
+        run_async(
+            serve(
+                folder,
+                host=host,
+                port=port,
+                admin_port=admin_port,
+                plugins_dir=plugins_dir,
+                ready=_announce,
+                mask=mask,
+            )
+        )
     except ConfigError as error:
         refuse(error.problems, folder, configuration.redactor)
     except OSError as error:

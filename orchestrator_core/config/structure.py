@@ -107,7 +107,8 @@ def salvage(cls: type[T] | Any, located: Located) -> tuple[T | None, list[Proble
         problems += [
             problem
             for sub, problem in found
-            if problem.code != MISSING or (sub not in meant and not _has(located.data, sub))
+            if problem not in problems
+            and (problem.code != MISSING or (sub not in meant and not _has(located.data, sub)))
         ]
         pruned = rest.data
         for sub, _ in found:

@@ -14,6 +14,7 @@ import structlog
 from attrs import frozen
 
 from orchestrator_core.config.model import LoggingOptions
+from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.http.admin import AdminApp
 from orchestrator_core.http.listener import listen
 from orchestrator_core.http.public import PublicApp
@@ -104,8 +105,12 @@ async def serve(
     admin_port: int | None = None,
     plugins_dir: Path | None = None,
     ready: Callable[[Service], None] | None = None,
+    mask: LogMask | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; SIGHUP reloads. ``ready`` is called once both listeners accept."""
+    """Serve until SIGINT or SIGTERM; SIGHUP reloads. ``ready`` is called once both listeners accept.
+
+    ``mask`` learns the secrets of every configuration that is swapped in.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -119,10 +124,25 @@ async def serve(
             task.add_done_callback(reloads.discard)
 
         loop.add_signal_handler(signal.SIGHUP, reload)
+        if mask:
+            service.live.swapped.append(lambda snapshot: mask.learn(snapshot.configuration.redactor))
         if ready:
             ready(service)
         await stop.wait()
         log.info("stopping", running=service.live.snapshot.running)
+
+
+class LogMask:
+    """Masks the secrets of the configuration that serves, and of those before: requests may still be on them."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+
+    def learn(self, redactor: Redactor) -> None:
+        self._redactor = Redactor.of({*self._redactor.values, *redactor.values})
+
+    def __call__(self, text: str) -> str:
+        return self._redactor(text)
 
 
 def configure_logging(options: LoggingOptions, redact: Callable[[str], str]) -> None:

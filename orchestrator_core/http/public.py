@@ -116,6 +116,8 @@ class PublicApp:
         finally:
             snapshot.leave()
             self.executions.add(run)
+            if serving.logs_requests:
+                log_request(request, run)
         return response
 
     # --- everything else -------------------------------------------------------------------------------------------
@@ -175,6 +177,7 @@ class _Serving:
         self.snapshot = snapshot
         self.routes = make_routes(snapshot.plans.values())
         self.redact = snapshot.configuration.redactor
+        self.logs_requests = snapshot.configuration.app.logging.requests
         self.domain_names = set(snapshot.configuration.descriptions)
         self._openapi: bytes | None = None
 
@@ -193,6 +196,19 @@ class _Serving:
             plans = {key: ready.plan for key, ready in self.snapshot.plans.items()}
             self._openapi = orjson.dumps(openapi(self.snapshot.configuration, plans))
         return self._openapi
+
+
+def log_request(request: web.BaseRequest, run: Run) -> None:
+    log.info(
+        "request",
+        execution_id=run.id,
+        method=request.method,
+        endpoint=f"{run.plan.domain}.{run.plan.name}",
+        status=run.http_status,
+        milliseconds=round((run.ended - run.started) * 1000, 3),
+        degraded=list(run.degraded_steps),
+        error=run.error,
+    )
 
 
 def _no_route(snapshot: Snapshot | None = None, segments: list[str] | None = None) -> EntityNotFound:
