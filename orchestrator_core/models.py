@@ -223,6 +223,7 @@ class MlSource:
         return predict
 
     async def inspect(self) -> Inspection:
+        await self.check_ready()
         return Inspection(facts={name: _facts(loaded.model) for name, loaded in self.models.items()})
 
     async def check_ready(self) -> None:
@@ -246,14 +247,24 @@ def _facts(model: Model) -> OperationFacts:
     return OperationFacts(required=(FEATURES,), optional=(), fields=facts.outputs, inputs=inputs)
 
 
+class ModelNotOpened(Exception):
+    """Which model of a source could not be opened; why is its cause."""
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(operation)
+        self.operation = operation
+
+
 @asynccontextmanager
 async def open_models(options: MlOptions, context: OpenContext) -> AsyncIterator[MlSource]:
     async with AsyncExitStack() as stack:
         models = {}
         for operation, spec in context.operations.items():
-            model = await stack.enter_async_context(
-                spec.kind.open(spec.options, context.named(f"{context.name}.{spec.name}"))
-            )
+            opening = spec.kind.open(spec.options, context.named(f"{context.name}.{spec.name}"))
+            try:
+                model = await stack.enter_async_context(opening)
+            except Exception as error:
+                raise ModelNotOpened(operation) from error
             models[operation] = LoadedModel(spec, model, await _one_row(model, spec.common.batch, stack))
         yield MlSource(models)
 

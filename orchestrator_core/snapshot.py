@@ -18,7 +18,7 @@ from orchestrator_core.config.yaml import Document
 from orchestrator_core.errors import ConfigError, OrchestratorError, Problem, SourceError, SourceUnavailable
 from orchestrator_core.expressions import Literal, references
 from orchestrator_core.http_client import HttpClient
-from orchestrator_core.models import MlSource
+from orchestrator_core.models import MlSource, ModelNotOpened
 from orchestrator_core.plan import Plan, PlannedStep, check_facts, compile_plan
 from orchestrator_core.plugin_api import (
     JSON,
@@ -353,7 +353,9 @@ async def _open_model(
         yield model
 
 
-def _open_problems(spec: SourceSpec, error: Exception) -> list[Problem]:
+def _open_problems(spec: SourceSpec, error: BaseException, operation: str = "") -> list[Problem]:
+    if isinstance(error, ModelNotOpened) and error.__cause__:
+        return _open_problems(spec, error.__cause__, error.operation)
     if isinstance(error, ConfigError):
         return list(error.problems)
     if isinstance(error, OrchestratorError | ValueError | OSError):
@@ -363,7 +365,11 @@ def _open_problems(spec: SourceSpec, error: Exception) -> list[Problem]:
         message = f"{spec.label} cannot be opened: {type(error).__name__}: {error}"
         where = traceback.extract_tb(error.__traceback__)[-1]
         hint = f"raised in {where.name}, line {where.lineno}: a defect of {spec.plugin}"
-    return [_at(spec, "ORC601", message, hint)]
+    place = spec.places.get(operation)
+    if place is None:
+        return [_at(spec, "ORC601", message, hint)]
+    at = ("path",) if "path" in place.data else ()
+    return [place.problem("ORC601", message, *at, at_key=not at, hint=hint)]
 
 
 def _at(spec: SourceSpec, code: str, message: str, hint: str = "") -> Problem:

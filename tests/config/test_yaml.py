@@ -137,8 +137,8 @@ def test_keys_are_always_text() -> None:
             "a: *nobody\n",
             [
                 (
-                    "f.yaml:1:4: ORC110 the alias *nobody stands inside its own anchor or before it\n    1 | a: *nobody\n"
-                    "      |    ^^^^^^^"
+                    "f.yaml:1:4: ORC110 the alias *nobody stands inside its own anchor or before it\n"
+                    "    1 | a: *nobody\n      |    ^^^^^^^"
                 )
             ],
             id="alias without anchor",
@@ -147,8 +147,8 @@ def test_keys_are_always_text() -> None:
             "a: &x [1, *x]\n",
             [
                 (
-                    "f.yaml:1:11: ORC110 the alias *x stands inside its own anchor or before it\n    1 | a: &x [1, *x]\n"
-                    "      |           ^^"
+                    "f.yaml:1:11: ORC110 the alias *x stands inside its own anchor or before it\n"
+                    "    1 | a: &x [1, *x]\n      |           ^^"
                 )
             ],
             id="alias of itself",

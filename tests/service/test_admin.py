@@ -1,0 +1,274 @@
+"""The admin listener: executions, sources, models, the configuration and its reload."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from orchestrator_core.errors import SourceError
+from orchestrator_core.testing.pytest_plugin import Served
+from tests.engine.lab import Lab
+
+Serve = Callable[..., Served]
+
+FILES = {
+    "config.yaml": "tracking: {capacity: 8}\n",
+    "domains/a.yaml": """
+        endpoints:
+          ok: {response_mapping: 1}
+          broken:
+            data_sources: [{name: step, type: lab, operation: raises}]
+          degraded:
+            data_sources: [{name: step, type: lab, operation: raises, default: 1}]
+    """,
+    "domains/b.yaml": "endpoints: {ok: {response_mapping: 2}}",
+}
+
+
+async def raises(_: Any) -> Any:
+    raise SourceError("it is down")
+
+
+@pytest.fixture
+def shop(serve: Serve) -> Served:
+    return serve(FILES, plugins={"lab": Lab({"raises": raises})})
+
+
+def test_an_execution_says_what_happened_step_by_step(shop: Served) -> None:
+    answer = shop.get("/orchestrator/a/degraded", headers={"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"})
+    id_ = answer.headers["X-Execution-Id"]
+    shown = shop.admin("GET", f"/executions/{id_}")
+    assert shown.status == 200
+    execution = shown.json
+    assert execution == shop.executions()[0]
+    moment = datetime.fromisoformat(execution.pop("started_at"))
+    assert abs(datetime.now(UTC) - moment) < timedelta(seconds=60)
+    (step,) = execution.pop("steps")
+    times = {execution.pop("duration_ms"), execution.pop("engine_ms"), step.pop("start_ms"), step.pop("duration_ms")}
+    assert all(0 <= time < 1000 for time in times)
+    assert step == {"name": "step", "status": "default", "attempts": 1, "error": "it is down"}
+    assert execution == {
+        "id": id_,
+        "domain": "a",
+        "endpoint": "degraded",
+        "generation": shop.get("/orchestrator").json["generation"],
+        "status": "degraded",
+        "http_status": 200,
+        "trace_id": "ab" * 16,
+        "degraded": ["step"],
+        "models": [],
+        "error": "",
+    }
+
+
+def test_an_execution_that_is_not_kept_is_404(shop: Served) -> None:
+    answer = shop.admin("GET", "/executions/nothing")
+    assert (answer.status, answer.json["detail"]) == (404, "no execution nothing is kept")
+
+
+def called(shop: Served) -> list[str]:
+    targets = ("a/ok", "a/broken", "b/ok", "a/degraded", "a/ok")
+    return [shop.get(f"/orchestrator/{target}").headers["X-Execution-Id"] for target in targets]
+
+
+@pytest.mark.parametrize(
+    ("filters", "found"),
+    [
+        ({}, [4, 3, 2, 1, 0]),
+        ({"domain": "a"}, [4, 3, 1, 0]),
+        ({"domain": "nobody"}, []),
+        ({"endpoint": "ok"}, [4, 2, 0]),
+        ({"domain": "a", "endpoint": "ok"}, [4, 0]),
+        ({"status": "failed"}, [1]),
+        ({"status": "degraded"}, [3]),
+        ({"status": "ok"}, [4, 2, 0]),
+        ({"status": "cancelled"}, []),
+        ({"limit": "2"}, [4, 3]),
+        ({"since": "2000-01-01"}, [4, 3, 2, 1, 0]),
+        ({"since": "2000-01-01T00:00:00+02:00", "until": "9999-12-31T00:00:00Z"}, [4, 3, 2, 1, 0]),
+        ({"until": "946684800.5"}, []),
+    ],
+)
+def test_executions_can_be_filtered(shop: Served, filters: dict[str, str], found: list[int]) -> None:
+    ids = called(shop)
+    assert [execution["id"] for execution in shop.executions(**filters)] == [ids[index] for index in found]
+
+
+def test_pages_of_executions_follow_one_another(shop: Served) -> None:
+    ids = called(shop)
+    seen, cursor = [], ""
+    for _ in range(10):
+        page = shop.admin("GET", f"/executions?limit=2{f'&cursor={cursor}' if cursor else ''}").json
+        seen += [execution["id"] for execution in page["executions"]]
+        cursor = page["cursor"]
+        shop.get("/orchestrator/b/ok")  # a newer one moves nothing on later pages
+        if cursor is None:
+            break
+    assert seen == ids[::-1]
+
+
+def test_a_filtered_page_has_a_cursor_only_while_there_is_more(shop: Served) -> None:
+    ids = called(shop)
+    first = shop.admin("GET", "/executions?limit=1&endpoint=broken").json
+    assert ([execution["id"] for execution in first["executions"]], first["cursor"]) == ([ids[1]], None)
+
+
+def test_only_the_latest_executions_are_kept(shop: Served) -> None:
+    ids = called(shop) + called(shop)
+    assert [execution["id"] for execution in shop.executions()] == ids[:-9:-1]
+
+
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ("limit=0", "/limit expected a number from 1 to 1000"),
+        ("limit=1001", "/limit expected a number from 1 to 1000"),
+        ("limit=x", "/limit expected a number from 1 to 1000"),
+        ("limit=%C2%B2", "/limit expected a number from 1 to 1000"),
+        ("since=yesterday", "/since expected Unix seconds or an ISO 8601 time"),
+        ("since=nan", "/since expected Unix seconds or an ISO 8601 time"),
+        ("status=fine", "/status expected one of ok, degraded, failed, cancelled"),
+        ("domian=a", "/domian unknown filter: did you mean 'domain'?"),
+    ],
+)
+def test_a_filter_that_is_none_is_422_and_says_what_is_expected(shop: Served, query: str, detail: str) -> None:
+    answer = shop.admin("GET", f"/executions?{query}")
+    assert (answer.status, answer.json["detail"]) == (422, detail)
+
+
+SECRETS = {
+    "config.yaml": """
+        lab2:
+          sources:
+            default: {key: "${env:LAB_KEY}", url: "http://user:hunter2@host/x", n: 3}
+    """,
+    "domains/a.yaml": "endpoints: {ok: {data_sources: [{name: x, type: lab2, operation: y}]}}",
+}
+LAB2 = """
+    from contextlib import asynccontextmanager
+    from attrs import frozen
+    from orchestrator_core.plugin_api import SourceError, SourceKind, hookimpl, option
+
+    @frozen
+    class Options:
+        key: str = option(help="A key.")
+        url: str = option(help="A URL.")
+        n: int = option(1, help="A number.")
+
+    class Lab2:
+        def __init__(self, options):
+            self.options = options
+        async def fetch(self, operation, params):
+            raise SourceError(f"refused with {self.options.key} in {self.options!r}")
+        async def check_ready(self):
+            raise SourceError(f"no answer with {self.options.key}")
+
+    @asynccontextmanager
+    async def opened(options, context):
+        yield Lab2(options)
+
+    @hookimpl
+    def orchestrator_source_kinds():
+        return [SourceKind("lab2", "Tells its secrets.", Options, opened)]
+"""
+
+
+def test_secrets_are_masked_on_every_page_in_every_answer_and_record(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LAB_KEY", "sesame-open")
+    shop = serve(SECRETS, plugins={"lab2": LAB2})
+    sources = shop.admin("GET", "/sources").json["sources"]
+    (source,) = [source for source in sources if source["type"] == "lab2"]
+    assert source.pop("plugin").endswith("lab2.py")
+    assert source == {
+        "type": "lab2",
+        "source_id": "default",
+        "domain": None,
+        "operations": [],
+        "options": {"key": "***", "url": "http://user:***@host/x", "n": "3"},
+        "state": "unreachable",
+        "error": "no answer with ***",
+    }
+    answer = shop.get("/orchestrator/a/ok")
+    assert answer.json["detail"].startswith("step 'x': refused with *** in Options(key='***', ")
+    seen = [
+        answer.json,
+        shop.executions(),
+        sources,
+        shop.admin("GET", "/config").json,
+        shop.admin("GET", "/models").json,
+    ]
+    shop.write("config.yaml", SECRETS["config.yaml"].replace("n: 3", "n: '${env:LAB_KEY}'"))
+    refused = shop.reload()
+    assert refused.status == 422
+    (problem,) = refused.json["problems"]
+    assert problem["message"] == "expected an integer, got a string '***'"
+    seen += [refused.json, shop.admin("GET", "/config").json]
+    assert "sesame-open" not in json.dumps(seen)
+    assert "sesame-open" not in "".join(capsys.readouterr())
+
+
+def test_the_configuration_page_names_files_endpoints_and_the_last_reload(shop: Served) -> None:
+    page = shop.admin("GET", "/config").json
+    assert sorted(page["files"]) == ["config.yaml", "domains/a.yaml", "domains/b.yaml"]
+    assert page["endpoints"] == ["a.ok", "a.broken", "a.degraded", "b.ok"]
+    assert page["problems"] == []
+    assert page["last_reload"]["swapped"] is True
+    shop.write("domains/b.yaml", "endpoints: {ok: {response_mapping: '$x'}}")
+    refused = shop.reload()
+    assert (refused.status, refused.json["swapped"]) == (422, False)
+    assert refused.json["generation"] == page["generation"]
+    after = shop.admin("GET", "/config").json
+    assert (after["generation"], after["endpoints"]) == (page["generation"], page["endpoints"])
+    (problem,) = after["last_reload"]["problems"]
+    assert after["last_reload"]["swapped"] is False
+    assert problem == {
+        "code": "ORC502",
+        "severity": "error",
+        "file": "domains/b.yaml",
+        "line": 1,
+        "column": 37,
+        "end_column": 39,
+        "path": "endpoints.ok.response_mapping",
+        "message": "there is no step 'x'",
+        "hint": problem["hint"],
+        "source_line": "endpoints: {ok: {response_mapping: '$x'}}",
+        "text": problem["text"],
+    }
+    assert shop.get("/orchestrator/b/ok").json == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status", "detail"),
+    [
+        ("GET", "/reload", 405, "/reload takes POST, not GET"),
+        ("POST", "/config", 405, "/config takes GET and HEAD, not POST"),
+        ("DELETE", "/executions/1", 405, "/executions/1 takes GET and HEAD, not DELETE"),
+        ("GET", "/configs", 404, "no such page: did you mean '/config'?"),
+        ("GET", "/orchestrator/a/ok", 404, None),
+    ],
+)
+def test_a_page_that_is_not_there_or_not_so_is_told(
+    shop: Served, method: str, target: str, status: int, detail: str | None
+) -> None:
+    answer = shop.admin(method, target)
+    assert (answer.status, answer.headers["Content-Type"]) == (status, "application/problem+json")
+    assert detail is None or answer.json["detail"] == detail
+
+
+def test_every_admin_answer_has_its_id_and_timing(shop: Served) -> None:
+    for method, target in (("GET", "/config"), ("GET", "/nothing"), ("POST", "/reload"), ("HEAD", "/sources")):
+        headers = shop.admin(method, target).headers
+        assert len(headers["X-Execution-Id"]) == 32
+        assert headers["Server-Timing"].startswith("engine;dur=")
+
+
+def test_the_admin_listener_can_be_turned_off(serve: Serve) -> None:
+    shop = serve({**FILES, "config.yaml": "admin: {enabled: false}"}, plugins={"lab": Lab()})
+    assert shop.service.running.admin is None
+    assert shop.get("/orchestrator/a/ok").json == 1

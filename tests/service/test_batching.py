@@ -1,0 +1,319 @@
+"""Micro-batching: concurrent requests share calls of the model, and every caller gets its own row's answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from attrs import define, field, frozen
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator_core.errors import InvalidParam, SourceError
+from orchestrator_core.models import Batcher, BatchOptions
+from orchestrator_core.plugin_api import Duration, Identity, ModelFacts, ModelKind, hookimpl, option
+from orchestrator_core.testing import check_problems, service
+from orchestrator_core.testing import run as run_coroutine
+from orchestrator_core.testing.pytest_plugin import Served
+
+RunFixture = Callable[..., Any]
+Serve = Callable[..., Served]
+
+
+@frozen
+class CountingOptions:
+    """Options of the counting model."""
+
+    factor: int = option(10, help="What each row is multiplied by.")
+
+
+@define
+class Counting:
+    """A model that multiplies, notes the size of each call, and refuses rows that say so."""
+
+    factor: int = 10
+    calls: list[int] = field(factory=list)
+    turns: int = 1
+
+    async def predict(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
+        self.calls.append(len(rows))
+        for _ in range(self.turns):
+            await asyncio.sleep(0)
+        if any(row.get("unfit") for row in rows):
+            raise InvalidParam("features", "an unfit row")
+        if any(row.get("breaks") for row in rows):
+            raise SourceError("the model broke")
+        if any(row.get("short") for row in rows):
+            return []
+        return [{"y": row["x"] * self.factor} for row in rows]
+
+    def facts(self) -> ModelFacts:
+        return ModelFacts(inputs=("x",), outputs=("y",))
+
+    def identity(self) -> Identity:
+        return Identity("counting", version="3", digest="sha256:ab")
+
+
+# --- properties ---------------------------------------------------------------------------------------------------
+
+
+@frozen
+class Caller:
+    """One caller: when it asks, in turns of the loop, what its row is, and when it is cancelled, if it is."""
+
+    turn: int
+    kind: str
+    cancel_after: int | None
+
+
+CALLERS = st.lists(
+    st.builds(
+        Caller,
+        st.integers(0, 6),
+        st.sampled_from(["fine", "fine", "fine", "unfit"]),
+        st.none() | st.none() | st.integers(0, 4),
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@given(
+    CALLERS,
+    st.integers(1, 8),
+    st.sampled_from([0.0, 0.0005]),
+    st.integers(0, 3),
+    st.sampled_from(["uvloop", "asyncio"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_caller_gets_its_own_row_s_answer(
+    callers: list[Caller], max_size: int, max_wait: float, turns: int, loop: Any
+) -> None:
+    async def main() -> None:
+        model = Counting(turns=turns)
+        batcher = Batcher(model, BatchOptions(max_size, Duration(max_wait)))
+
+        async def ask(number: int, caller: Caller) -> Any:
+            for _ in range(caller.turn):
+                await asyncio.sleep(0)
+            return await batcher.predict_one({"x": number, caller.kind: True})
+
+        async def cancel(task: asyncio.Task[Any], caller: Caller) -> None:
+            for _ in range(caller.turn + (caller.cancel_after or 0)):
+                await asyncio.sleep(0)
+            task.cancel()
+
+        tasks = [asyncio.create_task(ask(number, caller)) for number, caller in enumerate(callers)]
+        cancels = [
+            asyncio.create_task(cancel(task, caller))
+            for task, caller in zip(tasks, callers, strict=True)
+            if caller.cancel_after is not None
+        ]
+        answers = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+        await asyncio.gather(*cancels)
+        for number, (caller, answer) in enumerate(zip(callers, answers, strict=True)):
+            if isinstance(answer, asyncio.CancelledError):
+                assert caller.cancel_after is not None
+            elif caller.kind == "unfit":
+                assert isinstance(answer, InvalidParam), answer
+            else:
+                assert answer == {"y": number * 10}
+        assert all(size <= max_size for size in model.calls)
+        await batcher.close()
+
+    run_coroutine(main(), loop=loop)
+
+
+# --- by example ---------------------------------------------------------------------------------------------------
+
+
+async def gathered(model: Counting, rows: Iterable[Mapping[str, Any]], **options: Any) -> list[Any]:
+    batcher = Batcher(model, BatchOptions(**{"max_wait": Duration(0.01), **options}))
+    try:
+        return await asyncio.gather(*map(batcher.predict_one, rows), return_exceptions=True)
+    finally:
+        await batcher.close()
+
+
+def test_a_full_batch_goes_at_once_and_the_rest_after_the_wait(run_on_each_loop: RunFixture) -> None:
+    async def main() -> None:
+        model = Counting()
+        answers = await gathered(model, [{"x": n} for n in range(10)], max_size=4)
+        assert answers == [{"y": n * 10} for n in range(10)]
+        assert model.calls == [4, 4, 2]
+
+    run_on_each_loop(main())
+
+
+def test_one_unfit_row_is_its_caller_s_alone(run: RunFixture) -> None:
+    async def main() -> None:
+        model = Counting()
+        answers = await gathered(model, [{"x": 1}, {"x": 2, "unfit": True}, {"x": 3}])
+        assert [answers[0], str(answers[1]), answers[2]] == [{"y": 10}, "an unfit row", {"y": 30}]
+        assert model.calls == [3, 1, 1, 1]
+
+    run(main())
+
+
+def test_a_model_that_breaks_fails_the_callers_of_that_call_only(run: RunFixture) -> None:
+    async def main() -> None:
+        model = Counting()
+        answers = await gathered(model, [{"x": 1}, {"x": 2, "breaks": True}, {"x": 3}, {"x": 4}], max_size=2)
+        assert [str(answer) for answer in answers[:2]] == ["the model broke", "the model broke"]
+        assert answers[2:] == [{"y": 30}, {"y": 40}]
+
+    run(main())
+
+
+def test_a_model_that_returns_too_few_results_fails_them_all(run: RunFixture) -> None:
+    async def main() -> None:
+        answers = await gathered(Counting(), [{"x": 1}, {"x": 2, "short": True}])
+        assert [str(answer) for answer in answers] == ["the model returned 0 results for 2 rows"] * 2
+
+    run(main())
+
+
+def test_a_batch_whose_callers_are_all_gone_is_not_sent(run: RunFixture) -> None:
+    async def main() -> None:
+        model = Counting()
+        batcher = Batcher(model, BatchOptions(max_wait=Duration(0.005)))
+        tasks = [asyncio.create_task(batcher.predict_one({"x": n})) for n in range(3)]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.sleep(0.02)
+        assert model.calls == []
+        await batcher.close()
+
+    run(main())
+
+
+# --- in a service -------------------------------------------------------------------------------------------------
+
+
+@define
+class Plugin:
+    """The plugin of the counting model; ``opened`` has every model that was opened."""
+
+    opened: list[Counting] = field(factory=list)
+    open_now: int = 0
+
+    @asynccontextmanager
+    async def open(self, options: CountingOptions, context: Any) -> AsyncIterator[Counting]:
+        model = Counting(options.factor)
+        self.opened.append(model)
+        self.open_now += 1
+        try:
+            yield model
+        finally:
+            self.open_now -= 1
+
+    @hookimpl
+    def orchestrator_model_kinds(self) -> Iterable[ModelKind[Any]]:
+        return [ModelKind("counting", "Counts calls.", CountingOptions, self.open, aliases=("counter",))]
+
+
+FILES = {
+    "integrations/ml.yaml": """
+        ml:
+          sources:
+            one:
+              source: {type: counting, factor: 100, batch: {max_size: 16, max_wait: 5ms}}
+            several:
+              models:
+                default: {type: counter, factor: 2}
+                other: {type: counting, factor: 3}
+    """,
+    "domains/d.yaml": """
+        endpoints:
+          batched:
+            data_sources:
+              - {name: score, type: ml, source_id: one, operation: predict, params: {features: {x: "$request.body.x"}}}
+            response_mapping: {y: "$score.y"}
+          plain:
+            data_sources:
+              - {name: two, type: ml, source_id: several, operation: predict, params: {features: {x: $request.body.x}}}
+              - {name: three, type: ml, source_id: several, operation: other, params: {features: {x: "$two.y"}}}
+            response_mapping: "$three.y"
+          list:
+            data_sources:
+              - {name: score, type: ml, source_id: one, operation: predict, params: {features: "$request.body"}}
+    """,
+}
+
+
+def test_concurrent_requests_share_calls_and_get_their_own_answers(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with service(FILES, plugins={"counting": plugin}) as shop:
+            answers = await asyncio.gather(*(shop.post("/orchestrator/d/batched", {"x": n}) for n in range(64)))
+            assert [answer.json for answer in answers] == [{"y": n * 100} for n in range(64)]
+            (model,) = [model for model in plugin.opened if model.factor == 100]
+            assert sum(model.calls) == 64
+            assert len(model.calls) < 32
+            assert max(model.calls) <= 16
+        assert plugin.open_now == 0
+
+    run(main())
+
+
+def test_models_of_one_source_are_operations_by_name(serve: Serve) -> None:
+    shop = serve(FILES, plugins={"counting": Plugin()})
+    assert shop.post("/orchestrator/d/plain", {"x": 7}).json == 7 * 2 * 3
+    (execution,) = shop.executions()
+    assert execution["models"] == [{"name": "counting", "version": "3", "digest": "sha256:ab"}] * 2
+
+
+def test_a_list_of_rows_is_scored_in_one_call(serve: Serve) -> None:
+    plugin = Plugin()
+    shop = serve(FILES, plugins={"counting": plugin})
+    assert shop.post("/orchestrator/d/list", [{"x": 1}, {"x": 2}]).json == [{"y": 100}, {"y": 200}]
+    assert shop.post("/orchestrator/d/list", []).json == []
+    refused = shop.post("/orchestrator/d/list", [1])
+    assert (refused.status, refused.json["detail"]) == (
+        422,
+        "step 'score': features must be an object, or a list of objects",
+    )
+    (model,) = [model for model in plugin.opened if model.factor == 100]
+    assert model.calls == [2]
+
+
+def test_the_models_page_shows_identity_inputs_and_outputs(serve: Serve) -> None:
+    models = serve(FILES, plugins={"counting": Plugin()}).admin("GET", "/models").json["models"]
+    assert models[0] == {
+        "source": "ml.one",
+        "model": "default",
+        "type": "counting",
+        "state": "ready",
+        "identity": {"name": "counting", "version": "3", "digest": "sha256:ab"},
+        "inputs": {"features": ["x"]},
+        "outputs": ["y"],
+    }
+    assert [(model["source"], model["model"]) for model in models] == [
+        ("ml.one", "default"),
+        ("ml.several", "default"),
+        ("ml.several", "other"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ("{}", "ml.one predict asks for 'x' in features, which nobody fills"),
+        ("{x: 1, z: 2}", "ml.one predict knows no 'z' in features"),
+        ("{x: 1}, more: 1", "ml.one predict takes no parameter 'more'"),
+    ],
+)
+def test_features_are_held_against_what_the_model_asks_for(features: str, message: str) -> None:
+    domain = f"""
+        endpoints:
+          e:
+            data_sources:
+              - {{name: s, type: ml, source_id: one, operation: predict, params: {{features: {features}}}}}
+    """
+    problems = check_problems({**FILES, "domains/d.yaml": domain}, plugins={"counting": Plugin()})
+    assert [problem.message for problem in problems] == [message]

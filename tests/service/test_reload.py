@@ -1,0 +1,449 @@
+"""Reloading: a configuration is swapped as a whole, what did not change is carried over, nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import linecache
+import os
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import define, field, frozen
+
+from orchestrator_core.plugin_api import SourceError, SourceKind, hookimpl, option
+from orchestrator_core.testing import RunningService, leaves_nothing, service
+
+RunFixture = Callable[..., Any]
+
+
+@frozen
+class NotedOptions:
+    """Options of the noted source."""
+
+    n: int = option(0, help="A number that the source returns.")
+    key: str = option("", help="Another that it returns.")
+    breaks: bool = option(False, help="Whether it cannot be opened.")
+
+
+@define(eq=False)
+class Noted:
+    """A source that returns its options after a few turns of the loop, and notices use after it was closed."""
+
+    options: NotedOptions
+    closed: bool = False
+
+    async def fetch(self, operation: str, params: Mapping[str, Any]) -> Any:
+        for _ in range(3):
+            await asyncio.sleep(0)
+            if self.closed:
+                raise RuntimeError("used after it was closed")
+        await asyncio.sleep(params.get("seconds", 0))
+        if self.closed:
+            raise RuntimeError("used after it was closed")
+        return {"n": self.options.n, "key": self.options.key}
+
+
+@define
+class Plugin:
+    """Keeps every source that was opened."""
+
+    opened: list[Noted] = field(factory=list)
+
+    @property
+    def open_now(self) -> int:
+        return sum(not source.closed for source in self.opened)
+
+    @asynccontextmanager
+    async def open(self, options: NotedOptions, context: Any) -> AsyncIterator[Noted]:
+        if options.breaks:
+            raise SourceError("it does not want to")
+        source = Noted(options)
+        self.opened.append(source)
+        try:
+            yield source
+        finally:
+            await asyncio.sleep(0)
+            source.closed = True
+
+    @hookimpl
+    def orchestrator_source_kinds(self) -> Iterable[SourceKind[Any]]:
+        return [SourceKind("noted", "Notes.", NotedOptions, self.open)]
+
+
+def sources(**options: str) -> str:
+    return "noted:\n  sources:\n" + "".join(f"    {name}: {value}\n" for name, value in options.items())
+
+
+def domain(n: int, seconds: float = 0) -> str:
+    return f"""
+        endpoints:
+          e:
+            data_sources:
+              - {{name: one, type: noted, source_id: changing, operation: x, params: {{seconds: {seconds}}}}}
+              - {{name: two, type: noted, source_id: changing, operation: x}}
+              - {{name: kept, type: noted, source_id: stable, operation: x, depends_on: [one]}}
+            response_mapping: {{config: {n}, one: "$one.n", two: "$two.n", kept: "$kept.n"}}
+    """
+
+
+FILES = {
+    "config.yaml": "reload: {drain_timeout: 5}\n",
+    "integrations/noted.yaml": sources(changing="{n: 1}", stable="{n: 0}"),
+    "domains/d.yaml": domain(1),
+}
+ANSWER = {"config": 1, "one": 1, "two": 1, "kept": 0}
+
+
+@asynccontextmanager
+async def serving(plugin: Plugin, files: Mapping[str, str] = FILES, **more: Any) -> AsyncIterator[RunningService]:
+    async with service(files, plugins={"noted": plugin}, **more) as shop:
+        yield shop
+    assert plugin.open_now == 0
+
+
+async def until(condition: Callable[[], Any], seconds: float = 5) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0.005)
+
+
+def test_sources_that_did_not_change_are_carried_over_and_those_that_did_are_replaced(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin) as shop:
+            changing, stable = plugin.opened
+            before = shop.running.live.snapshot
+            shop.write("integrations/noted.yaml", sources(stable="{n: 0}", changing="{n: 2}"))
+            shop.write("domains/d.yaml", domain(2))
+            assert (await shop.reload()).status == 200
+            after = shop.running.live.snapshot
+            assert after.sources["", "noted", "stable"] is before.sources["", "noted", "stable"]
+            assert after.sources["", "noted", "stable"].source is stable
+            assert len(plugin.opened) == 3
+            await until(lambda: changing.closed)
+            assert not stable.closed
+            assert (await shop.get("/orchestrator/d/e")).json == {"config": 2, "one": 2, "two": 2, "kept": 0}
+
+    run(main())
+
+
+def test_a_source_that_is_gone_from_the_configuration_is_closed(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin) as shop:
+            shop.remove("domains/d.yaml")
+            shop.write("integrations/noted.yaml", sources(stable="{n: 0}"))
+            assert (await shop.reload()).status == 200
+            await until(lambda: plugin.open_now == 1)
+            assert (await shop.get("/orchestrator/d/e")).status == 404
+
+    run(main())
+
+
+def test_a_reload_without_changes_keeps_every_source_and_the_generation(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin) as shop:
+            first = (await shop.get("/orchestrator")).json["generation"]
+            for _ in range(3):
+                reloaded = await shop.reload()
+                assert (reloaded.status, reloaded.json["generation"]) == (200, first)
+            assert len(plugin.opened) == 2
+            assert (await shop.get("/orchestrator/d/e")).json == ANSWER
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("domains/d.yaml", "endpoints: {", "not valid YAML: did not find expected node content"),
+        ("domains/d.yaml", "endpoints: {e: {response_mapping: $x}}", "there is no step 'x'"),
+        (
+            "integrations/noted.yaml",
+            sources(changing="{n: one}", stable="{n: 0}"),
+            "expected an integer, got a string 'one'",
+        ),
+        (
+            "integrations/noted.yaml",
+            sources(changing="{n: 2, breaks: true}", stable="{n: 5}"),
+            "noted.changing cannot be opened: it does not want to",
+        ),
+        ("config.yaml", "server: {prot: 1}", "unknown key 'prot'"),
+    ],
+)
+def test_a_broken_configuration_leaves_the_old_one_serving_and_is_told(
+    run: RunFixture, name: str, text: str, message: str
+) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin) as shop:
+            before = shop.running.live.snapshot
+            shop.write(name, text)
+            refused = await shop.reload()
+            assert (refused.status, refused.json["swapped"]) == (422, False)
+            assert any(problem["message"].startswith(message) for problem in refused.json["problems"])
+            assert shop.running.live.snapshot is before
+            assert plugin.open_now == 2
+            assert (await shop.get("/orchestrator/d/e")).json == ANSWER
+            assert (await shop.admin("GET", "/config")).json["last_reload"]["problems"] == refused.json["problems"]
+            shop.write(name, FILES[name])
+            assert (await shop.reload()).status == 200
+            assert (await shop.admin("GET", "/config")).json["last_reload"]["problems"] == []
+
+    run(main())
+
+
+def test_a_request_in_flight_ends_on_the_configuration_it_began_with(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin, {**FILES, "domains/d.yaml": domain(1, seconds=0.15)}) as shop:
+            old = shop.running.live.snapshot
+            in_flight = [asyncio.create_task(shop.get("/orchestrator/d/e")) for _ in range(5)]
+            await until(lambda: old.running == 5)
+            shop.write("integrations/noted.yaml", sources(stable="{n: 7}", changing="{n: 2}"))
+            shop.write("domains/d.yaml", domain(2))
+            assert (await shop.reload()).status == 200
+            assert (await shop.get("/orchestrator/d/e")).json == {"config": 2, "one": 2, "two": 2, "kept": 7}
+            assert plugin.open_now == 4
+            for answer in await asyncio.gather(*in_flight):
+                assert answer.json == ANSWER
+            await until(lambda: plugin.open_now == 2)
+            generations = {execution["generation"] for execution in await shop.executions()}
+            assert len(generations) == 2
+
+    run(main())
+
+
+def test_a_request_that_outlives_the_drain_does_not_hold_the_old_sources_for_ever(run: RunFixture) -> None:
+    plugin = Plugin()
+    files = {**FILES, "config.yaml": "reload: {drain_timeout: 50ms}\n", "domains/d.yaml": domain(1, seconds=0.4)}
+
+    async def main() -> None:
+        async with serving(plugin, files) as shop:
+            old = shop.running.live.snapshot
+            late = asyncio.create_task(shop.get("/orchestrator/d/e"))
+            await until(lambda: old.running == 1)
+            shop.write("integrations/noted.yaml", sources(stable="{n: 7}", changing="{n: 2}"))
+            assert (await shop.reload()).status == 200
+            await until(lambda: plugin.open_now == 2)
+            assert (await late).status == 500
+            assert (await shop.get("/health/ready")).status == 200
+
+    run(main())
+
+
+def test_a_secret_that_changed_replaces_the_source_that_uses_it(
+    run: RunFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = Plugin()
+    monkeypatch.setenv("NOTED_KEY", "first-key")
+    files = {
+        "integrations/noted.yaml": sources(changing='{key: "${env:NOTED_KEY}"}', stable="{n: 0}"),
+        "domains/d.yaml": domain(1),
+    }
+
+    async def main() -> None:
+        async with serving(plugin, files) as shop:
+            changing, stable = plugin.opened
+            assert changing.options.key == "first-key"
+            monkeypatch.setenv("NOTED_KEY", "second-key")
+            assert (await shop.reload()).status == 200
+            await until(lambda: changing.closed)
+            assert not stable.closed
+            assert plugin.opened[2].options.key == "second-key"
+
+    run(main())
+
+
+def test_reloads_at_the_same_time_run_one_after_the_other(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin) as shop:
+            shop.write("integrations/noted.yaml", sources(stable="{n: 0}", changing="{n: 2}"))
+            answers = await asyncio.gather(*(shop.reload() for _ in range(5)))
+            assert [answer.status for answer in answers] == [200] * 5
+            await until(lambda: plugin.open_now == 2)
+            assert len(plugin.opened) == 3
+
+    run(main())
+
+
+def test_the_old_configuration_is_freed(run: RunFixture) -> None:
+    files = {**FILES, "config.yaml": "tracking: {capacity: 1}"}
+
+    async def main() -> None:
+        async with serving(Plugin(), files) as shop:
+            assert (await shop.get("/orchestrator/d/e")).status == 200
+            old = [weakref.ref(shop.running.live.snapshot), weakref.ref(shop.running.live.snapshot.configuration)]
+            for number in (2, 3):  # a collection comes with each reload, of what the one before left
+                shop.write("domains/d.yaml", domain(number))
+                assert (await shop.reload()).status == 200
+                await shop.get("/orchestrator/d/e")  # the record of an execution keeps its plan
+                await until(lambda: not shop.running.live._retiring)
+            assert [reference() for reference in old] == [None, None]
+
+    run(main())
+
+
+# --- watching -----------------------------------------------------------------------------------------------------
+
+
+async def serves(shop: RunningService, n: int) -> None:
+    """Wait until the configuration with this number serves."""
+    async with asyncio.timeout(10):
+        while (await shop.get("/orchestrator/d/e")).json["config"] != n:  # noqa: ASYNC110  # it is asked, not told
+            await asyncio.sleep(0.02)
+
+
+def test_a_changed_file_is_noticed_however_it_is_changed(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin, watch=True) as shop:
+            path = shop.folder / "domains/d.yaml"
+            await asyncio.sleep(0.2)  # the watch starts in a thread of its own, and nobody tells when
+            shop.write("domains/d.yaml", domain(2))
+            await serves(shop, 2)
+            temporary = path.with_name(".d.yaml.swp")
+            temporary.write_text(domain(3).replace("\n        ", "\n"))
+            os.replace(temporary, path)
+            await serves(shop, 3)
+            path.unlink()
+            shop.write("domains/d.yaml", domain(4))
+            await serves(shop, 4)
+            broken = shop.running.live.last
+            shop.write("domains/d.yaml", "endpoints: {")
+            await until(lambda: shop.running.live.last is not broken)
+            assert shop.running.live.last.failed
+            await serves(shop, 4)
+            shop.write("domains/d.yaml", domain(5))
+            await serves(shop, 5)
+
+    run(main())
+
+
+def test_a_config_map_s_swap_of_symbolic_links_is_noticed(run: RunFixture, tmp_path: Path) -> None:
+    """Kubernetes writes ``..2024_x/`` and turns the link ``..data`` to it; the files are links through ``..data``."""
+    plugin = Plugin()
+    folder = tmp_path / "config"
+
+    def version(number: int) -> Path:
+        data = folder / "domains" / f"..version_{number}"
+        data.mkdir(parents=True)
+        (data / "d.yaml").write_text(domain(number).replace("\n        ", "\n"))
+        return data
+
+    version(1)
+    (folder / "domains/..data").symlink_to("..version_1")
+    (folder / "domains/d.yaml").symlink_to("..data/d.yaml")
+
+    async def main() -> None:
+        files = {name: text for name, text in FILES.items() if name != "domains/d.yaml"}
+        async with serving(plugin, files, folder=folder, watch=True) as shop:
+            await serves(shop, 1)
+            await asyncio.sleep(0.2)  # as above
+            for number in (2, 3):
+                version(number)
+                turned = folder / "domains/..data_tmp"
+                turned.symlink_to(f"..version_{number}")
+                os.replace(turned, folder / "domains/..data")
+                await serves(shop, number)
+
+    run(main())
+
+
+def test_files_that_are_not_configuration_cause_no_reload(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin, watch=True) as shop:
+            await asyncio.sleep(0.2)
+            last = shop.running.live.last
+            for name in ("domains/.d.yaml.swp", "domains/d.yaml~", "notes.txt", "domains/#d.yaml#"):
+                shop.write(name, "x")
+            shop.write("domains/d.yaml", FILES["domains/d.yaml"])  # the same content
+            await asyncio.sleep(0.6)
+            assert shop.running.live.last is last
+
+    run(main())
+
+
+# --- many ---------------------------------------------------------------------------------------------------------
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_200_reloads_under_load_half_of_them_broken_fail_no_request_and_leave_nothing(
+    run: RunFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A full collection of a test process takes a quarter of a second, a hundred times of a service's own objects.
+    monkeypatch.setattr("orchestrator_core.reload.freeze", lambda: None)
+    plugin = Plugin()
+    answered = 0
+    generations: set[int] = set()
+
+    async def ask(shop: RunningService, stop: asyncio.Event) -> None:
+        nonlocal answered
+        while not stop.is_set():
+            answer = await shop.get("/orchestrator/d/e")
+            assert answer.status == 200, answer.json
+            seen = answer.json
+            assert seen["config"] == seen["one"] == seen["two"], seen
+            assert seen["kept"] == 0
+            generations.add(seen["config"])
+            answered += 1
+
+    async def reload(shop: RunningService, number: int) -> None:
+        if number % 2:
+            broken = [
+                ("domains/d.yaml", domain(number).replace("$one.n", "$on.n")),
+                ("domains/d.yaml", "endpoints: ["),
+                ("integrations/noted.yaml", sources(changing=f"{{n: {number}, breaks: true}}", stable="{n: 0}")),
+                ("config.yaml", "reload: {drain_timeout: soon}"),
+            ]
+            name, text = broken[number // 2 % len(broken)]
+            shop.write(name, text)
+            assert (await shop.reload()).status == 422
+        else:
+            shop.write("config.yaml", FILES["config.yaml"])
+            shop.write("integrations/noted.yaml", sources(changing=f"{{n: {number}}}", stable="{n: 0}"))
+            shop.write("domains/d.yaml", domain(number))
+            assert (await shop.reload()).status == 200
+
+    async def main() -> None:
+        async with serving(Plugin()):
+            pass  # what is made once in a process and kept is made here
+        async with leaves_nothing("the service"), serving(plugin, {**FILES, "domains/d.yaml": domain(1)}) as shop:
+            stop = asyncio.Event()
+            asking = [asyncio.create_task(ask(shop, stop)) for _ in range(4)]
+            for number in range(2, 202):
+                await reload(shop, number)
+                if number == 60:
+                    memory = resident_bytes()
+            stop.set()
+            await asyncio.gather(*asking)
+            await until(lambda: plugin.open_now == 2)
+            assert resident_bytes() - memory < 10 * 2**20
+            assert len(plugin.opened) == 2 + 100
+            assert plugin.opened[1].options.n == 0
+            assert not plugin.opened[1].closed
+            assert len(generations) > 20
+            plans = [name for name in linecache.cache if name.startswith("<plan d.e ")]
+            assert len(plans) <= 2, f"the sources of {len(plans)} generations are kept"
+
+    run(main(), timeout_seconds=120)
+    assert answered > 500
+    assert not [name for name in linecache.cache if name.startswith("<plan d.e ")]

@@ -1,0 +1,355 @@
+"""Discovery: who provides what, and what becomes of plugins that cannot be loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import asynccontextmanager
+from importlib import metadata
+from itertools import count
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+from attrs import frozen
+
+from orchestrator_core.plugin_api import Execution, SourceKind, hookimpl
+from orchestrator_core.plugins import GROUP, discover
+from orchestrator_core.reload import BUILTINS
+from orchestrator_core.testing import check_problems
+from orchestrator_core.testing.pytest_plugin import Served
+
+Serve = Callable[..., Served]
+
+
+@frozen
+class Options:
+    """Nothing to configure."""
+
+
+@asynccontextmanager
+async def opened(options: Any, context: Any) -> Any:
+    yield object()
+
+
+_NUMBERS = count()  # a module of a test before must not be found again
+
+
+class Distribution(metadata.Distribution):
+    """A distribution that is installed as far as entry points go."""
+
+    def __init__(self, name: str, version: str) -> None:
+        self._text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: What {name} does\n"
+
+    def read_text(self, filename: str) -> str | None:
+        return self._text if filename == "METADATA" else None
+
+    def locate_file(self, path: Any) -> Any:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Return what installs single-file plugins as distributions; nothing else is installed then."""
+    found: list[metadata.EntryPoint] = []
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: found if group == GROUP else [])
+
+    def add(distribution: str, version: str, name: str, source: str) -> None:
+        module = f"installed_{name}_{next(_NUMBERS)}"
+        (tmp_path / f"{module}.py").write_text(dedent(source))
+        point = metadata.EntryPoint(name, module, GROUP)
+        found.append(point._for(Distribution(distribution, version)))  # type: ignore[attr-defined]
+
+    return add
+
+
+PROVIDES = """
+    from contextlib import asynccontextmanager
+    from attrs import frozen
+    from orchestrator_core.plugin_api import {kind}, hookimpl
+
+    @frozen
+    class Options:
+        pass
+
+    @asynccontextmanager
+    async def opened(options, context):
+        yield object()
+
+    @hookimpl
+    def {hook}():
+        return [{made}]
+"""
+SOURCE = PROVIDES.format(
+    kind="SourceKind", hook="orchestrator_source_kinds", made='SourceKind("{name}", "Summary.", Options, opened)'
+)
+MODEL = PROVIDES.format(
+    kind="ModelKind",
+    hook="orchestrator_model_kinds",
+    made='ModelKind("{name}", "Summary.", Options, opened, aliases=("{name}_alias",))',
+)
+TRANSFORMER = PROVIDES.format(
+    kind="TransformerKind",
+    hook="orchestrator_transformers",
+    made='TransformerKind("{name}", "Summary.", Options, lambda options: lambda value: value)',
+)
+
+
+def test_what_an_installed_plugin_provides_is_known_with_its_distribution(install: Callable[..., None]) -> None:
+    install("orchestrator-api-source-feast", "0.1", "feast", SOURCE.replace("{name}", "feast"))
+    install("models-of-mine", "2.0", "mine", MODEL.replace("{name}", "mine"))
+    install("shapes", "1.5", "shapes", TRANSFORMER.replace("{name}", "shape"))
+    registry = discover(None, BUILTINS)
+    assert not registry.problems
+    assert sorted(registry.sources) == ["direct", "feast", "ml"]
+    assert sorted(registry.models) == ["mine", "mine_alias"]
+    assert sorted(registry.transformers) == ["shape"]
+    assert str(registry.sources["feast"].plugin) == "orchestrator-api-source-feast 0.1"
+    assert registry.models["mine_alias"].plugin.summary == "What models-of-mine does"
+    assert str(registry.sources["direct"].plugin).startswith("orchestrator-api-core ")
+
+
+DOMAIN = "endpoints: {{e: {{data_sources: [{{name: s, type: {type}, operation: x}}]}}}}"
+
+
+def test_a_plugin_that_fails_to_import_does_not_stop_a_service_that_does_not_need_it(
+    install: Callable[..., None], serve: Serve
+) -> None:
+    install("orchestrator-api-source-feast", "0.1", "feast", "import no_such_library_of_mine")
+    shop = serve({"domains/d.yaml": DOMAIN.format(type="direct")})
+    assert shop.get("/orchestrator/d/e").status == 200
+    (plugin,) = [plugin for plugin in shop.service.running.live.registry.plugins if plugin.error]
+    assert plugin.origin == "orchestrator-api-source-feast"
+    assert "Traceback (most recent call last):" in plugin.error
+    assert plugin.error.endswith("ModuleNotFoundError: No module named 'no_such_library_of_mine'\n")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import no_such_library_of_mine", "ModuleNotFoundError: No module named 'no_such_library_of_mine'"),
+        ("raise SystemError('the wrong machine')", "SystemError: the wrong machine"),
+        ("def broken(:", "SyntaxError: invalid syntax"),
+        (
+            """
+            from orchestrator_core.plugin_api import hookimpl
+
+            @hookimpl
+            def orchestrator_source_kinds():
+                raise RuntimeError("no licence")
+            """,
+            "RuntimeError: no licence",
+        ),
+    ],
+)
+def test_a_plugin_that_fails_is_told_when_the_configuration_names_its_type(
+    install: Callable[..., None], source: str, reason: str
+) -> None:
+    install("orchestrator-api-source-feast", "0.1", "feast", source)
+    told = check_problems({"domains/d.yaml": DOMAIN.format(type="feast")})
+    assert [(problem.code, problem.message) for problem in told] == [
+        ("ORC403", f"`feast`: orchestrator-api-source-feast 0.1 is installed but failed to import: {reason}")
+    ]
+
+
+def test_a_hook_that_is_misspelt_is_told_by_name(install: Callable[..., None]) -> None:
+    install("mine", "1", "mine", SOURCE.replace("{name}", "mine").replace("_source_kinds", "_sorce_kinds"))
+    (plugin,) = [plugin for plugin in discover(None, BUILTINS).plugins if plugin.error]
+    assert "unknown hook 'orchestrator_sorce_kinds'" in plugin.error
+    told = check_problems({"domains/d.yaml": DOMAIN.format(type="mine")})
+    assert [problem.code for problem in told] == ["ORC403"]
+    assert "unknown hook 'orchestrator_sorce_kinds'" in told[0].message
+
+
+def test_a_hook_with_a_misspelt_argument_is_told(install: Callable[..., None]) -> None:
+    install(
+        "mine",
+        "1",
+        "mine",
+        """
+        from orchestrator_core.plugin_api import hookimpl
+
+        @hookimpl
+        def orchestrator_execution_finished(exection):
+            pass
+        """,
+    )
+    (plugin,) = [plugin for plugin in discover(None, BUILTINS).plugins if plugin.error]
+    assert "exection" in plugin.error
+
+
+def test_one_plugin_that_fails_does_not_hide_the_others(install: Callable[..., None]) -> None:
+    install("a", "1", "a", "raise ValueError('no')")
+    install("b", "1", "b", SOURCE.replace("{name}", "b"))
+    registry = discover(None, BUILTINS)
+    assert "b" in registry.sources
+    assert [plugin.name for plugin in registry.plugins if plugin.error] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [(SOURCE, "source type 'twice'"), (MODEL, "model type 'twice'"), (TRANSFORMER, "transformer 'twice'")],
+)
+def test_two_plugins_that_provide_the_same_are_a_problem_that_names_both(
+    install: Callable[..., None], source: str, what: str
+) -> None:
+    install("first-one", "1.0", "one", source.replace("{name}", "twice"))
+    install("second-one", "2.0", "two", source.replace("{name}", "twice"))
+    told = check_problems({"domains/d.yaml": DOMAIN.format(type="direct")})
+    message = f"two plugins provide the {what}: first-one 1.0 and second-one 2.0"
+    assert (told[0].code, told[0].message, told[0].hint) == ("ORC402", message, "uninstall one of them")
+
+
+def test_a_plugin_cannot_take_the_place_of_a_built_in_one(install: Callable[..., None]) -> None:
+    install("bold", "1.0", "bold", SOURCE.replace("{name}", "direct"))
+    (problem,) = check_problems({"domains/d.yaml": DOMAIN.format(type="direct")})
+    assert problem.message.startswith("two plugins provide the source type 'direct': orchestrator-api-core ")
+    assert problem.message.endswith(" and bold 1.0")
+
+
+@pytest.mark.parametrize(
+    ("files", "message", "hint"),
+    [
+        (
+            {"domains/d.yaml": DOMAIN.format(type="feast")},
+            "no installed plugin provides the source type 'feast'",
+            "install it: pip install orchestrator-api-source-feast",
+        ),
+        (
+            {"domains/d.yaml": DOMAIN.format(type="drect")},
+            "no installed plugin provides the source type 'drect'",
+            "did you mean 'direct'?",
+        ),
+        (
+            {"integrations/ml.yaml": "ml: {sources: {m: {source: {type: docker}}}}"},
+            "no installed plugin provides the model type 'docker'",
+            "install it: pip install orchestrator-api-model-docker",
+        ),
+    ],
+)
+def test_a_type_that_nobody_provides_names_what_to_install(
+    install: Callable[..., None], files: dict[str, str], message: str, hint: str
+) -> None:
+    assert install
+    (problem,) = check_problems(files)
+    assert (problem.code, problem.message, problem.hint) == ("ORC401", message, hint)
+
+
+# --- a folder of single-file plugins ------------------------------------------------------------------------------
+
+
+def test_a_folder_of_plugins_is_named_in_config_yaml(serve: Serve) -> None:
+    shop = serve(
+        {
+            "config.yaml": "plugins_dir: plugins",
+            "plugins/mine.py": SOURCE.replace("{name}", "mine"),
+            "plugins/_part.py": "raise ValueError('not a plugin')",
+            "plugins/notes.txt": "not a plugin",
+            "domains/d.yaml": "endpoints: {e: {response_mapping: 1}}",
+        }
+    )
+    plugin = shop.service.running.live.registry.sources["mine"].plugin
+    assert Path(plugin.origin).name == "mine.py"
+    names = {plugin.name for plugin in shop.service.running.live.registry.plugins}
+    assert not names & {"_part", "notes"}
+
+
+def test_a_folder_of_plugins_that_is_not_there_is_a_problem() -> None:
+    (problem,) = check_problems({"config.yaml": "plugins_dir: plguins"})
+    assert (problem.code, Path(problem.message.split()[-1]).name) == ("ORC404", "plguins")
+
+
+def test_a_broken_file_in_the_folder_is_told_when_it_is_named_by_its_type() -> None:
+    files = {
+        "config.yaml": "plugins_dir: plugins",
+        "plugins/mine.py": "1 / 0",
+        "domains/d.yaml": DOMAIN.format(type="mine"),
+    }
+    (problem,) = check_problems(files)
+    assert problem.code == "ORC403"
+    assert problem.message.endswith("mine.py is installed but failed to import: ZeroDivisionError: division by zero")
+
+
+def test_an_options_class_in_a_single_file_plugin_can_use_postponed_annotations(serve: Serve) -> None:
+    source = """
+        from __future__ import annotations
+
+        from contextlib import asynccontextmanager
+        from attrs import frozen
+        from orchestrator_core.plugin_api import Duration, SourceKind, hookimpl, option
+
+        @frozen
+        class Inner:
+            wait: Duration | None = option(None, help="How long.")
+
+        @frozen
+        class Options:
+            inner: Inner = option(factory=Inner, help="More.")
+            names: tuple[str, ...] = option((), help="Names.")
+
+        class Source:
+            def __init__(self, options):
+                self.options = options
+            async def fetch(self, operation, params):
+                return {"wait": float(self.options.inner.wait), "names": self.options.names}
+
+        @asynccontextmanager
+        async def opened(options, context):
+            yield Source(options)
+
+        @hookimpl
+        def orchestrator_source_kinds():
+            return [SourceKind("mine", "Mine.", Options, opened)]
+    """
+    files = {
+        "integrations/mine.yaml": "mine: {sources: {default: {inner: {wait: 250ms}, names: [a, b]}}}",
+        "domains/d.yaml": DOMAIN.format(type="mine"),
+    }
+    shop = serve(files, plugins={"mine": source})
+    assert shop.get("/orchestrator/d/e").json == {"wait": 0.25, "names": ["a", "b"]}
+
+
+# --- observers ----------------------------------------------------------------------------------------------------
+
+
+class Observer:
+    """Notes what it is told; ``error`` is raised each time."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.seen: list[Execution] = []
+        self.error = error
+
+    @hookimpl
+    def orchestrator_execution_finished(self, execution: Execution) -> None:
+        self.seen.append(execution)
+        if self.error:
+            raise self.error
+
+
+def test_every_observer_is_told_though_one_raises(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    first, bad, last = Observer(), Observer(RuntimeError("cannot write")), Observer()
+    shop = serve(
+        {"domains/d.yaml": "endpoints: {e: {response_mapping: '$request.x'}}"},
+        plugins={"first": first, "bad": bad, "last": last},
+    )
+    answers = [shop.get("/orchestrator/d/e?x=1"), shop.get("/orchestrator/d/e")]
+    assert [answer.status for answer in answers] == [200, 422]
+    ids = [answer.headers["X-Execution-Id"] for answer in answers]
+    for observer in (first, bad, last):
+        assert [execution.id for execution in observer.seen] == ids
+        assert [execution.status for execution in observer.seen] == ["ok", "failed"]
+    assert capsys.readouterr().out.count("RuntimeError: cannot write") == 2
+
+
+def test_plugins_of_one_service_are_not_those_of_another(serve: Serve) -> None:
+    class Mine:
+        @hookimpl
+        def orchestrator_source_kinds(self) -> Iterable[SourceKind[Any]]:
+            return [SourceKind("mine", "Mine.", Options, opened)]
+
+    files = {"domains/d.yaml": "endpoints: {e: {response_mapping: 1}}"}
+    with_it = serve(files, plugins={"mine": Mine()})
+    without = serve(files)
+    assert "mine" in with_it.service.running.live.registry.sources
+    assert "mine" not in without.service.running.live.registry.sources
