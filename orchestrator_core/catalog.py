@@ -9,7 +9,7 @@ import attrs
 from attrs import field, frozen
 
 from orchestrator_core.config.model import Configuration, Section
-from orchestrator_core.config.structure import Located, kind_of, structure
+from orchestrator_core.config.structure import Located, kind_of, option_problem, structure
 from orchestrator_core.errors import Problem
 from orchestrator_core.models import ML, CommonOptions, MlOptions, ModelSpec, entries, operation_of
 from orchestrator_core.plugin_api import OperationFacts, SourceKind
@@ -137,7 +137,7 @@ class _Builder:
         try:
             facts = kind.facts(options, operations) if kind.facts else {}
         except ValueError as error:
-            self.problems.append(located.problem("ORC204", str(error)))
+            self.problems.append(option_problem(located, str(error), error))
             return None
         return SourceSpec(key, kind, plugin, options, operations, facts, places, located)
 

@@ -34,7 +34,7 @@ _RESERVED = {
 }
 _NOT_A_WORD = re.compile(r"\W", re.ASCII)
 # The shapes of the names that are made from a step's variable; no variable of a step may have one of them.
-_DERIVED_START = re.compile(r"_|call_|default_|transform_|response")
+_DERIVED_START = re.compile(r"_|call_|convert_|default_|transform_|response")
 _DERIVED_END = re.compile(r"_(params|condition|wanted|ready|task|branch|[0-9]+)\Z")
 
 LOOKUP = (KeyError, TypeError, IndexError)
@@ -256,6 +256,10 @@ class _Writer:
             exact = self.exact_call(f"{variable}_params", nodes)
             assignments = [(name, self.source(node)) for name, node in zip(arguments, nodes, strict=True)]
             self.guarded(assignments, f"({', '.join(arguments)},) = {exact}")
+        for index, (name, _) in enumerate(step.params):
+            if name in step.conversions:
+                self.constants[f"convert_{index}_{step.name}"] = step.conversions[name]
+                arguments[index] = f"convert_{index}_{step.name}({arguments[index]})"
         call = f"await call_{step.name}({', '.join(arguments)})"
         for number, transform in enumerate(step.transforms):
             self.constants[f"transform_{step.name}_{number}"] = transform
@@ -277,8 +281,8 @@ class _Writer:
                 self.guarded([(name, source)], f"{name} = {otherwise}")
         result = "response"
         for number, transform in enumerate(self.plan.transforms):
-            self.constants[f"transform_response_{number}"] = transform
-            result = f"transform_response_{number}({result})"
+            self.constants[f"answer_transform_{number}"] = transform
+            result = f"answer_transform_{number}({result})"
         self.line(f"return {result}")
 
     def answer(self) -> Iterator[tuple[str, str, str | None]]:

@@ -19,7 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import attrs
 from attrs import Factory, define, field
 
-from orchestrator_core.config.model import UNSET, AppConfig, DomainFile, EndpointConfig, StepConfig
+from orchestrator_core.config.model import UNSET, AppConfig, DomainFile, EndpointConfig, StepConfig, StepTransforms
 from orchestrator_core.models import ML, CommonOptions, MlOptions
 from orchestrator_core.plugin_api import Duration, ModelKind, Size, SourceKind
 from orchestrator_core.plugins import Registry
@@ -78,7 +78,10 @@ def _domain_file(registry: Registry) -> Schema:
     transform = {"type": "array", "items": _transform(types_, registry)}
     step_types: Schema = {"enum": sorted(registry.sources)}
     endpoint_types: Schema = {"enum": [*sorted({*SOURCE_TYPES_OF_OTHERS, *registry.sources}), None]}
-    types_.define(StepConfig, {"type": step_types, "transform": transform})
+    by_param = {"type": "object", "additionalProperties": transform}
+    parts = types_.properties(StepTransforms, {"params": by_param, "result": transform})
+    long_form = {"type": "object", "properties": parts, "additionalProperties": False}
+    types_.define(StepConfig, {"type": step_types, "transform": {"anyOf": [transform, long_form]}})
     steps: Schema = {"anyOf": [{"type": "null"}, {"type": "array", "items": types_.of(StepConfig)}]}
     types_.define(
         EndpointConfig,

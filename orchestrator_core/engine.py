@@ -18,6 +18,7 @@ from orchestrator_core.errors import (
     BadRequest,
     DeadlineExceeded,
     ExpressionError,
+    InvalidParam,
     InvalidRequest,
     MissingReference,
     OrchestratorError,
@@ -79,7 +80,7 @@ def make_request(
 
 async def execute(ready: ReadyPlan, request: Request, run: Run) -> JSON:
     """Run the plan. Raises what failed it; when it returns or raises, nothing of the run is left running."""
-    deadline = Deadline(ready.timeout, get_running_loop())
+    deadline = Deadline(ready.timeout - (clock() - run.started), get_running_loop())
     try:
         result = await ready.run(request, run)
     except asyncio.CancelledError:
@@ -145,7 +146,7 @@ def failure_of(error: BaseException, run: Run | None, redactor: Redactor) -> Fai
         log.error("defect", execution_id=run.id if run else "", step=step, exc_info=error)
         return Failure(500, "internal error", "an internal error; the log tells more under the execution id", step)
     detail = redactor(str(error))
-    if step and isinstance(error, SourceError | ExpressionError) and f"'{step}'" not in detail:
+    if step and isinstance(error, SourceError | ExpressionError | InvalidParam) and f"'{step}'" not in detail:
         detail = f"step '{step}': {detail}"
     errors = error.errors if isinstance(error, InvalidRequest) else ()
     return Failure(error.status, error.title, detail, step, errors, error.retry_after_seconds)

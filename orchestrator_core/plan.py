@@ -10,10 +10,10 @@ from typing import Any
 from attrs import define, field, frozen
 
 from orchestrator_core.catalog import Catalog, SourceKey, SourceSpec
-from orchestrator_core.config.model import UNSET, Endpoint, EndpointConfig, Step, StepConfig
-from orchestrator_core.config.structure import Located, structure
+from orchestrator_core.config.model import UNSET, Endpoint, EndpointConfig, Step, StepConfig, StepTransforms
+from orchestrator_core.config.structure import Located, option_problem, structure
 from orchestrator_core.config.yaml import DataPath
-from orchestrator_core.errors import Problem, did_you_mean
+from orchestrator_core.errors import InvalidParam, Problem, SourceError, did_you_mean
 from orchestrator_core.expressions import (
     ExpressionSyntaxError,
     Literal,
@@ -51,6 +51,7 @@ class PlannedStep:
     waits_for: frozenset[str]
     default: JSON
     transforms: tuple[Transform, ...]
+    conversions: Mapping[str, Transform]
     located: Located = field(repr=False)
 
     @property
@@ -201,7 +202,7 @@ class _Compiler:
         referred = {reference.root for reference, _, _ in self.references[start:]} - {"request", "execution"}
         for index, name in enumerate(config.depends_on):
             self.known_step(name, located, "depends_on", index)
-        transforms = self.transforms(config.transform, located, "transform")
+        transforms, conversions = self.step_transforms(config, located)
         default = self.default(config, located)
         spec = self.source(config, located)
         operation = self.operation(spec, config, located) if spec else None
@@ -209,7 +210,17 @@ class _Compiler:
             return None
         waits_for = frozenset((referred | set(config.depends_on)) - {config.name})
         return PlannedStep(
-            config.name, config, spec, operation, params, condition, waits_for, default, transforms, located
+            config.name,
+            config,
+            spec,
+            operation,
+            params,
+            condition,
+            waits_for,
+            default,
+            transforms,
+            conversions,
+            located,
         )
 
     def source(self, config: StepConfig, located: Located) -> SourceSpec | None:
@@ -440,24 +451,40 @@ class _Compiler:
         if config.primary_source is not None and config.primary_source not in names:
             self.known_step(config.primary_source, located, "primary_source")
 
-    def transforms(self, entries: Sequence[Any], located: Located, key: str) -> tuple[Transform, ...]:
+    def step_transforms(
+        self, config: StepConfig, located: Located
+    ) -> tuple[tuple[Transform, ...], Mapping[str, Transform]]:
+        """Return what the result passes through, and for each converted parameter what its value does."""
+        long_form = isinstance(config.transform, StepTransforms)
+        result_at: DataPath = ("transform", "result") if long_form else ("transform",)
+        conversions = {}
+        for name, entries in config.transforms.params.items():
+            if name not in config.params:
+                hint = did_you_mean(name, config.params)
+                message = f"the step passes no parameter '{name}'"
+                self.report(located, "ORC407", message, "transform", "params", name, at_key=True, hint=hint)
+            elif built := self.transforms(entries, located, "transform", "params", name):
+                conversions[name] = _conversion(name, built)
+        return self.transforms(config.transforms.result, located, *result_at), conversions
+
+    def transforms(self, entries: Sequence[Any], located: Located, *key: str | int) -> tuple[Transform, ...]:
         built = []
         for index, entry in enumerate(entries):
-            if transform := self.transform(entry, located, key, index):
+            if transform := self.transform(entry, located, *key, index):
                 built.append(transform)
         return tuple(built)
 
-    def transform(self, entry: Any, located: Located, key: str, index: int) -> Transform | None:
+    def transform(self, entry: Any, located: Located, *at: str | int) -> Transform | None:
         if isinstance(entry, str):
             options: Any = {}
             name = entry
-            place = Located(located.document, (*located.path, key, index), options)
+            place = Located(located.document, (*located.path, *at), options)
         elif isinstance(entry, dict) and len(entry) == 1:
             name, options = next(iter(entry.items()))
-            place = Located(located.document, (*located.path, key, index, name), options)
+            place = Located(located.document, (*located.path, *at, name), options)
         else:
             message = "a transform is a name, or one name with its options: {name: options}"
-            self.report(located, "ORC202", message, key, index)
+            self.report(located, "ORC202", message, *at)
             return None
         provided = self.registry.transformers.get(name)
         if provided is None:
@@ -471,7 +498,7 @@ class _Compiler:
         try:
             return provided.kind.build(value)
         except ValueError as error:
-            self.problems.append(place.problem("ORC204", f"{name}: {error}"))
+            self.problems.append(option_problem(place, f"{name}: {error}", error))
             return None
 
     def schema(self, schema: Mapping[str, Any] | None, located: Located, key: str) -> RequestSchema | None:
@@ -522,6 +549,20 @@ class _Compiler:
         for name in {name for name in names if names.count(name) > 1}:
             self.report(located, "ORC411", f"the parameter '{name}' stands twice in the path", "path")
         return rest, tuple(names), False
+
+
+def _conversion(param: str, transforms: Sequence[Transform]) -> Transform:
+    """Return the transforms of a parameter as one function, whose failure names the parameter."""
+
+    def convert(value: JSON) -> JSON:
+        try:
+            for transform in transforms:
+                value = transform(value)
+        except SourceError as error:
+            raise InvalidParam(param, str(error)) from error
+        return value
+
+    return convert
 
 
 def parse_condition(value: Any) -> Node:
@@ -611,7 +652,7 @@ def _check_inputs(step: PlannedStep, facts: OperationFacts) -> Iterator[Problem]
     label = f"{step.spec.label} {step.operation}"
     for param, node in step.params:
         wanted = facts.inputs.get(param)
-        if wanted is None or not isinstance(node, ObjectNode | Literal):
+        if wanted is None or param in step.conversions or not isinstance(node, ObjectNode | Literal):
             continue
         if isinstance(node, Literal) and not isinstance(node.value, dict):
             continue  # a list of rows, which is looked at when it is there

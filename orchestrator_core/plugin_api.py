@@ -103,6 +103,7 @@ __all__ = [
     "OperationFacts",
     "OptionError",
     "OrchestratorError",
+    "PredictsOne",
     "Preparable",
     "ReadyCheck",
     "Reference",
@@ -377,6 +378,21 @@ class Identified(Protocol):
     """A source or model that knows which version of itself answers."""
 
     def identity(self) -> Identity: ...
+
+
+@runtime_checkable
+class PredictsOne(Protocol):
+    """A model with a shorter way for a single row, which is what most requests have.
+
+    Not used where concurrent requests are batched.
+    """
+
+    def predict_one(self, row: Mapping[str, JSON]) -> Awaitable[JSON]:
+        """Score one row. It means the same as ``(await predict([row]))[0]``, and raises the same.
+
+        A coroutine function, as a method or as an attribute.
+        """
+        ...
 
 
 @runtime_checkable

@@ -20,6 +20,10 @@ from orchestrator_core.plugin_api import PROJECT, Execution, ModelKind, SourceKi
 
 GROUP = "orchestrator.plugins"
 
+STANDARD_TRANSFORMERS = (
+    *("bucket", "cast", "compute", "default", "drop", "flatten", "jmespath", "map_values", "one_hot", "rename"),
+    *("round", "scale", "select"),
+)
 KNOWN_DISTRIBUTIONS: Mapping[str, str] = {
     "source type 'database'": "orchestrator-api-source-database",
     "source type 'api'": "orchestrator-api-source-api",
@@ -29,6 +33,7 @@ KNOWN_DISTRIBUTIONS: Mapping[str, str] = {
     "model type 'local_artifact'": "orchestrator-api-model-artifact",
     "model type 'docker'": "orchestrator-api-model-docker",
     "model type 'ecr'": "orchestrator-api-model-ecr",
+    **{f"transformer '{name}'": "orchestrator-api-transform-standard" for name in STANDARD_TRANSFORMERS},
 }
 """What to install for a type that nothing installed provides."""
 

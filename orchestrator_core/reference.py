@@ -24,6 +24,7 @@ from orchestrator_core.config.model import (
     ReloadOptions,
     ServerOptions,
     StepConfig,
+    StepTransforms,
     TrackingOptions,
 )
 from orchestrator_core.models import BatchOptions, CommonOptions, MlOptions
@@ -54,6 +55,7 @@ _CLASSES = {
         DomainFile,
         EndpointConfig,
         StepConfig,
+        StepTransforms,
     )
 }
 
@@ -124,6 +126,10 @@ over the global ones.
 ### A step: an entry of `data_sources`
 
 [[StepConfig]]
+
+### The long form of a step's `transform`
+
+[[StepTransforms]]
 """
 
 

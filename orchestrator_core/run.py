@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from time import perf_counter, time
 from typing import Any, Protocol
 
+import structlog
+
 from orchestrator_core.errors import (
     DeadlineExceeded,
     ExpressionError,
@@ -21,6 +23,8 @@ from orchestrator_core.errors import (
 )
 from orchestrator_core.expressions import MISSING, Missing
 from orchestrator_core.plugin_api import JSON, Execution, ExecutionStatus, Identity, StepRecord, StepStatus
+
+log = structlog.get_logger("orchestrator.engine")
 
 OK: StepStatus = "ok"
 SKIPPED: StepStatus = "skipped"
@@ -121,6 +125,8 @@ class Run:
         """Note that a step failed which the request can do without, and return its default."""
         name = self.plan.step_names[index]
         error = self.blamed(name, error)
+        if not isinstance(error, OrchestratorError):
+            log.error("defect behind a default", execution_id=self.id, step=name, exc_info=error)
         self.steps[index] = (DEFAULT, started, clock(), describe(error))
         self.degraded_steps += (name,)
         return default

@@ -18,14 +18,17 @@ PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.tom
 
 # Libraries that belong to plugins; the core must never bring or import one.
 FOREIGN = {
-    "asyncmy", "asyncpg", "aiosqlite", "boto3", "docker", "feast", "matplotlib", "mlflow", "mlflow-skinny", "numpy",
-    "onnx", "onnxruntime", "pandas", "psycopg", "pyarrow", "scikit-learn", "scipy", "skl2onnx", "skops", "sqlalchemy",
+    "asyncmy", "asyncpg", "aiosqlite", "boto3", "docker", "feast", "jmespath", "matplotlib", "mlflow",
+    "mlflow-skinny", "numpy", "onnx", "onnxruntime", "pandas", "psycopg", "pyarrow", "scikit-learn", "scipy",
+    "skl2onnx", "skops", "sqlalchemy",
 }  # fmt: skip
 # What of these each plugin is for. Whatever it brings beyond the core must also be asked for by its own metadata.
 BRINGS = {
     "source-database": {"sqlalchemy"},
     "model-artifact": {"numpy"},
     "model-http": set(),
+    "source-api": set(),
+    "transform-standard": {"jmespath"},
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -77,6 +77,10 @@ def _listed(names: tuple[str, ...] | list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def _transformers(entries: Sequence[Any]) -> list[str]:
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+
+
 def _marks(step: PlannedStep) -> list[str]:
     """Return what is out of the ordinary about a step, in words."""
     marks = []
@@ -84,9 +88,11 @@ def _marks(step: PlannedStep) -> list[str]:
         marks.append(f"optional: {json.dumps(step.default, ensure_ascii=False)} when it fails")
     if step.config.timeout is not None:
         marks.append(f"within {_seconds(step.config.timeout)}")
-    if step.config.transform:
-        names = [entry if isinstance(entry, str) else next(iter(entry)) for entry in step.config.transform]
-        marks.append(f"transformed by {_listed(names)}")
+    transforms = step.config.transforms
+    for param, entries in transforms.params.items():
+        marks.append(f"{param} transformed by {_listed(_transformers(entries))}")
+    if transforms.result:
+        marks.append(f"transformed by {_listed(_transformers(transforms.result))}")
     return marks
 
 
@@ -161,8 +167,7 @@ def _answer(plan: Plan) -> Iterator[str]:
     else:
         yield "   an object of the steps' results by name"
     if plan.config.transform:
-        names = [entry if isinstance(entry, str) else next(iter(entry)) for entry in plan.config.transform]
-        yield f"   transformed by {_listed(names)}"
+        yield f"   transformed by {_listed(_transformers(plan.config.transform))}"
 
 
 # --- Mermaid ----------------------------------------------------------------------------------------------------------

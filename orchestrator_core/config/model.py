@@ -89,7 +89,7 @@ class ReloadOptions:
 
     watch: bool = option(True, help="Reload when a file of the configuration folder changes.")
     drain_timeout: Duration = option(
-        Duration(30), help="How long requests on the old configuration may take before they are cancelled."
+        Duration(30), help="How long requests on the old configuration may take before its sources are closed."
     )
 
 
@@ -115,6 +115,16 @@ class AppConfig:
 
 
 @frozen
+class StepTransforms:
+    """The long form of a step's ``transform``: what its parameters and what its result pass through."""
+
+    params: Mapping[str, tuple[Any, ...]] = option(
+        factory=dict, help="Transformers that a parameter's value passes through, by parameter."
+    )
+    result: tuple[Any, ...] = option((), help="Transformers that the result passes through.")
+
+
+@frozen
 class StepConfig:
     """One entry of an endpoint's ``data_sources``."""
 
@@ -125,12 +135,19 @@ class StepConfig:
     params: Mapping[str, Any] = option(factory=dict, help="Parameters of the operation: values and expressions.")
     condition: str | bool = option(True, help="Expression; the step is skipped when it is false or null.")
     depends_on: tuple[str, ...] = option((), help="Steps to wait for besides those that are referred to.")
-    transform: tuple[Any, ...] = option((), help="Transformers that the result passes through.")
+    transform: tuple[Any, ...] | StepTransforms = option(
+        (), help="Transformers that the result passes through, or {params: …, result: …}."
+    )
     timeout: Duration | None = option(None, help="Longest time for the step.", validator=_positive)
     retry: Any = option(None, help="Retry policy. Not available in this version.")
     required: bool = option(True, help="Whether a failure of the step fails the request.")
     default: Any = option(UNSET, help="Result to use when the step fails.")
     cache: Any = option(None, help="Cache policy. Not available in this version.")
+
+    @property
+    def transforms(self) -> StepTransforms:
+        """Return ``transform`` in its long form."""
+        return self.transform if isinstance(self.transform, StepTransforms) else StepTransforms(result=self.transform)
 
 
 @frozen

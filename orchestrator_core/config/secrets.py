@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,8 @@ from orchestrator_core.errors import Problem, did_you_mean
 
 MASK = "***"
 SHORTEST_MASKED = 3
+CLOSE_VARIABLE = 0.8
+"""How alike a variable's name must be to be suggested: every environment has names that are somewhat alike."""
 
 _PLACEHOLDER = re.compile(
     r"\$\$\{"
@@ -129,8 +132,8 @@ class _Resolver:
             return value
         if default is not None:
             return default
-        close = did_you_mean(name, self.environment) if name else ""
-        hint = close if close.startswith("did you mean") else f"set it, or give a default: ${{env:{name}:-value}}"
+        close = difflib.get_close_matches(name, list(self.environment), n=1, cutoff=CLOSE_VARIABLE)
+        hint = f"did you mean '{close[0]}'?" if close else f"set it, or give a default: ${{env:{name}:-value}}"
         self.report("ORC301", f"the environment variable {name} is not set", match, path, hint)
         return ""
 

@@ -60,6 +60,13 @@ class Located:
         return self.document.problem(code, message, (*self.path, *sub), **place)
 
 
+def option_problem(located: Located, message: str, error: ValueError) -> Problem:
+    """Return the problem of options that are fit one by one, at the option that the error names if it names one."""
+    if isinstance(error, OptionError) and isinstance(located.data, dict) and error.option in located.data:
+        return located.problem("ORC204", message, error.option)
+    return located.problem("ORC204", message)
+
+
 class _Unfit(ValueError):
     """A value of the wrong type: what was expected."""
 

@@ -14,7 +14,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from orchestrator_core.plugin_api import Describes, Identified, InvalidParam, Model, ModelKind, ReadyCheck
+from orchestrator_core.plugin_api import (
+    Describes,
+    Identified,
+    InvalidParam,
+    Model,
+    ModelKind,
+    PredictsOne,
+    ReadyCheck,
+)
 from orchestrator_core.testing.leaks import leaves_nothing
 from orchestrator_core.testing.opening import open_model
 from orchestrator_core.testing.outcomes import (
@@ -144,9 +152,8 @@ class ModelConformance:
                 self.check_same([*together] * 20, list(many), f"{len(many)} rows in one call")
                 for row, expected in zip(self.rows, together, strict=True):
                     self.check_same([expected], list(await model.predict([row])), f"the row {row} alone")
-                    predict_one = getattr(model, "predict_one", None)
-                    if predict_one is not None:
-                        self.check_same(expected, await predict_one(row), f"predict_one of the row {row}")
+                    if isinstance(model, PredictsOne):
+                        self.check_same(expected, await model.predict_one(row), f"predict_one of the row {row}")
 
         run(main())
 
@@ -206,9 +213,12 @@ class ModelConformance:
                 for name in (facts.inputs or ()) if facts else ():
                     check(name in self.rows[0], f"facts() names the input '{name}', which `rows` does not have")
                     row = {key: value for key, value in self.rows[0].items() if key != name}
-                    got = await outcome(model.predict, [row])
-                    named = got.error is InvalidParam and name in got.message
-                    check(named, f"a row without '{name}' gave {got}; expected an InvalidParam that names it")
+                    ways = [await outcome(model.predict, [row])]
+                    if isinstance(model, PredictsOne):
+                        ways.append(await outcome(model.predict_one, row))
+                    for got in ways:
+                        named = got.error is InvalidParam and name in got.message
+                        check(named, f"a row without '{name}' gave {got}; expected an InvalidParam that names it")
 
         run(main())
 

@@ -69,8 +69,8 @@ class Lab:
             return lambda value: {options.get(key, key): item for key, item in value.items()}
 
         return [
-            TransformerKind("rename", "Renames fields.", dict[str, str], build),
-            TransformerKind("wrap", "Puts the value into a list.", LabOptions, lambda _: lambda value: [value]),
+            TransformerKind("lab_rename", "Renames fields.", dict[str, str], build),
+            TransformerKind("lab_wrap", "Puts the value into a list.", LabOptions, lambda _: lambda value: [value]),
         ]
 
 

@@ -47,7 +47,7 @@ async def all_at_once(names: list[str]) -> None:
         before = names[index - 1] if index else None
         params = {"x": f"${before}.x + 1" if before else 0, name: "$request.body.one"}
         chained.append(
-            step(name, params=params, condition="$request.body.one == 1", timeout=5, transform=[{"rename": {}}])
+            step(name, params=params, condition="$request.body.one == 1", timeout=5, transform=[{"lab_rename": {}}])
         )
     mapping = {name: f"${name}.x ?? 'none'" for name in names}
     for entry in chained:

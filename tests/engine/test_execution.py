@@ -548,9 +548,9 @@ def test_what_is_not_found_names_the_step(run: RunFixture) -> None:
         ([step("a", params={"x": 1})], {"primary_source": "a", "response_mapping": {"y": "$a.x"}}, {"y": 1}),
         ([], {"response_mapping": {"text": "constant"}}, {"text": "constant"}),
         ([], {"response_mapping": False}, False),
-        ([step("a", params={"x": 1})], {"transform": [{"rename": {"x": "y"}}, "wrap"]}, [{"y": 1}]),
-        ([step("a", params={"x": 1}, transform=[{"rename": {"x": "y"}}])], {"response_mapping": "$a.y"}, 1),
-        ([step("a", params={"x": 1}, transform=["wrap", "wrap"])], {}, [[{"x": 1}]]),
+        ([step("a", params={"x": 1})], {"transform": [{"lab_rename": {"x": "y"}}, "lab_wrap"]}, [{"y": 1}]),
+        ([step("a", params={"x": 1}, transform=[{"lab_rename": {"x": "y"}}])], {"response_mapping": "$a.y"}, 1),
+        ([step("a", params={"x": 1}, transform=["lab_wrap", "lab_wrap"])], {}, [[{"x": 1}]]),
     ],
 )
 def test_the_answer_is_the_mapping_the_primary_step_the_only_step_or_all_by_name(
@@ -570,7 +570,7 @@ def test_the_answer_is_the_mapping_the_primary_step_the_only_step_or_all_by_name
 def test_a_transform_that_fails_fails_its_step(run: RunFixture) -> None:
     async def main() -> None:
         async with planned(
-            Lab({"a": returns([1])}), step("a", transform=[{"rename": {"x": "y"}}], default="fell back")
+            Lab({"a": returns([1])}), step("a", transform=[{"lab_rename": {"x": "y"}}], default="fell back")
         ) as ready:
             got = await ran(ready)
         assert got.result == "fell back"

@@ -91,7 +91,7 @@ def domain(n: int, seconds: float = 0) -> str:
 
 
 FILES = {
-    "config.yaml": "reload: {drain_timeout: 5}\n",
+    "config.yaml": "reload: {drain_timeout: 20}\n",
     "integrations/noted.yaml": sources(changing="{n: 1}", stable="{n: 0}"),
     "domains/d.yaml": domain(1),
 }

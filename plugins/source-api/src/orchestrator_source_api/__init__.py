@@ -1,0 +1,1 @@
+"""Partner APIs over HTTP as sources of the Orchestrator API Service."""

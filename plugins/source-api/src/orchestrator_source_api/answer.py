@@ -1,0 +1,155 @@
+"""From an answer to the step's result, or to the error that says what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, TypeAlias
+
+import orjson
+
+from orchestrator_core.plugin_api import (
+    JSON,
+    EntityNotFound,
+    ExpressionError,
+    HttpResponse,
+    MissingReference,
+    OrchestratorError,
+    SourceError,
+    SourceUnavailable,
+    compile_value,
+)
+from orchestrator_source_api.options import RESPONSE, OperationOptions
+from orchestrator_source_api.request import Params, Request
+
+__all__ = ["CallTimeout", "Read", "named", "reader"]
+
+Read: TypeAlias = Callable[[HttpResponse, Params], JSON]
+
+_BACK_OFF: Final = frozenset({429, 503})
+_TRANSIENT: Final = frozenset({408, 425, 429})
+# What a server says of its refusal to authorize can repeat the key that it refused.
+_SILENT: Final = frozenset({401, 403, 407})
+_REASONS: Final = ("detail", "message", "error_description", "error", "title")
+_LONGEST_REASON: Final = 200
+_LONGEST_WAIT_SECONDS: Final = 3600.0
+_LONG_NUMBER: Final = re.compile(rb"[0-9]{19}")
+
+
+class CallTimeout(SourceError):
+    """504: the API did not answer in time."""
+
+    status = 504
+    title = "deadline passed"
+
+
+def named(operation: str, error: SourceError) -> SourceError:
+    """Return an error of the HTTP client as the operation's own."""
+    kind = CallTimeout if error.status == CallTimeout.status else SourceError
+    return kind(f"{operation}: {error}", transient=error.transient)
+
+
+def reader(request: Request, options: OperationOptions) -> Read:
+    """Return the function from an answer to the result, and compile ``result`` for it."""
+    name = request.name
+    expected = range(200, 300) if options.expected_status is None else frozenset(options.expected_status)
+    on_missing = options.on_missing
+    value = compile_value(options.result, RESPONSE)
+    is_whole_body = options.result == "$response.body"
+    parts = {str(reference.path[0]) if reference.path else "" for reference in value.references}
+    reads_body, reads_headers = bool(parts & {"", "body"}), bool(parts & {"", "headers"})
+
+    def read(answer: HttpResponse, params: Params) -> JSON:
+        status = answer.status
+        if status not in expected:
+            if status == 404 and on_missing == "allow":
+                return None
+            if status == 404 and on_missing == "error":
+                key = request.key(params)
+                raise EntityNotFound(f"{name}: nothing found{f' for {key}' if key else ''}")
+            raise _refusal(name, answer)
+        body = _parsed(name, answer) if reads_body else None
+        if is_whole_body:
+            return body
+        headers = dict(answer.headers) if reads_headers else {}
+        try:
+            result: JSON = value.evaluate({"status": status, "headers": headers, "body": body})
+        except (MissingReference, ExpressionError) as error:
+            raise SourceError(f"{name}: {_call(answer)}: {error}") from error
+        return result
+
+    return read
+
+
+def _parsed(name: str, answer: HttpResponse) -> JSON:
+    raw = answer.body
+    if not raw:
+        return None
+    try:
+        body: JSON = orjson.loads(raw)
+        if _LONG_NUMBER.search(raw):
+            json.loads(raw, parse_int=_exact)
+    except (ValueError, RecursionError) as error:
+        what = answer.headers.get("content-type", "").partition(";")[0].strip()
+        described = f"{answer.status}, {what}" if what.isascii() and 0 < len(what) <= _LONGEST_REASON else answer.status
+        raise SourceError(f"{name}: {_call(answer)}: the answer ({described}) is not JSON: {error}") from error
+    return body
+
+
+def _exact(digits: str) -> int:
+    """Refuse an integer that orjson has made a float, and so another number."""
+    number = int(digits) if len(digits) <= 20 else 2**64
+    if not -(2**63) <= number < 2**64:
+        raise ValueError("an integer in it does not fit in 64 bits")
+    return number
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def _call(answer: HttpResponse) -> str:
+    return answer.request.call
+
+
+def _refusal(name: str, answer: HttpResponse) -> OrchestratorError:
+    status = answer.status
+    message = f"{name}: {_call(answer)}: answered {status}"
+    if 300 <= status < 400:
+        return SourceError(f"{message}, a redirect that is not followed")
+    wait = _retry_after(answer.headers.get("retry-after", "")) if status in _BACK_OFF else None
+    if wait is not None:
+        return SourceUnavailable(f"{message} and asks to wait {wait:g} s", retry_after_seconds=wait)
+    reason = _reason(answer) if 400 <= status < 500 and status not in _SILENT else ""
+    return SourceError(f"{message}{': ' if reason else ''}{reason}", transient=status >= 500 or status in _TRANSIENT)
+
+
+def _retry_after(text: str) -> float | None:
+    """Return the seconds of a Retry-After (RFC 9110, section 10.2.3), at most an hour; ``None`` for what is none."""
+    if text.isascii() and text.isdigit():
+        seconds = float(text[:9])
+    else:
+        try:
+            when = parsedate_to_datetime(text)
+        except ValueError:
+            return None
+        aware = when if when.tzinfo else when.replace(tzinfo=UTC)
+        seconds = round((aware - datetime.now(UTC)).total_seconds())
+    return min(max(1.0, seconds), _LONGEST_WAIT_SECONDS)
+
+
+def _reason(answer: HttpResponse) -> str:
+    """Return what the API says of its error: the usual field of a JSON body, or the first line of a plain text."""
+    try:
+        body: Any = orjson.loads(answer.body)
+    except orjson.JSONDecodeError:
+        is_text = answer.headers.get("content-type", "").startswith("text/plain")
+        body = answer.body.decode("utf-8", "replace").strip() if is_text else ""
+    if isinstance(body, dict):
+        body = next((body[key] for key in _REASONS if body.get(key)), "")
+    if isinstance(body, dict):
+        body = body.get("message", "")
+    lines = body.splitlines() if isinstance(body, str) else []
+    return "".join(char for char in lines[0][:_LONGEST_REASON] if char.isprintable()) if lines else ""

@@ -1,0 +1,1 @@
+"""The transformers of everyday use."""
