@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -152,7 +153,12 @@ def configure_logging(options: LoggingOptions, redact: Callable[[str], str]) -> 
         return {key: redact(value) if isinstance(value, str) else value for key, value in event.items()}
 
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if options.format == "json" else structlog.dev.ConsoleRenderer()
+        structlog.processors.JSONRenderer()
+        if options.format == "json"
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ,
+            exception_formatter=structlog.dev.plain_traceback,
+        )
     )
     structlog.configure(
         processors=[

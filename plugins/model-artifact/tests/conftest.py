@@ -153,6 +153,23 @@ def _make_onnx_models(root: Path) -> None:
     proto.model_version = 4
     (root / "described.onnx").write_bytes(proto.SerializeToString())
 
+    flagged = numbers.assign(owner=data.region == "north")
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(flagged.to_numpy(dtype=float), target)
+    matrix = [("features", FloatTensorType([None, 4]))]
+    proto = convert_sklearn(model, initial_types=matrix, options={id(model): {"zipmap": False}})
+    save_model(proto, str(root / "flagged"), signature=infer_signature(flagged, target), pip_requirements=[])
+
+    single = LogisticRegression(max_iter=2000).fit(numbers[["debt"]].to_numpy(), target)
+    proto = convert_sklearn(
+        single, initial_types=[("debt", FloatTensorType([None, 1]))], options={id(single): {"zipmap": False}}
+    )
+    (root / "single.onnx").write_bytes(proto.SerializeToString())
+
+    each = make_pipeline(make_column_transformer((StandardScaler(), NUMBERS)), LogisticRegression()).fit(data, target)
+    inputs = [("credit_score", Int64TensorType([None, 1])), *((n, FloatTensorType([None, 1])) for n in NUMBERS[1:])]
+    proto = convert_sklearn(each, initial_types=inputs, options={id(each): {"zipmap": False}})
+    (root / "each.onnx").write_bytes(proto.SerializeToString())
+
     by_name = make_pipeline(
         make_column_transformer((OneHotEncoder(handle_unknown="ignore"), ["region"]), (StandardScaler(), NUMBERS)),
         LogisticRegression(),

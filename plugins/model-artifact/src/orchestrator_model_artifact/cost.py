@@ -9,8 +9,7 @@ from threading import Thread
 
 from attrs import define
 
-from orchestrator_model_artifact.features import Row
-from orchestrator_model_artifact.loading import Score
+from orchestrator_model_artifact.features import Row, Score
 
 LOOP_LIMIT_SECONDS = 0.0005
 """A call that is expected to take longer than this leaves the event loop: half of the millisecond that is allowed."""
@@ -38,6 +37,10 @@ class Cost:
 
     def expected(self, rows: int) -> float:
         return self.slowness * (self.fixed_seconds + self.per_row_seconds * rows)
+
+    def slowness_of(self, seconds: float) -> float:
+        """Return the slowness at which one row is expected to take as long."""
+        return seconds / max(self.fixed_seconds + self.per_row_seconds, 1e-9)
 
     def observe(self, rows: int, seconds: float) -> None:
         if seconds > self.expected(rows):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from math import isfinite, nan
+from math import isfinite, nan, nextafter
 from operator import itemgetter
 from random import Random
 from typing import Any, Literal, TypeAlias
@@ -22,11 +22,18 @@ from orchestrator_core.plugin_api import JSON, InvalidParam
 
 FeatureType: TypeAlias = Literal["number", "integer", "boolean", "string"]
 Row: TypeAlias = Mapping[str, JSON]
+Score: TypeAlias = Callable[[Sequence[Row]], "list[JSON]"]
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 Typecode: TypeAlias = Literal["f", "d", "i", "q"]
 """float32, float64, int32, int64, as :mod:`array` and numpy both spell them."""
 
-_LIMITS: dict[Typecode, float] = {"f": 3.4028235e38, "d": 1.7976931348623157e308, "i": 2**31 - 1, "q": 2**63 - 1}
+_LIMITS: dict[Typecode, float] = {
+    "f": nextafter(2.0**128 - 2.0**103, 0.0),  # the last that is rounded to a finite one
+    "d": 1.7976931348623157e308,
+    "i": 2**31 - 1,
+    "q": 2**63 - 1,
+}
+_SIZES: dict[Typecode, int] = {"f": 4, "d": 8, "i": 4, "q": 8}
 _WORDS: dict[FeatureType, str] = {
     "number": "a number",
     "integer": "a whole number",
@@ -42,6 +49,32 @@ class Column:
     name: str
     type: FeatureType = "number"
     nullable: bool = False
+
+
+@frozen
+class Input:
+    """An array within a buffer."""
+
+    name: str
+    typecode: Typecode
+    offset: int
+    count: int
+    shape: tuple[int, ...]
+
+
+@frozen
+class Layout:
+    """How one row's values lie in a buffer: ``format`` is :mod:`struct`'s, for the values in the order of ``names``.
+
+    ``conditions`` are Python expressions over ``values``. Where they hold, and the sum is finite, what is packed is
+    what the array for that row would hold; where not, the array's maker has to look.
+    """
+
+    names: tuple[str, ...]
+    format: str
+    size: int
+    inputs: tuple[Input, ...]
+    conditions: tuple[str, ...]
 
 
 class Matrix:
@@ -70,6 +103,20 @@ class Matrix:
                 values = self._carefully(rows)
         return np.frombuffer(values, dtype=self._typecode).reshape(len(rows), width)
 
+    def layout(self, name: str) -> Layout:
+        """Return where a row's values lie in the model's one input, of that name."""
+        count = len(self._columns)
+        return Layout(
+            names=tuple(column.name for column in self._columns),
+            format=f"={count}{self._typecode}",
+            size=count * _SIZES[self._typecode],
+            inputs=(Input(name, self._typecode, 0, count, (1, count)),),
+            conditions=(
+                *(f"values[{i}] % 1 == 0" for i in self._whole),
+                *(f"values[{i}] in (0, 1)" for i in self._flags),
+            ),
+        )
+
     def _carefully(self, rows: Sequence[Row]) -> array[Any]:
         convert = [_converter(column, self._typecode) for column in self._columns]
         return array(
@@ -86,6 +133,7 @@ class ByName:
         self._convert = [_converter(column, typecodes.get(column.name, "d")) for column in columns]
         self._dtypes = [_dtype(column, typecodes.get(column.name)) for column in columns]
         self._shape = (-1,) if rank == 1 else (-1, 1)
+        self._typecodes = typecodes
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Array]:
         values = zip(*(_present(row, self._columns) for row in rows), strict=True)
@@ -93,6 +141,20 @@ class ByName:
             column.name: np.array([convert(value) for value in cells], dtype=dtype).reshape(self._shape)
             for column, convert, dtype, cells in zip(self._columns, self._convert, self._dtypes, values, strict=True)
         }
+
+    def layout(self) -> Layout | None:
+        """Return where a row's values lie, eight bytes apart, or None where they are not all numbers."""
+        found = [(column, self._typecodes.get(column.name)) for column in self._columns]
+        inputs, codes, conditions = [], [], []
+        for index, (column, typecode) in enumerate(found):
+            if typecode is None or (column.type == "integer" and typecode in "fd"):
+                return None
+            inputs.append(Input(column.name, typecode, 8 * index, 1, (1,) * len(self._shape)))
+            codes.append(typecode + "4x" * (_SIZES[typecode] == 4))
+            if column.type == "boolean":
+                conditions.append(f"values[{index}] in (0, 1)")
+        names = tuple(column.name for column in self._columns)
+        return Layout(names, f"={''.join(codes)}", 8 * len(found), tuple(inputs), tuple(conditions))
 
 
 class ObjectMatrix:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
+from operator import itemgetter
 from typing import Any, Literal, TypeAlias
 
 import orjson
@@ -35,19 +36,41 @@ TakeColumn: TypeAlias = Callable[[list[Any]], "list[Any]"]
 
 
 @frozen
+class Part:
+    """A field of the result: of lists of a head's rows, and as an expression over the ``cells`` of one row."""
+
+    column: TakeColumn
+    cells: tuple[int, ...]
+    write: Callable[[Sequence[str]], str]
+
+
+@frozen
 class Fields:
     """``names`` are the fields; :meth:`rows` needs the arrays of ``heads``, in that order."""
 
     names: tuple[str, ...]
     heads: tuple[Head, ...]
-    _columns: tuple[tuple[int, TakeColumn], ...]
+    _parts: tuple[tuple[int, Part], ...]
 
     def rows(self, arrays: Sequence[Array]) -> list[JSON]:
         """Return a result for each row. Raises :class:`SourceError` when a prediction is NaN or infinite."""
         lists = [array.tolist() for array in arrays]
-        columns = [take(lists[head]) for head, take in self._columns]
+        columns = [part.column(lists[head]) for head, part in self._parts]
         names = self.names
         return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+    @property
+    def cells(self) -> list[tuple[int, int]]:
+        """Return what of one row the result is made of: places in ``heads``, and in a head's row."""
+        return list(dict.fromkeys((head, cell) for head, part in self._parts for cell in part.cells))
+
+    def expression(self, cells: Mapping[tuple[int, int], str]) -> str:
+        """Return the Python expression that is one row's result where the ``cells``, by these names, are finite.
+
+        It knows ``bisect_left``, ``inf`` and ``nan``.
+        """
+        values = [part.write([cells[head, cell] for cell in part.cells]) for head, part in self._parts]
+        return f"{{{', '.join(f'{name!r}: {value}' for name, value in zip(self.names, values, strict=True))}}}"
 
 
 def plan_fields(
@@ -61,13 +84,13 @@ def plan_fields(
     if outputs is None:
         outputs = _outputs_by_signature(heads, named) or default_outputs(heads)
     used: list[Head] = []
-    columns = []
+    parts = []
     for name, output in outputs.items():
-        head, take = _take(name, Output(take=output) if isinstance(output, str) else output, heads)
+        head, part = _take(name, Output(take=output) if isinstance(output, str) else output, heads)
         if head not in used:
             used.append(head)
-        columns.append((used.index(head), take))
-    return Fields(tuple(outputs), tuple(used), tuple(columns))
+        parts.append((used.index(head), part))
+    return Fields(tuple(outputs), tuple(used), tuple(parts))
 
 
 def default_outputs(heads: Sequence[Head]) -> dict[str, Take | Output]:
@@ -101,15 +124,19 @@ def _outputs_by_signature(heads: Sequence[Head], named: Sequence[str]) -> dict[s
     return {}
 
 
-def _take(name: str, output: Output, heads: Sequence[Head]) -> tuple[Head, TakeColumn]:
-    head, take = _untiered(name, output, heads)
+def _take(name: str, output: Output, heads: Sequence[Head]) -> tuple[Head, Part]:
+    head, part = _untiered(name, output, heads)
     if output.tiers is None:
-        return head, take
-    words, bounds = list(output.tiers), list(output.tiers.values())[:-1]
-    return head, lambda values: [words[bisect_left(bounds, value)] for value in take(values)]
+        return head, part
+    words, bounds = tuple(output.tiers), tuple(output.tiers.values())[:-1]
+    return head, Part(
+        lambda values: [words[bisect_left(bounds, value)] for value in part.column(values)],
+        part.cells,
+        lambda cells: f"{words!r}[bisect_left({bounds!r}, {part.write(cells)})]",
+    )
 
 
-def _untiered(name: str, output: Output, heads: Sequence[Head]) -> tuple[Head, TakeColumn]:
+def _untiered(name: str, output: Output, heads: Sequence[Head]) -> tuple[Head, Part]:
     if output.output is not None:
         return _by_output(name, output, heads)
     of_probabilities = next((head for head in heads if head.kind == "probabilities"), None)
@@ -124,11 +151,11 @@ def _untiered(name: str, output: Output, heads: Sequence[Head]) -> tuple[Head, T
     if head is None:
         raise _no_such(name, take, f"the model predicts no {take}", heads)
     if take == "list":
-        return head, _list(name)
+        return head, _list(name, head)
     return head, _scalar(name, head, f"outputs.{name}: {take}")
 
 
-def _by_output(name: str, output: Output, heads: Sequence[Head]) -> tuple[Head, TakeColumn]:
+def _by_output(name: str, output: Output, heads: Sequence[Head]) -> tuple[Head, Part]:
     by_name = {head.name: head for head in heads}
     if output.output not in by_name:
         hint = did_you_mean(str(output.output), by_name)
@@ -142,7 +169,7 @@ def _by_output(name: str, output: Output, heads: Sequence[Head]) -> tuple[Head, 
         return head, _scalar(name, head, "") if head.width is None else _item(name, output.index)
     if output.tiers or (head.width or 1) == 1:
         return head, _scalar(name, head, f"outputs.{name}")
-    return head, _list(name)
+    return head, _list(name, head)
 
 
 def _class_index(name: str, output: Output, head: Head) -> int:
@@ -176,34 +203,37 @@ def _key(label: JSON) -> str:
 # --- what runs for each prediction: lists of one head's values to lists of one field's -----------------------------
 
 
-def _scalar(name: str, head: Head, where: str) -> TakeColumn:
+def _scalar(name: str, head: Head, where: str) -> Part:
     if head.width is None:
-        return lambda values: _finite(name, values)
+        return Part(lambda values: _finite(name, values), (0,), itemgetter(0))
     if head.width == 1:
         return _item(name, 0)
     raise SourceError(f"{where}: '{head.name}' has {head.width} numbers a row: use list, or output with index")
 
 
-def _item(name: str, index: int) -> TakeColumn:
-    return lambda rows: _finite(name, [row[index] for row in rows])
+def _item(name: str, index: int) -> Part:
+    return Part(lambda rows: _finite(name, [row[index] for row in rows]), (index,), itemgetter(0))
 
 
-def _list(name: str) -> TakeColumn:
+def _list(name: str, head: Head) -> Part:
     def take(rows: list[Any]) -> list[Any]:
         return [_finite_list(name, row if isinstance(row, list) else [row]) for row in rows]
 
-    return take
+    return Part(take, tuple(range(head.width or 1)), lambda cells: f"[{', '.join(cells)}]")
 
 
-def _every_class(name: str, head: Head) -> TakeColumn:
+def _every_class(name: str, head: Head) -> Part:
     if head.classes is None:
-        return _list(name)
+        return _list(name, head)
     keys = [_key(label) for label in head.classes]
 
     def take(rows: list[Any]) -> list[Any]:
         return [dict(zip(keys, _finite(name, row), strict=True)) for row in rows]
 
-    return take
+    def write(cells: Sequence[str]) -> str:
+        return f"{{{', '.join(f'{key!r}: {cell}' for key, cell in zip(keys, cells, strict=True))}}}"
+
+    return Part(take, tuple(range(len(keys))), write)
 
 
 def _finite(name: str, values: list[Any]) -> list[Any]:

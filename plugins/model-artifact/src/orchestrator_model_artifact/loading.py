@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from attrs import field, frozen
 
@@ -16,15 +15,14 @@ from orchestrator_core.plugin_api import (
     SourceError,
 )
 from orchestrator_model_artifact.accelerate import converted, sample_rows
-from orchestrator_model_artifact.features import Row
+from orchestrator_model_artifact.features import Row, Score
 from orchestrator_model_artifact.fields import plan_fields
 from orchestrator_model_artifact.location import Location, locate
 from orchestrator_model_artifact.mlmodel import MLmodel, read_mlmodel
+from orchestrator_model_artifact.one_row import OneRow, one_row
 from orchestrator_model_artifact.onnx_flavor import OnnxModel, onnx_model
 from orchestrator_model_artifact.options import ArtifactOptions
 from orchestrator_model_artifact.sklearn_flavor import SklearnModel, load_estimator, probed, sklearn_model
-
-Score: TypeAlias = Callable[[Sequence[Row]], "list[JSON]"]
 
 
 @frozen
@@ -39,12 +37,16 @@ class Request:
 
 @frozen
 class LoadedModel:
-    """``score`` blocks for as long as the model takes. ``sample`` are rows to measure it with."""
+    """``score`` blocks for as long as the model takes. ``sample`` are rows to measure it with.
+
+    ``one_row`` is a quicker way for a single row on the event loop, where the model has one.
+    """
 
     score: Score
     facts: ModelFacts
     identity: Identity
     sample: Sequence[Row]
+    one_row: OneRow | None = None
 
 
 def load(request: Request) -> LoadedModel:
@@ -80,6 +82,7 @@ def load(request: Request) -> LoadedModel:
         facts=ModelFacts(inputs=tuple(column.name for column in model.columns), outputs=fields.names),
         identity=Identity(request.name, version, f"sha256:{location.sha256}"),
         sample=sample,
+        one_row=one_row(model, fields, score, sample) if isinstance(model, OnnxModel) else None,
     )
 
 

@@ -18,8 +18,9 @@ from orchestrator_model_artifact.cost import (
     gil_wait_seconds,
     measure,
 )
-from orchestrator_model_artifact.features import Row
-from orchestrator_model_artifact.loading import LoadedModel, Request, Score, convert, load
+from orchestrator_model_artifact.features import Row, Score
+from orchestrator_model_artifact.loading import LoadedModel, Request, convert, load
+from orchestrator_model_artifact.one_row import PredictOne
 from orchestrator_model_artifact.options import ArtifactOptions
 from orchestrator_model_artifact.pools import Threads, process_pool, thread_pool
 from orchestrator_model_artifact.worker import WorkerDied, worker
@@ -73,10 +74,13 @@ class OnLoopWhileQuick:
 
 
 class ArtifactModel:
-    """A loaded model. ``runner`` says where its predictions run."""
+    """A loaded model. ``runner`` says where its predictions run, ``predict_one`` scores a single row."""
 
-    def __init__(self, runner: Runner, facts: ModelFacts, identity: Identity) -> None:
+    def __init__(
+        self, runner: Runner, facts: ModelFacts, identity: Identity, predict_one: PredictOne | None = None
+    ) -> None:
         self.runner = runner
+        self.predict_one = predict_one or _through(runner)
         self._facts = facts
         self._identity = identity
 
@@ -92,6 +96,14 @@ class ArtifactModel:
 
     def identity(self) -> Identity:
         return self._identity
+
+
+def _through(runner: Runner) -> PredictOne:
+    async def predict_one(row: Row) -> JSON:
+        (result,) = await runner.run((row,))
+        return result
+
+    return predict_one
 
 
 @asynccontextmanager
@@ -112,7 +124,7 @@ async def open_artifact(options: ArtifactOptions, context: OpenContext) -> Async
             del loaded
             yield await _in_processes(stack, request, workers)
         else:
-            yield ArtifactModel(runner, loaded.facts, loaded.identity)
+            yield ArtifactModel(runner, loaded.facts, loaded.identity, _quick_row(runner, loaded))
 
 
 async def _converted(request: Request) -> bytes:
@@ -136,6 +148,13 @@ async def _chosen_runner(options: ArtifactOptions, loaded: LoadedModel, threads:
         return OnLoopWhileQuick(loaded.score, threads, cost)
     wait = await threads.run(gil_wait_seconds, loaded.score, loaded.sample[:1])
     return None if wait > GIL_LIMIT_SECONDS else InThreads(loaded.score, threads)
+
+
+def _quick_row(runner: Runner, loaded: LoadedModel) -> PredictOne | None:
+    """Return the model's own way for one row, where it has one and the runner is on the event loop."""
+    if loaded.one_row is None or isinstance(runner, InThreads):
+        return None
+    return loaded.one_row.bind(_through(runner), runner.cost if isinstance(runner, OnLoopWhileQuick) else None)
 
 
 async def _in_processes(stack: AsyncExitStack, request: Request, workers: int) -> ArtifactModel:

@@ -16,6 +16,7 @@ from orchestrator_model_artifact.features import (
     ByName,
     Column,
     FeatureType,
+    Layout,
     Matrix,
     ObjectMatrix,
     Row,
@@ -45,12 +46,16 @@ _PROBABILITIES = ("probabilities", "output_probability")
 
 @frozen
 class OnnxModel:
-    """An open session, its features in its order, and what it predicts."""
+    """An open session, its features in its order, and what it predicts.
+
+    ``layout`` is how one row lies in a buffer, or None where it is not all numbers.
+    """
 
     session: Any
     columns: tuple[Column, ...]
     heads: tuple[Head, ...]
     version: str
+    layout: Layout | None
     _feed: Callable[[Sequence[Row]], Mapping[str, Any]]
 
     def bind(self, heads: Sequence[Head]) -> Callable[[Sequence[Row]], list[Array]]:
@@ -86,11 +91,11 @@ def onnx_model(
     inputs = session.get_inputs()
     feed: Callable[[Sequence[Row]], Mapping[str, Any]]
     if len(inputs) == 1 and not (_is_one_feature(inputs[0]) and len(said) <= 1):
-        found, feed = _one_input(inputs[0], said, known, nullable)
+        found, layout, feed = _one_input(inputs[0], said, known, nullable)
     else:
-        found, feed = _input_each(inputs, said, known, nullable)
+        found, layout, feed = _input_each(inputs, said, known, nullable)
     heads = _heads(session, found, feed, _json_list(metadata.custom_metadata_map, "classes"))
-    return OnnxModel(session, found, heads, str(metadata.version or ""), feed)
+    return OnnxModel(session, found, heads, str(metadata.version or ""), layout, feed)
 
 
 def _session(model: Path | bytes) -> Any:
@@ -130,7 +135,7 @@ def _is_one_feature(node: Any) -> bool:
 
 def _one_input(
     node: Any, names: Sequence[str], known: Mapping[str, Column], nullable: bool
-) -> tuple[tuple[Column, ...], Callable[[Sequence[Row]], Mapping[str, Any]]]:
+) -> tuple[tuple[Column, ...], Layout | None, Callable[[Sequence[Row]], Mapping[str, Any]]]:
     _check_type(node)
     if len(node.shape) != 2:
         raise SourceError(f"the input '{node.name}' has the shape {node.shape}: an artifact model takes rows, [N, F]")
@@ -145,14 +150,17 @@ def _one_input(
             f" {len(names)} are named: {', '.join(names)}"
         )
     columns = tuple(_column(name, node, known, nullable) for name in names)
-    gather = ObjectMatrix(columns) if node.type == "tensor(string)" else Matrix(columns, _TYPECODES[node.type])
     name = node.name
-    return columns, lambda rows: {name: gather(rows)}
+    if node.type == "tensor(string)":
+        strings = ObjectMatrix(columns)
+        return columns, None, lambda rows: {name: strings(rows)}
+    matrix = Matrix(columns, _TYPECODES[node.type])
+    return columns, matrix.layout(name), lambda rows: {name: matrix(rows)}
 
 
 def _input_each(
     nodes: Sequence[Any], names: Sequence[str], known: Mapping[str, Column], nullable: bool
-) -> tuple[tuple[Column, ...], Callable[[Sequence[Row]], Mapping[str, Any]]]:
+) -> tuple[tuple[Column, ...], Layout | None, Callable[[Sequence[Row]], Mapping[str, Any]]]:
     for node in nodes:
         _check_type(node)
         if not _is_one_feature(node):
@@ -168,7 +176,8 @@ def _input_each(
     ranks = {len(node.shape) for node in nodes}
     if len(ranks) > 1:
         raise SourceError("the ONNX model's inputs are [N] and [N, 1] mixed: give all the same rank")
-    return columns, ByName(columns, typecodes, rank=ranks.pop())
+    feed = ByName(columns, typecodes, rank=ranks.pop())
+    return columns, feed.layout(), feed
 
 
 def _check_type(node: Any) -> None:
