@@ -27,6 +27,7 @@ def test_a_declared_integer_is_made_from_a_string(database: Database) -> None:
     ("kind", "value", "message"),
     [
         ("integer", "abc", "operation: parameter 'id' expected integer, got 'abc'"),
+        ("integer", "४२", "operation: parameter 'id' expected integer, got '४२'"),
         ("integer", 1.5, "operation: parameter 'id' expected integer, got 1.5"),
         ("integer", True, "operation: parameter 'id' expected integer, got true"),
         ("integer", 2**70, f"operation: parameter 'id' expected integer of at most 64 bits, got {2**70}"),

@@ -113,6 +113,36 @@ def test_who_waits_too_long_for_a_connection_is_told(database: Database) -> None
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_each_who_waits_has_the_whole_timeout(server: Database, loop: str) -> None:
+    async def main() -> None:
+        async with server.having(pool_size=1, pool_timeout=0.3).open(slow=slow(server)) as source:
+            sleep = source.prepare("slow", ["seconds"])
+            await sleep(0)
+            busy = asyncio.create_task(sleep(0.8))  # type: ignore[arg-type]
+            await asyncio.sleep(0.05)
+
+            async def waits() -> float:
+                started = time.monotonic()
+                with pytest.raises(SourceUnavailable, match=r"none came free within 0\.3 s$"):
+                    await sleep(0)
+                return time.monotonic() - started
+
+            first = asyncio.create_task(waits())
+            await asyncio.sleep(0.15)
+            left = asyncio.create_task(waits())
+            second = asyncio.create_task(waits())
+            await asyncio.sleep(0)
+            left.cancel()
+            for waited in await asyncio.gather(first, second):
+                assert 0.28 < waited < 0.6
+            await busy
+            assert not (await settled(source))._waiting
+            await sleep(0)
+
+    run(main(), loop=loop)
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_200_requests_cancelled_at_random_leave_the_pool_whole(database: Database, loop: str) -> None:
     randomly = random.Random(4711)
     add = {"query": "INSERT INTO accounts (account_id, owner, balance) VALUES (:id, 'x', 1)", "result": "execute"}

@@ -123,6 +123,26 @@ def test_sqlite_infinity_names_its_column(sqlite: Database) -> None:
         sqlite.fetch("SELECT 9e999 AS x")
 
 
+def test_sqlite_rows_of_many_types_come_out_the_same(sqlite: Database) -> None:
+    """More kinds of rows than are learnt, each of them twice, and an infinite one of a kind that is known."""
+    values = [1, 1.5, "x", None]
+    rows = [(a, b, c) for a in values for b in values for c in values] * 2
+    union = " UNION ALL ".join(f"SELECT {_sql(a)} AS a, {_sql(b)} AS b, {_sql(c)} AS c" for a, b, c in rows)
+    expected = [{"a": a, "b": b, "c": c} for a, b, c in rows]
+    assert sqlite.fetch({"query": union, "result": "many"}) == expected
+    with pytest.raises(SourceError, match=r"column 'b' holds NaN or Infinity"):
+        sqlite.fetch({"query": f"{union} UNION ALL SELECT 1.5, -9e999, 'x'", "result": "many"})
+
+
+def _sql(value: Any) -> str:
+    return "NULL" if value is None else f"'{value}'" if isinstance(value, str) else str(value)
+
+
+def test_column_names_are_data(sqlite: Database) -> None:
+    odd = "a'); import os #\\ {x} \n"
+    assert sqlite.fetch(f'SELECT 1 AS "{odd}", 2 AS "class"') == {odd: 1, "class": 2}
+
+
 def test_decimals_can_be_rounded_or_text(server: Database) -> None:
     third = {"postgresql": "1::numeric / 3", "mysql": "CAST(1 AS DECIMAL(30,20)) / 3"}[server.engine]
     with pytest.raises(SourceError, match=f"^{re.escape(TOO_MANY_DIGITS)}$"):

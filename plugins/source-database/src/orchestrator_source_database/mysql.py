@@ -66,7 +66,7 @@ class MySQLStatement:
         self._fields: Any = None
         self._query = binding.query
         self._statement = statement
-        self._adapt = adapter(binding, [to_mysql] * len(binding.indices))
+        self._adapt = adapter(binding, [to_mysql] * len(binding.indices), {to_mysql})
 
     async def run(self, given: Sequence[Any]) -> Sequence[Any]:
         _, rows = await self.execute(given)

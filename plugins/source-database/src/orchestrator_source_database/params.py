@@ -7,7 +7,7 @@ import binascii
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, TypeAlias
@@ -35,6 +35,7 @@ Converter: TypeAlias = Callable[[Any], Any]
 """Takes a value and returns it for the driver, or raises :class:`Unfit`. ``None`` stays ``None``."""
 
 INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
+SURE_DIGITS = 18  # so many never exceed 63 bits
 LEAST, GREATEST = -(2**63), 2**64 - 1
 SHOWN = 40
 
@@ -56,6 +57,8 @@ def to_string(value: Any) -> str | None:
 
 
 def to_integer(value: Any) -> int | None:
+    if type(value) is str and len(value) <= SURE_DIGITS and value.isascii() and value.isdecimal():
+        return int(value)
     if type(value) is int and LEAST <= value <= GREATEST:
         return value
     if value is None:
@@ -175,8 +178,13 @@ DECLARED: dict[ParamType, Converter] = {
 }
 
 
-def adapter(binding: Binding, for_driver: Sequence[Converter]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """Return the function that turns a caller's values into the driver's arguments, one for each placeholder."""
+def adapter(
+    binding: Binding, for_driver: Sequence[Converter], takes_integers: Container[Converter] = ()
+) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """Return the function that turns a caller's values into the driver's arguments, one for each placeholder.
+
+    Those of the driver's converters that leave an integer of 63 bits as it is are named in ``takes_integers``.
+    """
     types = binding.query.types
     steps = [
         (index, _after(DECLARED[types[name]], convert) if name in types else convert)
@@ -184,6 +192,14 @@ def adapter(binding: Binding, for_driver: Sequence[Converter]) -> Callable[[Sequ
     ]
     if len(steps) == 1:
         ((only, convert_only),) = steps
+        is_key = types.get(binding.query.positions[0]) == "integer" and for_driver[0] in takes_integers
+
+        def adapt_key(values: Sequence[Any]) -> tuple[Any, ...]:
+            """An integer out of a path, which is all that most reads take, in one step."""
+            key = values[only]
+            if type(key) is str and len(key) <= SURE_DIGITS and key.isascii() and key.isdecimal():
+                return (int(key),)
+            return adapt_one(values)
 
         def adapt_one(values: Sequence[Any]) -> tuple[Any, ...]:
             try:
@@ -191,7 +207,7 @@ def adapter(binding: Binding, for_driver: Sequence[Converter]) -> Callable[[Sequ
             except Unfit as unfit:
                 raise _invalid(binding, only, unfit, values) from None
 
-        return adapt_one
+        return adapt_key if is_key else adapt_one
 
     def adapt(values: Sequence[Any]) -> tuple[Any, ...]:
         index = 0

@@ -59,11 +59,13 @@ class Pool(Generic[C]):
         self._timeout_seconds = timeout_seconds
         self._recycle_seconds = recycle_seconds
         self._count = 0
-        self._waiting: deque[asyncio.Future[C | None]] = deque()
+        self._waiting: deque[tuple[float, asyncio.Future[C | None]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
     async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()  # Python 3.11 makes a system call to find it, so once will do
         return self
 
     async def __aexit__(
@@ -71,6 +73,9 @@ class Pool(Generic[C]):
     ) -> None:
         self._closed = True
         self.discard_free()
+        if self._timer is not None and not self._waiting:
+            self._timer.cancel()
+            self._timer = None
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -88,16 +93,21 @@ class Pool(Generic[C]):
             self.discard(connection)
         if self._count < self._size and not self._waiting:
             return await self._open()
-        waiter: asyncio.Future[C | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
+        loop = self._loop
+        until = loop.time() + self._timeout_seconds
+        entry: tuple[float, asyncio.Future[C | None]] = (until, loop.create_future())
+        _, waiter = entry
+        self._waiting.append(entry)
+        if self._timer is None:
+            self._timer = loop.call_at(until, self._end_waits)
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                lent = await waiter
+            lent = await waiter
         except BaseException as error:
-            if waiter.done() and not waiter.cancelled():
+            if not waiter.done() or waiter.cancelled():
+                if entry in self._waiting:
+                    self._waiting.remove(entry)
+            elif waiter.exception() is None:
                 self._pass_on(waiter.result())
-            elif waiter in self._waiting:
-                self._waiting.remove(waiter)
             if isinstance(error, TimeoutError):
                 raise SourceUnavailable(
                     f"database '{self._name}': all {self._size} connections are in use, and none came free"
@@ -105,6 +115,15 @@ class Pool(Generic[C]):
                 ) from None
             raise
         return await self._open(counted=True) if lent is None else lent
+
+    def _end_waits(self) -> None:
+        """End the waits whose time is over. One timer serves all: who came first is over first."""
+        loop, waiting = self._loop, self._waiting
+        while waiting and waiting[0][0] <= loop.time():
+            _, waiter = waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(TimeoutError())
+        self._timer = loop.call_at(waiting[0][0], self._end_waits) if waiting else None
 
     async def _open(self, *, counted: bool = False) -> C:
         self._count += not counted
@@ -114,7 +133,7 @@ class Pool(Generic[C]):
             self._give_up_place()
             raise
         if self._recycle_seconds:
-            asyncio.get_running_loop().call_later(self._recycle_seconds, self._expire, connection)
+            self._loop.call_later(self._recycle_seconds, self._expire, connection)
         return connection
 
     def release(self, connection: C) -> None:
@@ -164,7 +183,7 @@ class Pool(Generic[C]):
     def _pass_on(self, lent: C | None) -> None:
         """Hand a connection, or the place for one (None), to the first who waits."""
         while self._waiting:
-            waiter = self._waiting.popleft()
+            _, waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(lent)
                 return
@@ -180,6 +199,6 @@ class Pool(Generic[C]):
             self.discard(connection)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -224,7 +224,8 @@ class PostgresStatement:
         protocol = self._protocol = connection._protocol
         state = self._state = prepared._state
         self._prepared = prepared  # closes the statement on the server when it is let go
-        adapt = self._adapt = adapter(binding, [param_converter(kind) for kind in prepared.get_parameters()])
+        converters = [param_converter(kind) for kind in prepared.get_parameters()]
+        adapt = self._adapt = adapter(binding, converters, {to_integer})
         limit = 2 if query.result in ("one", "value") and not query.writes else 0
         decimals = DECIMALS[query.decimals]
         columns = [(column.name, column_reader(column.type, decimals)) for column in prepared.get_attributes()]

@@ -46,7 +46,7 @@ from orchestrator_source_database.options import DatabaseOptions
 from orchestrator_source_database.params import JSONText, Unfit, adapter, in_utc, scalar
 from orchestrator_source_database.pool import Pool
 from orchestrator_source_database.query import Binding, Query
-from orchestrator_source_database.values import Shape, Unreadable, executed, finisher
+from orchestrator_source_database.values import Build, Shape, Unreadable, executed, finisher, row_builder
 
 __all__ = ["Sqlite"]
 
@@ -76,22 +76,34 @@ def to_sqlite(value: Any) -> Any:
 
 
 class Rows(Shape):
-    """SQLite's columns have no type of their own: a row is looked at, and read value by value when it has to be."""
+    """SQLite's columns have no type of their own: rows are made by the types of their values."""
 
-    __slots__ = ()
+    __slots__ = ("_builders",)
 
     PLAIN = frozenset((int, str, float, type(None)))
+    LEARNT = 32
 
-    def __init__(self, operation: str, names: Sequence[str]) -> None:
+    def __init__(self, operation: str, names: tuple[str, ...]) -> None:
         super().__init__(operation, [(name, None) for name in names])
-        plain, names = self.PLAIN, tuple(names)
+        self._builders: dict[tuple[type[Any], ...], Build] = {}
+        known = self._builders.get
 
         def build(row: Sequence[Any]) -> dict[str, Any]:
-            if inf in row or -inf in row or not plain.issuperset(map(type, row)):
-                row = [self._read(name, value) for name, value in zip(self._names, row, strict=True)]
-            return dict(zip(names, row))  # noqa: B905  # always as long, and strict costs
+            kinds = tuple(map(type, row))
+            return (known(kinds) or self._learn(kinds))(row)
 
         self.build = build
+
+    def _learn(self, kinds: tuple[type[Any], ...]) -> Build:
+        """Return what makes rows of these types, and keep it unless there are too many kinds of rows."""
+        if len(self._builders) >= self.LEARNT or not self.PLAIN.issuperset(kinds):
+            return self._build_slowly
+        floats = tuple(index for index, kind in enumerate(kinds) if kind is float)
+        made = self._builders[kinds] = row_builder(self.names, floats, {}, self._build_slowly)
+        return made
+
+    def _build_slowly(self, row: Sequence[Any]) -> dict[str, Any]:
+        return {name: self._read(name, value) for name, value in zip(self.names, row, strict=True)}
 
     def _read(self, name: str, value: Any) -> Any:
         try:
@@ -108,7 +120,7 @@ class Statement:
     __slots__ = ("_limit", "_query", "_shape", "adapt", "quick")
 
     def __init__(self, binding: Binding) -> None:
-        self.adapt = adapter(binding, [to_sqlite] * len(binding.indices))
+        self.adapt = adapter(binding, [to_sqlite] * len(binding.indices), {to_sqlite})
         self.quick = False
         self._query = binding.query
         self._shape: Rows | None = None
@@ -119,10 +131,10 @@ class Statement:
         cursor = connection.execute(self._query.text, arguments)
         rows = cursor.fetchmany(self._limit) if self._limit else cursor.fetchall()
         shape = self._shape
-        if shape is None and cursor.description:
-            shape = Rows(self._query.operation, [column[0] for column in cursor.description])
-            if not self._query.columns_vary:
-                self._shape = shape
+        if (shape is None or self._query.columns_vary) and cursor.description:
+            names = tuple([column[0] for column in cursor.description])
+            if shape is None or shape.names != names:
+                shape = self._shape = Rows(self._query.operation, names)
         return shape, rows, cursor.rowcount
 
 

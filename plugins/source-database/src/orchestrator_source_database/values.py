@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from math import isfinite
+from types import CodeType
 from typing import Any, Final, TypeAlias
 
 from orchestrator_core.plugin_api import EntityNotFound, SourceError
 from orchestrator_source_database.options import Decimals
 from orchestrator_source_database.query import Binding
 
-__all__ = ["DECIMALS", "Shape", "Unreadable", "finisher"]
+__all__ = ["DECIMALS", "Build", "Shape", "Unreadable", "finisher", "row_builder"]
 
 Reader: TypeAlias = Callable[[Any], Any]
 """Takes a value of the driver that is not None and returns JSON, or raises :class:`Unreadable`."""
+Build: TypeAlias = Callable[[Sequence[Any]], dict[str, Any]]
 
 LEAST, GREATEST = -(2**63), 2**64 - 1
 EXACT_LENGTH: Final = 16  # 15 significant digits, which every double keeps, and the point
@@ -102,39 +105,62 @@ def _json_float(text: str) -> float:
     return finite(float(text))
 
 
+@lru_cache(256)
+def row_code(names: tuple[str, ...], floats: tuple[int, ...], read: tuple[int, ...]) -> CodeType:
+    """Compile ``build(row)``, which makes the object of a row in one expression, without a call that it can avoid.
+
+    What is finite times zero is zero, and nothing else is. A row with another float, and one whose column cannot be
+    read, goes to ``slowly``, which says which column it is.
+    """
+    columns = [f"c{index}" for index in range(len(names))]
+    values = [f"None if {c} is None else r{i}({c})" if i in read else c for i, c in enumerate(columns)]
+    strange = " or ".join(f"c{index} is not None and c{index} * 0.0" for index in floats)
+    source = [
+        "def build(row):",
+        f"    {', '.join(columns)}, = row",
+        f"    if {strange}: return slowly(row)" if floats else "",
+        "    try:",
+        f"        return {{{', '.join(f'{name!r}: {value}' for name, value in zip(names, values, strict=True))}}}",
+        "    except Unreadable:",
+        "        return slowly(row)",
+    ]
+    return compile("\n".join(source), "<row of a query>", "exec")
+
+
+def row_builder(names: tuple[str, ...], floats: tuple[int, ...], readers: Mapping[int, Reader], slowly: Build) -> Build:
+    """Return what makes the object of a row: ``floats`` are the columns that may hold no JSON number."""
+    scope: dict[str, Any] = {"slowly": slowly, "Unreadable": Unreadable}
+    scope.update((f"r{index}", reader) for index, reader in readers.items())
+    exec(row_code(names, floats, tuple(readers)), scope)  # the source is ours, and a name in it is a literal
+    build: Build = scope["build"]
+    return build
+
+
 class Shape:
     """How the rows of a statement become objects: the columns' names, and the readers of those that need one."""
 
-    __slots__ = ("_floats", "_names", "_operation", "_readers", "build")
+    __slots__ = ("_columns", "_operation", "build", "names")
 
-    build: Callable[[Sequence[Any]], dict[str, Any]]
+    build: Build
 
     def __init__(self, operation: str, columns: Iterable[tuple[str, Reader | None]]) -> None:
-        columns = tuple(columns)
-        names = self._names = tuple(name for name, _ in columns)
+        self._columns = tuple(columns)
         self._operation = operation
-        # Floats are what features are made of: they are looked at without a call of their own.
-        self._floats = tuple(name for name, reader in columns if reader is finite)
-        self._readers = tuple((name, reader) for name, reader in columns if reader and reader is not finite)
+        names = self.names = tuple(name for name, _ in self._columns)
         if twice := next((name for name in names if names.count(name) > 1), ""):
             raise SourceError(f"{operation}: the query returns two columns named '{twice}'; rename one with AS")
-        read = self._readers or self._floats
-        self.build = self._build_read if read else lambda row: dict(zip(names, row))  # noqa: B905  # always as long
+        # Floats are what features are made of: they are looked at without a call of their own.
+        floats = tuple(index for index, (_, reader) in enumerate(self._columns) if reader is finite)
+        readers = {i: reader for i, (_, reader) in enumerate(self._columns) if reader and reader is not finite}
+        self.build = row_builder(names, floats, readers, self._build_slowly) if names else lambda row: {}
 
-    def _build_read(self, row: Sequence[Any]) -> dict[str, Any]:
-        result = dict(zip(self._names, row))  # noqa: B905  # always as long, and strict costs
-        name = ""
-        try:
-            for name in self._floats:
-                value = result[name]
-                if value is not None and not isfinite(value):
-                    finite(value)
-            for name, read in self._readers:
-                value = result[name]
-                if value is not None:
-                    result[name] = read(value)
-        except Unreadable as unreadable:
-            raise self.unreadable(name, unreadable) from None
+    def _build_slowly(self, row: Sequence[Any]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for (name, read), value in zip(self._columns, row, strict=True):
+            try:
+                result[name] = value if value is None or read is None else read(value)
+            except Unreadable as unreadable:
+                raise self.unreadable(name, unreadable) from None
         return result
 
     def first(self, row: Sequence[Any]) -> Any:
