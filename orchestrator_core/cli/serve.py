@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator_core.cli.findings import refuse
+from orchestrator_core.cli.findings import refuse, render, shown
 from orchestrator_core.cli.options import config_option, plugins_dir_option
 from orchestrator_core.cli.prepare import run_async
 from orchestrator_core.config.load import load_configuration
@@ -67,6 +67,9 @@ def _where(error: OSError) -> str:
 
 
 def _announce(service: Service) -> None:
+    configuration = service.live.snapshot.configuration
+    for problem in shown(service.live.snapshot.problems, configuration.folder, configuration.redactor):
+        click.echo(render(problem), err=True)
     folder, generation = service.live.folder.as_posix(), service.live.snapshot.generation
     click.echo(f"serving {folder} (generation {generation}) on {service.url}/orchestrator", err=True)
     if service.live.snapshot.configuration.app.server.docs:

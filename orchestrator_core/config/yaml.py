@@ -26,6 +26,7 @@ MAX_ALIASED_NODES = 10_000
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _NOT_FINITE = re.compile(r"([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z")
+_URL_PASSWORD = re.compile(r"(?<=:)[^:/@\s]+(?=@[\w.\[])")
 _CONSTANTS = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -93,7 +94,7 @@ class Document:
             message=message,
             path=format_path(path),
             hint=hint,
-            source_line=source_line,
+            source_line=_without_passwords(source_line),
             length=max(1, min(size, len(source_line) - column + 1)),
         )
 
@@ -123,6 +124,11 @@ class Document:
             if match := pattern.search(self.line(number), start):
                 return number, match.start() + 1
         return None
+
+
+def _without_passwords(line: str) -> str:
+    """Return the line with the password of a URL as asterisks, as many as it has letters: the caret must still fit."""
+    return _URL_PASSWORD.sub(lambda found: "*" * len(found[0]), line)
 
 
 def format_path(path: DataPath) -> str:

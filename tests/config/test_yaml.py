@@ -358,3 +358,10 @@ def test_what_json_can_hold_comes_back_from_a_yaml_dump(value: Any) -> None:
     document = parse_document(text, "f.yaml")
     assert document.problems == ()
     assert identical(document.data, value), text
+
+
+def test_a_password_in_a_url_is_not_shown_under_the_caret() -> None:
+    document = parse_document('a: {url: "postgresql://shop:hunter22@db.internal/x", port: 1}\n', "d.yaml")
+    problem = document.problem("ORC000", "wrong", ("a", "port"))
+    assert problem.source_line == 'a: {url: "postgresql://shop:********@db.internal/x", port: 1}'
+    assert problem.column == document.text.index("port: ") + len("port: ") + 1

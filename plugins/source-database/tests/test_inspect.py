@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from database_kit import Database, run
 
-from orchestrator_core.plugin_api import Finding, Inspection, OperationFacts, SourceUnavailable
+from orchestrator_core.plugin_api import Finding, Inspection, OperationFacts, SourceError
 
 
 def inspect(database: Database, **operations: Any) -> Inspection:
@@ -127,7 +127,7 @@ def test_an_unreachable_server_is_named_without_its_password(server: Database) -
         async def main() -> None:
             async with away.open(get="SELECT 1") as source:
                 for call in (source.inspect(), source.check_ready(), source.fetch("get", {})):
-                    with pytest.raises(SourceUnavailable) as caught:
+                    with pytest.raises(SourceError) as caught:
                         await call
                     assert str(caught.value) == message
 
@@ -136,5 +136,5 @@ def test_an_unreachable_server_is_named_without_its_password(server: Database) -
 
 def test_an_unknown_database_is_named(server: Database) -> None:
     away = Database(server.engine, server.url.rpartition("/")[0] + "/no_such_db", server.folder)
-    with pytest.raises(SourceUnavailable, match=r"database 'no_such_db': .*no_such_db.*"):
+    with pytest.raises(SourceError, match=r"database 'no_such_db': .*no_such_db.*"):
         inspect(away, get="SELECT 1")

@@ -10,7 +10,7 @@ from database_kit import Database, run
 from orchestrator_source_database import options as options_module
 from orchestrator_source_database.options import DatabaseOptions, OperationOptions
 
-from orchestrator_core.plugin_api import SourceUnavailable
+from orchestrator_core.plugin_api import SourceError
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_missing_sqlite_file_is_reported_and_not_created(tmp_path: Path) -> No
     async def main() -> None:
         async with database.open(get="SELECT 1", put="DELETE FROM t") as source:
             for call in (source.fetch("get", {}), source.fetch("put", {}), source.check_ready(), source.inspect()):
-                with pytest.raises(SourceUnavailable, match=f"^{re.escape(message)}$"):
+                with pytest.raises(SourceError, match=f"^{re.escape(message)}$"):
                     await call
 
     run(main())

@@ -13,7 +13,7 @@ from asyncmy import errors as my
 from asyncmy.constants import FIELD_TYPE
 from asyncmy.protocol import FieldDescriptorPacket
 
-from orchestrator_core.plugin_api import Finding, OpenContext, OrchestratorError, SourceError, SourceUnavailable
+from orchestrator_core.plugin_api import Finding, OpenContext, OrchestratorError, SourceError
 from orchestrator_source_database import values
 from orchestrator_source_database.findings import Catalog, finding, missing_column, missing_table
 from orchestrator_source_database.options import Address, DatabaseOptions
@@ -220,7 +220,8 @@ def connector(
             if "Can't connect" in reason or isinstance(error, OSError | TimeoutError):
                 timed_out = isinstance(error.__cause__ or error, TimeoutError)
                 reason = f"no answer within {options.connect_timeout:g} s" if timed_out else "connection refused"
-            raise SourceUnavailable(f"database '{context.name}': cannot connect to {address}: {reason}") from None
+            message = f"database '{context.name}': cannot connect to {address}: {reason}"
+            raise SourceError(message, transient=True) from None
 
     async def connect() -> MySQLConnection:
         connection = await open_driver()

@@ -20,7 +20,6 @@ from orchestrator_core.plugin_api import (
     OpenContext,
     OrchestratorError,
     SourceError,
-    SourceUnavailable,
 )
 from orchestrator_source_database import params, values
 from orchestrator_source_database.findings import Catalog, finding, missing_column, missing_table
@@ -389,5 +388,5 @@ def connector(
     return connect
 
 
-def _cannot_connect(context: OpenContext, address: Address, reason: str) -> SourceUnavailable:
-    return SourceUnavailable(f"database '{context.name}': cannot connect to {address}: {reason}")
+def _cannot_connect(context: OpenContext, address: Address, reason: str) -> SourceError:
+    return SourceError(f"database '{context.name}': cannot connect to {address}: {reason}", transient=True)

@@ -31,7 +31,6 @@ from orchestrator_core.plugin_api import (
     OperationFacts,
     OrchestratorError,
     SourceError,
-    SourceUnavailable,
 )
 from orchestrator_source_database import values
 from orchestrator_source_database.findings import (
@@ -255,7 +254,7 @@ class Sqlite(AbstractAsyncContextManager["Sqlite"]):
         target = ":memory:"
         if self._file is not None:
             if not self._file.is_file() and not self._options.create:
-                raise SourceUnavailable(f"database '{self._name}': there is no SQLite file {self._file}")
+                raise SourceError(f"database '{self._name}': there is no SQLite file {self._file}", transient=True)
             mode = "rwc" if self._options.create else "rw"
             target = f"file:{quote(str(self._file))}?mode={mode}"
         connection = sqlite3.connect(
@@ -364,7 +363,7 @@ class Sqlite(AbstractAsyncContextManager["Sqlite"]):
         if code == sqlite3.SQLITE_INTERRUPT:
             return SourceError(f"{operation}: the database gave up: the statement took too long")
         if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB):
-            return SourceUnavailable(f"database '{self._name}': cannot open {self._file}: {error}")
+            return SourceError(f"database '{self._name}': cannot open {self._file}: {error}", transient=True)
         return SourceError(f"{operation}: {error}")
 
     async def check_ready(self) -> None:
