@@ -75,13 +75,16 @@ from orchestrator_core.http_client import (
     HttpResponse,
     TlsOptions,
 )
+from orchestrator_core.leases import Lease, hold_lease, is_held
 
 __all__ = [
     "JSON",
+    "CallInspection",
     "CompiledValue",
     "Describes",
     "Duration",
     "EgressOptions",
+    "Ends",
     "EntityNotFound",
     "Execution",
     "ExpressionError",
@@ -94,7 +97,10 @@ __all__ = [
     "Identity",
     "Inspection",
     "Inspects",
+    "InspectsCalls",
     "InvalidParam",
+    "KeepsLogs",
+    "Lease",
     "MissingReference",
     "Model",
     "ModelFacts",
@@ -105,6 +111,7 @@ __all__ = [
     "OrchestratorError",
     "PredictsOne",
     "Preparable",
+    "PreparesMany",
     "ReadyCheck",
     "Reference",
     "Size",
@@ -117,7 +124,9 @@ __all__ = [
     "TransformerKind",
     "compile_value",
     "did_you_mean",
+    "hold_lease",
     "hookimpl",
+    "is_held",
     "option",
 ]
 
@@ -276,13 +285,23 @@ class SourceKind(Generic[Options]):
 
 @frozen
 class ModelKind(Generic[Options]):
-    """A way to bring a model, as ``type:`` of a model in ``ml.sources``. ``aliases`` are other names for it."""
+    """A way to bring a model, as ``type:`` of a model in ``ml.sources``. ``aliases`` are other names for it.
+
+    ``open`` loads or starts the model, and leaves when it is ready to be called. It raises ``ValueError`` or
+    :class:`SourceError` when that can never succeed as configured (a wrong digest, no such image), and
+    :class:`SourceUnavailable` when it may later (an engine that is down, a server that ended while it started): the
+    core then tries again, with growing pauses.
+
+    ``look`` tells what is known of the model without starting anything, for ``orchestrator check``; it raises as
+    ``open`` does. A kind without it is opened and closed for that.
+    """
 
     name: str
     summary: str
     options: type[Options]
     open: Callable[[Options, OpenContext], AbstractAsyncContextManager[Model]]
     aliases: tuple[str, ...] = ()
+    look: Callable[[Options, OpenContext], Awaitable[ModelFacts | None]] | None = None
 
 
 @frozen
@@ -343,6 +362,14 @@ class Inspection:
     findings: tuple[Finding, ...] = ()
 
 
+@frozen
+class CallInspection:
+    """What a source found out about one step's call. The paths of ``findings`` start inside the step's ``params``."""
+
+    facts: OperationFacts | None = None
+    findings: tuple[Finding, ...] = ()
+
+
 @runtime_checkable
 class Preparable(Protocol):
     """A source that can bind an operation once, at load."""
@@ -356,11 +383,41 @@ class Preparable(Protocol):
 
 
 @runtime_checkable
+class PreparesMany(Protocol):
+    """A source that can do an operation for many items in one call, such as SQL's ``IN`` or a model's rows."""
+
+    def prepare_many(
+        self, operation: str, param_names: Sequence[str]
+    ) -> Callable[[Sequence[Sequence[JSON]]], Awaitable[Sequence[JSON | OrchestratorError]]] | None:
+        """Return a coroutine function that takes the values of each item, or ``None`` where that cannot be done.
+
+        Each item is a sequence of values in the order of the names. Each answer, in the items' order, is what the call
+        that :meth:`Preparable.prepare` returns would have answered, or the error that it would have raised. What fails
+        all items is raised.
+        """
+        ...
+
+
+@runtime_checkable
 class Inspects(Protocol):
     """A source that can hold its operations against its backend."""
 
     async def inspect(self) -> Inspection:
         """Ask the backend. Raise :class:`SourceUnavailable` or :class:`SourceError` when it cannot be reached."""
+        ...
+
+
+@runtime_checkable
+class InspectsCalls(Protocol):
+    """A source whose operations take and return what a step's params say, such as a list of features."""
+
+    def inspect_call(
+        self, operation: str, param_names: Sequence[str], constants: Mapping[str, JSON]
+    ) -> CallInspection | None:
+        """Return what a step's call takes and returns, or ``None`` where the operation's own facts hold.
+
+        ``constants`` are the values of those params that are no expressions. Called once at load, after ``inspect``.
+        """
         ...
 
 
@@ -392,6 +449,27 @@ class PredictsOne(Protocol):
 
         A coroutine function, as a method or as an attribute.
         """
+        ...
+
+
+@runtime_checkable
+class Ends(Protocol):
+    """A model that runs outside this process and may end there: a container, a server process."""
+
+    async def ended(self) -> str:
+        """Wait until it has ended, and return how: the exit status and its last lines of output.
+
+        The core then closes the model, and opens it again with growing pauses.
+        """
+        ...
+
+
+@runtime_checkable
+class KeepsLogs(Protocol):
+    """A model whose output can be read."""
+
+    async def logs(self, lines: int) -> str:
+        """Return its last lines of output."""
         ...
 
 

@@ -27,6 +27,9 @@ BRINGS = {
     "source-database": {"sqlalchemy"},
     "model-artifact": {"numpy"},
     "model-http": set(),
+    "source-feast": {"feast", "numpy", "pandas", "pyarrow", "sqlalchemy"},
+    "model-docker": {"docker"},
+    "model-ecr": {"boto3", "docker", "jmespath"},
     "source-api": set(),
     "transform-standard": {"jmespath"},
 }

@@ -1,0 +1,1 @@
+"""Models in images of an AWS ECR registry."""

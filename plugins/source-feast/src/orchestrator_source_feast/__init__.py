@@ -1,0 +1,1 @@
+"""Feast feature stores as sources of the Orchestrator API Service."""

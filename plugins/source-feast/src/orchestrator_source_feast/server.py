@@ -1,0 +1,293 @@
+"""Feast's HTTP feature server as a source, on the core's outbound client."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from time import time
+from typing import Any, TypeAlias
+
+import orjson
+from attrs import evolve, frozen
+
+from orchestrator_core.plugin_api import (
+    JSON,
+    EntityNotFound,
+    Finding,
+    HttpOptions,
+    HttpOrigin,
+    HttpResponse,
+    Inspection,
+    InvalidParam,
+    OpenContext,
+    OperationFacts,
+    SourceError,
+    TlsOptions,
+)
+from orchestrator_source_feast.asked import Asked, AskedOperation
+from orchestrator_source_feast.binding import ENTITY_ID, FEATURE_REFS
+from orchestrator_source_feast.keys import Unfit, shown, to_present
+from orchestrator_source_feast.lookup import duplicates
+from orchestrator_source_feast.options import FeastOptions, split_reference
+
+__all__ = ["FeatureServer", "open_server"]
+
+Call: TypeAlias = Callable[..., Awaitable[JSON]]
+PATH = "/get-online-features"
+HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
+TRANSIENT = frozenset({429, 502, 503, 504})
+NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
+NEVER = "1970-01-01T00:00:00Z"
+REASON_LENGTH = 200
+
+
+class Refused(SourceError):
+    """The server answered another status than 200; ``kind`` is the class of Feast's error, if it is one."""
+
+    def __init__(self, message: str, kind: str, reason: str, *, transient: bool) -> None:
+        super().__init__(message, transient=transient)
+        self.kind = kind
+        self.reason = reason
+
+
+class FeatureServer:
+    """A feature server. ``fetch`` and what ``prepare`` returns may be called concurrently."""
+
+    def __init__(self, asked: Asked, origin: HttpOrigin, url: str) -> None:
+        self._asked = asked
+        self._origin = origin
+        self._url = url
+        self._post = origin.prepare("POST", PATH, headers=HEADERS, idempotent=True)
+
+    def prepare(self, operation: str, param_names: Sequence[str]) -> Call:
+        """Return the coroutine function that takes the values in the order of the names."""
+        asked, names = self._asked.of(operation), tuple(param_names)
+        if FEATURE_REFS not in names:
+            asked.wanted()
+            _check_distinct(asked)
+        self._check_names(asked, names)
+        columns = [
+            (asked.entity_key or ENTITY_ID if name == ENTITY_ID else name, index)
+            for index, name in enumerate(names)
+            if name != FEATURE_REFS
+        ]
+        at = names.index(FEATURE_REFS) if FEATURE_REFS in names else None
+
+        async def call(*values: Any) -> JSON:
+            one = asked
+            if at is not None:
+                one = evolve(asked, features=asked.references(values[at]), service="")
+                _check_distinct(one)
+            row = {}
+            for column, index in columns:
+                row[column] = values[index]
+                if column == asked.entity_key:
+                    _check_present(operation, names[index], values[index])
+            return _result(one, row, await self._ask(one, row))
+
+        return call
+
+    async def fetch(self, operation: str, params: Mapping[str, JSON]) -> JSON:
+        return await self.prepare(operation, list(params))(*params.values())
+
+    async def check_ready(self) -> None:
+        answer = await self._origin.request("GET", "/health")
+        if answer.status != 200:
+            raise SourceError(f"GET {self._url}/health: the feature server answered {answer.status}", transient=True)
+
+    async def inspect(self) -> Inspection:
+        """Ask the server for each operation's features of an entity that is not there: only it knows the registry."""
+        await self.check_ready()
+        facts: dict[str, OperationFacts] = {}
+        findings: list[Finding] = []
+        for operation in self._asked.declared:
+            asked = self._asked.of(operation)
+            if not asked.names_features or asked.entity_key is None:
+                continue
+            try:
+                answer = await self._ask(asked, {asked.entity_key: "0"})
+            except Refused as refused:
+                if refused.kind.endswith("NotFoundException"):
+                    findings.append(_finding(asked, refused.reason))
+                continue
+            fields = tuple(field for field, _, _ in _vectors(asked, answer, {asked.entity_key: ""}))
+            facts[operation] = OperationFacts(required=(ENTITY_ID,), optional=None, fields=fields)
+        return Inspection(facts, tuple(findings))
+
+    def _check_names(self, asked: AskedOperation, names: Sequence[str]) -> None:
+        if ENTITY_ID in names and asked.entity_key is None:
+            message = f"{asked.name}: set entity_key on the source, to say which join key entity_id fills"
+            raise InvalidParam(ENTITY_ID, message)
+        if asked.entity_key is not None and ENTITY_ID not in names:
+            message = f"{asked.name}: parameter '{ENTITY_ID}' (the join key '{asked.entity_key}') is missing"
+            raise InvalidParam(ENTITY_ID, message)
+        if asked.entity_key in names and asked.entity_key != ENTITY_ID:
+            message = f"{asked.name}: there is no parameter '{asked.entity_key}'; it is filled by entity_id"
+            raise InvalidParam(str(asked.entity_key), message)
+
+    async def _ask(self, asked: AskedOperation, row: Mapping[str, Any]) -> Any:
+        features = {"feature_service": asked.service} if asked.service else {"features": asked.features}
+        full = asked.full_names if asked.service else _ambiguous(asked)
+        entities = {column: [value] for column, value in row.items()}
+        try:
+            body = orjson.dumps({**features, "entities": entities, "full_feature_names": full})
+        except TypeError as error:
+            raise SourceError(f"{asked.name}: the parameters cannot be written as JSON: {error}") from error
+        answer = await self._post(body)
+        if answer.status != 200:
+            raise self._refused(answer)
+        try:
+            return orjson.loads(answer.body)
+        except orjson.JSONDecodeError as error:
+            raise SourceError(f"POST {self._url}{PATH}: the answer is not JSON: {error}") from None
+
+    def _refused(self, answer: HttpResponse) -> Refused:
+        kind, reason = _reason(answer)
+        message = f"POST {self._url}{PATH}: the feature server answered {answer.status}"
+        return Refused(
+            f"{message}{f': {reason}' if reason else ''}", kind, reason, transient=answer.status in TRANSIENT
+        )
+
+
+def _check_distinct(asked: AskedOperation) -> None:
+    fields = [_field(asked, *split_reference(reference)) for reference in asked.features]
+    if flaws := duplicates(asked.features, fields):
+        raise InvalidParam(FEATURE_REFS, f"{asked.name}: {flaws[0]}")
+
+
+def _field(asked: AskedOperation, view: str, feature: str) -> str:
+    return f"{view}__{feature}" if asked.full_names else feature
+
+
+def _check_present(operation: str, name: str, value: Any) -> None:
+    try:
+        to_present(value)
+    except Unfit as unfit:
+        message = f"{operation}: parameter '{name}' expected {unfit}, got {shown(value)}"
+        raise InvalidParam(name, message) from None
+
+
+def _ambiguous(asked: AskedOperation) -> bool:
+    """Whether full names are needed to tell features apart. Asked for them, Feast loses on-demand views in Python."""
+    names = [split_reference(reference)[1] for reference in asked.features]
+    return len(set(names)) < len(names)
+
+
+@frozen
+class Vector:
+    """A feature's value for the one entity that was asked for."""
+
+    value: Any
+    status: str
+    stamp: str
+
+
+def _vectors(asked: AskedOperation, answer: Any, row: Mapping[str, Any]) -> list[tuple[str, str, Vector]]:
+    """Return field, feature view and vector of each feature. Raise ``SourceError`` for an answer of another shape."""
+    try:
+        names = answer["metadata"]["feature_names"]
+        names = names["val"] if isinstance(names, dict) else names
+        vectors = {
+            name: Vector(
+                each["values"][0],
+                each["statuses"][0],
+                (each.get("event_timestamps") or [NEVER])[0],
+            )
+            for name, each in zip(names, answer["results"], strict=True)
+        }
+        if asked.service:
+            return [(name, "", vector) for name, vector in vectors.items() if name not in row]
+        found, by_full_names = [], _ambiguous(asked)
+        for reference in asked.features:
+            view, feature = split_reference(reference)
+            name = f"{view}__{feature}" if by_full_names else feature
+            found.append((_field(asked, view, feature), view, vectors[name]))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise SourceError(
+            f"{asked.name}: the feature server's answer has not the shape it should have"
+            f" ({type(error).__name__}: {error})"
+        ) from None
+    return found
+
+
+def _result(asked: AskedOperation, row: Mapping[str, Any], answer: Any) -> dict[str, Any]:
+    vectors = _vectors(asked, answer, row)
+    # Some stores call the features of an unknown entity present, all of them null and without a time.
+    known = {view for _, view, vector in vectors if vector.value is not None or vector.stamp != NEVER}
+    result: dict[str, Any] = {}
+    for field, view, vector in vectors:
+        missing = vector.status in ("NOT_FOUND", "INVALID") or view not in known
+        expired = vector.status == "OUTSIDE_MAX_AGE" or _is_old(asked, vector)
+        if (missing or expired) and not asked.allow_missing:
+            entity = ", ".join(f"{key}={shown(value)}" for key, value in row.items())
+            where = f"feature view '{view}'" if view else f"feature service '{asked.service}'"
+            what = (
+                f"there is no {entity} in {where}" if missing else f"what is stored for {entity} in {where} has expired"
+            )
+            raise EntityNotFound(f"{asked.name}: {what}{' of the online store' if missing else ''}")
+        result[field] = None if missing or expired else _finite(asked, field, vector.value)
+    return result
+
+
+def _is_old(asked: AskedOperation, vector: Vector) -> bool:
+    if asked.max_age_seconds is None or vector.stamp == NEVER:
+        return False
+    return datetime.fromisoformat(vector.stamp).timestamp() < time() - asked.max_age_seconds
+
+
+def _finite(asked: AskedOperation, field: str, value: Any) -> Any:
+    """The server writes numbers that JSON does not have as text."""
+    if value in NOT_FINITE if isinstance(value, str) else isinstance(value, list) and NOT_FINITE & set(map(str, value)):
+        raise SourceError(f"{asked.name}: feature '{field}' holds NaN or Infinity, which JSON has no number for")
+    return value
+
+
+def _reason(answer: HttpResponse) -> tuple[str, str]:
+    """Return the class and the message of a Feast error, or what else the server says."""
+    try:
+        said = orjson.loads(answer.body)
+        if isinstance(said, str):
+            said = orjson.loads(said)
+    except orjson.JSONDecodeError:
+        text = answer.body.decode("utf-8", "replace").strip().strip('"')
+        return "", text.partition("\\n")[0][:REASON_LENGTH]
+    if not isinstance(said, dict):
+        return "", str(said)[:REASON_LENGTH]
+    reason = said.get("message") or said.get("detail") or ""
+    text = reason if isinstance(reason, str) else orjson.dumps(reason).decode()
+    return str(said.get("class", "")), text[:REASON_LENGTH]
+
+
+def _finding(asked: AskedOperation, reason: str) -> Finding:
+    words = set(reason.split())
+    if asked.service:
+        return Finding(asked.name, reason, ("feature_service",), asked.service)
+    index = next((at for at, each in enumerate(asked.features) if words & set(split_reference(each))), 0)
+    return Finding(asked.name, reason, ("features", index))
+
+
+@asynccontextmanager
+async def open_server(options: FeastOptions, context: OpenContext, asked: Asked) -> AsyncIterator[FeatureServer]:
+    """Open the connections; nothing is sent before the first call."""
+
+    def absolute(path: str | None) -> str | None:
+        return str(context.path(path)) if path else None
+
+    assert options.server_url is not None
+    tls: TlsOptions = options.tls
+    http = HttpOptions(
+        timeout_seconds=options.timeout,
+        connect_timeout_seconds=min(options.connect_timeout, options.timeout),
+        max_connections=options.pool_size,
+        max_response_bytes=options.max_response_bytes,
+        tls=evolve(
+            tls, ca_file=absolute(tls.ca_file), cert_file=absolute(tls.cert_file), key_file=absolute(tls.key_file)
+        ),
+        proxy=options.proxy,
+        headers=options.headers,
+    )
+    url = options.server_url.rstrip("/")
+    scheme, _, rest = url.partition("://")
+    async with context.http.origin(url, http) as origin:
+        yield FeatureServer(asked, origin, f"{scheme}://{rest.rpartition('@')[2]}")

@@ -1,0 +1,145 @@
+"""CPU time per read of ten features of one view: Feast's SDK and this source. ``python -W ignore bench_feast.py``.
+
+Prints medians of interleaved rounds: microseconds of process CPU time, threads included, and calls per CPU second. The
+SDK's figure is without ``to_dict()``, and its synchronous reads block the loop; this source returns JSON. Then, with
+reads going on all the time, how long the event loop took to turn, and how long without any: the machine does other
+things too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import uvloop
+from feast import Entity, FeatureView, Field, FileSource, ValueType
+from feast.types import Float64, Int64, String
+from feast_kit import Made, new_store
+
+ROUNDS, CALLS, CUSTOMERS = 15, 300, 1_000
+NAMES = [*(f"amount_{number}" for number in range(6)), "tier", "region", "visits", "age"]
+REFERENCES = [f"customer:{name}" for name in NAMES]
+Contestants = dict[str, Callable[[int], Awaitable[Any]]]
+
+
+def make(store: str, folder: Path) -> Made:
+    sdk = new_store(store, folder)
+    number = range(1, CUSTOMERS + 1)
+    rows = pd.DataFrame(
+        {
+            "customer_id": number,
+            "event_timestamp": [datetime.now(UTC)] * CUSTOMERS,
+            **{name: [index + each / 7 for each in number] for index, name in enumerate(NAMES[:6])},
+            "tier": [f"tier {each % 5}" for each in number],
+            "region": [f"region {each % 40}" for each in number],
+            "visits": [each % 300 for each in number],
+            "age": [18 + each % 70 for each in number],
+        }
+    )
+    rows.to_parquet(folder / "rows.parquet")
+    customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
+    types = [Float64] * 6 + [String] * 2 + [Int64] * 2
+    view = FeatureView(
+        name="customer",
+        entities=[customer],
+        ttl=timedelta(days=1),
+        source=FileSource(path=str(folder / "rows.parquet"), timestamp_field="event_timestamp"),
+        schema=[Field(name="customer_id", dtype=Int64)]
+        + [Field(name=name, dtype=dtype) for name, dtype in zip(NAMES, types, strict=True)],
+    )
+    sdk.apply([customer, view])
+    sdk.write_to_online_store("customer", rows)
+    return Made(store, folder, sdk)
+
+
+async def measure(store: str, contestants: Contestants) -> None:
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(ROUNDS):
+        for name, read in contestants.items():
+            await read(1)
+            started = time.process_time()
+            for number in range(CALLS):
+                await read(number % CUSTOMERS + 1)
+            times[name].append((time.process_time() - started) / CALLS)
+    medians = {name: statistics.median(each) for name, each in times.items()}
+    sdk = medians["SDK"]
+    print(f"\n{store}: {ROUNDS} interleaved rounds of {CALLS} calls")
+    for name, median in medians.items():
+        print(f"  {name:<34} {median * 1e6:7.1f} µs  {1 / median:8.0f} calls per CPU second  {sdk / median:5.2f} times")
+
+
+async def gaps(call: Callable[[int], Awaitable[Any]]) -> None:
+    turns: list[float] = []
+    end = time.perf_counter() + 2
+
+    async def reading() -> None:
+        while time.perf_counter() < end:
+            await call(7)
+            await asyncio.sleep(0)
+
+    async def turning() -> None:
+        while time.perf_counter() < end:
+            turns.append(time.perf_counter())
+            await asyncio.sleep(0)
+
+    for name, work in (("reads on the loop", [turning(), reading()]), ("nothing but turning", [turning()])):
+        turns.clear()
+        end = time.perf_counter() + 2
+        await asyncio.gather(*work)
+        between = sorted(after - before for before, after in pairwise(turns))
+        shown = [between[int(len(between) * share)] * 1e6 for share in (0.5, 0.999)]
+        over = sum(each > 0.001 for each in between)
+        figures = f"a turn takes {shown[0]:.0f} µs, 99.9 %: {shown[1]:.0f} µs, over 1 ms: {over} of {len(between)}"
+        print(f"  {name:<34} {figures}")
+
+
+async def bench(store: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        made = make(store, Path(folder))
+        sdk = made.sdk
+
+        async def by_sdk(number: int) -> Any:
+            return sdk.get_online_features(features=REFERENCES, entity_rows=[{"customer_id": number}])
+
+        async def by_sdk_with_dict(number: int) -> Any:
+            return (await by_sdk(number)).to_dict()
+
+        async def by_sdk_async(number: int) -> Any:
+            return await sdk.get_online_features_async(features=REFERENCES, entity_rows=[{"customer_id": number}])
+
+        operations = {"get": {"features": REFERENCES}}
+        async with made.open(operations) as source, made.open(operations, direct_reads=False) as through_sdk:
+            call = source.prepare("get", ["entity_id"])
+            expected = await by_sdk_with_dict(7)
+            assert await call(7) == {name: expected[name][0] for name in NAMES}
+            contestants: Contestants = {"SDK": by_sdk, "SDK and to_dict()": by_sdk_with_dict}
+            if store == "redis":
+                contestants["SDK async"] = by_sdk_async
+            contestants |= {
+                "this source, prepared call": call,
+                "this source, fetch": lambda number: source.fetch("get", {"entity_id": number}),
+                "this source, direct_reads: false": through_sdk.prepare("get", ["entity_id"]),
+            }
+            await measure(store, contestants)
+            await gaps(call)
+            if store == "redis":
+                await sdk._get_provider().online_store._client_async.aclose()
+        made.take_down()
+
+
+async def main() -> None:
+    for store in ("sqlite", "redis", "postgresql"):
+        await bench(store)
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())

@@ -1,0 +1,393 @@
+"""Stores that are down, slow, locked or replaced; requests that are given up; what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import yaml
+from feast_kit import ADA, POSTGRESQL_URL, REDIS, Made, lock
+
+from orchestrator_core.plugin_api import SourceError, SourceUnavailable
+from orchestrator_core.testing import leaves_nothing, run
+
+VISITS = {"get": {"features": ["customer:visits"]}}
+
+
+def moved(made: Made, folder: Path, **store: Any) -> Made:
+    """A copy of the repository that looks for its store elsewhere."""
+    config = yaml.safe_load((made.folder / "feature_store.yaml").read_text())
+    config["registry"]["path"] = str(made.folder / "registry.db")
+    config["online_store"].update(store)
+    (folder / "feature_store.yaml").write_text(yaml.safe_dump(config))
+    return Made(made.store, folder, made.sdk)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Way:
+    """A TCP relay to a server, which can swallow what is said, and end every connection."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.target = host, port
+        self.swallows = False
+        self.connections = 0
+        self._writers: list[asyncio.StreamWriter] = []
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[int]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            self.cut()
+            await asyncio.sleep(0.05)
+
+    def cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            there, back = await asyncio.open_connection(*self.target)
+        except OSError:
+            writer.close()
+            return
+        self._writers += [writer, back]
+        await asyncio.gather(self._pipe(reader, back, client=True), self._pipe(there, writer))
+
+    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, client: bool = False) -> None:
+        try:
+            while data := await reader.read(65536):
+                if not (client and self.swallows):
+                    writer.write(data)
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+
+def way_to(made: Made) -> Way:
+    if made.store == "redis":
+        host, _, port = REDIS.partition(":")
+        return Way(host, int(port))
+    return Way("127.0.0.1", 5432)
+
+
+def behind(made: Made, folder: Path, port: int) -> Made:
+    if made.store == "redis":
+        return moved(made, folder, connection_string=f"127.0.0.1:{port},db=3")
+    return moved(made, folder, host="127.0.0.1", port=port)
+
+
+@pytest.fixture(params=["redis", "postgresql"])
+def server(request: pytest.FixtureRequest, made: Callable[[str], Made]) -> Made:
+    return made(request.param)
+
+
+def test_a_server_that_is_down_is_unavailable_and_comes_back(server: Made, tmp_path: Path) -> None:
+    title = {"redis": "Redis", "postgresql": "PostgreSQL"}[server.store]
+    port = free_port()
+
+    async def main() -> None:
+        async with behind(server, tmp_path, port).open(VISITS, connect_timeout="1s") as source:
+            assert not (await source.inspect()).findings
+            for call in (source.prepare("get", ["entity_id"])(ADA), source.check_ready()):
+                with pytest.raises(SourceUnavailable) as caught:
+                    await call
+                assert str(caught.value).startswith(f"feast 'default': cannot connect to {title} at 127.0.0.1:{port}: ")
+            way = way_to(server)
+            relay = await asyncio.start_server(way._serve, "127.0.0.1", port)
+            assert await source.fetch("get", {"entity_id": ADA}) == {"visits": 12}
+            relay.close()
+            way.cut()
+
+    run(main())
+
+
+def test_a_connection_that_was_cut_is_replaced(server: Made, tmp_path: Path) -> None:
+    async def main() -> None:
+        way = way_to(server)
+        async with way.open() as port, behind(server, tmp_path, port).open(VISITS) as source:
+            call = source.prepare("get", ["entity_id"])
+            for _ in range(3):
+                assert await asyncio.gather(*(call(ADA) for _ in range(20))) == [{"visits": 12}] * 20
+                way.cut()
+
+    run(main())
+
+
+def test_a_server_that_hangs_is_given_up_after_the_timeout(server: Made, tmp_path: Path) -> None:
+    async def main() -> None:
+        way = way_to(server)
+        async with way.open() as port, behind(server, tmp_path, port).open(VISITS, timeout="300ms") as source:
+            call = source.prepare("get", ["entity_id"])
+            assert await call(ADA) == {"visits": 12}
+            way.swallows = True
+            started = time.monotonic()
+            with pytest.raises(SourceError, match=r"no answer within 0\.3 s") as caught:
+                await call(ADA)
+            assert caught.value.transient
+            assert 0.25 < time.monotonic() - started < 2
+            way.swallows = False
+            way.cut()
+            assert await call(ADA) == {"visits": 12}
+
+    run(main())
+
+
+def test_cancelled_reads_leave_nothing_and_mix_nothing_up(server: Made) -> None:
+    async def main() -> None:
+        async with server.open(VISITS) as source:
+            await source.check_ready()  # what a loop makes once and keeps is made here
+        async with leaves_nothing("cancelled reads"), server.open(VISITS, pool_size=2) as source:
+            call = source.prepare("get", ["entity_id"])
+
+            async def one(entity: int) -> Any:
+                return await call(entity)
+
+            for delay in (0, 0, 0.0002, 0.001, 0.003):
+                tasks = [asyncio.create_task(one(1 + number % 2)) for number in range(40)]
+                await asyncio.sleep(delay)
+                for task in tasks[::3]:
+                    task.cancel()
+                results = await asyncio.gather(*tasks, return_exceptions=True)
+                for number, result in enumerate(results):
+                    if not isinstance(result, asyncio.CancelledError):
+                        assert result == {"visits": 12 if number % 2 == 0 else 3}
+
+    run(main())
+
+
+def test_no_free_connection_in_time_is_unavailable(postgresql: Made) -> None:
+    table = f"{postgresql.sdk.project}.{postgresql.sdk.project}_customer"
+
+    async def main() -> None:
+        options = {"pool_size": 1, "pool_timeout": "100ms", "timeout": "2s"}
+        async with postgresql.open(VISITS, **options) as source:
+            call = source.prepare("get", ["entity_id"])
+            with psycopg.connect(POSTGRESQL_URL) as blocker:
+                blocker.execute(f"LOCK TABLE {table}")
+                first = asyncio.ensure_future(call(ADA))
+                await asyncio.sleep(0.05)
+                with pytest.raises(SourceUnavailable) as caught:
+                    await call(ADA)
+                expected = "feast 'default': all 1 connections are in use, and none came free within 0.1 s"
+                assert str(caught.value) == expected
+            assert await first == {"visits": 12}
+
+    run(main())
+
+
+def test_a_table_that_was_dropped_is_a_source_error(postgresql: Made, tmp_path: Path) -> None:
+    elsewhere = moved(postgresql, tmp_path, db_schema="no_such_schema")
+    with pytest.raises(SourceError, match=r'relation ".*_customer" does not exist; has `feast apply` been run\?'):
+        elsewhere.fetch(VISITS["get"], {"entity_id": ADA})
+
+
+def test_redis_that_wants_a_password_says_so(redis: Made, tmp_path: Path) -> None:
+    host, _, port = REDIS.partition(":")
+    wrong = moved(redis, tmp_path, connection_string=f"{host}:{port},db=3,username=nobody,password=wrong")
+    with pytest.raises(SourceUnavailable, match=rf"Redis at {REDIS} refused AUTH: WRONGPASS"):
+        wrong.fetch(VISITS["get"], {"entity_id": ADA})
+
+
+def test_a_key_of_another_kind_in_redis_is_a_source_error(redis: Made) -> None:
+    import redis as client_library
+    from feast.infra.online_stores.helpers import _redis_key
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    host, _, port = REDIS.partition(":")
+    key = _redis_key(redis.sdk.project, EntityKey(join_keys=["customer_id"], entity_values=[Value(int64_val=77)]))
+    with client_library.Redis(host, int(port), db=3) as client:
+        client.set(key, "text")
+        try:
+            with pytest.raises(SourceError, match="answered: WRONGTYPE"):
+                redis.fetch(VISITS["get"], {"entity_id": 77})
+        finally:
+            client.delete(key)
+
+
+# --- SQLite -----------------------------------------------------------------------------------------------------------
+
+
+def copied(sqlite: Made, folder: Path) -> Made:
+    shutil.copy(sqlite.folder / "online.db", folder / "online.db")
+    return moved(sqlite, folder)
+
+
+def test_a_missing_file_is_unavailable_and_not_made(sqlite: Made, tmp_path: Path) -> None:
+    with pytest.raises(
+        SourceUnavailable, match=r"cannot open the online store .*online\.db: unable to open database file"
+    ):
+        moved(sqlite, tmp_path).fetch(VISITS["get"], {"entity_id": ADA})
+    assert not (tmp_path / "online.db").exists()
+
+
+def test_a_locked_file_is_waited_for_off_the_loop(sqlite: Made, tmp_path: Path) -> None:
+    made = copied(sqlite, tmp_path)
+
+    async def main() -> None:
+        async with made.open(VISITS, timeout="3s") as source:
+            call = source.prepare("get", ["entity_id"])
+            assert await call(ADA) == await call(ADA) == {"visits": 12}
+            locked = lock(tmp_path / "online.db")
+            waiting = asyncio.ensure_future(call(ADA))
+            ticks, started = 0, time.monotonic()
+            while time.monotonic() - started < 0.3:
+                await asyncio.sleep(0.005)
+                ticks += 1
+            assert ticks > 20
+            assert not waiting.done()
+            locked.close()
+            assert await waiting == {"visits": 12}
+
+    run(main())
+
+
+def test_a_file_that_stays_locked_is_a_transient_error(sqlite: Made, tmp_path: Path) -> None:
+    made = copied(sqlite, tmp_path)
+
+    async def main() -> None:
+        async with leaves_nothing("a locked file"), made.open(VISITS, timeout="200ms", pool_size=1) as source:
+            call = source.prepare("get", ["entity_id"])
+            locked = lock(tmp_path / "online.db")
+            with pytest.raises(SourceError, match=r"stayed locked for 0\.2 s|no answer within 0\.2 s") as caught:
+                await call(ADA)
+            assert caught.value.transient
+            locked.close()
+            assert await call(ADA) == {"visits": 12}
+
+    run(main())
+
+
+def test_a_replaced_file_is_read_after_the_next_refresh(sqlite: Made, tmp_path: Path) -> None:
+    made = copied(sqlite, tmp_path)
+
+    async def main() -> None:
+        async with made.open(VISITS, registry_refresh="20ms") as source:
+            call = source.prepare("get", ["entity_id"])
+            assert await call(ADA) == {"visits": 12}
+            new = tmp_path / "new.db"
+            shutil.copy(sqlite.folder / "online.db", new)
+            with sqlite3.connect(new) as connection:
+                value = connection.execute(
+                    f"SELECT value FROM {made.sdk.project}_customer WHERE feature_name = 'visits' AND value = ?",
+                    (b" \x03",),
+                ).fetchone()[0]
+                connection.execute(
+                    f"UPDATE {made.sdk.project}_customer SET value = ? WHERE feature_name = 'visits'", (value,)
+                )
+            connection.close()
+            os.replace(new, tmp_path / "online.db")
+            async with asyncio.timeout(10):
+                while await call(ADA) != {"visits": 3}:  # noqa: ASYNC110  # nobody tells of it
+                    await asyncio.sleep(0.01)
+
+    run(main())
+
+
+def test_bytes_that_are_no_value_are_an_error_that_names_the_feature(sqlite: Made, tmp_path: Path) -> None:
+    made = copied(sqlite, tmp_path)
+    with sqlite3.connect(tmp_path / "online.db") as connection:
+        connection.execute(
+            f"UPDATE {made.sdk.project}_customer SET value = ? WHERE feature_name = 'visits'", (b"\xff",)
+        )
+    connection.close()
+    with pytest.raises(SourceError) as caught:
+        made.fetch(VISITS["get"], {"entity_id": ADA})
+    assert str(caught.value) == "get: feature 'visits' holds bytes that are no value of Feast's"
+
+
+# --- the SDK's threads ------------------------------------------------------------------------------------------------
+
+
+def test_threads_are_bounded_and_slow_ones_are_given_up(sqlite: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        options = {"direct_reads": False, "pool_size": 1, "pool_timeout": "100ms", "timeout": "300ms"}
+        async with sqlite.open(VISITS, **options) as source:
+            call = source.prepare("get", ["entity_id"])
+            assert await call(ADA) == {"visits": 12}
+            held, sdk = threading.Event(), source._repository._sdk
+            read = sdk.get_online_features
+            monkeypatch.setattr(sdk, "get_online_features", lambda **given: held.wait(5) and read(**given))
+            slow = asyncio.ensure_future(call(ADA))
+            await asyncio.sleep(0.05)
+            with pytest.raises(SourceUnavailable) as caught:
+                await call(ADA)
+            assert str(caught.value) == "feast 'default': all 1 threads are in use, and none came free within 0.1 s"
+            with pytest.raises(SourceError, match=r"feast 'default': no answer within 0\.3 s"):
+                await slow
+            held.set()
+            async with asyncio.timeout(5):
+                while True:
+                    try:
+                        assert await call(ADA) == {"visits": 12}
+                    except SourceUnavailable:
+                        continue
+                    break
+
+    run(main())
+
+
+def test_the_sdk_makes_new_connections_after_a_failure(postgresql: Made, tmp_path: Path) -> None:
+    async def main() -> None:
+        way = way_to(postgresql)
+        async with way.open() as port:
+            made = behind(postgresql, tmp_path, port)
+            async with leaves_nothing("the SDK's connections"), made.open(VISITS, direct_reads=False) as source:
+                call = source.prepare("get", ["entity_id"])
+                assert await call(ADA) == {"visits": 12}
+                way.cut()
+                with pytest.raises(SourceError):
+                    await call(ADA)
+                assert await call(ADA) == {"visits": 12}
+
+    run(main())
+
+
+@pytest.mark.parametrize("store", ["sqlite", "redis", "postgresql"])
+def test_reads_do_not_block_the_loop(store: str, made: Callable[[str], Made]) -> None:
+    """The longest time between two turns of the loop, in the best of some rounds: the machine does other things too."""
+
+    async def turning(turns: list[float]) -> None:
+        while True:
+            turns.append(time.perf_counter())
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        async with made(store).open({"get": {"features": ["customer:visits", "customer:tier"]}}) as source:
+            call = source.prepare("get", ["entity_id"])
+            await asyncio.gather(*(call(ADA) for _ in range(10)))
+            longest = []
+            for _ in range(20):
+                turns: list[float] = []
+                task = asyncio.create_task(turning(turns))
+                for _ in range(20):
+                    await call(ADA)
+                    await asyncio.sleep(0)
+                task.cancel()
+                longest.append(max(after - before for before, after in pairwise(turns)))
+            assert min(longest) < 0.001
+
+    run(main())
