@@ -4,7 +4,7 @@ TOX = .venv/bin/tox
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint types layers docs plugins wheels constraints clean
+.PHONY: help demo test bench lint types layers docs plugins wheels peers constraints clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -16,6 +16,9 @@ demo: $(TOX)  ## set up, build and serve the example on http://localhost:8000
 
 test: $(TOX)  ## run every test
 	@$(TOX) run -q -e tests $(if $(ARGS),-- $(ARGS))
+
+peers: $(TOX)  ## install the model servers that the tests speak to and that need an environment of their own
+	@$(TOX) run -q -e mlserver
 
 bench: $(TOX)  ## measure against hand-written handlers
 	@$(TOX) run -q -e bench $(if $(ARGS),-- $(ARGS))
