@@ -67,7 +67,8 @@ def _taken(prediction: Any, name: str | None, index: int | None, field: str) -> 
         return taken
     if not isinstance(prediction, list):
         if index == 0 and name is None:
-            return prediction  # the one column of a model that predicts a number
+            only: JSON = prediction
+            return only  # the one column of a model that predicts a number
         raise SourceError(f"outputs.{field}: the prediction is one value and has no column {index}")
     if index >= len(prediction):
         raise SourceError(f"outputs.{field}: the prediction has {len(prediction)} columns, and none is number {index}")

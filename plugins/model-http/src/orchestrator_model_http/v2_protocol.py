@@ -59,7 +59,7 @@ def read_metadata(answer: Any, call: str) -> Metadata:
         raise SourceError(f"{call}: the metadata names a tensor without name, datatype or shape") from error
     if unknown := [each for each in inputs if each.datatype not in {*_INTEGERS, *_FLOATS, "BOOL", "BYTES"}]:
         raise SourceError(f"{call}: the tensor '{unknown[0].name}' has the datatype {unknown[0].datatype}, not in V2")
-    versions = answer.get("versions") or ()
+    versions: list[Any] = list(answer.get("versions") or ())
     return Metadata(inputs, outputs, str(versions[-1]) if len(versions) == 1 else "")
 
 
