@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import islice
 from typing import Any
 
 from attrs import field, frozen
@@ -36,6 +37,7 @@ from orchestrator_core.plugin_api import (
     ModelKind,
     OpenContext,
     OperationFacts,
+    OrchestratorError,
     PredictsOne,
     ReadyCheck,
     SourceError,
@@ -196,6 +198,34 @@ async def _predict_list(model: Model, features: Any) -> JSON:
     raise InvalidParam(FEATURES, "features must be an object, or a list of objects")
 
 
+async def predict_items(
+    model: Model, items: Sequence[Any], most: int | None, predict_one_item: Callable[[Any], Awaitable[JSON]]
+) -> Sequence[JSON | OrchestratorError]:
+    """Score items, each of which is a row or a list of rows, in one call of the model.
+
+    Where that cannot be done because a value is unfit, each item is scored by itself, so that it fails alone.
+    """
+    rows: list[Mapping[str, JSON]] = []
+    for features in items:
+        rows += features if type(features) is list else [features]
+    try:
+        if not all(type(row) is dict for row in rows):
+            raise InvalidParam(FEATURES, "features must be an object, or a list of objects")
+        most = most or len(rows)
+        parts = [await predict_rows(model, rows[start : start + most]) for start in range(0, len(rows), most or 1)]
+    except InvalidParam:
+        return [await _outcome(predict_one_item(features)) for features in items]
+    results = iter([result for part in parts for result in part])
+    return [list(islice(results, len(item))) if type(item) is list else next(results) for item in items]
+
+
+async def _outcome(call: Awaitable[JSON]) -> JSON | OrchestratorError:
+    try:
+        return await call
+    except OrchestratorError as error:
+        return error
+
+
 @frozen
 class LoadedModel:
     """An open model with how one row reaches it."""
@@ -222,6 +252,19 @@ class MlSource:
 
         def predict(features: Any) -> Awaitable[JSON]:  # not a coroutine of its own: one less for each request
             return predict_one(features) if type(features) is dict else _predict_list(model, features)
+
+        return predict
+
+    def prepare_many(
+        self, operation: str, param_names: Sequence[str]
+    ) -> Callable[[Sequence[Sequence[JSON]]], Awaitable[Sequence[JSON | OrchestratorError]]]:
+        """Return the call for many items, whose rows go to the model together, ``batch.max_size`` at a time."""
+        predict_one_item = self.prepare(operation, param_names)
+        loaded = self.models[operation]
+        most = loaded.spec.common.batch.max_size if loaded.spec.common.batch else None
+
+        async def predict(items: Sequence[Sequence[JSON]]) -> Sequence[JSON | OrchestratorError]:
+            return await predict_items(loaded.model, [features for (features,) in items], most, predict_one_item)
 
         return predict
 

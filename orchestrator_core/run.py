@@ -78,6 +78,17 @@ StepTimes = tuple[StepStatus, float, float, str]
 """Status, start and end on the clock, and the error's message."""
 
 
+class Items:
+    """The items of a step with ``for_each``: how many there are and have failed, and the first failure's message."""
+
+    __slots__ = ("count", "error", "failed")
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.failed = 0
+        self.error = ""
+
+
 class Run:
     """One execution. ``steps`` has, by the plan's order, None, the start of a step under way, or its outcome."""
 
@@ -88,6 +99,7 @@ class Run:
         "failed_step",
         "http_status",
         "id",
+        "items",
         "plan",
         "started",
         "started_at",
@@ -104,6 +116,7 @@ class Run:
         self.ended = 0.0
         self.steps: list[StepTimes | float | None] = [None] * len(plan.step_names)
         self.degraded_steps: tuple[str, ...] = ()
+        self.items: dict[int, Items] | None = None
         self.failed_step = ""
         self.error = ""
         self.http_status = 200
@@ -130,6 +143,29 @@ class Run:
         self.steps[index] = (DEFAULT, started, clock(), describe(error))
         self.degraded_steps += (name,)
         return default
+
+    def note_items(self, index: int, count: int) -> None:
+        """Note how many items a step with ``for_each`` runs for."""
+        if self.items is None:
+            self.items = {}
+        self.items[index] = Items(count)
+
+    def note_failed_item(self, index: int, error: Exception) -> None:
+        """Note that an item failed which its step can do without."""
+        assert self.items is not None, "the items are counted before one is called"
+        items = self.items[index]
+        if not isinstance(error, OrchestratorError):
+            log.error("defect behind a default", execution_id=self.id, step=self.plan.step_names[index], exc_info=error)
+        items.failed += 1
+        items.error = items.error or describe(error)
+
+    def ended_with_items(self, index: int, started: float) -> StepTimes:
+        """Return the outcome of an optional step with ``for_each``: degraded if an item has the default."""
+        items = self.items[index] if self.items else None
+        if items is None or not items.failed:
+            return (OK, started, clock(), "")
+        self.degraded_steps += (self.plan.step_names[index],)
+        return (DEFAULT, started, clock(), items.error)
 
     def blamed(self, step: str, error: Exception) -> Exception:
         """Return the error as the answer shows it: one that the caller's own values caused is the caller's."""
@@ -198,20 +234,21 @@ class Run:
                 for name, identity in self.plan.identities.items()
                 if self.steps[self.plan.step_names.index(name)] is not None
             ),
-            steps=tuple(
-                self._step_record(name, step) for name, step in zip(self.plan.step_names, self.steps, strict=True)
-            ),
+            steps=tuple(map(self._step_record, range(len(self.steps)))),
             error=self.error,
         )
 
-    def _step_record(self, name: str, step: StepTimes | float | None) -> StepRecord:
+    def _step_record(self, index: int) -> StepRecord:
+        name, step = self.plan.step_names[index], self.steps[index]
         if step is None:
             return StepRecord(name, CANCELLED)
+        items = self.items.get(index) if self.items else None
+        counts = (items.count, items.failed) if items else (None, 0)
         if isinstance(step, float):
-            return StepRecord(name, CANCELLED, step - self.started, self.ended - step, 1)
+            return StepRecord(name, CANCELLED, step - self.started, self.ended - step, 1, "", *counts)
         status, start, stop, error = step
         attempts = 0 if status == SKIPPED else 1
-        return StepRecord(name, status, start - self.started, stop - start, attempts, error)
+        return StepRecord(name, status, start - self.started, stop - start, attempts, error, *counts)
 
 
 def describe(error: BaseException) -> str:
@@ -221,8 +258,11 @@ def describe(error: BaseException) -> str:
 
 def culprit(error: BaseException, step: str) -> str:
     """Return the step to blame: for a field that is missing, the one that should have returned it."""
-    if isinstance(error, MissingReference):
-        return error.reference[1:].split(".", 1)[0].split("[", 1)[0]
+    if (
+        isinstance(error, MissingReference)
+        and (root := error.reference[1:].split(".", 1)[0].split("[", 1)[0]) != "item"
+    ):
+        return root
     return "" if isinstance(error, InvalidRequest) and not str(error).startswith("step ") else step
 
 
@@ -231,8 +271,13 @@ def request_error(error: MissingReference) -> Exception:
     reference = error.reference
     if not reference.startswith("$request"):
         return error
-    path = reference[len("$request") :].replace("['", ".").replace("[", ".").replace("']", "").replace("]", "")
-    return InvalidRequest(str(error), [{"pointer": path.replace(".", "/"), "message": "is required"}])
+    return InvalidRequest(str(error), [{"pointer": request_pointer(reference), "message": "is required"}])
+
+
+def request_pointer(reference: str) -> str:
+    """Return where in the request a reference leads: ``/body/items/0`` for ``$request.body.items[0]``."""
+    path = reference.removeprefix("$request").replace("['", ".").replace("[", ".").replace("']", "").replace("]", "")
+    return path.replace(".", "/")
 
 
 # --- concurrent branches ---------------------------------------------------------------------------------------------
@@ -326,6 +371,7 @@ __all__ = [
     "Compiled",
     "Deadline",
     "ExpressionError",
+    "Items",
     "Request",
     "Run",
     "Running",
@@ -333,4 +379,5 @@ __all__ = [
     "culprit",
     "describe",
     "request_error",
+    "request_pointer",
 ]

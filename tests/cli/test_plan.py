@@ -136,8 +136,8 @@ def test_json_has_the_graph(write: Write, orchestrator: Invoke) -> None:
 
     document = json.loads(orchestrator("plan", "credit.all", "--format", "json", *PLUGINS).output)
 
-    common = {"type": "direct", "source": "direct.default", "operation": "", "condition": None}
-    place = {"timeout_seconds": None, "waits_for": [], "file": "domains/credit.yaml"}
+    common = {"type": "direct", "source": "direct.default", "operation": "", "condition": None, "for_each": None}
+    place = {"max_concurrency": None, "timeout_seconds": None, "waits_for": [], "file": "domains/credit.yaml"}
     assert document == {
         "domain": "credit",
         "endpoint": "all",
