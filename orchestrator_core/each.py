@@ -35,7 +35,7 @@ Given: TypeAlias = "list[Values | None]"
 Finish: TypeAlias = Callable[[JSON], JSON]
 Answers: TypeAlias = "Sequence[JSON | OrchestratorError]"
 
-ITEMS_BETWEEN_PAUSES = 64
+ITEMS_BETWEEN_PAUSES = 8
 
 
 @frozen

@@ -258,11 +258,9 @@ def describe(error: BaseException) -> str:
 
 def culprit(error: BaseException, step: str) -> str:
     """Return the step to blame: for a field that is missing, the one that should have returned it."""
-    if (
-        isinstance(error, MissingReference)
-        and (root := error.reference[1:].split(".", 1)[0].split("[", 1)[0]) != "item"
-    ):
-        return root
+    if isinstance(error, MissingReference):
+        root = error.reference[1:].split(".", 1)[0].split("[", 1)[0]
+        return step if root == "item" else root
     return "" if isinstance(error, InvalidRequest) and not str(error).startswith("step ") else step
 
 
