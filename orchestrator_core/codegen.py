@@ -206,8 +206,7 @@ class _Writer:
             exact = emit(for_each, self.roots, exact=True)
             self.exact(f"{variable}_list", [for_each], f"return {exact}")
         values = [emit(node, self.roots, exact=True) for node in nodes]
-        converted = ", ".join(self.converted(step, values))
-        self.exact(f"{variable}_params", nodes, f"return ({converted}{',' if converted else ''})", ITEM_ROOTS)
+        self.exact(f"{variable}_params", nodes, f"return {_tuple(self.converted(step, values))}", ITEM_ROOTS)
 
     def converted(self, step: PlannedStep, values: Sequence[str]) -> list[str]:
         """Return the sources of a step's values, with the transformers that its parameters pass through."""
@@ -230,8 +229,8 @@ class _Writer:
         self.line(body)
         self.depth -= 1
 
-    def exact_call(self, name: str, nodes: Sequence[Node], more: Sequence[str] = ()) -> str:
-        return f"{name}({', '.join(['request', 'run', *more, *self.needs(nodes)])})"
+    def exact_call(self, name: str, nodes: Sequence[Node]) -> str:
+        return f"{name}({', '.join(['request', 'run', *self.needs(nodes)])})"
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
@@ -239,7 +238,7 @@ class _Writer:
         index, variable = self.index[step.name], self.variables[step.name]
         self.blank()
         each = f", for each of {unparse(step.for_each)}" if step.for_each is not None else ""
-        self.line(_comment(f"{step.name}: {step.spec.label} {step.operation}{each}"))
+        self.line(_comment(f"{step.name}: {step.spec.label} {step.operation}".rstrip() + each))
         self.line(f"steps[{index}] = started = clock()")
         self.line("try:")
         self.depth += 1
@@ -339,11 +338,11 @@ class _Writer:
                 values[index] = shared
         numbered = any(reference.root == "index" for node in nodes for reference in references(node))
         over = f"index, item in enumerate({items})" if numbered else f"item in {items}"
-        self.line(f"{given} = [({', '.join(values)}{',' if values else ''}) for {over}]")
+        self.line(f"{given} = [{_tuple(values)} for {over}]")
         self.depth -= 1
-        exact = self.exact_call(f"{variable}_params", nodes, ITEM_ROOTS)
+        arguments = [f"{variable}_params", "request", "run", items, *self.needs(nodes)]
         self.line("except Exception:")
-        self.line(f"    {given} = {each}.values(run, {items}, lambda item, index: {exact})")
+        self.line(f"    {given} = {each}.values({', '.join(arguments)})")
         finish = self.transformed(step, "result")
         arguments = ["run", given, *([f"lambda result: {finish}"] if step.transforms else [])]
         arguments.append(f"at_most={step.config.max_concurrency}")
@@ -489,6 +488,10 @@ class _Writer:
             done.add(step.name)
             if step.name == name:
                 break
+
+
+def _tuple(sources: Sequence[str]) -> str:
+    return f"({', '.join(sources)}{',' if len(sources) == 1 else ''})"
 
 
 def _of_item(node: Node) -> bool:

@@ -25,7 +25,7 @@ from orchestrator_core.errors import (
 )
 from orchestrator_core.expressions.values import kind
 from orchestrator_core.plugin_api import JSON
-from orchestrator_core.run import Branches, Run, request_pointer
+from orchestrator_core.run import Branches, Request, Run, request_pointer
 
 __all__ = ["AtOnce", "ForEach"]
 
@@ -74,12 +74,14 @@ class ForEach:
             raise ExpressionError(message)
         run.note_items(self.index, len(items))
 
-    def values(self, run: Run, items: Sequence[Any], values_of: Callable[[Any, int], Values]) -> Given:
+    def values(
+        self, params: Callable[..., Values], request: Request, run: Run, items: Sequence[Any], *steps: Any
+    ) -> Given:
         """Return each item's values after not all could be had at once: this says which item is to blame."""
         given: Given = []
         for position, item in enumerate(items):
             try:
-                given.append(values_of(item, position))
+                given.append(params(request, run, item, position, *steps))
             except Exception as error:  # it is this item's: see fail
                 self.fail(run, position, error)
                 given.append(None)

@@ -433,3 +433,20 @@ def test_the_features_of_an_item_are_checked_at_load() -> None:
         "ORC412 ml.batched predict knows no 'z' in features",
         "ORC412 ml.batched predict asks for 'x' in features, which nobody fills",
     }
+
+
+def test_the_fields_of_an_item_s_result_are_checked_at_load() -> None:
+    def messages(mapping: str) -> list[str]:
+        domain = EACH["domains/d.yaml"].replace("default: {y: -1}", f"response_mapping: {{a: '{mapping}'}}", 1)
+        domain = domain.replace("                response_mapping", "            response_mapping")
+        problems = check_problems({**EACH, "domains/d.yaml": domain}, plugins={"counting": Plugin()})
+        return [f"{problem.code} {problem.message}; {problem.hint}" for problem in problems]
+
+    assert messages("$score[0].y") == messages("$score") == []
+    assert messages("$score[0].why") == ["ORC505 the step 'score' returns no field 'why'; expected one of: y"]
+    assert messages("$score.y") == [
+        (
+            "ORC505 the step 'score' returns a list with a result for each item, and no field 'y'; "  # and where it is
+            "$score[0].y is that of the first item"
+        )
+    ]

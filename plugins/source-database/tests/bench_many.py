@@ -58,7 +58,9 @@ async def measure(database: Database) -> None:
                     wall[name].append((time.perf_counter() - started) * 1e3)
                     cpu[name].append((time.process_time() - worked) / size * 1e6)
             for name in contestants:
-                figures = f"{statistics.median(wall[name]):8.2f} ms {statistics.median(cpu[name]):7.1f} µs of CPU per item"
+                figures = (
+                    f"{statistics.median(wall[name]):8.2f} ms {statistics.median(cpu[name]):7.1f} µs of CPU per item"
+                )
                 print(f"{database.engine:<11} {size:>5} items  {name:<22} {figures}")
 
 
