@@ -327,8 +327,9 @@ async def check_many(source: Source, operation: str, names: Sequence[str], calls
         got = await many([list(call.params.values()) for call in items])
         check(len(got) == len(items), f"{operation} gave {len(got)} answers for {len(items)} items")
         for call, answer in zip(items, got, strict=True):
-            failed = isinstance(answer, OrchestratorError)
-            came = Outcome(None, type(answer), str(answer)) if failed else Outcome(answer)
+            came = Outcome(answer)
+            if isinstance(answer, OrchestratorError):
+                came = Outcome(None, type(answer), str(answer))
             check_same_outcome(call, alone[id(call)], came, f"among {len(items)} items at once")
 
 
