@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator_core.plugin_api import EntityNotFound, InvalidParam, OrchestratorError, SourceError
+from orchestrator_core.testing import check_problems, service
 
 THINGS = {
     "sqlite": "id INTEGER PRIMARY KEY, code TEXT COLLATE NOCASE, word TEXT, fixed CHAR(4), price NUMERIC, amount REAL,"
@@ -95,6 +97,11 @@ READS: dict[str, dict[str, Any]] = {
     "the first": {"query": EQUAL + "other = :a ORDER BY id DESC LIMIT 1", "on_missing": "allow"},
     "in order": {"query": EQUAL + "other = :a ORDER BY id DESC", "result": "many"},
     "a page": {"query": EQUAL + "id > :a ORDER BY id LIMIT 2", "result": "many"},
+    "so many": {
+        "query": EQUAL + "other = 1 ORDER BY id DESC LIMIT :a",
+        "params": {"a": "integer"},
+        "result": "many",
+    },
     "a join": {
         "query": "SELECT t.id, o.word AS other_word FROM things t JOIN things o ON o.other = t.id WHERE t.id = :a",
         "result": "many",
@@ -154,6 +161,7 @@ LEFT_ALONE = {
     for name in (
         "in order",
         "a page",
+        "so many",
         "a subquery",
         "with",
         "a part of the result",
@@ -369,3 +377,85 @@ def test_the_statement_timeout_is_for_each_item(sqlite: Database) -> None:
             assert str(found[4]) == "count: the database gave up: the statement took too long"
 
     run(main())
+
+
+def test_a_locked_database_is_waited_for_once(sqlite: Database) -> None:
+    async def main() -> None:
+        other = sqlite3.connect(sqlite.folder / "test.db", isolation_level=None)
+        read = "SELECT name FROM customers WHERE customer_id = :id"
+        async with sqlite.having(lock_timeout=0.3).open(read=read) as source:
+            many = source.prepare_many("read", ["id"])
+            assert many is not None
+            other.execute("BEGIN EXCLUSIVE")
+            started = time.perf_counter()
+            found = await many([(1,)] * 8)
+            assert time.perf_counter() - started < 1.5
+            message = "read: the database stayed locked for 0.3 s"
+            assert shown(found) == shown([SourceError(message, transient=True)] * 8)
+            other.execute("ROLLBACK")
+            assert await many([(1,)] * 2) == [{"name": "customer 1"}] * 2
+        other.close()
+
+    run(main())
+
+
+def test_a_step_for_each_reads_customers_over_http(database: Database) -> None:
+    step = """
+        name: customer
+        type: database
+        operation: get_customer
+        for_each: "$request.body.ids"
+        params: {customer_id: "$item"}
+    """.strip().replace("\n        ", "\n                    ")
+    files = {
+        "database.yaml": f"""
+            database:
+              sources: {{default: {{connection_string: "{database.url}"}}}}
+              operations:
+                get_customer:
+                  query: "SELECT customer_id, name FROM customers WHERE customer_id = :customer_id"
+                  params: {{customer_id: integer}}
+        """,
+        "domains/shop.yaml": f"""
+            endpoints:
+              strict:
+                data_sources:
+                  - {step}
+              tolerant:
+                data_sources:
+                  - {step}
+                    required: false
+              wrong:
+                data_sources:
+                  - {step}
+                response_mapping: {{first: "$customer[0].nme"}}
+        """,
+    }
+    if database.engine == "sqlite":
+        files["database.yaml"] = files["database.yaml"].replace("///", f"///{database.folder}/")
+    named = [{"customer_id": number, "name": f"customer {number}"} for number in range(1, 101)]
+
+    async def main() -> None:
+        fine = {**files, "domains/shop.yaml": files["domains/shop.yaml"].partition("              wrong:")[0]}
+        async with service(fine) as shop:
+            ids = [*range(100, 0, -1), "7", 7]
+            answer = await shop.post("/orchestrator/shop/strict", {"ids": ids})
+            assert (answer.status, answer.json) == (200, [named[int(number) - 1] for number in ids])
+            answer = await shop.post("/orchestrator/shop/strict", {"ids": [1, 0]})
+            assert (answer.status, answer.json["detail"]) == (
+                404,
+                "step 'customer', item 1: get_customer: nothing found for customer_id=0",
+            )
+            answer = await shop.post("/orchestrator/shop/strict", {"ids": [1, "x"]})
+            finding = "get_customer: parameter 'customer_id' expected integer, got 'x'"
+            assert (answer.status, answer.json["detail"]) == (422, f"step 'customer', item 1: {finding}")
+            assert answer.json["errors"] == [{"pointer": "/body/ids/1", "message": finding}]
+            answer = await shop.post("/orchestrator/shop/tolerant", {"ids": [1, 0, "x", 2]})
+            assert answer.json == [named[0], None, None, named[1]]
+            assert answer.headers["X-Orchestrator-Degraded"] == "customer"
+
+    run(main())
+    problems = check_problems(files)
+    assert [f"{problem.code} {problem.message}; {problem.hint}" for problem in problems] == [
+        "ORC505 the step 'customer' returns no field 'nme'; did you mean 'name'?"
+    ]

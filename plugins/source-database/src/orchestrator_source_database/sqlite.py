@@ -371,7 +371,9 @@ class Sqlite(AbstractAsyncContextManager["Sqlite"]):
         statement, finish = Statement(binding), finisher(binding)
         operation = binding.query.operation
 
-        def read_one(connection: sqlite3.Connection, given: Sequence[Any]) -> Any:
+        def read_one(connection: sqlite3.Connection, given: Sequence[Any], closed: list[OrchestratorError]) -> Any:
+            if closed:
+                return closed[0]
             try:
                 shape, rows, _ = statement.run(connection, statement.adapt(given))
                 if shape is None:
@@ -380,12 +382,14 @@ class Sqlite(AbstractAsyncContextManager["Sqlite"]):
             except OrchestratorError as error:
                 return error
             except sqlite3.Error as error:
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF in (*BUSY, sqlite3.SQLITE_CANTOPEN):
-                    raise  # that is so for every item
-                return self._translate(error, binding)
+                failed = self._translate(error, binding)
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in BUSY:
+                    closed.append(failed)  # the others do not wait for the lock as well
+                return failed
 
         async def read(items: Sequence[Sequence[Any]]) -> Sequence[Any]:
-            jobs = [partial(read_one, given=given) for given in items]
+            closed: list[OrchestratorError] = []
+            jobs = [partial(read_one, given=given, closed=closed) for given in items]
             results: Sequence[Any] = await self._lend(self._readers, binding, lambda worker: worker.run_all(jobs))
             return results
 
