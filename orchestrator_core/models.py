@@ -198,9 +198,7 @@ async def _predict_list(model: Model, features: Any) -> JSON:
     raise InvalidParam(FEATURES, "features must be an object, or a list of objects")
 
 
-async def predict_items(
-    model: Model, items: Sequence[Any], most: int | None, predict_one_item: Callable[[Any], Awaitable[JSON]]
-) -> Sequence[JSON | OrchestratorError]:
+async def predict_items(model: Model, items: Sequence[Any], most: int | None) -> Sequence[JSON | OrchestratorError]:
     """Score items, each of which is a row or a list of rows, in one call of the model.
 
     Where that cannot be done because a value is unfit, each item is scored by itself, so that it fails alone.
@@ -214,16 +212,19 @@ async def predict_items(
         most = most or len(rows)
         parts = [await predict_rows(model, rows[start : start + most]) for start in range(0, len(rows), most or 1)]
     except InvalidParam:
-        return [await _outcome(predict_one_item(features)) for features in items]
+        return [await _outcome(model, features) for features in items]
     results = iter([result for part in parts for result in part])
     return [list(islice(results, len(item))) if type(item) is list else next(results) for item in items]
 
 
-async def _outcome(call: Awaitable[JSON]) -> JSON | OrchestratorError:
+async def _outcome(model: Model, features: Any) -> JSON | OrchestratorError:
     try:
-        return await call
+        if type(features) is not dict:
+            return await _predict_list(model, features)
+        (result,) = await predict_rows(model, [features])
     except OrchestratorError as error:
         return error
+    return result
 
 
 @frozen
@@ -259,12 +260,12 @@ class MlSource:
         self, operation: str, param_names: Sequence[str]
     ) -> Callable[[Sequence[Sequence[JSON]]], Awaitable[Sequence[JSON | OrchestratorError]]]:
         """Return the call for many items, whose rows go to the model together, ``batch.max_size`` at a time."""
-        predict_one_item = self.prepare(operation, param_names)
+        self.prepare(operation, param_names)  # which refuses other names
         loaded = self.models[operation]
         most = loaded.spec.common.batch.max_size if loaded.spec.common.batch else None
 
         async def predict(items: Sequence[Sequence[JSON]]) -> Sequence[JSON | OrchestratorError]:
-            return await predict_items(loaded.model, [features for (features,) in items], most, predict_one_item)
+            return await predict_items(loaded.model, [features for (features,) in items], most)
 
         return predict
 

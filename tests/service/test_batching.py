@@ -422,6 +422,9 @@ def test_a_model_with_a_limit_gets_no_larger_batches(serve: Serve) -> None:
     answer = shop.post("/orchestrator/d/batched", rows(*range(20)))
     assert answer.json == [{"y": number * 10} for number in range(20)]
     assert calls_of(plugin) == [8, 8, 4]
+    items = [*rows(1, 2, 3)["items"], {"x": 4, "unfit": True}]
+    assert shop.post("/orchestrator/d/batched", {"items": items}).status == 422
+    assert calls_of(plugin) == [8, 8, 4, 4, 1, 1, 1, 1]
 
 
 def test_the_features_of_an_item_are_checked_at_load() -> None:
