@@ -114,7 +114,7 @@ class ForEach:
         error = self.of_item(run, position, error)
         if not self.optional:
             raise error
-        run.note_failed_item(self.index, error)
+        run.note_failed_items(self.index, error)
 
     def of_item(self, run: Run, position: int, error: Exception) -> Exception:
         """Return the error as the answer shows it, with the step and the number of the item."""
@@ -166,8 +166,7 @@ class _Calls:
         except Exception as error:  # it is every item's
             if not step.optional:
                 raise
-            for position, _ in items:
-                step.fail(self.run, position, error)
+            self.run.note_failed_items(step.index, self.run.blamed(step.name, error), len(items))
             return
         for (position, _), answer in zip(items, answers, strict=True):
             self.settle(position, answer)
@@ -221,8 +220,7 @@ class _Calls:
     def time_out(self) -> None:
         """Give the items that have not ended the default; those that have keep their results."""
         error = DeadlineExceeded(f"step '{self.step.name}' took longer than its timeout")
-        for _ in range(self.unsettled):
-            self.run.note_failed_item(self.step.index, error)
+        self.run.note_failed_items(self.step.index, error, self.unsettled)
 
 
 def _saying(error: Exception, message: str) -> Exception:

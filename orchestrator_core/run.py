@@ -81,12 +81,13 @@ StepTimes = tuple[StepStatus, float, float, str]
 class Items:
     """The items of a step with ``for_each``: how many there are and have failed, and the first failure's message."""
 
-    __slots__ = ("count", "error", "failed")
+    __slots__ = ("count", "defect", "error", "failed")
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.failed = 0
         self.error = ""
+        self.defect = False
 
 
 class Run:
@@ -150,13 +151,14 @@ class Run:
             self.items = {}
         self.items[index] = Items(count)
 
-    def note_failed_item(self, index: int, error: Exception) -> None:
-        """Note that an item failed which its step can do without."""
+    def note_failed_items(self, index: int, error: Exception, count: int = 1) -> None:
+        """Note that items failed which their step can do without."""
         assert self.items is not None, "the items are counted before one is called"
         items = self.items[index]
-        if not isinstance(error, OrchestratorError):
+        if not isinstance(error, OrchestratorError) and not items.defect:
+            items.defect = True  # the others are most probably the same
             log.error("defect behind a default", execution_id=self.id, step=self.plan.step_names[index], exc_info=error)
-        items.failed += 1
+        items.failed += count
         items.error = items.error or describe(error)
 
     def ended_with_items(self, index: int, started: float) -> StepTimes:

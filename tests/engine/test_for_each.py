@@ -11,6 +11,7 @@ import pytest
 from attrs import define, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from orchestrator_core.engine import execute
 from orchestrator_core.errors import (
@@ -421,6 +422,20 @@ def test_a_defect_in_an_item_is_a_defect_and_says_which(run: RunFixture) -> None
     run(main())
 
 
+def test_defects_behind_a_default_are_logged_once_for_a_step(run: RunFixture) -> None:
+    async def breaks(_: Any) -> Any:
+        raise ZeroDivisionError("oops")
+
+    async def main() -> None:
+        async with planned(Lab({"score": breaks}), one_step(default=0)) as ready:
+            with capture_logs() as logs:
+                got = await ran(ready, request({"items": [1, 2, 3]}))
+            assert (got.result, got.steps["score"].items_failed) == ([0, 0, 0], 3)
+            assert [(entry["event"], entry["step"]) for entry in logs] == [("defect behind a default", "score")]
+
+    run(main())
+
+
 @LABS
 def test_a_value_that_an_item_lacks_fails_before_anything_is_called(make: Any, run: RunFixture) -> None:
     async def main() -> None:
@@ -522,6 +537,7 @@ def test_the_whole_call_failing_fails_every_item(make: Any, run: RunFixture) -> 
         async with planned(Down(), one_step(default=0)) as ready:
             got = await ran(ready, request({"items": [1, 2]}))
             assert (got.result, got.steps["score"].items_failed) == ([0, 0], 2)
+            assert got.steps["score"].error == "it is down"
         async with planned(Down(), one_step()) as ready:
             got = await ran(ready, request({"items": [1, 2]}))
             assert (str(got.error), got.run.failed_step) == ("it is down", "score")
