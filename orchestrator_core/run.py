@@ -235,6 +235,18 @@ def request_error(error: MissingReference) -> Exception:
     return InvalidRequest(str(error), [{"pointer": path.replace(".", "/"), "message": "is required"}])
 
 
+def located(place: str, expression: str, roots: tuple[str, ...], evaluate: Callable[[], JSON]) -> JSON:
+    """Return the value of an expression; its error says where it stands, and whose values it could not work on."""
+    try:
+        return evaluate()
+    except ExpressionError as error:
+        message = f"{place}: {error}, in {expression}"
+        if roots == ("request",):
+            raise InvalidRequest(message) from error
+        steps = [root for root in roots if root not in ("request", "execution")]
+        raise ExpressionError(message, step=steps[0] if len(steps) == 1 else "") from error
+
+
 # --- concurrent branches ---------------------------------------------------------------------------------------------
 
 
@@ -332,5 +344,6 @@ __all__ = [
     "clock",
     "culprit",
     "describe",
+    "located",
     "request_error",
 ]
