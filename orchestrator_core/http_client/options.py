@@ -27,8 +27,9 @@ class TlsOptions:
     """How the server proves who it is, and this client too where it must.
 
     ``ca_file`` (PEM) replaces the system's certificate authorities. ``cert_file`` and ``key_file`` (PEM) are the client
-    certificate; the key may be in ``cert_file``, and ``key_password`` opens one that is encrypted. ``server_name`` is asked for and verified instead of the URL's host.
-    ``verify: false`` accepts any certificate: whoever is in the way can read and change everything.
+    certificate; the key may be in ``cert_file``, and ``key_password`` opens one that is encrypted. ``server_name`` is
+    asked for and verified instead of the URL's host. ``verify: false`` accepts any certificate: whoever is in the way
+    can read and change everything.
     """
 
     verify: bool = _field(

@@ -511,8 +511,10 @@ def test_a_value_that_is_missing_or_unfit_names_who_is_to_blame(
         (
             {"a": [1, {"b": "$first.a + $second.word"}]},
             502,
-            "response_mapping.a[1].b: '+' takes two numbers, two strings or two lists, got a number and a string, "
-            "in $first.a + $second.word",
+            (
+                "response_mapping.a[1].b: '+' takes two numbers, two strings or two lists, got a number and a string, "
+                "in $first.a + $second.word"
+            ),
             "",
         ),
         (

@@ -124,7 +124,9 @@ class Relay:
             self._writers -= {writer, back}
             self._tasks.discard(task)
 
-    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, from_client: bool = False) -> None:
+    async def _pipe(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, from_client: bool = False
+    ) -> None:
         # uvloop says RuntimeError where a write comes after the other side closed
         with suppress(OSError, RuntimeError):
             while data := await reader.read(65536):

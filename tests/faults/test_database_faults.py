@@ -104,7 +104,12 @@ class Engine:
 
 
 ENGINES = [
-    Engine("PostgreSQL", f"{POSTGRESQL_URL}/postgres", "SELECT CAST(:customer_id AS int) AS id", "SELECT pg_sleep(:seconds)"),
+    Engine(
+        "PostgreSQL",
+        f"{POSTGRESQL_URL}/postgres",
+        "SELECT CAST(:customer_id AS int) AS id",
+        "SELECT pg_sleep(:seconds)",
+    ),
     Engine("MySQL", f"{MYSQL_URL}/mysql", "SELECT :customer_id AS id", "SELECT SLEEP(:seconds)"),
 ]
 
@@ -119,10 +124,13 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 @asynccontextmanager
 async def serving(engine: Engine, options: str = "") -> AsyncIterator[tuple[RunningService, Relay]]:
     """A service that has read once, behind a relay to the server."""
-    async with nothing_left("a database fault"), relay(*engine.address) as way:
-        async with service(engine.files(way.port, options)) as served:
-            assert (await served.get(READ)).json == {"id": 7}
-            yield served, way
+    async with (
+        nothing_left("a database fault"),
+        relay(*engine.address) as way,
+        service(engine.files(way.port, options)) as served,
+    ):
+        assert (await served.get(READ)).json == {"id": 7}
+        yield served, way
 
 
 async def mended(served: RunningService, before: tuple[int, int, int]) -> None:
@@ -171,7 +179,8 @@ def test_a_connection_that_is_dropped_in_the_middle_fails_its_request_and_is_rep
                 assert answer.status == 502
                 said = answer.json["detail"]
                 assert answer.json == problem(answer, said, "naps", "source failed", f"/orchestrator/bank/{target}")
-                assert said == f"step 'naps': {'sleep' if target == 'slow' else 'write'}: the connection to the database was lost"
+                operation = "sleep" if target == "slow" else "write"
+                assert said == f"step 'naps': {operation}: the connection to the database was lost"
                 await mended(served, before)
 
     run(main())

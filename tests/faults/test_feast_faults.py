@@ -249,22 +249,25 @@ def test_a_store_server_that_is_down_is_a_failed_source_until_it_is_back(
     server: Repository, tmp_path: Path, run: Run
 ) -> None:
     async def main() -> None:
-        async with nothing_left("a store that is down"), relay(*address_of(kind_of(server))) as way:
-            async with service(through(server, tmp_path, way.port)) as served:
-                assert (await served.get(visits(FRESH))).json == {"visits": 12}
-                before = await warmed(served, OTHER)
-                await way.refuse()
-                for _ in range(2):
-                    said = store_is_down(await served.get(visits(FRESH)))
-                    assert f"127.0.0.1:{way.port}" in said
-                resilient = await served.get("/orchestrator/shop/resilient/1")
-                assert (resilient.json, resilient.headers["X-Orchestrator-Degraded"]) == (
-                    {"visits": 0, "degraded": True},
-                    "behaviour",
-                )
-                assert (await served.get(OTHER)).json == {"fine": True}
-                await way.listen()
-                await mended(served, before)
+        async with (
+            nothing_left("a store that is down"),
+            relay(*address_of(kind_of(server))) as way,
+            service(through(server, tmp_path, way.port)) as served,
+        ):
+            assert (await served.get(visits(FRESH))).json == {"visits": 12}
+            before = await warmed(served, OTHER)
+            await way.refuse()
+            for _ in range(2):
+                said = store_is_down(await served.get(visits(FRESH)))
+                assert f"127.0.0.1:{way.port}" in said
+            resilient = await served.get("/orchestrator/shop/resilient/1")
+            assert (resilient.json, resilient.headers["X-Orchestrator-Degraded"]) == (
+                {"visits": 0, "degraded": True},
+                "behaviour",
+            )
+            assert (await served.get(OTHER)).json == {"fine": True}
+            await way.listen()
+            await mended(served, before)
 
     run(main())
 
@@ -272,13 +275,15 @@ def test_a_store_server_that_is_down_is_a_failed_source_until_it_is_back(
 @pytest.mark.xfail(strict=False, reason="the source answers 503 for a store out of reach and 502 for one that hangs")
 def test_a_store_that_is_down_is_502_and_one_that_hangs_504(server: Repository, tmp_path: Path, run: Run) -> None:
     async def main() -> None:
-        async with relay(*address_of(kind_of(server))) as way:
-            async with service(through(server, tmp_path, way.port)) as served:
-                assert (await served.get(visits(FRESH))).json == {"visits": 12}
-                way.swallows = True
-                hanging = (await served.get(visits(FRESH))).status
-                await way.refuse()
-                assert ((await served.get(visits(FRESH))).status, hanging) == (502, 504)
+        async with (
+            relay(*address_of(kind_of(server))) as way,
+            service(through(server, tmp_path, way.port)) as served,
+        ):
+            assert (await served.get(visits(FRESH))).json == {"visits": 12}
+            way.swallows = True
+            hanging = (await served.get(visits(FRESH))).status
+            await way.refuse()
+            assert ((await served.get(visits(FRESH))).status, hanging) == (502, 504)
 
     run(main())
 
@@ -301,18 +306,21 @@ def test_a_store_server_that_hangs_is_given_up_after_the_timeout_while_others_go
     server: Repository, tmp_path: Path, run: Run
 ) -> None:
     async def main() -> None:
-        async with nothing_left("a store that hangs"), relay(*address_of(kind_of(server))) as way:
-            async with service(through(server, tmp_path, way.port)) as served:
-                assert (await served.get(visits(FRESH))).json == {"visits": 12}
-                before = await warmed(served, OTHER)
-                way.swallows = True
-                assert "no answer within 0.5 s" in store_is_down(await served.get(visits(FRESH)))
-                ((name, status, _),) = await failed_steps(served)
-                assert (name, status) == ("behaviour", "failed")
-                assert (await served.get(OTHER)).json == {"fine": True}
-                way.swallows = False
-                await way.cut()
-                await mended(served, before)
+        async with (
+            nothing_left("a store that hangs"),
+            relay(*address_of(kind_of(server))) as way,
+            service(through(server, tmp_path, way.port)) as served,
+        ):
+            assert (await served.get(visits(FRESH))).json == {"visits": 12}
+            before = await warmed(served, OTHER)
+            way.swallows = True
+            assert "no answer within 0.5 s" in store_is_down(await served.get(visits(FRESH)))
+            ((name, status, _),) = await failed_steps(served)
+            assert (name, status) == ("behaviour", "failed")
+            assert (await served.get(OTHER)).json == {"fine": True}
+            way.swallows = False
+            await way.cut()
+            await mended(served, before)
 
     run(main())
 
@@ -321,13 +329,16 @@ def test_an_idle_connection_to_the_store_that_was_cut_costs_no_request(
     server: Repository, tmp_path: Path, run: Run
 ) -> None:
     async def main() -> None:
-        async with nothing_left("a store that cuts"), relay(*address_of(kind_of(server))) as way:
-            async with service(through(server, tmp_path, way.port)) as served:
-                assert (await served.get(visits(FRESH))).json == {"visits": 12}
-                before = await warmed(served, OTHER)
-                for _ in range(3):
-                    await way.cut()
-                    await mended(served, before)
+        async with (
+            nothing_left("a store that cuts"),
+            relay(*address_of(kind_of(server))) as way,
+            service(through(server, tmp_path, way.port)) as served,
+        ):
+            assert (await served.get(visits(FRESH))).json == {"visits": 12}
+            before = await warmed(served, OTHER)
+            for _ in range(3):
+                await way.cut()
+                await mended(served, before)
 
     run(main())
 

@@ -93,7 +93,9 @@ def test_a_key_that_is_encrypted_needs_its_password_and_asks_nobody(certificates
         async with partner(tls=certificates.mutual) as api:
             async with opened(api.url, tls={**tls, "key_password": "s&cret"}, folder=folder) as source:
                 await source.fetch("get", {"id": 1})
-            with pytest.raises(ValueError, match=r"us\.key cannot be used: the key is encrypted; give tls\.key_password$"):
+            with pytest.raises(
+                ValueError, match=r"us\.key cannot be used: the key is encrypted; give tls\.key_password$"
+            ):
                 async with opened(api.url, tls=tls, folder=folder):
                     pass
             with pytest.raises(ValueError, match=r"tls\.cert_file .*us\.pem .* cannot be used: ") as caught:

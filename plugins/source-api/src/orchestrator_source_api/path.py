@@ -107,7 +107,9 @@ def text_of(name: str, value: JSON, place: str) -> str:
         return "true" if value else "false"
     if isinstance(value, int | float):
         if not isfinite(value):
-            raise InvalidParam(name, f"parameter '{name}' is a number that is not finite, which cannot stand in {place}")
+            raise InvalidParam(
+                name, f"parameter '{name}' is a number that is not finite, which cannot stand in {place}"
+            )
         return str(value)
     kind = "null" if value is None else "an object" if isinstance(value, Mapping) else "a list"
     raise InvalidParam(name, f"parameter '{name}' is {kind}, which cannot stand in {place}")
