@@ -5,24 +5,21 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import yaml
-from attrs import frozen
 
 from orchestrator_core.testing import RunningService, service
 from orchestrator_core.testing.service import Answer
+from tests.faults.features import EXPIRED, FRESH, UNKNOWN, Repository, make
 from tests.faults.kit import failed_steps, no_more_than, nothing_left, problem, relay, skip_without, warmed
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
 REDIS = os.environ.get("ORCHESTRATOR_TEST_REDIS", "127.0.0.1:6379")
 POSTGRESQL_URL = os.environ.get("ORCHESTRATOR_TEST_POSTGRESQL_URL", "postgresql://postgres@127.0.0.1:5432")
-FRESH, EXPIRED, UNKNOWN = 1, 2, 99
 
 FEAST = """
     feast:
@@ -72,56 +69,14 @@ def visits(entity: int) -> str:
     return f"/orchestrator/shop/visits/{entity}"
 
 
-@frozen
-class Repository:
-    """A feature repository whose online store has one fresh entity and one that is past its view's ``ttl``."""
-
-    folder: Path
-    sdk: Any
-
-    def elsewhere(self, folder: Path, **store: Any) -> dict[str, str]:
-        """Return the files of a configuration whose repository looks for its store elsewhere."""
-        config = yaml.safe_load((self.folder / "feature_store.yaml").read_text())
-        config["registry"]["path"] = str(self.folder / "registry.db")
-        config["online_store"].update(store)
-        (folder / "feature_store.yaml").write_text(yaml.safe_dump(config))
-        return files(folder)
-
-
 def files(folder: Path) -> dict[str, str]:
     return {"integrations/feast.yaml": FEAST.format(folder=folder), "domains/shop.yaml": DOMAIN}
 
 
-def make(folder: Path, online_store: dict[str, Any]) -> Repository:
-    import pandas as pd
-    from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
-    from feast.types import Int64
-
-    now = datetime.now(UTC)
-    config = {
-        "project": f"orchestrator_test_{uuid.uuid4().hex[:10]}",
-        "provider": "local",
-        "registry": {"path": "registry.db"},
-        "online_store": online_store,
-        "offline_store": {"type": "file"},
-        "entity_key_serialization_version": 3,
-    }
-    (folder / "feature_store.yaml").write_text(yaml.safe_dump(config))
-    rows = {"customer_id": [FRESH, EXPIRED], "visits": [12, 3], "event_timestamp": [now, now - timedelta(days=3)]}
-    pd.DataFrame(rows).to_parquet(folder / "customers.parquet")
-    source = FileSource(path=str(folder / "customers.parquet"), timestamp_field="event_timestamp")
-    customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
-    view = FeatureView(
-        name="customer",
-        entities=[customer],
-        ttl=timedelta(days=1),
-        source=source,
-        schema=[Field(name="customer_id", dtype=Int64), Field(name="visits", dtype=Int64)],
-    )
-    sdk = FeatureStore(repo_path=str(folder))
-    sdk.apply([customer, view])
-    sdk.write_to_online_store("customer", pd.DataFrame(rows))
-    return Repository(folder, sdk)
+def elsewhere(repository: Repository, folder: Path, **store: Any) -> dict[str, str]:
+    """Return the files of a configuration whose repository looks for its store elsewhere."""
+    repository.elsewhere(folder, **store)
+    return files(folder)
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +131,8 @@ def address_of(store: str) -> tuple[str, int]:
 
 def through(repository: Repository, folder: Path, port: int) -> dict[str, str]:
     if repository.sdk.config.online_store.type == "redis":
-        return repository.elsewhere(folder, connection_string=f"127.0.0.1:{port},db=3")
-    return repository.elsewhere(folder, host="127.0.0.1", port=port)
+        return elsewhere(repository, folder, connection_string=f"127.0.0.1:{port},db=3")
+    return elsewhere(repository, folder, host="127.0.0.1", port=port)
 
 
 # --- entities ---------------------------------------------------------------------------------------------------------
@@ -228,7 +183,7 @@ def test_a_store_file_that_cannot_be_read_is_a_failed_source(
         file.write_bytes(b"this is no database, but long enough to be taken for one" * 100)
 
     async def main() -> None:
-        async with nothing_left(damage), service(sqlite.elsewhere(tmp_path)) as served:
+        async with nothing_left(damage), service(elsewhere(sqlite, tmp_path)) as served:
             if damage == "removed while":
                 assert (await served.get(visits(FRESH))).json == {"visits": 12}
                 file.unlink()
