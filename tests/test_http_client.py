@@ -254,6 +254,16 @@ def test_a_base_url_that_cannot_be_used_is_refused_without_repeating_it(run: Run
     run(scenario())
 
 
+def test_a_long_path_is_cut_short_in_messages(run: Run) -> None:
+    async def scenario() -> None:
+        async with connected(once(b"")) as (server, origin):
+            with pytest.raises(SourceError) as caught:
+                await origin.request("GET", "/" + "x" * 1000 + "?secret=1")
+            assert str(caught.value).startswith(f"GET {server.url}/{'x' * 299}…?…: the peer closed ")
+
+    run(scenario())
+
+
 def test_options_do_not_show_their_secrets() -> None:
     options = HttpOptions(proxy="http://u:secret@p", headers={"Authorization": "secret"})
     assert "secret" not in repr(options)
