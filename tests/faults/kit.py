@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -57,6 +57,16 @@ async def no_more_than(before: tuple[int, int, int]) -> None:
     while any(more > less for more, less in zip(amounts(), before, strict=True)):
         assert loop.time() < patience, f"(tasks, threads, descriptors): {amounts()}, before {before}: {held()}"
         await asyncio.sleep(0.01)
+
+
+async def meanwhile(calls: Sequence[asyncio.Future[Any]], ask: Callable[[], Awaitable[Answer]]) -> list[Answer]:
+    """Ask again and again until the calls have ended; return the answers, of which there must be several."""
+    answers = []
+    while not all(call.done() for call in calls):
+        answers.append(await ask())
+        await asyncio.sleep(0.005)
+    assert len(answers) > 3, "nothing else was answered meanwhile"
+    return answers
 
 
 async def failed_steps(served: RunningService) -> list[tuple[str, str, str]]:
