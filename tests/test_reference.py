@@ -131,6 +131,8 @@ class ContainerOptions:
     limits: Limits = option(Limits(), help="Limits of the container.")
     volumes: Mapping[str, str | Volume] = option(factory=dict, help="Folders by <name>.")
     ports: tuple[int, ...] = option((), help="Ports.")
+    labels: Mapping[str, int] = option(factory=lambda: {"a": 1}, help="Labels.")
+    more: Limits = option(factory=Limits, help="More limits.")
 
 
 @frozen
@@ -175,6 +177,8 @@ It is started with the service.
 | `limits` | [mapping](#limits) | `{}` | Limits of the container. |
 | `volumes` | [mapping of names to string or mapping](#volumesname) | `{}` | Folders by &lt;name>. |
 | `ports` | list of integers | `[]` | Ports. |
+| `labels` | mapping of names to integers | `{a: 1}` | Labels. |
+| `more` | [mapping](#limits) | `{}` | More limits. |
 
 ### `limits`
 

@@ -151,8 +151,9 @@ def _default(attribute: attrs.Attribute[Any]) -> str:
     if value is attrs.NOTHING:
         return "required"
     if isinstance(value, Factory):  # type: ignore[arg-type]
-        made = None if value.takes_self else value.factory()
-        return f"`{made}`" if made in ({}, []) else "`[]`" if made == () else ""
+        if value.takes_self:
+            return ""
+        value = value.factory()
     held = [part for _, part in classes_in(attribute.type)]
     if type(value) in held:
         return "`{}`" if _is_all_defaults(value) else ""
@@ -178,6 +179,8 @@ def _yaml(value: Any) -> str:
         return str(int(value))
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, list | tuple):
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_yaml(key)}: {_yaml(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list | tuple | set | frozenset):
         return f"[{', '.join(_yaml(item) for item in value)}]"
     return str(value) if value != "" else '""'
