@@ -22,11 +22,14 @@ from typing import Any
 from attrs import define, evolve, field, frozen
 
 from orchestrator_core.each import AtOnce, ForEach
+from orchestrator_core.errors import ExpressionError
 from orchestrator_core.expressions import (
     MISSING,
+    ArrayNode,
     Literal,
     LogicalNode,
     Node,
+    ObjectNode,
     ReferenceNode,
     emit,
     emit_condition,
@@ -37,22 +40,22 @@ from orchestrator_core.expressions import (
 )
 from orchestrator_core.plan import ITEM_ROOTS, Plan, PlannedStep
 from orchestrator_core.plugin_api import JSON
-from orchestrator_core.run import OK, SKIPPED, Branches, Request, Run, clock
+from orchestrator_core.run import OK, SKIPPED, Branches, Request, Run, clock, located
 
 Call = Callable[..., Awaitable[JSON]]
 Coroutine = Callable[[Request, Run], Awaitable[JSON]]
 
 _RESERVED = {
     *("request", "run", "steps", "started", "error", "branches", "clock", "MISSING", "OK", "SKIPPED", "LOOKUP"),
-    *("Branches", "timeout", "future", "BaseException", "Exception"),
+    *("Branches", "timeout", "future", "located", "BaseException", "Exception"),
 }
 _NOT_A_WORD = re.compile(r"\W", re.ASCII)
 # The shapes of the names that are made from a step's variable; no variable of a step may have one of them.
 _DERIVED_START = re.compile(r"_|call_|convert_|default_|each_|transform_|response")
 _DERIVED_END = re.compile(r"_(params|condition|wanted|ready|task|branch|list|each|given|[0-9]+)\Z")
 
-LOOKUP = (KeyError, TypeError, IndexError)
-"""What a plain subscript raises when a reference finds nothing."""
+LOOKUP = (KeyError, TypeError, IndexError, ExpressionError)
+"""What a plain subscript raises when a reference finds nothing, and an operator that cannot work on its operands."""
 
 
 @frozen
@@ -94,6 +97,7 @@ class Generated:
             "SKIPPED": SKIPPED,
             "clock": clock,
             "future": _future,
+            "located": located,
             "timeout": asyncio.timeout,
         }
         linecache.cache[self.filename] = (len(self.source), None, self.lines, self.filename)
@@ -220,7 +224,21 @@ class _Writer:
     def exact_response(self) -> None:
         node = self.plan.response
         if node is not None and not isinstance(node, Literal):
-            self.exact("response_exactly", [node], f"return {emit(node, self.roots, exact=True)}")
+            self.exact("response_exactly", [node], f"return {self.located(node, 'response_mapping')}")
+
+    def located(self, node: Node, place: str) -> str:
+        """Return the exact form of the answer, in which errors say which of its fields they are about."""
+        match node:
+            case ObjectNode(fields=fields):
+                each = [f"{name!r}: {self.located(value, f'{place}.{name}')}" for name, value in fields]
+                return f"{{{', '.join(each)}}}"
+            case ArrayNode(items=items):
+                return f"[{', '.join(self.located(item, f'{place}[{index}]') for index, item in enumerate(items))}]"
+        exact = emit(node, self.roots, exact=True)
+        if isinstance(node, Literal | ReferenceNode):
+            return exact
+        roots = tuple(sorted({reference.root for reference in references(node)}))
+        return f"located({place!r}, {unparse(node)!r}, {roots!r}, lambda: {exact})"
 
     def exact(self, name: str, nodes: Sequence[Node], body: str, more: Sequence[str] = ()) -> None:
         self.blank(2)

@@ -280,6 +280,18 @@ def request_pointer(reference: str) -> str:
     return path.replace(".", "/")
 
 
+def located(place: str, expression: str, roots: tuple[str, ...], evaluate: Callable[[], JSON]) -> JSON:
+    """Return the value of an expression; its error says where it stands, and whose values it could not work on."""
+    try:
+        return evaluate()
+    except ExpressionError as error:
+        message = f"{place}: {error}, in {expression}"
+        if roots == ("request",):
+            raise InvalidRequest(message) from error
+        steps = [root for root in roots if root not in ("request", "execution")]
+        raise ExpressionError(message, step=steps[0] if len(steps) == 1 else "") from error
+
+
 # --- concurrent branches ---------------------------------------------------------------------------------------------
 
 
@@ -378,6 +390,7 @@ __all__ = [
     "clock",
     "culprit",
     "describe",
+    "located",
     "request_error",
     "request_pointer",
 ]

@@ -127,7 +127,7 @@ def test_a_number_that_json_cannot_hold_is_a_failure_as_it_is_over_http(orchestr
     result = orchestrator("run", "shop.nan", "--body", '{"x": 1e308}')
 
     assert result.exit_code == 1
-    assert json.loads(result.stdout)["status"] == 502
+    assert json.loads(result.stdout)["status"] == 422  # the number is the caller's
 
 
 def test_a_degraded_answer_says_so(orchestrator: Invoke) -> None:
