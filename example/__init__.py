@@ -1,1 +1,1 @@
-"""The worked example: 10,000 customers in SQLite, a credit model by MLflow, and the configuration that joins them."""
+"""The worked example: four endpoints over a database, a feature store, a partner's API and four models."""

@@ -7,20 +7,41 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from example.build import CONFIG, FOLDER, NotInstalled, build, is_built
+from example.build import NotInstalled, build, is_built
+from example.places import CONFIG, FOLDER
+from example.processes import MODELS, PARTNER, CannotStart, Server, running, wanted_port
 
 HOST = "127.0.0.1"
 PORT = 8000
 ADMIN_PORT = 8001
 INTERRUPTED = 130
 
+TRY = (
+    ("loan_approval/predict/1003", "database, feature store and bureau at once, then the model: approved"),
+    ("loan_approval/predict/1002", "refused: the bureau and the unpaid bills know more than ..."),
+    ("credit_risk/predict/1002", "... the database alone, by which the risk is low"),
+    ("churn/predict/1003", "she is likely to leave"),
+    ("recommendations/predict/1003", "what she may like"),
+    ("recommendations/predict/1007", "nothing: the feature store has not heard of her yet"),
+)
+
+
+class Wanted(NamedTuple):
+    """What the command line and the environment ask for."""
+
+    port: int
+    admin_port: int
+    servers: Mapping[Server, int | None]
+    partner_delay: float
+
 
 def main(arguments: Sequence[str]) -> None:
-    ports = parse(arguments)
-    for port in ports:
+    wanted = parse(arguments)
+    for port in (wanted.port, wanted.admin_port):
         refuse_if_taken(port)
     if not is_built(FOLDER):
         try:
@@ -28,17 +49,22 @@ def main(arguments: Sequence[str]) -> None:
         except NotInstalled as error:
             sys.exit(f"error: {error}")
         if not is_built(FOLDER):
-            sys.exit("error: example/build.py was changed while it ran: start again")
-        # In place of this process, which holds 150 MB of what trains a model and serves none.
+            sys.exit("error: what builds the example was changed while it ran: start again")
+        # In place of this process, which holds hundreds of MB of what trains models and serves none.
         os.execv(sys.executable, [sys.executable, "-m", "example", *arguments])
-    serve(*ports)
+    serve(wanted)
 
 
-def parse(arguments: Sequence[str]) -> tuple[int, int]:
-    """Return the ports of the public and of the admin listener."""
+def parse(arguments: Sequence[str]) -> Wanted:
     parser = argparse.ArgumentParser(prog="python -m example", description=__doc__)
     parser.add_argument("--port", type=int, metavar="N", help=f"port to serve on; default $PORT, else {PORT}")
     parser.add_argument("--admin-port", type=int, metavar="N", help="port of the admin listener; default the next one")
+    for option, server in (("--partner-port", PARTNER), ("--models-port", MODELS)):
+        usual = f"default ${server.variable}, else {server.port}, or any free one where that is taken"
+        parser.add_argument(option, type=int, metavar="N", help=f"port of the {server.name}; {usual}")
+    parser.add_argument(
+        "--partner-delay", type=float, default=0.0, metavar="SECONDS", help="how long the partner takes for each answer"
+    )
     given = parser.parse_args(arguments)
     port = given.port
     if port is None:
@@ -50,7 +76,17 @@ def parse(arguments: Sequence[str]) -> tuple[int, int]:
     for number in (port, admin_port):
         if not 1 <= number <= 65535:
             parser.error(f"{number} is no port: take one from 1 to 65535")
-    return port, admin_port
+    try:
+        servers = {
+            server: wanted_port(server) if number is None else number
+            for server, number in ((PARTNER, given.partner_port), (MODELS, given.models_port))
+        }
+    except CannotStart as error:
+        parser.error(str(error))
+    for number in servers.values():
+        if number is not None and not 0 <= number <= 65535:
+            parser.error(f"{number} is no port: take one from 1 to 65535, or 0 for any free one")
+    return Wanted(port, admin_port, servers, given.partner_delay)
 
 
 def refuse_if_taken(port: int) -> None:
@@ -67,14 +103,36 @@ def refuse_if_taken(port: int) -> None:
             )
 
 
-def serve(port: int, admin_port: int) -> None:
-    from orchestrator_core.cli import main as orchestrator
+def serve(wanted: Wanted) -> None:
+    """Serve with the partner and the model server beside it, until Ctrl-C."""
+    say("starting   the partner API and the model server")
+    delay = ["--delay", str(wanted.partner_delay)]
+    try:
+        with running(FOLDER, wanted.servers, say, delay) as environment:
+            os.environ.update(environment)
+            say("starting   the service: the feature store takes a few seconds\n")
+            invite(wanted)
+            from orchestrator_core.cli import main as orchestrator
 
-    url = f"http://localhost:{port}"
-    print(f"try   curl {url}/orchestrator/credit_risk/predict/1001", file=sys.stderr)
-    print("stop  Ctrl-C\n", file=sys.stderr, flush=True)
-    config = Path(os.path.relpath(CONFIG)).as_posix()
-    orchestrator(["serve", "--config", config, "--port", str(port), "--admin-port", str(admin_port)])
+            config = Path(os.path.relpath(CONFIG)).as_posix()
+            ports = ["--port", str(wanted.port), "--admin-port", str(wanted.admin_port)]
+            orchestrator(["serve", "--config", config, *ports])
+    except CannotStart as error:
+        sys.exit(f"error: {error}")
+
+
+def invite(wanted: Wanted) -> None:
+    base = f"http://localhost:{wanted.port}"
+    width = max(len(path) for path, _ in TRY)
+    for index, (path, what) in enumerate(TRY):
+        say(f"{'' if index else 'try':<10} curl {base}/orchestrator/{path:<{width}}  # {what}")
+    say(f"{'see':<10} {base}/docs")
+    say(f"{'':<10} curl 'http://localhost:{wanted.admin_port}/executions?limit=1'  # the latest answer, step by step")
+    say(f"{'stop':<10} Ctrl-C\n")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

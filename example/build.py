@@ -1,9 +1,9 @@
-"""What the example serves: customers in SQLite, and the credit model that MLflow logs. The same each time.
+"""What the example serves: customers in their databases and the feature store, and the models. The same each time.
 
 `python -m example` builds it when it is not there. By hand: `python -m example.build`, or `… FOLDER` for another place.
 
-The customers come from a seeded generator, and the clock is never read. All is made in a folder beside the final
-places and moved there at the end, so that a build that is interrupted leaves nothing half-made.
+All is made in a folder beside the final places and moved there at the end, so that a build that is interrupted leaves
+nothing half-made.
 """
 
 from __future__ import annotations
@@ -11,72 +11,50 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import random
 import shutil
-import sqlite3
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-if TYPE_CHECKING:
-    from sklearn.pipeline import Pipeline
+from example import tables
+from example.people import CUSTOMERS, customers
+from example.places import (
+    CHURN_MODEL,
+    CREDIT_MODEL,
+    DATABASE,
+    FEATURE_REPO,
+    FEATURES,
+    FOLDER,
+    LOAN_MODEL,
+    PARTNER,
+    PARTS,
+    RECOMMENDER,
+    STAMP,
+)
+from example.tables import People
 
-FOLDER = Path(__file__).parent
-CONFIG = FOLDER / "config"
-DATABASE = Path("data", "customers.db")
-MODEL = Path("models", "credit_risk")
-STAMP = Path("data", ".built")
-
-SEED = 20260101
-CUSTOMERS = 10_000
-CREATED = "2026-01-01 00:00:00"  # what the model says of itself: it is the same whenever it is built
-
-SCHEMA = """
-CREATE TABLE customers (
-    customer_id   INTEGER PRIMARY KEY,
-    name          TEXT NOT NULL,
-    credit_score  INTEGER NOT NULL,   -- 300 to 850
-    annual_income INTEGER             -- null: not known
-);
-CREATE TABLE loans (                  -- how earlier loans ended: what the model learns from
-    customer_id INTEGER PRIMARY KEY REFERENCES customers,
-    defaulted   INTEGER NOT NULL
-);
-"""
+SOURCES = ("build.py", "people.py", "places.py", "tables.py", "features.py", "training.py")
+REPOSITORY = ("feature_store.yaml", "definitions.py")
+DECIDING_PACKAGES = ("scikit-learn", "skops", "feast", "onnx")
 
 
 class NotInstalled(Exception):
     """A package that builds the example is missing."""
 
 
-class Customer(NamedTuple):
-    customer_id: int
-    name: str
-    credit_score: int
-    annual_income: int | None
-
-
-NAMED = (
-    Customer(1001, "Amara Okafor", 815, 142_000),  # low
-    Customer(1002, "Bruno Keller", 720, 61_000),  # low, less clearly
-    Customer(1003, "Chloe Martin", 630, 44_000),  # medium
-    Customer(1004, "Dev Patel", 560, 39_000),  # high
-    Customer(1005, "Elif Kaya", 480, 21_000),  # high, almost certainly
-    Customer(1006, "Farid Haddad", 702, None),  # no score: the income is not known
-)
-
-
 def recipe() -> str:
-    """Return the hash of what decides the result: this file, and the versions that a stored model depends on."""
-    decides = hashlib.sha256(Path(__file__).read_bytes())
-    for package in ("scikit-learn", "skops"):
+    """Return the hash of what decides the result: what builds, and the versions that stored things depend on."""
+    decides = hashlib.sha256()
+    for path in (*(FOLDER / name for name in SOURCES), *(FOLDER / FEATURE_REPO / name for name in REPOSITORY)):
+        decides.update(path.read_bytes())
+    for package in DECIDING_PACKAGES:
         try:
             decides.update(f"{package}=={version(package)}\n".encode())
         except PackageNotFoundError:
@@ -85,34 +63,59 @@ def recipe() -> str:
 
 
 def is_built(folder: Path) -> bool:
-    """Return whether everything is there, and as this file would make it."""
+    """Return whether everything is there, and as it would be made today."""
     stamp = folder / STAMP
-    return (
-        stamp.is_file()
-        and stamp.read_text() == recipe()
-        and (folder / DATABASE).is_file()
-        and (folder / MODEL / "MLmodel").is_file()
-    )
+    return stamp.is_file() and stamp.read_text() == recipe() and all((folder / part).exists() for part in PARTS)
 
 
 def build(folder: Path) -> None:
-    """Make the database and the model, replacing what is there. Raises :class:`NotInstalled`."""
+    """Make databases, feature store and models, replacing what is there. Raises :class:`NotInstalled`."""
     made_by = recipe()
     unfinished = folder / ".building"
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    columns = (TextColumn("{task.description:<34}"), BarColumn(), TimeElapsedColumn())
+    (unfinished / FEATURE_REPO).mkdir(parents=True)
+    for part in PARTS:
+        (unfinished / part).parent.mkdir(exist_ok=True)
+    for name in REPOSITORY:
+        shutil.copy(FOLDER / FEATURE_REPO / name, unfinished / FEATURE_REPO)
     try:
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            make_database(unfinished / "customers.db", progress)
-            train_and_log(unfinished / "customers.db", unfinished / "credit_risk", made_by, progress)
+        make(unfinished, made_by)
         (folder / STAMP).unlink(missing_ok=True)
-        move(unfinished / "customers.db", folder / DATABASE, unfinished)
-        move(unfinished / "credit_risk", folder / MODEL, unfinished)
-        (unfinished / "stamp").write_text(made_by)
-        move(unfinished / "stamp", folder / STAMP, unfinished)
+        for part in PARTS:
+            move(unfinished / part, folder / part, unfinished)
+        (unfinished / STAMP).write_text(made_by)
+        move(unfinished / STAMP, folder / STAMP, unfinished)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def make(folder: Path, made_by: str) -> None:
+    columns = (TextColumn("{task.description:<38}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(f"writing {CUSTOMERS:,} customers", total=CUSTOMERS)
+        people: People = list(customers())
+        tables.write_lender(folder / DATABASE, people, lambda: progress.advance(task))
+        tables.write_partner(folder / PARTNER, people)
+        with step(progress, "importing Feast, MLflow, scikit-learn"):
+            features, training, mlflow, pandas = _imports()
+        with step(progress, "materialising the feature store"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tables.write_features(folder / FEATURES, people, pandas)
+            features.materialise(folder / FEATURE_REPO)
+        with step(progress, "training the models"):
+            training.export_loan_model(people, folder / LOAN_MODEL)
+            training.write_churn_model(people, folder / CHURN_MODEL)
+            training.write_recommender(people, folder / RECOMMENDER)
+        with step(progress, "logging the credit model with MLflow"):
+            training.log_credit_model(people, folder / CREDIT_MODEL, mlflow, pandas, made_by)
+
+
+@contextmanager
+def step(progress: Progress, description: str) -> Iterator[None]:
+    """Show that something is under way of which nobody knows how far it is."""
+    task = progress.add_task(description, total=None)
+    yield
+    progress.update(task, total=1, completed=1)
 
 
 def move(made: Path, place: Path, aside: Path) -> None:
@@ -123,97 +126,31 @@ def move(made: Path, place: Path, aside: Path) -> None:
     made.rename(place)
 
 
-# --- the customers -----------------------------------------------------------------------------------------------
-
-
-def customers() -> Iterator[tuple[Customer, int | None]]:
-    """Yield each customer, with whether an earlier loan was not paid back; the named ones never had a loan."""
-    for customer in NAMED:
-        yield customer, None
-    chance = random.Random(SEED)
-    for customer_id in range(NAMED[-1].customer_id + 1, NAMED[0].customer_id + CUSTOMERS):
-        credit_score = min(850, max(300, round(chance.gauss(665, 85))))
-        income = min(400_000, max(12_000, round(chance.lognormvariate(10.85, 0.45), -2)))
-        odds = 2.718281828 ** (-1.2 - 0.017 * (credit_score - 640) - 0.000_02 * (income - 50_000))
-        defaulted = int(chance.random() < odds / (1 + odds))
-        yield Customer(customer_id, f"Customer {customer_id}", credit_score, int(income)), defaulted
-
-
-def make_database(path: Path, progress: Progress) -> None:
-    task = progress.add_task(f"writing {CUSTOMERS:,} customers", total=CUSTOMERS)
-    with closing(sqlite3.connect(path)) as database:
-        database.executescript(SCHEMA)
-        with database:
-            for customer, defaulted in customers():
-                database.execute("INSERT INTO customers VALUES (?, ?, ?, ?)", customer)
-                if defaulted is not None:
-                    database.execute("INSERT INTO loans VALUES (?, ?)", (customer.customer_id, defaulted))
-                progress.advance(task)
-
-
-# --- the model ---------------------------------------------------------------------------------------------------
-
-
-def train_and_log(database: Path, folder: Path, made_by: str, progress: Progress) -> None:
-    task = progress.add_task("importing MLflow and scikit-learn", total=3)
-    mlflow, pandas = _imports()
-    progress.update(task, completed=1, description="training the credit model")
-    with closing(sqlite3.connect(database)) as connection:
-        query = "SELECT credit_score, annual_income, defaulted FROM customers JOIN loans USING (customer_id)"
-        rows = connection.execute(f"{query} ORDER BY customer_id").fetchall()
-    history = pandas.DataFrame(rows, columns=["credit_score", "income", "defaulted"]).astype({"income": float})
-    features = history[["credit_score", "income"]]
-    model = trained(features, history["defaulted"])
-    progress.update(task, completed=2, description="logging it as an MLflow model")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow warns of its own type hints
-        mlflow.sklearn.save_model(
-            model,
-            folder,
-            serialization_format="skops",  # loads without running code, unlike a pickle
-            signature=_signature(),
-            input_example=features.head(5),
-            pip_requirements=[f"{package}=={version(package)}" for package in ("scikit-learn", "skops")],
-            mlflow_model=mlflow.models.Model(utc_time_created=CREATED, model_uuid=made_by[:32]),
-        )
-    progress.update(task, completed=3, description="logged the credit model")
-
-
-def trained(features: Any, defaulted: Any) -> Pipeline:
-    """Return the probability of a default as a function of the credit score and the income."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), LogisticRegression()).fit(features, defaulted)
-
-
-def _signature() -> Any:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
-
-    inputs = Schema([ColSpec("long", "credit_score"), ColSpec("double", "income")])
-    return ModelSignature(inputs, Schema([ColSpec("long", "defaulted")]))
-
-
-def _imports() -> tuple[Any, Any]:
+def _imports() -> tuple[Any, Any, Any, Any]:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # MLflow looks for git, and the example needs none
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    for name in ("mlflow", "feast"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            import feast  # noqa: F401
             import mlflow.sklearn
+            import onnx  # noqa: F401
             import pandas
             import skops.io  # noqa: F401  # what MLflow stores the model with
+
+            from example import features, training
     except ModuleNotFoundError as error:
         raise NotInstalled(
             f"building the example needs the package '{error.name}', which is not installed\n"
             "  = `make demo` installs what it needs into an environment of its own\n"
             "  = or, by hand, from the repository's folder:\n"
-            "    pip install --group example -e . -e plugins/source-database -e 'plugins/model-artifact[sklearn]'"
+            "    pip install --group example -e . -e plugins/source-database -e plugins/source-api"
+            " -e plugins/source-feast \\\n"
+            "      -e 'plugins/model-artifact[sklearn,onnx]' -e plugins/model-http -e plugins/transform-standard"
         ) from error
-    return mlflow, pandas
+    return features, training, mlflow, pandas
 
 
 if __name__ == "__main__":
