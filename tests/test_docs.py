@@ -40,7 +40,7 @@ from orchestrator_core.config.load import CORE_KEYS
 from orchestrator_core.config.model import DomainFile
 from orchestrator_core.config.yaml import parse_document
 from orchestrator_core.testing import check_problems
-from tests.example.workspace import ENVIRONMENT, ROOT, make_workspace
+from tests.example.workspace import ENVIRONMENT, ROOT, make_workspace, servers
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -162,9 +162,13 @@ def sessions() -> list[Session]:
 
 
 class Running(NamedTuple):
-    """A service of the workspace: what is served and where, by the port that the page calls it by."""
+    """A service of the workspace: what is served and where, by the port that the page calls it by.
+
+    ``environment`` is that of commands on its configuration: the example's servers are on ports of their own.
+    """
 
     ports: Mapping[int, int]
+    environment: Mapping[str, str]
 
 
 @pytest.fixture(scope="session")
@@ -176,20 +180,21 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def services(workspace: Path) -> Iterator[Mapping[str, Running]]:
     """The example, and the starter that `main.py` serves, each on ports of its own."""
     with ExitStack() as stack:
+        environment = {**ENVIRONMENT, **stack.enter_context(servers(workspace))}
         example = [sys.executable, "-m", "orchestrator_core", "serve", "--config", "example/config"]
         starter = [sys.executable, "main.py"]
         yield {
-            "example/config": stack.enter_context(serving(example, workspace)),
-            "config": stack.enter_context(serving(starter, workspace)),
+            "example/config": stack.enter_context(serving(example, workspace, environment)),
+            "config": stack.enter_context(serving(starter, workspace, ENVIRONMENT)),
         }
 
 
 @contextmanager
-def serving(command: list[str], folder: Path) -> Iterator[Running]:
+def serving(command: list[str], folder: Path, environment: Mapping[str, str]) -> Iterator[Running]:
     ports = dict(zip((8000, 8001), free_ports(2), strict=True))
     with subprocess.Popen(
         [*command, "--port", str(ports[8000]), "--admin-port", str(ports[8001])],
-        cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
+        cwd=folder, env=environment, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         try:
             assert process.stderr
@@ -200,7 +205,7 @@ def serving(command: list[str], folder: Path) -> Iterator[Running]:
                     break
             else:
                 pytest.fail(f"{shlex.join(command)} did not start:\n{said}")
-            yield Running(ports)
+            yield Running(ports, environment)
         finally:
             process.terminate()
             process.communicate(timeout=30)
@@ -276,9 +281,10 @@ def run_orchestrator(session: Session, arguments: list[str], services: Mapping[s
     if arguments[0] in SERVICE_COMMANDS:
         assert_parses(arguments)
         arguments = [*arguments, "--admin", f"http://127.0.0.1:{service_of(arguments, services).ports[8001]}"]
+    environment = service_of(arguments, services).environment if "--config" in arguments else ENVIRONMENT
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator_core", *arguments],
-        cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False,
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if session.shown:
         assert alike(done.stdout) == alike(session.shown), done.stderr

@@ -6,12 +6,17 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from example.processes import MODELS, PARTNER, running
+
 ROOT = Path(__file__).parents[2]
+NOT_PASSED_ON = ("PORT", "PARTNER_PORT", "MODELS_PORT", "CREDIT_TOKEN", "NO_COLOR", "FORCE_COLOR")
 ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if name not in ("PORT", "NO_COLOR", "FORCE_COLOR")},
+    **{name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON},
     "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
 }
 
@@ -32,3 +37,12 @@ def build(into: Path) -> None:
         [sys.executable, "-m", "example.build", str(into)], env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@contextmanager
+def servers(workspace: Path, *partner_options: str) -> Iterator[Mapping[str, str]]:
+    """Run the partner and the model server on free ports; yield the variables that lead to them."""
+    ended: list[str] = []
+    with running(workspace / "example", {PARTNER: 0, MODELS: 0}, ended.append, partner_options) as environment:
+        yield environment
+    assert ended == []
