@@ -296,11 +296,13 @@ FILES = [
 def shipped() -> Registry:
     """The plugins of this repository, whether or not they are installed."""
     database = pytest.importorskip("orchestrator_source_database.plugin").DATABASE
+    api = pytest.importorskip("orchestrator_source_api.plugin").API
+    feast = pytest.importorskip("orchestrator_source_feast.plugin").FEAST
     artifact = pytest.importorskip("orchestrator_model_artifact.plugin").ARTIFACT
     http = pytest.importorskip("orchestrator_model_http.plugin").HTTP
     models = {"artifact": artifact, "local_artifact": artifact, "http": http}
     return Registry(
-        sources={kind.name: Provided(kind, PLUGIN) for kind in (DIRECT, ML, database)},
+        sources={kind.name: Provided(kind, PLUGIN) for kind in (DIRECT, ML, database, api, feast)},
         models={name: Provided(kind, PLUGIN) for name, kind in models.items()},
     )
 
