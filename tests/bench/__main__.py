@@ -24,18 +24,29 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import orjson
 import uvloop
 from attrs import evolve, frozen
 
 from tests.bench import ours
-from tests.bench.backends import CUSTOMERS, make_customers, make_model, make_sqlite, postgresql_database
+from tests.bench.backends import (
+    CUSTOMERS,
+    make_customers,
+    make_model,
+    make_sqlite,
+    postgresql_database,
+    predict,
+    report_of,
+)
+from tests.bench.features import feature_repository, redis_answers, redis_process
 from tests.bench.load import Measured, fetch, measure, request
 from tests.bench.process import Cores, Process, Unusable, divide_cores, free_port, move_backends, started
-from tests.bench.report import FLOWS, Contestant, as_json, doubts, table, targets
-from tests.bench.task import Settings, path
+from tests.bench.report import ALONE, FLOWS, Contestant, as_json, doubts, table, targets
+from tests.bench.task import SLOW_API_SECONDS, SLOW_MODEL_SECONDS, Settings, path
 
 MODULES = {
     "hand": "tests.bench.contestants.hand",
@@ -44,8 +55,18 @@ MODULES = {
     "bare": "tests.bench.contestants.bare",
 }
 CONTESTANTS = ("ours", "hand", "tricks", "fastapi")
+FIELDS = {
+    "multi": ("ours", "hand", "fastapi"),
+    "loan": ("ours", "hand", "fastapi"),
+    "multi_slow": ("ours", "hand"),
+    "loan_slow": ("ours", "hand"),
+}
+"""Who takes part in a flow, where that is not everybody."""
+ON_POSTGRESQL = frozenset({"postgresql", "http", *FIELDS})
+ON_REDIS = frozenset({"loan", "loan_slow"})
 CONNECTIONS = 32
 IDS = 2_000
+SLOW_IDS = 200
 WARM_UP_SECONDS = 0.5
 PROFILED_ROWS = 35
 
@@ -61,6 +82,7 @@ class Options:
     rounds: int
     seconds: float
     postgresql: str
+    redis: str
     json: Path | None
     profile: str | None
 
@@ -86,13 +108,16 @@ def parse(arguments: Sequence[str]) -> Options:
         "--contestants",
         type=lambda text: names(contestants, text),
         default=contestants,
-        help=", ".join(contestants) + "; the flow engine has its own",
+        help=", ".join(contestants) + "; the flow engine has its own, and tricks only the older ones",
     )
     parser.add_argument("--rounds", type=at_least_one, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of load for each contestant in each round")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to a file too")
     parser.add_argument(
         "--postgresql", default="postgresql://postgres@127.0.0.1:5432/postgres", metavar="URL", help="of the server"
+    )
+    parser.add_argument(
+        "--redis", default="127.0.0.1:6379,db=3", metavar="ADDRESS", help="of the server, as Feast takes it"
     )
     parser.add_argument("--profile", choices=flows, metavar="FLOW", help="run ours under cProfile instead")
     return Options(**vars(parser.parse_args(arguments)))
@@ -106,6 +131,18 @@ class Backends:
     settings: Settings
     missing: Mapping[str, str]
     """Why flows cannot run, by flow."""
+    servers: Mapping[bool, Process]
+    """The API and model server: the quick one, and under True the one that takes its time."""
+    redis_pid: int | None
+
+    def of(self, flow: str) -> tuple[Settings, list[int]]:
+        """Return the settings of a flow, and the process ids of the backends that are its alone or known."""
+        server = self.servers.get(flow in ALONE)
+        if server is None or flow not in ON_POSTGRESQL - {"postgresql"}:
+            return evolve(self.settings, flow=flow), []
+        url = f"http://127.0.0.1:{server.port}"
+        pids = [server.pid] + ([self.redis_pid] if self.redis_pid and flow in ON_REDIS else [])
+        return evolve(self.settings, flow=flow, model_url=url, api_url=url), pids
 
 
 @asynccontextmanager
@@ -123,38 +160,54 @@ async def backends(options: Options, folder: Path, cores: Cores) -> AsyncIterato
             say("training the model")
             settings = evolve(settings, model=str(folder / "model.onnx"))
             make_model(Path(settings.model), customers)
-        if flows & {"postgresql", "http"}:
+        if flows & ON_POSTGRESQL:
             try:
                 url = await stack.enter_async_context(postgresql_database(options.postgresql, customers))
                 settings = evolve(settings, postgresql=url)
             except (OSError, TimeoutError, asyncpg.PostgresError) as error:
                 why = f"PostgreSQL does not answer: {error or type(error).__name__} (--postgresql URL names another)"
-                missing = dict.fromkeys(("postgresql", "http"), why)
-        if "http" in flows - set(missing):
-            port = free_port()
-            command = [sys.executable, "-m", "tests.bench.backends", str(port)]
-            log = folder / "model-server.log"
-            await stack.enter_async_context(started("model server", command, port, cores.load, log))
-            settings = evolve(settings, model_url=f"http://127.0.0.1:{port}")
-        yield Backends(settings, missing)
+                missing = dict.fromkeys(ON_POSTGRESQL, why)
+        redis_pid = None
+        if flows & ON_REDIS - set(missing):
+            try:
+                await redis_answers(options.redis)
+            except (OSError, ValueError) as error:
+                why = f"Redis does not answer: {error or type(error).__name__} (--redis ADDRESS names another)"
+                missing |= dict.fromkeys(ON_REDIS, why)
+            else:
+                say("filling the feature store")
+                repository = feature_repository(folder / "features", options.redis, CUSTOMERS)
+                settings = evolve(settings, feast=await stack.enter_async_context(repository))
+                redis_pid = await redis_process(options.redis)
+        servers = {}
+        for slow in (False, True):
+            if any((flow in ALONE) == slow for flow in flows & ON_POSTGRESQL - {"postgresql"} - set(missing)):
+                port, delays = free_port(), (SLOW_API_SECONDS, SLOW_MODEL_SECONDS) if slow else (0, 0)
+                command = [sys.executable, "-m", "tests.bench.backends", str(port), *map(str, delays)]
+                log = folder / f"model-server-{port}.log"
+                servers[slow] = await stack.enter_async_context(
+                    started("model server", command, port, cores.load, log)
+                )
+        yield Backends(settings, missing, servers, redis_pid)
 
 
 # --- one flow ----------------------------------------------------------------------------------------------------
 
 
 async def run_flow(
-    flow: str, options: Options, settings: Settings, folder: Path, cores: Cores
-) -> dict[str, Contestant]:
-    """Start the flow's contestants, verify them and measure them round by round."""
+    flow: str, options: Options, there: Backends, folder: Path, cores: Cores
+) -> dict[str, dict[str, Contestant]]:
+    """Start the flow's contestants, verify them and measure them round by round. The results are by load."""
+    settings, backend_pids = there.of(flow)
     say(f"\n{FLOWS[flow]}")
-    ids = random.Random(flow).sample(range(1, CUSTOMERS + 1), IDS)
-    if flow == "engine":
-        ids = ids[:1]
+    count = 1 if flow == "engine" else SLOW_IDS if flow in ALONE else IDS
+    ids = random.Random(flow).sample(range(1, CUSTOMERS + 1), count)
     async with AsyncExitStack() as stack:
         servers: dict[str, Process] = {}
         expected: list[bytes] = []
-        for name in ("ours", "bare") if flow == "engine" else options.contestants:
-            given = evolve(settings, flow=flow, port=free_port())
+        names = [name for name in options.contestants if name in FIELDS.get(flow, CONTESTANTS)]
+        for name in ("ours", "bare") if flow == "engine" else names:
+            given = evolve(settings, port=free_port())
             if name == "ours":
                 command = ours.command(folder / f"config-{flow}", given)
             else:
@@ -171,25 +224,60 @@ async def run_flow(
             servers[name] = server
         say(f"  {', '.join(servers)}: the same {len(ids)} answers")
         requests = [request(f"{path(flow)}{number}") for number in ids]
-        rounds: dict[str, list[Measured]] = {name: [] for name in servers}
-        for number in range(options.rounds):
+        loads = {flow: CONNECTIONS, f"{flow}_alone": 1} if flow in ALONE else {flow: CONNECTIONS}
+        rounds: dict[str, dict[str, list[Measured]]] = {load: {name: [] for name in servers} for load in loads}
+        for number, (load, connections) in product(range(options.rounds), loads.items()):
             shown = []
             for name, server in servers.items():
-                if settings.postgresql and flow in ("postgresql", "http"):
-                    await keep_off(settings.postgresql, cores)
+                pids = list(backend_pids)
+                if flow in ON_POSTGRESQL:
+                    pids += await keep_off(settings.postgresql, cores)
                 measured = await measure(
                     server,
                     requests,
                     expected,
-                    connections=CONNECTIONS,
+                    connections=connections,
                     warm_up_seconds=WARM_UP_SECONDS,
                     seconds=options.seconds,
                     seed=number,
+                    backends=pids,
                 )
-                rounds[name].append(measured)
-                shown.append(f"{name} {measured.requests_per_second:,.0f}/s {measured.cpu_micros:.1f} µs")
+                rounds[load][name].append(measured)
+                one = f"p50 {measured.p50_seconds * 1e3:.2f} ms" if connections == 1 else f"{measured.cpu_micros:.1f} µs"
+                shown.append(f"{name} {measured.requests_per_second:,.0f}/s {one}")
+            if connections == 1:
+                floor = await measure_floor(there.servers[True], options.seconds, ids)
+                rounds[load].setdefault("floor", []).append(floor)
+                shown.append(f"floor p50 {floor.p50_seconds * 1e3:.2f} ms")
             say(f"  round {number + 1} of {options.rounds}: {', '.join(shown)}")
-        return {name: Contestant(tuple(rounds[name]), server.peak_bytes()) for name, server in servers.items()}
+        peaks = {name: server.peak_bytes() for name, server in servers.items()}
+        return {
+            load: {name: Contestant(tuple(measured), peaks.get(name, 0)) for name, measured in by_name.items()}
+            for load, by_name in rounds.items()
+        }
+
+
+async def measure_floor(server: Process, seconds: float, ids: Sequence[int]) -> Measured:
+    """Ask the API and the model themselves, one after the other: what a client waits for on this machine at least."""
+    features = {"credit_score": 600, "debt_ratio": 0.5}
+    reports = [request(f"/reports/{number}") for number in ids]
+    answers = [orjson.dumps(report_of(number)) for number in ids]
+    predictions, scores = [request("/predict", orjson.dumps(features))], [orjson.dumps(predict(features))]
+    api, model = [
+        await measure(
+            server,
+            requests,
+            bodies,
+            connections=1,
+            warm_up_seconds=WARM_UP_SECONDS,
+            seconds=seconds / 2,
+            seed=0,
+        )
+        for requests, bodies in ((reports, answers), (predictions, scores))
+    ]
+    return evolve(
+        api, p50_seconds=api.p50_seconds + model.p50_seconds, p99_seconds=api.p99_seconds + model.p99_seconds
+    )
 
 
 async def verify(flow: str, server: Process, ids: Sequence[int]) -> list[bytes]:
@@ -200,7 +288,7 @@ async def verify(flow: str, server: Process, ids: Sequence[int]) -> list[bytes]:
             raise Unusable(f"{server.name} answers {answer.status} for {number}: {answer.body!r}")
         if server.name == "ours" and not {"x-execution-id", "server-timing"} <= answer.headers.keys():
             raise Unusable(f"ours answers without its headers: {answer.headers}")
-    if flow in ("sqlite", "postgresql", "http"):
+    if flow not in ("noop", "engine"):
         for entity, status in ((CUSTOMERS + 1, 404), ("abc", 422)):
             (answer,) = await fetch(server, [f"{path(flow)}{entity}"])
             if answer.status != status:
@@ -208,19 +296,19 @@ async def verify(flow: str, server: Process, ids: Sequence[int]) -> list[bytes]:
     return [answer.body for answer in answers]
 
 
-async def keep_off(url: str, cores: Cores) -> None:
-    """Move the database's own processes to the other cores, where we may."""
+async def keep_off(url: str, cores: Cores) -> list[int]:
+    """Move the database's own processes to the other cores, where we may, and return their ids."""
     import asyncpg
 
     connection = await asyncpg.connect(url)
     rows = await connection.fetch("SELECT pid FROM pg_stat_activity WHERE datname = current_database()")
     await connection.close()
-    move_backends(urlsplit(url).path[1:], [row["pid"] for row in rows], cores.load)
+    return move_backends(urlsplit(url).path[1:], [row["pid"] for row in rows], cores.load)
 
 
-async def profile(flow: str, options: Options, settings: Settings, folder: Path, cores: Cores) -> None:
+async def profile(flow: str, options: Options, there: Backends, folder: Path, cores: Cores) -> None:
     """Run ours under cProfile and print where the time goes."""
-    given = evolve(settings, flow=flow, port=free_port())
+    given = evolve(there.of(flow)[0], port=free_port())
     written = folder / "profile"
     command = ours.command(folder / "config-profiled", given, written)
     async with started("ours", command, given.port, cores.server, folder / "profiled.log") as server:
@@ -272,10 +360,11 @@ async def run(options: Options) -> None:
                     say(f"\n{FLOWS[flow]}: left out. {why}")
                     notes.append(f"{flow} was left out. {why}")
                 elif options.profile:
-                    await profile(flow, options, there.settings, folder, cores)
+                    await profile(flow, options, there, folder, cores)
                 else:
-                    results[flow] = await run_flow(flow, options, there.settings, folder, cores)
-                    say("\n" + table(flow, results[flow]))
+                    for load, measured in (await run_flow(flow, options, there, folder, cores)).items():
+                        results[load] = measured
+                        say("\n" + table(load, measured))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if options.profile:

@@ -1,4 +1,4 @@
-"""What the contestants call: a table of customers, an ONNX model and a model server, all made here."""
+"""What the contestants call: a table of customers, an ONNX model, and a process that is an API and a model server."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import orjson
@@ -97,14 +98,21 @@ def make_model(file: Path, customers: list[Customer]) -> None:
     file.write_bytes(converted.SerializeToString())
 
 
-# --- the model server, a process of its own ---------------------------------------------------------------------
+# --- the API and the model server, in a process of their own ------------------------------------------------------
 
 
-class ModelServer(asyncio.Protocol):
-    """Answers ``POST /predict`` with as little work as can be, so that the client's cost is what is measured."""
+class Answering(asyncio.Protocol):
+    """Answers with as little work as can be, so that the client's cost is what is measured.
+
+    ``GET /reports/7`` is the API's, and whatever has a body is for the model.
+    """
+
+    def __init__(self, api_seconds: float = 0.0, model_seconds: float = 0.0) -> None:
+        self._api_seconds = api_seconds
+        self._model_seconds = model_seconds
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self._transport: asyncio.WriteTransport = transport  # type: ignore[assignment]
         self._received = b""
 
     def data_received(self, data: bytes) -> None:
@@ -112,27 +120,62 @@ class ModelServer(asyncio.Protocol):
         head, end, body = self._received.partition(b"\r\n\r\n")
         if not end:
             return
+        if head.startswith(REPORT):
+            self._received = b""
+            report = report_of(int(head[len(REPORT) :].partition(b" ")[0]))
+            self._answer(b"404 Not Found" if report is None else b"200 OK", report, self._api_seconds)
+            return
         length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
         if len(body) < length:
             return
         self._received = b""
-        answer = orjson.dumps(predict(orjson.loads(body)))
-        self._transport.write(  # type: ignore[attr-defined]
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer)
-        )
+        self._answer(b"200 OK", predict(orjson.loads(body)), self._model_seconds)
+
+    def _answer(self, status: bytes, value: Any, seconds: float) -> None:
+        body = orjson.dumps(value)
+        answer = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+        if seconds:
+            asyncio.get_running_loop().call_later(seconds, self._transport.write, answer % (status, len(body), body))
+        else:
+            self._transport.write(answer % (status, len(body), body))
+
+
+REPORT = b"GET /reports/"
+
+
+def report_of(customer: int) -> dict[str, int | float | str] | None:
+    """Return what the credit bureau knows of a customer."""
+    if customer > CUSTOMERS:
+        return None
+    return {
+        "customer_id": customer,
+        "score": 300 + customer * 7919 % 551,
+        "grade": "ABCDE"[customer % 5],
+        "utilization": customer * 104_729 % 1000 / 1000,
+        "inquiries": customer % 7,
+    }
 
 
 def predict(features: dict[str, float]) -> dict[str, float]:
-    score = round((850 - features["credit_score"]) / 550 * 0.7 + features["debt_ratio"] * 0.3, 6)
+    score = (850 - features["credit_score"]) / 550 * 0.7 + features["debt_ratio"] * 0.3
+    if "bureau_score" in features:
+        score = 0.5 * score + 0.5 * (850 - features["bureau_score"]) / 550 * features["utilization"]
+    if "payment_history" in features:
+        score *= 1 - 0.3 * features["payment_history"]
+    score = round(score, 6)
     return {"score": score, "label": int(score >= 0.5)}
 
 
-async def serve_model(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(ModelServer, "127.0.0.1", port)
+async def serve(port: int, api_seconds: float, model_seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Answering(api_seconds, model_seconds), "127.0.0.1", port)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
     import sys
 
-    uvloop.run(serve_model(int(sys.argv[1])))
+    api_seconds, model_seconds = float(sys.argv[2]), float(sys.argv[3])
+    # uvloop's timers are whole milliseconds and can be early by one; asyncio's are never early.
+    main = asyncio.run if api_seconds or model_seconds else uvloop.run
+    main(serve(int(sys.argv[1]), api_seconds, model_seconds))

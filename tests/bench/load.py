@@ -13,13 +13,13 @@ import gc
 import random
 import time
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import cycle
 from time import perf_counter
 
 from attrs import frozen
 
-from tests.bench.process import Process, Unusable
+from tests.bench.process import Process, Unusable, cpu_seconds
 
 OK = b"HTTP/1.1 200"
 HEAD_END = b"\r\n\r\n"
@@ -36,6 +36,7 @@ class Measured:
     p50_seconds: float
     p99_seconds: float
     load_cpu_seconds: float
+    backends_cpu_seconds: float
 
     @property
     def requests_per_second(self) -> float:
@@ -53,6 +54,15 @@ class Measured:
     @property
     def load_micros(self) -> float:
         return self.load_cpu_seconds / self.requests * 1e6
+
+    @property
+    def backends_micros(self) -> float:
+        return self.backends_cpu_seconds / self.requests * 1e6
+
+    @property
+    def beside_busy(self) -> float:
+        """How many cores the load and the backends had."""
+        return (self.load_cpu_seconds + self.backends_cpu_seconds) / self.seconds
 
 
 class Drive:
@@ -136,8 +146,12 @@ async def measure(
     warm_up_seconds: float,
     seconds: float,
     seed: int,
+    backends: Collection[int] = (),
 ) -> Measured:
-    """Load the server and measure it. Raises :class:`Unusable` at the first answer that is not the expected one."""
+    """Load the server and measure it, and what the backends with these process ids take.
+
+    Raises :class:`Unusable` at the first answer that is not the expected one.
+    """
     loop = asyncio.get_running_loop()
     drive = Drive(requests, answers, seed)
     gc.collect()
@@ -148,11 +162,13 @@ async def measure(
             _, client = await loop.create_connection(lambda: Client(drive), "127.0.0.1", server.port)
             clients.append(client)
         await _sleep(drive, warm_up_seconds)
+        backends_cpu = sum(map(cpu_seconds, backends))
         cpu, load_cpu, started = server.cpu_seconds(), time.process_time(), perf_counter()
         drive.measuring = True
         await _sleep(drive, seconds)
         drive.measuring = False
         ended, load_ended, cpu_ended = perf_counter(), time.process_time(), server.cpu_seconds()
+        backends_cpu = sum(map(cpu_seconds, backends)) - backends_cpu
         drive.stopped = True
         async with asyncio.timeout(ANSWER_SECONDS):
             await asyncio.gather(*(client.idle for client in clients))
@@ -173,6 +189,7 @@ async def measure(
         p50_seconds=taken[len(taken) // 2],
         p99_seconds=taken[len(taken) * 99 // 100],
         load_cpu_seconds=load_ended - load_cpu,
+        backends_cpu_seconds=backends_cpu,
     )
 
 
@@ -182,8 +199,11 @@ async def _sleep(drive: Drive, seconds: float) -> None:
         drive.failed.result()
 
 
-def request(target: str) -> bytes:
-    return f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/json\r\n\r\n".encode()
+def request(target: str, body: bytes = b"") -> bytes:
+    """Return a GET, or with a body a POST."""
+    method, length = ("POST", f"Content-Length: {len(body)}\r\n") if body else ("GET", "")
+    head = f"{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/json\r\n{length}\r\n"
+    return head.encode() + body
 
 
 @frozen

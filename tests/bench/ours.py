@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.bench.task import FEATURES, POOL_SIZE, SELECT, Settings
+from tests.bench.task import BEHAVIOR, BEHAVIOR_REFERENCES, FEATURES, POOL_SIZE, SELECT, Settings
 
 DATABASE = """\
 database:
@@ -39,6 +39,22 @@ ml:
 """,
 }
 
+API = """\
+api:
+  sources:
+    bureau: {{base_url: "{api_url}", timeout: 10s}}
+  operations:
+    get_report: {{path: "/reports/{{customer_id}}"}}
+"""
+
+FEAST = """\
+feast:
+  sources:
+    default: {{repo_path: "{feast}", entity_key: customer_id}}
+  operations:
+    get_behavior: {{features: [{features}]}}
+"""
+
 NOOP = """\
 endpoints:
   noop:
@@ -56,6 +72,25 @@ endpoints:
          params: {{features: {features}}}}}
     response_mapping:
 {mapping}"""
+
+OF_MANY = """\
+endpoints:
+  {flow}:
+    data_sources:
+      - {{name: customer, type: database, operation: get_customer,
+         params: {{customer_id: "$request.path_params.entity_id"}}}}
+      - {{name: report, type: api, source_id: bureau, operation: get_report,
+         params: {{customer_id: "$request.path_params.entity_id"}}}}
+{behavior}\
+      - {{name: risk, type: ml, source_id: risk, operation: predict,
+         params: {{features: {features}}}}}
+    response_mapping:
+{mapping}"""
+
+BEHAVIOR_STEP = """\
+      - {name: behavior, type: feast, operation: get_behavior,
+         params: {entity_id: "$request.path_params.entity_id"}}
+"""
 
 INSTANT = """\
 endpoints:
@@ -87,6 +122,16 @@ MAPPING = """\
       decision: "$risk.score < 0.5 ? 'approve' : 'refer'"
 """
 
+MAPPING_REPORT = """\
+      bureau_score: $report.score
+      bureau_grade: $report.grade
+"""
+
+MAPPING_BEHAVIOR = """\
+      payment_history: $behavior.payment_history
+      tier: $behavior.tier
+"""
+
 
 def command(folder: Path, given: Settings, profile: Path | None = None) -> list[str]:
     """Write the flow's configuration and return the command that serves it."""
@@ -107,10 +152,15 @@ def write_configuration(folder: Path, given: Settings) -> None:
         return
     url = f"sqlite:///{given.sqlite}" if given.flow == "sqlite" else given.postgresql
     (folder / "database.yaml").write_text(DATABASE.format(url=url, pool_size=POOL_SIZE, select=SELECT))
-    model = MODELS["http" if given.flow == "http" else "onnx"]
+    model = MODELS["onnx" if given.flow in ("sqlite", "postgresql") else "http"]
     link = folder / "model.onnx"
-    if given.flow != "http":
+    if given.flow in ("sqlite", "postgresql"):
         link.write_bytes(Path(given.model).read_bytes())
+    if given.kind in ("multi", "loan"):
+        (folder / "integrations" / "api.yaml").write_text(API.format(api_url=given.api_url))
+    if given.kind == "loan":
+        text = FEAST.format(feast=given.feast, features=", ".join(BEHAVIOR_REFERENCES))
+        (folder / "integrations" / "feast.yaml").write_text(text)
     (folder / "integrations" / "ml.yaml").write_text(
         model.format(model=link.name, features=", ".join(FEATURES), model_url=given.model_url)
     )
@@ -122,5 +172,13 @@ def endpoints(flow: str) -> str:
     if flow == "engine":
         return INSTANT.format(mapping=MAPPING)
     by_name = ", ".join(f"{name}: $customer.{name}" for name in FEATURES)
+    kind = flow.removesuffix("_slow")
+    if kind in ("multi", "loan"):
+        by_name += ", bureau_score: $report.score, utilization: $report.utilization"
+        mapping, behavior = MAPPING + MAPPING_REPORT, ""
+        if kind == "loan":
+            by_name += "".join(f", {name}: $behavior.{name}" for name in BEHAVIOR)
+            mapping, behavior = mapping + MAPPING_BEHAVIOR, BEHAVIOR_STEP
+        return OF_MANY.format(flow=flow, behavior=behavior, features=f"{{{by_name}}}", mapping=mapping)
     features = f"{{{by_name}}}" if flow == "http" else "$customer"
     return SCORING.format(flow=flow, features=features, mapping=MAPPING)

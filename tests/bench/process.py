@@ -50,8 +50,7 @@ class Process:
 
     def cpu_seconds(self) -> float:
         """Return the CPU time of all of its threads, user and system."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+        return cpu_seconds(self.pid)
 
     def peak_bytes(self) -> int:
         """Return the most memory it has had resident so far."""
@@ -59,6 +58,14 @@ class Process:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
         return 0
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process; 0 where it cannot be told, as for a server on another machine."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+    return 0.0
 
 
 def free_port() -> int:
@@ -121,16 +128,16 @@ async def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def move_backends(database: str, pids: Collection[int], cores: Collection[int]) -> int:
-    """Keep the PostgreSQL processes that serve our database off the server's core. Return how many were moved.
+def move_backends(database: str, pids: Collection[int], cores: Collection[int]) -> list[int]:
+    """Keep the PostgreSQL processes that serve our database off the server's core. Return those that were moved.
 
     That takes the right to, and a server on this machine: each process is looked at before it is touched.
     """
-    moved = 0
+    moved = []
     for pid in pids:
         with suppress(OSError):
             title = Path(f"/proc/{pid}/cmdline").read_bytes()
             if title.startswith(b"postgres") and database.encode() in title:
                 os.sched_setaffinity(pid, cores)
-                moved += 1
+                moved.append(pid)
     return moved

@@ -9,14 +9,26 @@ from typing import Any
 from attrs import frozen
 
 from tests.bench.load import Measured
+from tests.bench.task import SLOW_API_SECONDS, SLOW_MODEL_SECONDS
 
 FLOWS = {
     "noop": "no-op: the path parameter comes back",
     "sqlite": "database (SQLite) to ONNX model",
     "postgresql": "database (PostgreSQL) to ONNX model",
     "http": "database (PostgreSQL) to HTTP model",
+    "multi": "database (PostgreSQL) and API at once, to HTTP model",
+    "loan": "database (PostgreSQL), Feast on Redis and API at once, to HTTP model",
+    "multi_slow": "database and API (10 ms) at once, to HTTP model (20 ms), 32 clients",
+    "loan_slow": "database, Feast and API (10 ms) at once, to HTTP model (20 ms), 32 clients",
     "engine": "two instant steps and a dozen mapped fields, beside aiohttp's server answering constant bytes",
 }
+ALONE = {
+    "multi_slow": "database and API (10 ms) at once, to HTTP model (20 ms), one client",
+    "loan_slow": "database, Feast and API (10 ms) at once, to HTTP model (20 ms), one client",
+}
+"""The flows that are measured with one client too, and what that is called."""
+FLOOR_SECONDS = SLOW_API_SECONDS + SLOW_MODEL_SECONDS
+TITLES = {**FLOWS, **{f"{flow}_alone": title for flow, title in ALONE.items()}}
 MIB = 2**20
 SATURATED = 0.9
 """The share of its core that a server has to have had for its requests a second to mean something."""
@@ -63,9 +75,9 @@ def table(flow: str, contestants: Mapping[str, Contestant]) -> str:
     ours = contestants.get("ours")
     heading = (
         f"  {'':<8} {'req/s':>8} {'CPU µs':>7} {'p50 ms':>7} {'p99 ms':>7} {'p99/p50':>8} {'peak MB':>8} {'busy':>6}"
-        f" {'load µs':>8} {'ours/it req/s':>14} {'per CPU s':>10}"
+        f" {'load µs':>8} {'backends µs':>12} {'ours/it req/s':>14} {'per CPU s':>10}"
     )
-    lines = [FLOWS[flow], heading]
+    lines = [TITLES[flow], heading]
     for name, one in contestants.items():
         ratios = ""
         if ours:
@@ -74,7 +86,7 @@ def table(flow: str, contestants: Mapping[str, Contestant]) -> str:
             f"  {name:<8} {one.of(throughput):>8,.0f} {one.of(lambda r: r.cpu_micros):>7.1f}"
             f" {one.of(lambda r: r.p50_seconds) * 1e3:>7.2f} {one.of(lambda r: r.p99_seconds) * 1e3:>7.2f}"
             f" {one.tail:>8.2f} {one.peak_bytes / MIB:>8.1f} {one.of(lambda r: r.busy):>6.0%}"
-            f" {one.of(lambda r: r.load_micros):>8.1f} {ratios}"
+            f" {one.of(lambda r: r.load_micros):>8.1f} {one.of(lambda r: r.backends_micros):>12.1f} {ratios}"
         )
     return "\n".join(lines)
 
@@ -117,6 +129,24 @@ def targets(results: Results) -> list[Target]:
         found = [value(results[flow]["ours"]) for flow in flows if "ours" in results.get(flow, {})]
         return max(found, default=None)
 
+    def added_milliseconds(flow: str) -> list[Target]:
+        """Over the time that the backends are told to take, and over the time that they took, asked directly."""
+        found = results.get(flow, {})
+        nominal = measured = None
+        if "ours" in found and "floor" in found:
+            nominal = (found["ours"].of(lambda r: r.p50_seconds) - FLOOR_SECONDS) * 1e3
+            pairs = zip(found["ours"].rounds, found["floor"].rounds, strict=True)
+            measured = median(ours.p50_seconds - floor.p50_seconds for ours, floor in pairs) * 1e3
+        return [
+            Target(f"{TITLES[flow]}: added to the p50, over 30 ms", 3.0, False, " ms", nominal),
+            Target("  the same over the two backends asked directly", 3.0, False, " ms", measured),
+        ]
+
+    def as_many(flow: str) -> Target:
+        ours, it = results.get(flow, {}).get("ours"), results.get(flow, {}).get("hand")
+        measured = ratio(ours, it, throughput) if ours and it else None
+        return Target(f"{TITLES[flow]}: requests a second over hand", 0.97, True, "x", measured)
+
     engine = results.get("engine", {})
     own_cost = None
     if "ours" in engine and "bare" in engine:
@@ -128,6 +158,11 @@ def targets(results: Results) -> list[Target]:
         at_least(0.90, "postgresql", "tricks"),
         at_least(1.5, "http", "hand"),
         at_least(2.5, "http", "fastapi"),
+        at_least(2.0, "multi", "hand"),
+        at_least(3.0, "multi", "fastapi"),
+        at_least(2.0, "loan", "fastapi"),
+        *(target for flow in ALONE for target in added_milliseconds(f"{flow}_alone")),
+        *(as_many(flow) for flow in ALONE),
         Target("engine, record and headers of a two-step plan, CPU a request", 25.0, False, " µs", own_cost),
         *(
             Target(f"p99 over p50 at saturation, {FLOWS[flow]}", 3.0, False, "x", of_ours([flow], lambda c: c.tail))
@@ -148,6 +183,7 @@ def doubts(results: Results) -> list[str]:
     idle = [
         f"{flow}/{name} ({contestant.of(lambda r: r.busy):.0%})"
         for flow, contestants in results.items()
+        if flow.removesuffix("_alone") not in ALONE  # those wait for their backends
         for name, contestant in contestants.items()
         if not contestant.saturated
     ]
@@ -194,6 +230,7 @@ def _contestant(one: Contestant) -> dict[str, Any]:
                 "p50_ms": r.p50_seconds * 1e3,
                 "p99_ms": r.p99_seconds * 1e3,
                 "load_micros": r.load_micros,
+                "backends_micros": r.backends_micros,
             }
             for r in one.rounds
         ],

@@ -20,6 +20,10 @@ FEATURES = (
     "late_payments",
 )
 COLUMNS = ("customer_id", "segment", "region", *FEATURES)
+BEHAVIOR = ("payment_history", "monthly_spend", "logins", "tier")
+BEHAVIOR_VIEW = "behavior"
+BEHAVIOR_REFERENCES = [f"{BEHAVIOR_VIEW}:{name}" for name in BEHAVIOR]
+SLOW_API_SECONDS, SLOW_MODEL_SECONDS = 0.010, 0.020
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM customers WHERE customer_id = "
 POOL_SIZE = 10
 TIMEOUT_SECONDS = 10.0
@@ -35,6 +39,13 @@ class Settings:
     postgresql: str = ""
     model: str = ""
     model_url: str = ""
+    api_url: str = ""
+    feast: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The flow without regard to how fast its backends are."""
+        return self.flow.removesuffix("_slow")
 
     def to_argument(self) -> str:
         return json.dumps(asdict(self))
@@ -64,4 +75,16 @@ def answer(customer: Mapping[str, Any], score: float, label: int) -> dict[str, A
         "label": label,
         "band": "low" if score < 0.2 else "medium" if score < 0.5 else "high",
         "decision": "approve" if score < 0.5 else "refer",
+    }
+
+
+def answer_of_many(
+    customer: Mapping[str, Any], report: Mapping[str, Any], score: float, label: int, behavior: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the answer of the flows that ask an API too; ``behavior`` is empty in the one without a feature store."""
+    return {
+        **answer(customer, score, label),
+        "bureau_score": report["score"],
+        "bureau_grade": report["grade"],
+        **{name: behavior[name] for name in ("payment_history", "tier") if behavior},
     }

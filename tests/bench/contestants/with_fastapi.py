@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -11,7 +12,19 @@ import uvicorn
 from aiohttp import ClientError, ClientSession, ClientTimeout
 from fastapi import FastAPI, HTTPException, Response
 
-from tests.bench.task import FEATURES, POOL_SIZE, SELECT, TIMEOUT_SECONDS, Settings, answer, path, settings
+from tests.bench.task import (
+    BEHAVIOR,
+    BEHAVIOR_REFERENCES,
+    FEATURES,
+    POOL_SIZE,
+    SELECT,
+    TIMEOUT_SECONDS,
+    Settings,
+    answer,
+    answer_of_many,
+    path,
+    settings,
+)
 
 Row = Mapping[str, Any]
 Find = Callable[[int], Awaitable[Row | None]]
@@ -97,7 +110,108 @@ async def model_server(given: Settings) -> AsyncIterator[Score]:
         yield score
 
 
+@asynccontextmanager
+async def api_and_model_server(given: Settings) -> AsyncIterator[tuple[Find, Score]]:
+    api, url = given.api_url, f"{given.model_url}/predict"
+    async with ClientSession(timeout=ClientTimeout(total=TIMEOUT_SECONDS)) as client:
+
+        async def report(customer_id: int) -> Row | None:
+            try:
+                async with client.get(f"{api}/reports/{customer_id}") as response:
+                    if response.status == 404:
+                        return None
+                    response.raise_for_status()
+                    found: Row = orjson.loads(await response.read())
+                    return found
+            except (ClientError, TimeoutError, ValueError) as error:
+                raise BackendError(f"bureau: {error}") from error
+
+        async def score(features: Row) -> tuple[float, int]:
+            body, headers = orjson.dumps(features), {"Content-Type": "application/json"}
+            try:
+                async with client.post(url, data=body, headers=headers) as response:
+                    response.raise_for_status()
+                    prediction = orjson.loads(await response.read())
+                return prediction["score"], prediction["label"]
+            except (ClientError, TimeoutError, KeyError, ValueError) as error:
+                raise BackendError(f"model: {error}") from error
+
+        yield report, score
+
+
+@asynccontextmanager
+async def feature_store(given: Settings) -> AsyncIterator[Find]:
+    from feast import FeatureStore
+    from redis.exceptions import RedisError
+
+    store = FeatureStore(repo_path=given.feast)
+    await store.initialize()
+
+    async def behave(customer_id: int) -> Row | None:
+        try:
+            found = await store.get_online_features_async(
+                features=BEHAVIOR_REFERENCES, entity_rows=[{"customer_id": customer_id}]
+            )
+        except (RedisError, OSError, TimeoutError) as error:
+            raise BackendError(f"feature store: {error}") from error
+        behavior = {name: values[0] for name, values in found.to_dict().items()}
+        return None if behavior["payment_history"] is None else behavior
+
+    yield behave
+    await store.close()
+
+
+def make_app_of_many(given: Settings) -> FastAPI:
+    """The flows that ask an API, and a feature store too, while the database answers."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            app.state.find = await stack.enter_async_context(postgresql(given))
+            app.state.report, app.state.score = await stack.enter_async_context(api_and_model_server(given))
+            if given.kind == "loan":
+                app.state.behave = await stack.enter_async_context(feature_store(given))
+            yield
+
+    app = FastAPI(lifespan=lifespan)
+
+    async def multi(entity_id: int) -> Response:
+        try:
+            customer, report = await asyncio.gather(app.state.find(entity_id), app.state.report(entity_id))
+            if customer is None or report is None:
+                raise HTTPException(404, f"no customer {entity_id}")
+            features = {name: customer[name] for name in FEATURES}
+            features["bureau_score"] = report["score"]
+            features["utilization"] = report["utilization"]
+            score, label = await app.state.score(features)
+        except BackendError as error:
+            raise HTTPException(502, str(error)) from error
+        return json_response(answer_of_many(customer, report, score, label, {}))
+
+    async def loan(entity_id: int) -> Response:
+        try:
+            customer, report, behavior = await asyncio.gather(
+                app.state.find(entity_id), app.state.report(entity_id), app.state.behave(entity_id)
+            )
+            if customer is None or report is None or behavior is None:
+                raise HTTPException(404, f"no customer {entity_id}")
+            features = {name: customer[name] for name in FEATURES}
+            features["bureau_score"] = report["score"]
+            features["utilization"] = report["utilization"]
+            for name in BEHAVIOR:
+                features[name] = behavior[name]
+            score, label = await app.state.score(features)
+        except BackendError as error:
+            raise HTTPException(502, str(error)) from error
+        return json_response(answer_of_many(customer, report, score, label, behavior))
+
+    app.get(path(given.flow) + "{entity_id}")(loan if given.kind == "loan" else multi)
+    return app
+
+
 def make_app(given: Settings) -> FastAPI:
+    if given.kind in ("multi", "loan"):
+        return make_app_of_many(given)
     if given.flow == "noop":
         app = FastAPI()
 
