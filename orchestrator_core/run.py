@@ -200,16 +200,15 @@ class Run:
                     busy += end - step
             return end - self.started - busy
         busy, until = 0.0, self.started
-        for start, stop in sorted(self._spans(end)):
+        spans = [
+            (step[1], step[2]) if isinstance(step, tuple) else (step, end) for step in self.steps if step is not None
+        ]
+        spans.sort()
+        for start, stop in spans:
             if stop > until:
-                busy += stop - max(start, until)
+                busy += stop - (start if start > until else until)
                 until = stop
         return max(0.0, end - self.started - busy)
-
-    def _spans(self, end: float) -> list[tuple[float, float]]:
-        return [
-            (step, end) if isinstance(step, float) else (step[1], step[2]) for step in self.steps if step is not None
-        ]
 
     def status(self) -> ExecutionStatus:
         if self.http_status == 499:
