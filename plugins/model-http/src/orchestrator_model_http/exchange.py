@@ -81,15 +81,17 @@ def _reason(answer: HttpResponse) -> str:
 
 
 def encoded(value: JSON) -> bytes:
-    _refuse_not_finite(value, "")
     try:
-        return orjson.dumps(value)
+        body = orjson.dumps(value)
     except TypeError as error:
         raise InvalidParam("features", f"the features cannot be written as JSON: {error}") from error
+    # orjson writes NaN and infinity as null without a word; where there is no null, there is none of them.
+    if b"null" in body:
+        _refuse_not_finite(value, "")
+    return body
 
 
 def _refuse_not_finite(value: JSON, where: str) -> None:
-    """Raise for NaN and infinity, which orjson would write as null without a word."""
     if isinstance(value, float):
         if not isfinite(value):
             raise InvalidParam("features", f"feature '{where}' is {value}, which JSON cannot hold")

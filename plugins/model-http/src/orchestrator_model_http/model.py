@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -29,6 +29,9 @@ from orchestrator_model_http.v2_protocol import Metadata, V2Protocol, plan_input
 _HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
 
 
+PredictOne: typing.TypeAlias = Callable[[Mapping[str, JSON]], Awaitable[JSON]]
+
+
 class Protocol(typing.Protocol):
     """Sends at least one row and returns as many results."""
 
@@ -36,7 +39,7 @@ class Protocol(typing.Protocol):
 
 
 class HttpModel:
-    """A model server. ``predict`` may be called by any number of tasks at a time."""
+    """A model server. ``predict`` and ``predict_one`` may be called by any number of tasks at a time."""
 
     def __init__(self, options: HttpModelOptions, name: str, origin: HttpOrigin, metadata: Metadata) -> None:
         self._name = name
@@ -45,7 +48,10 @@ class HttpModel:
         self._metadata = metadata
         self._url = _without_credentials(options.base_url)
         post = origin.prepare("POST", options.path, headers=_HEADERS, idempotent=options.idempotent)
-        self._protocol = _protocol(options, metadata, Exchange(post, f"POST {self._url}{options.path}"))
+        exchange = Exchange(post, f"POST {self._url}{options.path}")
+        self._protocol = _protocol(options, metadata, exchange)
+        row_is_request = options.protocol == "json" and options.rows == "one"
+        self.predict_one: PredictOne = exchange.__call__ if row_is_request else self._predict_one
 
     async def predict(self, rows: Sequence[Mapping[str, JSON]]) -> Sequence[JSON]:
         """Score N rows: in one request, or with the protocol ``json`` and ``rows: one`` in N at a time.
@@ -54,6 +60,9 @@ class HttpModel:
         reached, answers another status than 2xx, or answers what is not a prediction for each row.
         """
         return await self._protocol.predict(rows) if rows else []
+
+    async def _predict_one(self, row: Mapping[str, JSON]) -> JSON:
+        return (await self._protocol.predict((row,)))[0]
 
     async def check_ready(self) -> None:
         """Ask the health path. Raises ``SourceError`` when the server cannot be reached or does not answer 2xx."""
