@@ -112,12 +112,15 @@ class ApiSource:
         origin, method, tokens = self._origin, request.method, self._tokens
         how: dict[str, Any] = {"timeout_seconds": options.timeout, "idempotent": options.idempotent}
         fixed_target, fixed_headers = request.target(names), request.headers(names)
-        target, headers, body = _always(fixed_target), _always(fixed_headers), _always(request.body(names))
+        fixed_body = request.body(names)
+        target, headers, body = _always(fixed_target), _always(fixed_headers), _always(fixed_body)
         if tokens is None and isinstance(fixed_headers, dict):
             if isinstance(fixed_target, str):
                 send = origin.prepare(method, fixed_target, headers=fixed_headers, **how)
                 return lambda params: send(body(params))
             route = origin.route(method, headers=fixed_headers, **how)
+            if fixed_body is None:
+                return lambda params: route(target(params))
             return lambda params: route(target(params), body(params))
 
         last = request.sample_headers()
