@@ -236,6 +236,7 @@ class Connection(asyncio.Protocol):
         self._reader = hiredis.Reader()
         self._waiting: deque[tuple[asyncio.Future[list[Any]], int, float]] = deque()
         self._replies: list[Any] = []
+        self._unsent: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -251,8 +252,16 @@ class Connection(asyncio.Protocol):
         self._waiting.append((future, count, now))
         if self._watch is None:
             self._watch = self._loop.call_at(now + self._seconds, self._look)
-        self._transport.write(command)
+        self._unsent.append(command)
+        if len(self._unsent) == 1:
+            self._loop.call_soon(self._send)
         return await future
+
+    def _send(self) -> None:
+        """Write the commands of all requests that came to it in one turn of the loop: one system call for them."""
+        commands, self._unsent = self._unsent, []
+        if not self.lost and self._transport is not None:
+            self._transport.write(b"".join(commands))
 
     async def close(self) -> None:
         if self._transport is not None:
