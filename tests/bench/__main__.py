@@ -42,9 +42,9 @@ from tests.bench.backends import (
     predict,
     report_of,
 )
-from tests.bench.features import feature_repository, redis_answers, redis_process
+from tests.bench.features import feature_repository, redis_server
 from tests.bench.load import Measured, fetch, measure, request
-from tests.bench.process import Cores, Process, Unusable, divide_cores, free_port, move_backends, started
+from tests.bench.process import ROOT, Cores, Process, Unusable, divide_cores, free_port, move_backends, started
 from tests.bench.report import ALONE, FLOWS, Contestant, as_json, doubts, table, targets
 from tests.bench.task import SLOW_API_SECONDS, SLOW_MODEL_SECONDS, Settings, path
 
@@ -64,6 +64,8 @@ FIELDS = {
 """Who takes part in a flow, where that is not everybody."""
 ON_POSTGRESQL = frozenset({"postgresql", "http", *FIELDS})
 ON_REDIS = frozenset({"loan", "loan_slow"})
+ON_API = frozenset({"http", *FIELDS})
+FEAST = ROOT / "plugins" / "source-feast" / "tests" / "bench_feast.py"
 CONNECTIONS = 32
 IDS = 2_000
 SLOW_IDS = 200
@@ -117,9 +119,17 @@ def parse(arguments: Sequence[str]) -> Options:
         "--postgresql", default="postgresql://postgres@127.0.0.1:5432/postgres", metavar="URL", help="of the server"
     )
     parser.add_argument(
-        "--redis", default="127.0.0.1:6379,db=3", metavar="ADDRESS", help="of the server, as Feast takes it"
+        "--redis",
+        default="",
+        metavar="ADDRESS",
+        help="of a server as Feast takes it, 127.0.0.1:6379,db=3; by default one is started, if it is installed",
     )
-    parser.add_argument("--profile", choices=flows, metavar="FLOW", help="run ours under cProfile instead")
+    parser.add_argument(
+        "--profile",
+        choices=[flow for flow in flows if flow != "feast"],
+        metavar="FLOW",
+        help="run ours under cProfile instead",
+    )
     return Options(**vars(parser.parse_args(arguments)))
 
 
@@ -133,12 +143,13 @@ class Backends:
     """Why flows cannot run, by flow."""
     servers: Mapping[bool, Process]
     """The API and model server: the quick one, and under True the one that takes its time."""
+    redis: str
     redis_pid: int | None
 
     def of(self, flow: str) -> tuple[Settings, list[int]]:
         """Return the settings of a flow, and the process ids of the backends that are its alone or known."""
         server = self.servers.get(flow in ALONE)
-        if server is None or flow not in ON_POSTGRESQL - {"postgresql"}:
+        if server is None or flow not in ON_API:
             return evolve(self.settings, flow=flow), []
         url = f"http://127.0.0.1:{server.port}"
         pids = [server.pid] + ([self.redis_pid] if self.redis_pid and flow in ON_REDIS else [])
@@ -167,28 +178,25 @@ async def backends(options: Options, folder: Path, cores: Cores) -> AsyncIterato
             except (OSError, TimeoutError, asyncpg.PostgresError) as error:
                 why = f"PostgreSQL does not answer: {error or type(error).__name__} (--postgresql URL names another)"
                 missing = dict.fromkeys(ON_POSTGRESQL, why)
-        redis_pid = None
-        if flows & ON_REDIS - set(missing):
+        redis, redis_pid = options.redis, None
+        if flows & {*ON_REDIS, "feast"}:
             try:
-                await redis_answers(options.redis)
+                redis, redis_pid = await stack.enter_async_context(redis_server(options.redis, folder, cores.load))
             except (OSError, ValueError) as error:
                 why = f"Redis does not answer: {error or type(error).__name__} (--redis ADDRESS names another)"
-                missing |= dict.fromkeys(ON_REDIS, why)
-            else:
-                say("filling the feature store")
-                repository = feature_repository(folder / "features", options.redis, CUSTOMERS)
-                settings = evolve(settings, feast=await stack.enter_async_context(repository))
-                redis_pid = await redis_process(options.redis)
+                missing = {**dict.fromkeys((*ON_REDIS, "feast"), why), **missing}
+        if flows & ON_REDIS - set(missing):
+            say("filling the feature store")
+            repository = feature_repository(folder / "features", redis, CUSTOMERS)
+            settings = evolve(settings, feast=await stack.enter_async_context(repository))
         servers = {}
         for slow in (False, True):
-            if any((flow in ALONE) == slow for flow in flows & ON_POSTGRESQL - {"postgresql"} - set(missing)):
+            if any((flow in ALONE) == slow for flow in flows & ON_API - set(missing)):
                 port, delays = free_port(), (SLOW_API_SECONDS, SLOW_MODEL_SECONDS) if slow else (0, 0)
                 command = [sys.executable, "-m", "tests.bench.backends", str(port), *map(str, delays)]
                 log = folder / f"model-server-{port}.log"
-                servers[slow] = await stack.enter_async_context(
-                    started("model server", command, port, cores.load, log)
-                )
-        yield Backends(settings, missing, servers, redis_pid)
+                servers[slow] = await stack.enter_async_context(started("model server", command, port, cores.load, log))
+        yield Backends(settings, missing, servers, redis, redis_pid)
 
 
 # --- one flow ----------------------------------------------------------------------------------------------------
@@ -243,8 +251,10 @@ async def run_flow(
                     backends=pids,
                 )
                 rounds[load][name].append(measured)
-                one = f"p50 {measured.p50_seconds * 1e3:.2f} ms" if connections == 1 else f"{measured.cpu_micros:.1f} µs"
-                shown.append(f"{name} {measured.requests_per_second:,.0f}/s {one}")
+                cost = f"{measured.cpu_micros:.1f} µs"
+                if connections == 1:
+                    cost = f"p50 {measured.p50_seconds * 1e3:.2f} ms"
+                shown.append(f"{name} {measured.requests_per_second:,.0f}/s {cost}")
             if connections == 1:
                 floor = await measure_floor(there.servers[True], options.seconds, ids)
                 rounds[load].setdefault("floor", []).append(floor)
@@ -255,6 +265,28 @@ async def run_flow(
             load: {name: Contestant(tuple(measured), peaks.get(name, 0)) for name, measured in by_name.items()}
             for load, by_name in rounds.items()
         }
+
+
+async def measure_feast(redis: str, folder: Path, cores: Cores) -> dict[str, dict[str, float]]:
+    """Let Feast's SDK and our source read in turns, in one process on the server's core. Returns CPU microseconds."""
+    written = folder / "feast.json"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "ignore", str(FEAST), "--stores", "sqlite,redis", "--json", str(written)),
+        cwd=FEAST.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "ORCHESTRATOR_TEST_REDIS": redis.partition(",")[0]},
+        start_new_session=True,
+    )
+    try:
+        os.sched_setaffinity(process.pid, cores.server)
+        status = await process.wait()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+    if status:
+        raise Unusable(f"{FEAST.name} ended with status {status}")
+    measured: dict[str, dict[str, float]] = json.loads(written.read_text())
+    return measured
 
 
 async def measure_floor(server: Process, seconds: float, ids: Sequence[int]) -> Measured:
@@ -275,9 +307,7 @@ async def measure_floor(server: Process, seconds: float, ids: Sequence[int]) -> 
         )
         for requests, bodies in ((reports, answers), (predictions, scores))
     ]
-    return evolve(
-        api, p50_seconds=api.p50_seconds + model.p50_seconds, p99_seconds=api.p99_seconds + model.p99_seconds
-    )
+    return evolve(api, p50_seconds=api.p50_seconds + model.p50_seconds, p99_seconds=api.p99_seconds + model.p99_seconds)
 
 
 async def verify(flow: str, server: Process, ids: Sequence[int]) -> list[bytes]:
@@ -351,6 +381,7 @@ async def run(options: Options) -> None:
     notes = [] if cores.apart else ["There is one core only: the load takes its share of it, and counts as ours."]
     folder = Path(tempfile.mkdtemp(prefix="orchestrator-bench-"))
     results: dict[str, dict[str, Contestant]] = {}
+    feast: dict[str, dict[str, float]] = {}
     try:
         if options.profile:
             options = evolve(options, flows=(options.profile,))
@@ -359,6 +390,9 @@ async def run(options: Options) -> None:
                 if why := there.missing.get(flow):
                     say(f"\n{FLOWS[flow]}: left out. {why}")
                     notes.append(f"{flow} was left out. {why}")
+                elif flow == "feast":
+                    say(f"\n{FLOWS[flow]}")
+                    feast = await measure_feast(there.redis, folder, cores)
                 elif options.profile:
                     await profile(flow, options, there, folder, cores)
                 else:
@@ -370,13 +404,13 @@ async def run(options: Options) -> None:
     if options.profile:
         return
     say("\ntargets, ours in each")
-    for target in targets(results):
+    for target in targets(results, feast):
         say(target.line())
     notes += doubts(results)
     for note in notes:
         say(f"\n{note}")
     if options.json:
-        options.json.write_text(json.dumps(as_json(results, machine(cores), notes), indent=2) + "\n")
+        options.json.write_text(json.dumps(as_json(results, feast, machine(cores), notes), indent=2) + "\n")
         say(f"\nall numbers: {options.json}")
 
 

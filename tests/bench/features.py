@@ -1,18 +1,21 @@
-"""The feature repository of the loan flow, on Redis: a project of the bench's own, made by Feast and taken down again."""
+"""The feature repository of the loan flow, on Redis: made by Feast, and taken down again."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import uuid
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from tests.bench.process import free_port, started
 from tests.bench.task import BEHAVIOR, BEHAVIOR_VIEW
 
+DEFAULT_REDIS = "127.0.0.1:6379,db=3"
 CONFIG = """\
 project: {project}
 provider: local
@@ -23,38 +26,45 @@ entity_key_serialization_version: 3
 """
 
 
-async def redis_answers(redis: str) -> None:
-    """Raise ``OSError`` when nobody listens there."""
+@asynccontextmanager
+async def redis_server(given: str, folder: Path, cores: Collection[int]) -> AsyncIterator[tuple[str, int | None]]:
+    """Yield the address of the server that was given, or of one of the bench's own, and its process id if known.
+
+    Raises ``OSError`` when there is none.
+    """
+    program = None if given else shutil.which("redis-server")
+    if program is None:
+        address = given or DEFAULT_REDIS
+        await _answers(address)
+        yield address, None
+        return
+    port = free_port()
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    async with started("Redis", command, port, cores, folder / "redis.log") as server:
+        yield f"127.0.0.1:{port}", server.pid
+
+
+async def _answers(redis: str) -> None:
     host, _, port = redis.partition(",")[0].rpartition(":")
     async with asyncio.timeout(5):
         _, writer = await asyncio.open_connection(host, int(port))
     writer.close()
 
 
-async def redis_process(redis: str) -> int | None:
-    """Return the process id of the server, if it runs on this machine."""
-    from redis.asyncio import Redis
-
-    host, _, port = redis.partition(",")[0].rpartition(":")
-    async with Redis(host=host, port=int(port)) as client:
-        pid = int((await client.info("server"))["process_id"])
-    return pid if Path(f"/proc/{pid}/stat").exists() and "redis" in Path(f"/proc/{pid}/comm").read_text() else None
-
-
 @asynccontextmanager
 async def feature_repository(folder: Path, redis: str, customers: int) -> AsyncIterator[str]:
     """Make the repository with every customer in the online store; delete its keys in the end. Yields its folder."""
-    folder.mkdir()
-    project = f"orchestrator_bench_{uuid.uuid4().hex[:12]}"
-    (folder / "feature_store.yaml").write_text(CONFIG.format(project=project, redis=redis))
-    store = await asyncio.to_thread(_make, folder, customers)
+    store = await asyncio.to_thread(_make, folder, redis, customers)
     try:
         yield str(folder)
     finally:
         await asyncio.shield(asyncio.to_thread(store.teardown))
 
 
-def _make(folder: Path, customers: int) -> Any:
+def _make(folder: Path, redis: str, customers: int) -> Any:
+    folder.mkdir()
+    project = f"orchestrator_bench_{uuid.uuid4().hex[:12]}"
+    (folder / "feature_store.yaml").write_text(CONFIG.format(project=project, redis=redis))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import pandas

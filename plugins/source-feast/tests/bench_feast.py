@@ -1,4 +1,6 @@
-"""CPU time per read of ten features of one view: Feast's SDK and this source. ``python -W ignore bench_feast.py``.
+"""CPU time per read of ten features of one view: Feast's SDK and this source.
+
+    python -W ignore bench_feast.py [--stores sqlite,redis,postgresql] [--json FILE]
 
 Prints medians of interleaved rounds: microseconds of process CPU time, threads included, and calls per CPU second. The
 SDK's figure is without ``to_dict()``, and its synchronous reads block the loop; this source returns JSON. Then, with
@@ -8,7 +10,9 @@ things too.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import json
 import statistics
 import tempfile
 import time
@@ -60,7 +64,8 @@ def make(store: str, folder: Path) -> Made:
     return Made(store, folder, sdk)
 
 
-async def measure(store: str, contestants: Contestants) -> None:
+async def measure(store: str, contestants: Contestants) -> dict[str, float]:
+    """Print what each contestant took, and return the microseconds."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(ROUNDS):
         for name, read in contestants.items():
@@ -74,9 +79,11 @@ async def measure(store: str, contestants: Contestants) -> None:
     print(f"\n{store}: {ROUNDS} interleaved rounds of {CALLS} calls")
     for name, median in medians.items():
         print(f"  {name:<34} {median * 1e6:7.1f} µs  {1 / median:8.0f} calls per CPU second  {sdk / median:5.2f} times")
+    return {name: median * 1e6 for name, median in medians.items()}
 
 
 async def gaps(call: Callable[[int], Awaitable[Any]]) -> None:
+    """Print how long the loop took to turn while reads went on, and without any."""
     turns: list[float] = []
     end = time.perf_counter() + 2
 
@@ -101,7 +108,7 @@ async def gaps(call: Callable[[int], Awaitable[Any]]) -> None:
         print(f"  {name:<34} {figures}")
 
 
-async def bench(store: str) -> None:
+async def bench(store: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         made = make(store, Path(folder))
         sdk = made.sdk
@@ -128,16 +135,22 @@ async def bench(store: str) -> None:
                 "this source, fetch": lambda number: source.fetch("get", {"entity_id": number}),
                 "this source, direct_reads: false": through_sdk.prepare("get", ["entity_id"]),
             }
-            await measure(store, contestants)
+            measured = await measure(store, contestants)
             await gaps(call)
             if store == "redis":
                 await sdk._get_provider().online_store._client_async.aclose()
         made.take_down()
+    return measured
 
 
 async def main() -> None:
-    for store in ("sqlite", "redis", "postgresql"):
-        await bench(store)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stores", default="sqlite,redis,postgresql")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the microseconds to a file too")
+    options = parser.parse_args()
+    measured = {store: await bench(store) for store in options.stores.split(",")}
+    if options.json:
+        options.json.write_text(json.dumps(measured))
 
 
 if __name__ == "__main__":
