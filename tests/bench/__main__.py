@@ -45,7 +45,7 @@ from tests.bench.backends import (
 from tests.bench.features import feature_repository, redis_server
 from tests.bench.load import Measured, fetch, measure, request
 from tests.bench.process import ROOT, Cores, Process, Unusable, divide_cores, free_port, move_backends, started
-from tests.bench.report import ALONE, FLOWS, Contestant, as_json, doubts, table, targets
+from tests.bench.report import ALONE, FLOOR, FLOWS, Contestant, as_json, doubts, table, targets
 from tests.bench.task import SLOW_API_SECONDS, SLOW_MODEL_SECONDS, Settings, path
 
 MODULES = {
@@ -257,7 +257,7 @@ async def run_flow(
                 shown.append(f"{name} {measured.requests_per_second:,.0f}/s {cost}")
             if connections == 1:
                 floor = await measure_floor(there.servers[True], options.seconds, ids)
-                rounds[load].setdefault("floor", []).append(floor)
+                rounds[load].setdefault(FLOOR, []).append(floor)
                 shown.append(f"floor p50 {floor.p50_seconds * 1e3:.2f} ms")
             say(f"  round {number + 1} of {options.rounds}: {', '.join(shown)}")
         peaks = {name: server.peak_bytes() for name, server in servers.items()}
