@@ -45,7 +45,7 @@ from tests.bench.backends import (
 from tests.bench.features import feature_repository, redis_server
 from tests.bench.load import Measured, fetch, measure, request
 from tests.bench.process import ROOT, Cores, Process, Unusable, divide_cores, free_port, move_backends, started
-from tests.bench.report import ALONE, FLOOR, FLOWS, Contestant, as_json, doubts, table, targets
+from tests.bench.report import ALONE, FLOOR, FLOOR_SECONDS, FLOWS, Contestant, as_json, doubts, table, targets
 from tests.bench.task import SLOW_API_SECONDS, SLOW_MODEL_SECONDS, Settings, path
 
 MODULES = {
@@ -249,6 +249,7 @@ async def run_flow(
                     seconds=options.seconds,
                     seed=number,
                     backends=pids,
+                    spread_seconds=FLOOR_SECONDS if flow in ALONE else 0.0,
                 )
                 rounds[load][name].append(measured)
                 cost = f"{measured.cpu_micros:.1f} µs"

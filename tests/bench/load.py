@@ -147,9 +147,11 @@ async def measure(
     seconds: float,
     seed: int,
     backends: Collection[int] = (),
+    spread_seconds: float = 0.0,
 ) -> Measured:
     """Load the server and measure it, and what the backends with these process ids take.
 
+    The connections start within ``spread_seconds``: against slow backends those that start at once would stay together.
     Raises :class:`Unusable` at the first answer that is not the expected one.
     """
     loop = asyncio.get_running_loop()
@@ -161,6 +163,8 @@ async def measure(
         for _ in range(connections):
             _, client = await loop.create_connection(lambda: Client(drive), "127.0.0.1", server.port)
             clients.append(client)
+            if spread_seconds:
+                await asyncio.sleep(spread_seconds / connections)
         await _sleep(drive, warm_up_seconds)
         backends_cpu = sum(map(cpu_seconds, backends))
         cpu, load_cpu, started = server.cpu_seconds(), time.process_time(), perf_counter()
