@@ -224,13 +224,13 @@ async def fetch(server: Process, targets: Sequence[str]) -> list[Answer]:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     answers = []
     try:
-        async with asyncio.timeout(ANSWER_SECONDS):
-            for target in targets:
+        for target in targets:
+            async with asyncio.timeout(ANSWER_SECONDS):
                 writer.write(request(target))
                 head = (await reader.readuntil(HEAD_END)).decode("latin-1").split("\r\n")
                 headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:])}
                 body = await reader.readexactly(int(headers["content-length"]))
-                answers.append(Answer(int(head[0].split()[1]), headers, body))
+            answers.append(Answer(int(head[0].split()[1]), headers, body))
     except (TimeoutError, asyncio.IncompleteReadError, KeyError) as error:
         raise Unusable(f"{server.name}: no whole answer to {targets[len(answers)]}: {error!r}") from error
     finally:
