@@ -261,6 +261,9 @@ class _Writer:
                 self.constants[f"convert_{index}_{step.name}"] = step.conversions[name]
                 arguments[index] = f"convert_{index}_{step.name}({arguments[index]})"
         call = f"await call_{step.name}({', '.join(arguments)})"
+        facts = step.spec.facts.get(step.operation)
+        if facts is not None and facts.degrades:
+            call = f"run.settle({self.index[step.name]}, {call})"
         for number, transform in enumerate(step.transforms):
             self.constants[f"transform_{step.name}_{number}"] = transform
             call = f"transform_{step.name}_{number}({call})"

@@ -23,6 +23,7 @@ from orchestrator_core.errors import (
     MissingReference,
     OrchestratorError,
     SourceError,
+    SourceUnavailable,
 )
 from orchestrator_core.expressions import MISSING, Missing
 from orchestrator_core.plugin_api import JSON
@@ -99,6 +100,9 @@ async def execute(ready: ReadyPlan, request: Request, run: Run) -> JSON:
 def _deadline_error(ready: ReadyPlan, run: Run) -> DeadlineExceeded:
     waiting = run.unfinished()
     run.failed_step = waiting[0] if waiting else ""
+    error = DeadlineExceeded("the deadline passed")
+    for step in waiting:
+        run.count_failure(step, error)
     where = f" in step {', '.join(repr(name) for name in waiting)}" if waiting else ""
     return DeadlineExceeded(f"the request took longer than its {ready.timeout:g} s{where}")
 
@@ -146,7 +150,7 @@ def failure_of(error: BaseException, run: Run | None, redactor: Redactor) -> Fai
         log.error("defect", execution_id=run.id if run else "", step=step, exc_info=error)
         return Failure(500, "internal error", "an internal error; the log tells more under the execution id", step)
     detail = redactor(str(error))
-    if step and isinstance(error, SourceError | ExpressionError | InvalidParam) and f"'{step}'" not in detail:
+    if step and isinstance(error, SourceError | SourceUnavailable | ExpressionError | InvalidParam) and f"'{step}'" not in detail:
         detail = f"step '{step}': {detail}"
     errors = error.errors if isinstance(error, InvalidRequest) else ()
     return Failure(error.status, error.title, detail, step, errors, error.retry_after_seconds)

@@ -27,7 +27,7 @@ from orchestrator_core.config.model import (
     StepTransforms,
     TrackingOptions,
 )
-from orchestrator_core.models import BatchOptions, CommonOptions, MlOptions
+from orchestrator_core.models import BatchOptions, CommonOptions, HealthOptions, MlOptions, RestartOptions
 from orchestrator_core.plugin_api import Duration, Size
 
 _WORDS = {
@@ -52,6 +52,8 @@ _CLASSES = {
         MlOptions,
         CommonOptions,
         BatchOptions,
+        HealthOptions,
+        RestartOptions,
         DomainFile,
         EndpointConfig,
         StepConfig,
@@ -114,6 +116,14 @@ over the global ones.
 ### `batch`
 
 [[BatchOptions]]
+
+### `health`
+
+[[HealthOptions]]
+
+### `restart`
+
+[[RestartOptions]]
 
 ## `domains/<domain>.yaml`
 

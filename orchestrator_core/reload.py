@@ -17,7 +17,7 @@ from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.direct import DirectPlugin
 from orchestrator_core.errors import ConfigError, Problem
 from orchestrator_core.http_client import HttpClient
-from orchestrator_core.models import MlPlugin
+from orchestrator_core.models import MlPlugin, Opening
 from orchestrator_core.plugins import Registry, discover
 from orchestrator_core.snapshot import Draft, Snapshot, draft, open_snapshot
 
@@ -93,7 +93,7 @@ class Live:
         try:
             if prepared.errors:
                 raise ConfigError(prepared.problems)
-            new = await open_snapshot(prepared, self.http, old)
+            new = await open_snapshot(prepared, self.http, old, Opening(unavailable_is_error=True))
         except ConfigError as error:
             problems = masked(error.problems, prepared.configuration.redactor)
             text = "\n".join(map(str, problems))
@@ -101,6 +101,9 @@ class Live:
             log.error(event, generation=old.generation)
             return Reloaded(False, old.generation, problems)
         self.snapshot = new
+        for _, _, model in new.models():
+            if model.slot.state == "failed":
+                model.load()
         for listener in self.swapped:
             listener(new)
         task = asyncio.create_task(self._retire(old), name=f"retire {old.generation}")
@@ -161,7 +164,8 @@ async def open_live(
     if prepared.errors:
         raise ConfigError(prepared.problems)
     async with HttpClient() as http:
-        live = Live(folder, registry, http, await open_snapshot(prepared, http))
+        opening = Opening(wait_seconds=prepared.configuration.app.server.preload_wait)
+        live = Live(folder, registry, http, await open_snapshot(prepared, http, opening=opening))
         del prepared  # this frame lives as long as the service: it must not keep the first configuration
         freeze()
         try:
@@ -184,7 +188,8 @@ async def check(
     if not offline:
         async with HttpClient() as http:
             try:
-                snapshot = await open_snapshot(prepared, http, unreachable_is_error=True)
+                opening = Opening(unavailable_is_error=True, unreachable_is_error=True, look=True)
+                snapshot = await open_snapshot(prepared, http, opening=opening)
             except ConfigError as error:
                 problems = list(error.problems)
             else:
