@@ -94,12 +94,12 @@ class Batcher:
         """Give up what still waits: the model is being closed."""
         if self._timer is not None:
             self._timer.cancel()
+        _fail(self._waiting, _closed())
+        self._waiting.clear()
         calls = list(self._calls)
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        _fail(self._waiting, _closed())
-        self._waiting.clear()
 
 
 def _fail(batch: Iterable[tuple[Row, asyncio.Future[JSON]]], error: Exception) -> None:

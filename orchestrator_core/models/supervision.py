@@ -417,7 +417,9 @@ class Supervisor:
             if self._suspicion is None or self._suspicion.done():
                 self._suspicion = asyncio.create_task(self._check(model))
             await asyncio.wait([self._suspicion])
-            error = None if self._suspicion.cancelled() else self._suspicion.result()
+            if self._suspicion.cancelled():
+                return True  # which happens when the model is over
+            error = self._suspicion.result()
             if error is not None and self.slot.state == "ready" and self._model is model:
                 self.slot.blame(_words(error))
                 self._unhealthy()
