@@ -377,7 +377,9 @@ def _trouble(spec: SourceSpec, trouble: Trouble) -> list[Problem]:
     """Return the problems of a model that could not be had: warnings where the source is served without it."""
     error, operation = trouble.error, trouble.operation
     place = spec.places.get(operation)
-    if isinstance(error, WarmUpFailed) and place is not None and error.index < len(place.data.get("warm_up") or ()):
+    if trouble.of_fallback:
+        found = [_at(spec, "ORC601" if trouble.fatal else "ORC604", f"the fallback of {spec.label}: {error}")]
+    elif isinstance(error, WarmUpFailed) and place is not None and error.index < len(place.data.get("warm_up") or ()):
         found = [place.problem("ORC601", f"{spec.label} cannot be opened: {error}", "warm_up", error.index)]
     elif isinstance(error, SourceUnavailable):
         named = spec.label in str(error)

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter, time
-from typing import Literal
+from typing import Any, Literal
 
 from orchestrator_core.models.batching import Row, predict_rows
 from orchestrator_core.models.options import ModelSpec
@@ -38,22 +38,23 @@ class History:
     """
 
     def __init__(self) -> None:
-        self._entries: deque[tuple[float, Identity | None]] = deque(maxlen=_KEPT_IDENTITIES)
+        self._entries: deque[tuple[float, Identity | History | None]] = deque(maxlen=_KEPT_IDENTITIES)
 
-    def note(self, identity: Identity | None) -> None:
-        """Note who answers from now on; None when nobody does."""
+    def note(self, identity: Identity | History | None) -> None:
+        """Note who answers from now on: a model, whoever answers for it then, or None when nobody does."""
         if not self._entries or self._entries[-1][1] != identity:
             self._entries.append((perf_counter(), identity))
 
     def during(self, start: float, end: float) -> Identity | None:
         """Return who answered a call that was made at ``start``, or waited from then on."""
-        at_start: Identity | None = None
-        for at, identity in reversed(self._entries):
+        first: Identity | None = None
+        for at, entry in reversed(self._entries):
+            if at <= end:
+                identity = entry.during(start, end) if isinstance(entry, History) else entry
+                first = identity or first
             if at <= start:
-                return identity or at_start
-            if at <= end and identity is not None:
-                at_start = identity
-        return at_start
+                break
+        return first
 
 
 def one_row(model: Model) -> Callable[[Row], Awaitable[JSON]]:
@@ -101,7 +102,7 @@ class Slot:
         self.predict_rows: PredictRows = self._rows_elsewhere
         self._model: Model | None = None
         self._calls: tuple[PredictOne, PredictRows] | None = None
-        self._fallback: Model | None = None
+        self.fallback: Slot | None = None
         self._attempt: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._began = 0.0
         self._took = 0.0
@@ -117,7 +118,7 @@ class Slot:
     @property
     def falls_back(self) -> bool:
         """Return whether calls are answered by the fallback now."""
-        return self._fallback is not None and self.state != "ready" and not self._waits_for_load()
+        return self.fallback is not None and self.state != "ready" and not self._waits_for_load()
 
     @property
     def holds_up(self) -> bool:
@@ -158,18 +159,18 @@ class Slot:
     async def _one_elsewhere(self, row: Row) -> JSON | Degraded:
         if await self._load():
             return await self.predict_one(row)
-        if self._fallback is None:
+        if self.fallback is None:
             raise self.not_ready()
         with _fallback_of(self):
-            return Degraded(await one_row(self._fallback)(row))
+            return Degraded(_plain(await self.fallback.predict_one(row)))
 
     async def _rows_elsewhere(self, rows: Sequence[Row]) -> Sequence[JSON] | Degraded:
         if await self._load():
             return await self.predict_rows(rows)
-        if self._fallback is None:
+        if self.fallback is None:
             raise self.not_ready()
         with _fallback_of(self):
-            return Degraded(await predict_rows(self._fallback, rows))
+            return Degraded(_plain(await self.fallback.predict_rows(rows)))
 
     # --- what the supervisor says --------------------------------------------------------------------------------------
 
@@ -180,10 +181,6 @@ class Slot:
             if self._attempt.done():
                 self._attempt = asyncio.get_running_loop().create_future()
             self.nudged.set()
-
-    def use_fallback(self, model: Model | None) -> None:
-        self._fallback = model
-        self._use()
 
     def begin(self, *, again: bool) -> None:
         """Note that the model is being started: for the first time, or once more after a failure."""
@@ -231,9 +228,7 @@ class Slot:
             self.history.note(self.identity)
             return
         self.predict_one, self.predict_rows = self._one_elsewhere, self._rows_elsewhere
-        fallback = self.spec.fallback
-        by_fallback = self._fallback is not None and fallback is not None and self.falls_back
-        self.history.note(identity_of(self._fallback, fallback) if by_fallback and self._fallback and fallback else None)
+        self.history.note(self.fallback.history if self.fallback is not None and self.falls_back else None)
 
 
 @contextmanager
@@ -244,3 +239,11 @@ def _fallback_of(slot: Slot) -> Iterator[None]:
     except SourceError as error:
         message = f"{slot.not_ready()}, and its fallback failed: {error}"
         raise SourceError(message, transient=error.transient) from error
+    except SourceUnavailable as error:
+        wait = min(slot.not_ready().retry_after_seconds or 1.0, error.retry_after_seconds or 1.0)
+        raise SourceUnavailable(f"{slot.not_ready()}, and {error}", retry_after_seconds=wait) from error
+
+
+def _plain(result: Any) -> Any:
+    """Return the result; a fallback has no fallback of its own."""
+    return result.result if isinstance(result, Degraded) else result

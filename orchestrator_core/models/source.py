@@ -69,6 +69,7 @@ class Trouble:
     operation: str
     error: Exception
     fatal: bool
+    of_fallback: bool = False
 
 
 class MlSource:
@@ -148,14 +149,19 @@ async def open_models(
         for name, model in fresh.items():
             wanted = model.spec.common.preload or opening.look if opening.only is None else name in opening.only
             load = wanted and name not in looks
-            model.start(load=load)
+            fallback = model.fallback if opening.only is None or wanted else None
+            model.start(load=load, fallback=fallback is not None)
             awaited += [model] if load else []
+            awaited += [fallback] if fallback is not None else []
         troubles += [found for found in await asyncio.gather(*(_look(name, models[name]) for name in looks)) if found]
         await _outcomes(awaited, opening)
         for name, model in models.items():
-            if name not in looks and model.failure is not None and (model in awaited or name in kept):
+            if model.failure is not None:
                 fatal = name not in kept and _is_fatal(model, opening, before.models.get(name) if before else None)
                 troubles.append(Trouble(name, model.failure, fatal))
+            if model.fallback is not None and model.fallback.failure is not None:
+                fatal = name not in kept and is_definite(model.fallback.failure)
+                troubles.append(Trouble(name, model.fallback.failure, fatal, of_fallback=True))
         yield MlSource({name: models[name] for name in context.operations}, troubles)
     finally:
         await asyncio.gather(*(model.release() for model in models.values()))
@@ -210,8 +216,6 @@ def _is_fatal(model: Supervisor, opening: Opening, earlier: Supervisor | None) -
 
     One with a fallback does not, unless it would take the place of one that works.
     """
-    if model.fallback_failed:
-        return True
     if model.spec.fallback is not None:
         return earlier is not None and earlier.slot.state == "ready"
     assert model.failure is not None

@@ -79,12 +79,17 @@ class Supervisor:
         self._under_way: int | None = None
         self._suspicion: asyncio.Task[Exception | None] | None = None
         self._model: Model | None = None
-        self.fallback_failed = False
+        self.fallback: Supervisor | None = None
+        if spec.fallback is not None:
+            self.fallback = Supervisor(spec.fallback, f"{label} fallback", context.named(f"{context.name}.fallback"))
+            self.slot.fallback = self.fallback.slot
 
     # --- for snapshots and the admin listener --------------------------------------------------------------------------
 
-    def start(self, *, load: bool) -> None:
-        """Start the task; ``load`` says whether to load the model now or on first use."""
+    def start(self, *, load: bool, fallback: bool = True) -> None:
+        """Start the task; ``load`` says whether to load the model now or on first use, ``fallback`` the same of that."""
+        if self.fallback is not None:
+            self.fallback.start(load=fallback)
         self.slot.wanted = load
         self._task = asyncio.create_task(self._supervise(), name=f"model {self.slot.label}")
 
@@ -100,6 +105,8 @@ class Supervisor:
         self._interrupt()
         if self._task is not None:
             await asyncio.wait([self._task])
+        if self.fallback is not None:
+            await self.fallback.close()
 
     def load(self) -> None:
         """Load the model if it is not, or try a failed one again."""
@@ -155,40 +162,25 @@ class Supervisor:
     async def _supervise(self) -> None:
         slot = self.slot
         try:
-            async with AsyncExitStack() as stack:
-                if not await self._open_fallback(stack):
-                    return
-                while not slot.closed:
-                    slot.nudged.clear()
-                    if self._interrupted:
-                        self._interrupted, self._tries, self._misses, slot.next_try = False, 0, 0, 0.0
-                        if slot.wanted and slot.state == "failed":
-                            slot.enter("restarting")
-                    if not slot.wanted:
-                        slot.enter("stopped")
-                        await slot.nudged.wait()
-                    elif slot.state == "failed":
-                        await slot.nudged.wait()
-                    elif await self._pause():
-                        await self._live_once()
+            while not slot.closed:
+                slot.nudged.clear()
+                if self._interrupted:
+                    self._interrupted, self._tries, self._misses, slot.next_try = False, 0, 0, 0.0
+                    if slot.wanted and slot.state == "failed":
+                        slot.enter("restarting")
+                if not slot.wanted:
+                    slot.enter("stopped")
+                    await slot.nudged.wait()
+                elif slot.state == "failed":
+                    await slot.nudged.wait()
+                elif await self._pause():
+                    await self._live_once()
         finally:
             slot.closed = True
             slot.enter("stopped")
             slot.tell()
             if not self.first.done():
                 self._outcome(SourceUnavailable(f"the model {slot.label} was closed"))
-
-    async def _open_fallback(self, stack: AsyncExitStack) -> bool:
-        spec = self.spec.fallback
-        if spec is not None:
-            try:
-                opening = spec.kind.open(spec.options, self._context.named(f"{self._context.name}.fallback"))
-                self.slot.use_fallback(await stack.enter_async_context(opening))
-            except Exception as error:  # as wrong as a model that cannot be opened
-                self.fallback_failed = True
-                self._outcome(SourceError(f"the fallback: {_words(error)}"))
-                return False
-        return True
 
     async def _pause(self) -> bool:
         """Wait for the moment of the next start. Return whether nothing came between."""

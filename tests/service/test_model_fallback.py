@@ -204,6 +204,24 @@ def test_a_fallback_that_fails_too_says_both(run: RunFixture) -> None:
     run(main())
 
 
+def test_a_fallback_that_is_down_too_is_a_warning_and_503(run: RunFixture) -> None:
+    plugin = Plugin()
+    plugin["m"].failures = [SourceError("no such image")]
+
+    async def main() -> None:
+        config = files(QUICK, beside=', base_url: "http://127.0.0.1:1"')
+        async with service(config, plugins={"scripted": plugin}) as shop:
+            warnings = [(problem.severity, problem.code) for problem in shop.running.live.snapshot.problems]
+            assert sorted(warnings) == [("warning", "ORC601"), ("warning", "ORC604")]
+            answer = await score(shop)
+            assert answer.status == 503
+            assert answer.headers["Retry-After"] == "1"
+            start = "step 's': the model ml.m is failed: no such image, and the model ml.m fallback is unhealthy: "
+            assert answer.json["detail"].startswith(start)
+
+    run(main())
+
+
 def test_the_default_model_beside_a_source_says_how_the_fallback_is_called(run: RunFixture) -> None:
     plugin = Plugin()
     plugin["m"].failures = [SourceError("no such image")]
@@ -257,6 +275,6 @@ def test_a_fallback_that_cannot_be_opened_stops_the_start(run: RunFixture) -> No
                 pass
         (problem,) = caught.value.problems
         assert problem.severity == "error"
-        assert problem.message.startswith("ml.m cannot be opened: the fallback: ")
+        assert problem.message.startswith("the fallback of ml.m: ")
 
     run(main())
