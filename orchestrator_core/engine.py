@@ -150,7 +150,11 @@ def failure_of(error: BaseException, run: Run | None, redactor: Redactor) -> Fai
         log.error("defect", execution_id=run.id if run else "", step=step, exc_info=error)
         return Failure(500, "internal error", "an internal error; the log tells more under the execution id", step)
     detail = redactor(str(error))
-    if step and isinstance(error, SourceError | SourceUnavailable | ExpressionError | InvalidParam) and f"'{step}'" not in detail:
+    if (
+        step
+        and isinstance(error, SourceError | SourceUnavailable | ExpressionError | InvalidParam)
+        and f"'{step}'" not in detail
+    ):
         detail = f"step '{step}': {detail}"
     errors = error.errors if isinstance(error, InvalidRequest) else ()
     return Failure(error.status, error.title, detail, step, errors, error.retry_after_seconds)

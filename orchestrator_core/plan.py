@@ -384,7 +384,9 @@ class _Compiler:
             message = f"the step '{name}' calls no model"
             self.report(located, "ORC503", message, *path, hint=did_you_mean(name, models), **place)
         elif not reference.guarded:
-            without_default = evolve(step.config, default=UNSET, required=step.config.default is UNSET and step.config.required)
+            without_default = evolve(
+                step.config, default=UNSET, required=step.config.default is UNSET and step.config.required
+            )
             self.check_presence(reference, without_default, located, path, place)
 
     def check_request_reference(

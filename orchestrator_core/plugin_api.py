@@ -235,8 +235,8 @@ class OperationFacts:
 class Degraded:
     """The result of an operation that something lesser than the backend gave, such as a fallback.
 
-    Returned in place of the result, by an operation whose :class:`OperationFacts` say ``degrades``: the step's result is
-    ``result``, and the answer counts as degraded.
+    Returned in place of the result, by an operation whose :class:`OperationFacts` say ``degrades``: the step's result
+    is ``result``, and the answer counts as degraded.
     """
 
     result: JSON
@@ -304,8 +304,8 @@ class ModelKind(Generic[Options]):
     ``open`` loads or starts the model, and leaves when it is ready to be called. It raises ``ValueError`` or
     :class:`SourceError` when that can never succeed as configured (a wrong digest, no such image), and
     :class:`SourceUnavailable` when it may later: the core then tries again, with growing pauses. Say ``started=True``
-    when something was started and ended, which is done a few times only, and ``started=False`` while there is nothing to
-    start it with, such as an engine that is down, which is waited for.
+    when something was started and ended, which is done a few times only, and ``started=False`` while there is nothing
+    to start it with, such as an engine that is down, which is waited for.
 
     ``look`` tells what is known of the model without starting anything, for ``orchestrator check``; it raises as
     ``open`` does. A kind without it is opened and closed for that.
@@ -484,7 +484,7 @@ class Changes(Protocol):
     """A model that can tell cheaply whether what it was loaded from has changed since."""
 
     async def changed(self) -> bool:
-        """Return whether opening it anew would give another model. Asked at a reload that leaves its options as they are.
+        """Return whether opening it anew would give another model. Asked at a reload that leaves its options alone.
 
         True, or an error, has the reload open the model anew beside this one.
         """

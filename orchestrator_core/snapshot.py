@@ -191,9 +191,9 @@ async def open_snapshot(
 ) -> Snapshot:
     """Open every source, ask what it knows, and bind the plans.
 
-    Sources and models whose configuration did not change are taken from the previous snapshot. A source that cannot be
-    reached, or a model that is not available yet, is a warning, for it may come back, unless ``opening`` says otherwise.
-    Raises :class:`ConfigError` with all problems, of the draft too, and leaves nothing open then.
+    Sources and models whose configuration did not change are taken from the previous snapshot. A source that cannot
+    be reached, or a model that is not available yet, is a warning, for it may come back, unless ``opening`` says
+    otherwise. Raises :class:`ConfigError` with all problems, of the draft too, and leaves nothing open then.
     """
     opening = opening or Opening()
     opened, problems = await _open_sources(prepared, http, previous, opening)
@@ -296,7 +296,7 @@ Opener = Callable[[Any, OpenContext], AbstractAsyncContextManager[Source]]
 
 
 def _models_of(spec: SourceSpec, prepared: Draft, opening: Opening, before: Source | None) -> Opener:
-    """Return what opens a source of models: each model by itself is taken over from the source that was there before."""
+    """Return what opens a source of models, each of which is taken over from the source before if it is the same."""
     if opening.used_only:
         steps = [step for plan in prepared.plans.values() for step in plan.steps]
         opening = attrs.evolve(opening, only={step.operation for step in steps if step.spec.key == spec.key})

@@ -140,7 +140,9 @@ def _lines(query: str) -> int:
     given: Mapping[str, list[str]] = parse_qs(query, keep_blank_values=True)
     for name in given:
         if name != "lines":
-            raise InvalidRequest(f"/{name} unknown parameter", [{"pointer": f"/{name}", "message": "unknown parameter"}])
+            raise InvalidRequest(
+                f"/{name} unknown parameter", [{"pointer": f"/{name}", "message": "unknown parameter"}]
+            )
     text = given.get("lines", [str(DEFAULT_LINES)])[-1]
     if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= MAX_LINES:
         message = f"expected a number from 1 to {MAX_LINES}"

@@ -186,7 +186,7 @@ class _Serving:
         self.waits_for = [model.slot for _, _, model in snapshot.models() if model.slot.holds_up]
 
     def not_yet_ready(self) -> dict[str, str]:
-        """Return the states of the preloaded models that have never been ready. One that dies later is not among them."""
+        """Return the states of the preloaded models that have never been ready; not one that dies later."""
         self.waits_for = [slot for slot in self.waits_for if slot.holds_up]
         return {slot.label: slot.state for slot in self.waits_for}
 

@@ -1,4 +1,4 @@
-"""The source type ``ml``: models by name, each loaded, watched and restarted by itself, and the batching of requests."""
+"""The source type ``ml``: models by name, each loaded, watched and restarted by itself, and batches of requests."""
 
 from orchestrator_core.models.batching import Batcher, predict_rows
 from orchestrator_core.models.options import (

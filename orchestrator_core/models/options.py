@@ -56,7 +56,9 @@ class RestartOptions:
         Duration(0.5), help="Pause before the second start; it doubles with each, jittered.", validator=_positive
     )
     max_backoff: Duration = option(Duration(30), help="Longest pause.", validator=_positive)
-    reset_after: Duration = option(Duration(60), help="How long a model has to be ready for its starts to be forgotten.")
+    reset_after: Duration = option(
+        Duration(60), help="How long a model has to be ready for its starts to be forgotten."
+    )
 
 
 @frozen
@@ -72,7 +74,8 @@ class CommonOptions:
     health: HealthOptions = option(HealthOptions(), help="Health checks.")
     restart: RestartOptions = option(RestartOptions(), help="Starts after a failure.")
     unload_after: Duration | None = option(
-        None, help="Unload the model when no request has asked for it for so long; the next one loads it again.",
+        None,
+        help="Unload the model when no request has asked for it for so long; the next one loads it again.",
         validator=_positive,
     )
 
@@ -84,8 +87,8 @@ class MlOptions:
     source: Mapping[str, Any] | None = option(None, help="The one model; short for models: {default: …}.")
     base_url: str | None = option(
         None,
-        help="Base URL of the models of type http. Beside a `source` of another type: the fallback, a model of type http "
-        "that answers, degraded, while the source's model is not ready; `models: {default: …}` has its other options.",
+        help="Base URL of the models of type http. Beside a `source` of another type: the fallback, a model of type "
+        "http that answers, degraded, while the source's own is not ready. Its other options are those of `models.default`.",
     )
     models: Mapping[str, Mapping[str, Any]] = option(factory=dict, help="The models by name.")
 
@@ -103,7 +106,7 @@ class ModelSpec:
 
 @frozen
 class Entries:
-    """The data of a source's models by name, each with its path below the source, and of the fallback if there is one."""
+    """The data of a source's models by name, and of its fallback, each with its path below the source."""
 
     models: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]]
     fallback: tuple[tuple[str, ...], Mapping[str, Any]] | None = None

@@ -76,8 +76,9 @@ def identity_of(model: Model, spec: ModelSpec) -> Identity:
 class Slot:
     """The place of one model. ``predict_one`` and ``predict_rows`` are exchanged when the state changes.
 
-    So a call of a ready model costs what it would cost without a slot. ``requests`` counts the calls, ``failures`` those
-    of them that failed for a reason of the model's. ``since``, ``last_error_at`` and ``next_try`` are Unix times.
+    So a call of a ready model costs what it would cost without a slot. ``requests`` counts the calls, ``failures``
+    those of them that failed for a reason of the model's. ``since``, ``last_error_at`` and ``next_try`` are Unix
+    times.
     """
 
     def __init__(self, spec: ModelSpec, label: str) -> None:
@@ -144,7 +145,7 @@ class Slot:
             return self._took - (time() - self._began)
         return 1.0
 
-    # --- a call while the model is not ready ---------------------------------------------------------------------------
+    # --- a call while the model is not ready -------------------------------------------------------------------------
 
     def _waits_for_load(self) -> bool:
         return not self.closed and (self.state == "stopped" or (self.state == "loading" and self.on_demand))
@@ -172,7 +173,7 @@ class Slot:
         with _fallback_of(self):
             return Degraded(_plain(await self.fallback.predict_rows(rows)))
 
-    # --- what the supervisor says --------------------------------------------------------------------------------------
+    # --- what the supervisor says ------------------------------------------------------------------------------------
 
     def want(self, *, on_demand: bool = False) -> None:
         """Ask for the model to be loaded."""

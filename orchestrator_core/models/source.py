@@ -46,11 +46,11 @@ PROGRESS_SECONDS = 1.0
 class Opening:
     """What is waited for when a configuration is opened, and what is made of a model that is not to be had.
 
-    ``wait_seconds`` is how long each preloaded model may take to its first outcome before it is left to itself; None is
-    without end. ``unavailable_is_error`` says so of a model that may come later, ``unreachable_is_error`` of any other
-    source. ``look`` takes what a kind can tell of a model without starting it. ``used_only`` loads the models that steps
-    call, whatever ``preload`` says, and leaves the others alone: ``only`` are their operations in this source.
-    ``progress`` is told what is waited for.
+    ``wait_seconds`` is how long each preloaded model may take to its first outcome before it is left to itself; None
+    is without end. ``unavailable_is_error`` says so of a model that may come later, ``unreachable_is_error`` of any
+    other source. ``look`` takes what a kind can tell of a model without starting it. ``used_only`` loads the models
+    that steps call, whatever ``preload`` says, and leaves the others alone: ``only`` are their operations in this
+    source. ``progress`` is told what is waited for.
     """
 
     wait_seconds: float | None = None
@@ -131,8 +131,8 @@ async def open_models(
 ) -> AsyncIterator[MlSource]:
     """Open the models side by side, and yield when each has had its first outcome or its time is over.
 
-    A model of ``before`` that is configured the same, and whose content is the same as far as it can tell, is taken over
-    as it is, whatever its state. Nothing is raised for a model that cannot be had: see ``troubles``.
+    A model of ``before`` that is configured the same, and whose content is the same as far as it can tell, is taken
+    over as it is, whatever its state. Nothing is raised for a model that cannot be had: see ``troubles``.
     """
     opening = opening or Opening()
     models: dict[str, Supervisor] = {}
@@ -142,7 +142,9 @@ async def open_models(
         kept = set(models)
         for name, spec in context.operations.items():
             if name not in kept:
-                models[name] = Supervisor(spec, label_of(context.name, spec.name), context.named(f"{context.name}.{spec.name}"))
+                models[name] = Supervisor(
+                    spec, label_of(context.name, spec.name), context.named(f"{context.name}.{spec.name}")
+                )
         fresh = {name: model for name, model in models.items() if name not in kept}
         looks = {name for name, model in fresh.items() if opening.look and model.spec.kind.look is not None}
         awaited = []
@@ -191,17 +193,19 @@ async def _look(name: str, model: Supervisor) -> Trouble | None:
     return None
 
 
-async def _outcomes(models: Iterable[Supervisor], opening: Opening) -> None:
+async def _outcomes(models: Collection[Supervisor], opening: Opening) -> None:
     """Wait until each model has had its first outcome."""
-    pending: set[asyncio.Future[None]] = {model.first for model in models}
     labels = {model.first: model.slot for model in models}
+    pending = set(labels)
+    for model in models:
+        model.reported = not model.first.done()
     loop = asyncio.get_running_loop()
     started = loop.time()
     while pending:
         passed = loop.time() - started
         left = None if opening.wait_seconds is None else opening.wait_seconds - passed
         if left is not None and left <= 0:
-            return
+            break
         step = PROGRESS_SECONDS if opening.progress else None
         timeout = min((seconds for seconds in (left, step) if seconds is not None), default=None)
         _, pending = await asyncio.wait(pending, timeout=timeout)
@@ -209,6 +213,8 @@ async def _outcomes(models: Iterable[Supervisor], opening: Opening) -> None:
             for outcome in pending:
                 slot = labels[outcome]
                 opening.progress(f"waiting for the model {slot.label}: {slot.state} ({loop.time() - started:.0f} s)")
+    for model in models:
+        model.reported = False
 
 
 def _is_fatal(model: Supervisor, opening: Opening, earlier: Supervisor | None) -> bool:

@@ -65,6 +65,8 @@ class Supervisor:
         self.slot = Slot(spec, label)
         self.users = 1
         self.failure: Exception | None = None
+        self.reported = False
+        """Whether somebody waits for the first outcome, and tells of it if it is a failure."""
         self.first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._context = context
         self._task: asyncio.Task[None] | None = None
@@ -84,10 +86,10 @@ class Supervisor:
             self.fallback = Supervisor(spec.fallback, f"{label} fallback", context.named(f"{context.name}.fallback"))
             self.slot.fallback = self.fallback.slot
 
-    # --- for snapshots and the admin listener --------------------------------------------------------------------------
+    # --- for snapshots and the admin listener ------------------------------------------------------------------------
 
     def start(self, *, load: bool, fallback: bool = True) -> None:
-        """Start the task; ``load`` says whether to load the model now or on first use, ``fallback`` the same of that."""
+        """Start the task. ``load`` says whether to load the model now or on first use, ``fallback`` the same of it."""
         if self.fallback is not None:
             self.fallback.start(load=fallback)
         self.slot.wanted = load
@@ -150,7 +152,7 @@ class Supervisor:
         assert isinstance(model, KeepsLogs)
         return await model.logs(lines)
 
-    # --- the task ------------------------------------------------------------------------------------------------------
+    # --- the task ----------------------------------------------------------------------------------------------------
 
     def _interrupt(self) -> None:
         self._interrupted = True
@@ -232,21 +234,24 @@ class Supervisor:
         slot.blame(_words(error))
         if self._tries >= restart.max_starts or (not slot.was_ready and is_definite(error)):
             slot.enter("failed")
-            log.error("model failed", model=slot.label, starts=slot.starts, error=slot.last_error)
+            tell = log.debug if self.reported else log.error
+            tell("model failed", model=slot.label, starts=slot.starts, error=slot.last_error)
         else:
             longest = min(restart.max_backoff, restart.backoff * 2.0 ** min(self._misses - 1, 40))
             pause = longest * _random.uniform(0.5, 1.0)
             slot.next_try = time() + pause
             slot.enter("restarting")
-            log.warning("model down", model=slot.label, next_try_in=round(pause, 3), error=slot.last_error)
+            tell = log.debug if self.reported else log.warning
+            tell("model down", model=slot.label, next_try_in=round(pause, 3), error=slot.last_error)
         self._outcome(error)
 
     def _outcome(self, failure: Exception | None) -> None:
         self.failure = failure
+        self.reported = False
         if not self.first.done():
             self.first.set_result(None)
 
-    # --- one life ------------------------------------------------------------------------------------------------------
+    # --- one life ----------------------------------------------------------------------------------------------------
 
     async def _live(self) -> None:
         spec = self.spec
@@ -357,7 +362,7 @@ class Supervisor:
 
         return predict
 
-    # --- health --------------------------------------------------------------------------------------------------------
+    # --- health ------------------------------------------------------------------------------------------------------
 
     async def _healthy_at_first(self, model: Model) -> None:
         """Return when the model answers its first health check."""
@@ -390,7 +395,8 @@ class Supervisor:
     def _unhealthy(self) -> None:
         if self.slot.state != "unhealthy":
             self.slot.enter("unhealthy")
-            log.warning("model unhealthy", model=self.slot.label, error=self.slot.last_error)
+            tell = log.debug if self.reported else log.warning
+            tell("model unhealthy", model=self.slot.label, error=self.slot.last_error)
 
     async def _check(self, model: ReadyCheck) -> Exception | None:
         seconds = self.spec.common.health.timeout
@@ -417,7 +423,7 @@ class Supervisor:
                 self._unhealthy()
         return self.slot.state != "ready" or self._model is not model
 
-    # --- idleness ------------------------------------------------------------------------------------------------------
+    # --- idleness ----------------------------------------------------------------------------------------------------
 
     async def _until_idle(self, seconds: float) -> None:
         quiet, before = 0, self.slot.requests
@@ -432,7 +438,7 @@ class Supervisor:
             await asyncio.sleep(LINGER_SECONDS if self.slot.requests else 0)
             return
         deadline = monotonic() + DRAIN_SECONDS
-        while self._under_way and monotonic() < deadline and not self.slot.closed:
+        while self._under_way and monotonic() < deadline and not self.slot.closed:  # noqa: ASYNC110  # a counter tells nobody
             await asyncio.sleep(0.01)
 
 

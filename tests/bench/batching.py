@@ -2,9 +2,9 @@
 
     python -m tests.bench.batching [--clients 64] [--rounds 5] [--seconds 3] [--max-wait 2ms]
 
-Both servers run the real command, on the first core alone, and take turns. Before anything is measured, both have to give
-the same bytes for the same requests; so has every answer under load. Scores are written with nine decimals: the last bits
-of a sum that BLAS makes depend on how many rows it is given, whoever calls it.
+Both servers run the real command, on the first core alone, and take turns. Before anything is measured, both have to
+give the same bytes for the same requests; so has every answer under load. Scores are written with nine decimals: the
+last bits of a sum that BLAS makes depend on how many rows it is given, whoever calls it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def make_model(folder: Path) -> None:
     (folder / "MLmodel").write_text(
         "flavors:\n  sklearn:\n    pickled_model: model.pkl\n    serialization_format: pickle\n"
         f"    sklearn_version: {sklearn.__version__}\n"
-        f"signature:\n  inputs: '[{columns}]'\n  outputs: '[{{\"type\": \"long\", \"required\": true}}]'\n"
+        f'signature:\n  inputs: \'[{columns}]\'\n  outputs: \'[{{"type": "long", "required": true}}]\'\n'
     )
 
 
@@ -144,12 +144,16 @@ async def compare(servers: dict[str, Process], options: argparse.Namespace) -> d
 def report(rounds: dict[str, list[Measured]], clients: int) -> None:
     print(f"sklearn model, {clients} clients, every answer compared with the one that was asked for alone")
     for name, measured in rounds.items():
+        milliseconds = [(one.p50_seconds * 1000, one.p99_seconds * 1000) for one in measured]
         rate = statistics.median(one.requests_per_second for one in measured)
-        p50, p99 = (statistics.median(times) * 1000 for times in zip(*((m.p50_seconds, m.p99_seconds) for m in measured)))
+        p50, p99 = map(statistics.median, zip(*milliseconds, strict=True))
         cpu = statistics.median(one.cpu_micros for one in measured)
-        print(f"  batching {name:3}  {rate:8,.0f} requests/s  p50 {p50:6.2f} ms  p99 {p99:6.2f} ms  {cpu:5.0f} µs CPU each")
-    pairs = zip(rounds["on"], rounds["off"], strict=True)
-    print(f"  on / off      {statistics.median(on.requests_per_second / off.requests_per_second for on, off in pairs):.2f} times")
+        times = f"p50 {p50:6.2f} ms  p99 {p99:6.2f} ms  {cpu:5.0f} µs CPU each"
+        print(f"  batching {name:3}  {rate:8,.0f} requests/s  {times}")
+    ratios = [
+        on.requests_per_second / off.requests_per_second for on, off in zip(rounds["on"], rounds["off"], strict=True)
+    ]
+    print(f"  on / off      {statistics.median(ratios):.2f} times")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -105,11 +105,13 @@ def test_in_whatever_order_things_happen_to_a_model(setting: Setting, events: li
             script.may_open, script.sick, script.failures = None, None, []
             model.restart()
             answers = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 10)
-            wrong = [answer for answer in answers if answer != {"y": 10} and not isinstance(answer, SourceUnavailable)]
+            # An illness may be over before anybody looks: then the call failed, and not the model.
+            fair = (SourceUnavailable, SourceError) if "sick" in events else SourceUnavailable
+            wrong = [answer for answer in answers if answer != {"y": 10} and not isinstance(answer, fair)]
             assert wrong == []
             await eventually(lambda: answered(model.slot), "it answers again")
             assert script.most_open <= 1
-            assert model.slot.starts == script.opens
+            assert model.slot.starts >= script.opens  # a start can be called off before it opens anything
             before_closing = asyncio.create_task(call())
             await model.close()
             (last,) = await asyncio.gather(before_closing, return_exceptions=True)

@@ -231,7 +231,7 @@ def test_a_row_does_not_wait_longer_than_max_wait_for_a_call_under_way(run: RunF
         model.predict = sticks_once  # type: ignore[method-assign]
         batcher = Batcher(model, BatchOptions(max_wait=Duration(0.01)))
         first = asyncio.create_task(batcher.predict_one({"x": 1}))
-        while not model.calls:
+        while not model.calls:  # noqa: ASYNC110  # nobody tells
             await asyncio.sleep(0)
         assert await asyncio.wait_for(batcher.predict_one({"x": 2}), 5) == {"y": 20}
         assert not first.done()
@@ -253,7 +253,7 @@ def test_those_who_wait_when_the_model_is_closed_are_told(run: RunFixture) -> No
         model.predict = sticks  # type: ignore[method-assign]
         batcher = Batcher(model, BatchOptions(max_wait=Duration(30)))
         under_way = asyncio.create_task(batcher.predict_one({"x": 1}))
-        while not model.calls:
+        while not model.calls:  # noqa: ASYNC110  # nobody tells
             await asyncio.sleep(0)
         waiting = asyncio.create_task(batcher.predict_one({"x": 2}))
         await asyncio.sleep(0)

@@ -527,7 +527,15 @@ def test_a_value_that_the_endpoint_asks_for_and_the_request_lacks_is_422(all_of_
             },
         ),
         ("absent", {"title": "not found", "status": 404, "detail": "there is no customer 42", "step": "lookup"}),
-        ("unavailable", {"title": "not available", "status": 503, "detail": "step 'lookup': the model is loading", "step": "lookup"}),
+        (
+            "unavailable",
+            {
+                "title": "not available",
+                "status": 503,
+                "detail": "step 'lookup': the model is loading",
+                "step": "lookup",
+            },
+        ),
         (
             "param",
             {

@@ -1,4 +1,4 @@
-"""``base_url`` beside a source: while the model is not ready, a model behind HTTP answers, and the answer is degraded."""
+"""``base_url`` beside a source: another answers over HTTP while the model is not ready, and the answer is degraded."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ async def peer() -> AsyncIterator[Peer]:
 
 
 @asynccontextmanager
-async def serving(
-    plugin: Plugin, more: str = QUICK, beside: str = ""
-) -> AsyncIterator[tuple[RunningService, Peer]]:
+async def serving(plugin: Plugin, more: str = QUICK, beside: str = "") -> AsyncIterator[tuple[RunningService, Peer]]:
     async with peer() as server:
         config = files(more, beside=f', base_url: "{server.url}"{beside}')
         async with service(config, plugins={"scripted": plugin}) as shop:

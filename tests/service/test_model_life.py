@@ -653,7 +653,10 @@ def test_a_reload_tries_a_failed_model_again_and_does_not_wait_for_it(run: RunFi
         async with serving(plugin) as shop:
             await state(shop, "failed")
             reloaded = await shop.reload()
-            assert (reloaded.status, [problem["severity"] for problem in reloaded.json["problems"]]) == (200, ["warning"])
+            assert (reloaded.status, [problem["severity"] for problem in reloaded.json["problems"]]) == (
+                200,
+                ["warning"],
+            )
             shown = await state(shop, "ready")
             assert (shown["starts"], script.failures) == (8, [])
 
@@ -752,7 +755,7 @@ def test_check_looks_at_models_that_can_be_looked_at_and_opens_the_others() -> N
     config["integrations/ml.yaml"] = config["integrations/ml.yaml"].replace("type: scripted", "type: looked_at")
     assert check_problems(config, plugins={"scripted": plugin}) == []
     assert (plugin["m"].opens, plugin["m"].looks) == (1, 1)
-    config["domains/d.yaml"] = DOMAIN.replace('$s.y', '$s.z')
+    config["domains/d.yaml"] = DOMAIN.replace("$s.y", "$s.z")
     (problem,) = check_problems(config, plugins={"scripted": plugin})
     assert problem.message == "the step 's' returns no field 'z'"
     plugin["m"].failures = [SourceError("no such image")]
@@ -801,7 +804,9 @@ def test_a_step_that_asks_for_the_model_of_another_waits_for_it(run: RunFixture)
         endpoints:
           e:
             data_sources:
-              - {name: seen, type: direct, params: {v: "$execution.models.s.version", w: "$execution.models.skipped.name ?? 'none'"}}
+              - name: seen
+                type: direct
+                params: {v: "$execution.models.s.version", w: "$execution.models.skipped.name ?? 'none'"}
               - {name: s, type: ml, source_id: m, params: {features: {x: 1}}}
               - {name: skipped, type: ml, source_id: m, params: {features: {x: 1}}, condition: "1 == 2"}
             response_mapping: {seen: "$seen", all: "$execution.models"}
@@ -814,4 +819,3 @@ def test_a_step_that_asks_for_the_model_of_another_waits_for_it(run: RunFixture)
             assert answer.json == {"seen": {"v": "1", "w": "none"}, "all": {"s": identity}}
 
     run(main())
-
