@@ -201,7 +201,9 @@ async def open_snapshot(
         for source in opened.values():
             problems += _inspection_problems(source, unreachable_is_error=opening.unreachable_is_error)
             if isinstance(source.source, MlSource):
-                problems += [found for trouble in source.source.troubles for found in _trouble(source.spec, trouble)]
+                hint = "skip with --offline" if opening.unreachable_is_error else ""
+                for trouble in source.source.troubles:
+                    problems += _trouble(source.spec, trouble, hint)
         facts = _FactsOf(opened)
         for plan in prepared.plans.values():
             problems += check_facts(plan, facts)
@@ -373,8 +375,11 @@ async def _open_model(
         yield model
 
 
-def _trouble(spec: SourceSpec, trouble: Trouble) -> list[Problem]:
-    """Return the problems of a model that could not be had: warnings where the source is served without it."""
+def _trouble(spec: SourceSpec, trouble: Trouble, hint: str) -> list[Problem]:
+    """Return the problems of a model that could not be had: warnings where the source is served without it.
+
+    ``hint`` is what one can do about a backend that is only not there.
+    """
     error, operation = trouble.error, trouble.operation
     place = spec.places.get(operation)
     if trouble.of_fallback:
@@ -384,7 +389,7 @@ def _trouble(spec: SourceSpec, trouble: Trouble) -> list[Problem]:
     elif isinstance(error, SourceUnavailable):
         named = spec.label in str(error)
         message = str(error) if named else f"{spec.label} cannot be reached: {error}"
-        found = [_at(spec, "ORC604", message)]
+        found = [_at(spec, "ORC604", message, hint)]
     else:
         found = _open_problems(spec, error, operation)
     return found if trouble.fatal else [problem.as_warning() for problem in found]

@@ -88,7 +88,7 @@ class MlOptions:
     base_url: str | None = option(
         None,
         help="Base URL of the models of type http. Beside a `source` of another type: the fallback, a model of type "
-        "http that answers, degraded, while the source's own is not ready. Its other options are those of `models.default`.",
+        "http that answers, degraded, while the source's own is not ready. `models.default` has its other options.",
     )
     models: Mapping[str, Mapping[str, Any]] = option(factory=dict, help="The models by name.")
 
