@@ -744,6 +744,44 @@ def test_what_there_is_not_among_the_models_is_told(
     run(main())
 
 
+def test_what_a_model_says_is_shown_without_secrets(run: RunFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_KEY", "sesame-open")
+    plugin = Plugin()
+
+    async def main() -> None:
+        plugin["sesame-open"].output = "listening with sesame-open\n"
+        async with serving(plugin, files(QUICK, script='"${env:MODEL_KEY}"')) as shop:
+            assert (await shop.admin("GET", "/models/m/logs")).json == "listening with ***\n"
+            plugin["sesame-open"].sick = SourceError("refused with sesame-open")
+            shown = await state(shop, "unhealthy")
+            assert shown["last_error"] == "refused with ***"
+            assert (await score(shop)).json["detail"] == "step 's': the model ml.m is unhealthy: refused with ***"
+
+    run(main())
+
+
+def test_a_source_of_one_domain_has_the_domain_in_its_id(run: RunFixture) -> None:
+    config = {
+        "domains/shop/integrations/ml.yaml": """
+            ml:
+              sources:
+                m: {models: {default: {type: scripted, script: a}, spare: {type: scripted, script: b}}}
+        """,
+        "domains/shop.yaml": DOMAIN,
+    }
+
+    async def main() -> None:
+        async with serving(Plugin(), config) as shop:
+            assert [found["id"] for found in (await shop.admin("GET", "/models")).json["models"]] == [
+                "shop:m",
+                "shop:m.spare",
+            ]
+            assert (await model(shop, "shop:m.spare"))["state"] == "ready"
+            assert (await shop.admin("GET", "/models/shop:m/logs")).status == 200
+
+    run(main())
+
+
 # --- check ----------------------------------------------------------------------------------------------------------
 
 
