@@ -630,6 +630,51 @@ def test_a_reload_waits_for_the_new_model_while_the_old_one_answers(run: RunFixt
     run(main())
 
 
+def test_a_reload_that_waits_for_a_model_starts_over_when_the_configuration_changes_again(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin) as shop:
+            plugin["stuck"].may_open = asyncio.Event()
+            shop.write("integrations/ml.yaml", files(script="stuck")["integrations/ml.yaml"])
+            first = asyncio.create_task(shop.reload())
+            await eventually(lambda: plugin["stuck"].opens == 1, "it waits")
+            same = asyncio.create_task(shop.reload())
+            shop.write("integrations/ml.yaml", files(f"factor: 20, {QUICK}")["integrations/ml.yaml"])
+            mended = await shop.reload()
+            answers = [mended, await first, await same]
+            assert [answer.status for answer in answers] == [200, 200, 200]
+            assert len({answer.json["generation"] for answer in answers}) == 1
+            assert (await score(shop)).json["y"] == 20
+            assert (plugin["stuck"].opens, plugin["stuck"].open_now) == (1, 0)
+
+    run(main())
+
+
+def test_a_watched_folder_is_reloaded_though_an_earlier_change_waits_for_a_model(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with service(files(), plugins={"scripted": plugin}, watch=True) as shop:
+            plugin["stuck"].may_open = asyncio.Event()
+
+            async def is_noticed() -> bool:  # the watch starts in a thread of its own, and nobody tells when
+                shop.write("integrations/ml.yaml", files(script="stuck")["integrations/ml.yaml"])
+                await asyncio.sleep(0.4)
+                return plugin["stuck"].opens == 1
+
+            await eventually(is_noticed, "it waits")
+            shop.write("integrations/ml.yaml", files(f"factor: 20, {QUICK}")["integrations/ml.yaml"])
+            await eventually(lambda: len(plugin["m"].models) == 2, "the mended configuration is opened")
+
+            async def answers() -> bool:
+                return bool((await score(shop)).json["y"] == 20)
+
+            await eventually(answers, "it serves")
+
+    run(main())
+
+
 def test_a_model_whose_content_changed_under_the_same_options_is_loaded_anew(run: RunFixture) -> None:
     plugin = Plugin()
 
