@@ -117,7 +117,7 @@ over the global ones.
 
 [[BatchOptions]]
 
-### `health`
+### `health_check`
 
 [[HealthOptions]]
 

@@ -71,7 +71,7 @@ class CommonOptions:
     warm_up: list[dict[str, Any]] = option(
         factory=list, help="Rows of features that are scored before the model counts as ready."
     )
-    health: HealthOptions = option(HealthOptions(), help="Health checks.")
+    health_check: HealthOptions = option(HealthOptions(), help="Health checks.")
     restart: RestartOptions = option(RestartOptions(), help="Starts after a failure.")
     unload_after: Duration | None = option(
         None,

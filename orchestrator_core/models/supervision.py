@@ -301,7 +301,7 @@ class Supervisor:
         self._outcome(None)
         log.info("model ready", model=self.slot.label, starts=self.slot.starts)
         watchers: list[Coroutine[Any, Any, None]] = []
-        if self.spec.common.health.interval and isinstance(model, ReadyCheck):
+        if self.spec.common.health_check.interval and isinstance(model, ReadyCheck):
             watchers.append(self._keep_healthy(model))
         if self.spec.common.unload_after is not None:
             watchers.append(self._until_idle(self.spec.common.unload_after))
@@ -366,17 +366,17 @@ class Supervisor:
 
     async def _healthy_at_first(self, model: Model) -> None:
         """Return when the model answers its first health check."""
-        if not isinstance(model, ReadyCheck) or not self.spec.common.health.interval:
+        if not isinstance(model, ReadyCheck) or not self.spec.common.health_check.interval:
             return
         while error := await self._check(model):
             self.slot.blame(_words(error))
             self._unhealthy()
             self._outcome(SourceUnavailable(_words(error)))
             self.slot.tell()
-            await asyncio.sleep(self.spec.common.health.interval)
+            await asyncio.sleep(self.spec.common.health_check.interval)
 
     async def _keep_healthy(self, model: ReadyCheck) -> None:
-        health, slot, failures = self.spec.common.health, self.slot, 0
+        health, slot, failures = self.spec.common.health_check, self.slot, 0
         while True:
             confirming = failures and slot.state == "ready"
             await asyncio.sleep(min(CONFIRM_SECONDS, health.interval) if confirming else health.interval)
@@ -399,7 +399,7 @@ class Supervisor:
             tell("model unhealthy", model=self.slot.label, error=self.slot.last_error)
 
     async def _check(self, model: ReadyCheck) -> Exception | None:
-        seconds = self.spec.common.health.timeout
+        seconds = self.spec.common.health_check.timeout
         try:
             async with asyncio.timeout(seconds):
                 await model.check_ready()
@@ -411,13 +411,18 @@ class Supervisor:
 
     async def _is_down(self, model: Model) -> bool:
         """Return whether the model is gone, after a call that failed: what is known, or what a check says now."""
-        if self.slot.state == "ready" and self._model is model and isinstance(model, ReadyCheck):
-            if self._suspicion is None or self._suspicion.done():
-                self._suspicion = asyncio.create_task(self._check(model))
-            await asyncio.wait([self._suspicion])
-            if self._suspicion.cancelled():
+        if not isinstance(model, ReadyCheck):
+            return self.slot.state != "ready" or self._model is not model
+        joined = True
+        while joined and self.slot.state == "ready" and self._model is model:
+            check = self._suspicion
+            joined = check is not None and not check.done()  # such a check may have begun while all was well
+            if check is None or check.done():
+                check = self._suspicion = asyncio.create_task(self._check(model))
+            await asyncio.wait([check])
+            if check.cancelled():
                 return True  # which happens when the model is over
-            error = self._suspicion.result()
+            error = check.result()
             if error is not None and self.slot.state == "ready" and self._model is model:
                 self.slot.blame(_words(error))
                 self._unhealthy()

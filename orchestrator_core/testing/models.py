@@ -14,6 +14,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import attrs
+
+from orchestrator_core.models import CommonOptions
 from orchestrator_core.plugin_api import (
     Changes,
     Describes,
@@ -81,6 +84,11 @@ class ModelConformance:
 
     def test_every_option_says_what_it_is_for(self) -> None:
         check_documented(self.kind.options)
+
+    def test_no_option_has_a_name_that_the_core_takes_for_every_model(self) -> None:
+        taken = {option.name for option in attrs.fields(CommonOptions)}
+        own = {option.name for option in attrs.fields(self.kind.options)}
+        check(not own & taken, f"these options would never reach the model: {', '.join(sorted(own & taken))}")
 
     def test_the_same_options_are_equal_so_that_a_reload_keeps_the_model(self) -> None:
         check_equal_when_read_twice(self.kind.options, self.options)

@@ -42,7 +42,7 @@ def supervisor(plugin: Plugin, setting: Setting, http: HttpClient) -> Supervisor
         preload=setting.preload,
         unload_after=setting.unload_after,
         warm_up=[{"x": 0}],
-        health=HealthOptions(interval=Duration(0.001), timeout=Duration(1), failures=1),
+        health_check=HealthOptions(interval=Duration(0.001), timeout=Duration(1), failures=1),
         restart=RestartOptions(setting.max_starts, Duration(0.001), Duration(0.002), Duration(0.01)),
     )
     kind: ModelKind[Any] = ModelKind("scripted", "Scripted.", ScriptedOptions, plugin.open)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import frozen
+from attrs import evolve, frozen
 
 from orchestrator_core.direct import DIRECT
 from orchestrator_core.errors import EntityNotFound, InvalidParam
@@ -383,6 +383,20 @@ async def sees_others(_: Any, __: Any) -> ModelFacts:
 
 class TestElsewhere(DoublingCase):
     kind = model_kind(Elsewhere, sees_inputs)
+
+
+@frozen
+class TakesTheCores:
+    preload: bool = option(True, help="Something else than what the core takes it for.")
+    other: bool = option(True, help="Its own.")
+
+
+def test_an_option_that_the_core_takes_is_found() -> None:
+    case = DoublingCase()
+    case.kind = evolve(model_kind(Doubling), options=TakesTheCores)
+    with pytest.raises(AssertionError) as caught:
+        case.test_no_option_has_a_name_that_the_core_takes_for_every_model()
+    assert str(caught.value) == "these options would never reach the model: preload"
 
 
 def test_a_look_that_tells_something_else_is_found(tmp_path: Path) -> None:

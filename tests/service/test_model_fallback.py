@@ -115,7 +115,7 @@ def test_calls_go_back_to_the_model_when_it_is_ready_and_away_when_it_is_not(run
     async def main() -> None:
         script = plugin["m"]
         script.may_open = asyncio.Event()
-        config_wait = "restart: {backoff: 10ms}, health: {interval: 20ms}"
+        config_wait = "restart: {backoff: 10ms}, health_check: {interval: 20ms}"
         async with peer() as server:
             config = files(config_wait, wait="20ms", beside=f', base_url: "{server.url}"')
             async with service(config, plugins={"scripted": plugin}) as shop:

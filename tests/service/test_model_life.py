@@ -16,7 +16,7 @@ from tests.service.scripted_models import Plugin, eventually, model, state
 
 RunFixture = Callable[..., Any]
 
-QUICK = "health: {interval: 20ms, timeout: 500ms}, restart: {backoff: 10ms, max_backoff: 20ms}"
+QUICK = "health_check: {interval: 20ms, timeout: 500ms}, restart: {backoff: 10ms, max_backoff: 20ms}"
 DOMAIN = """
     endpoints:
       other: {response_mapping: 1}
@@ -470,7 +470,7 @@ def test_one_failed_check_is_not_enough(run: RunFixture) -> None:
 
     async def main() -> None:
         script = plugin["m"]
-        async with serving(plugin, files("health: {interval: 20ms, failures: 50}")) as shop:
+        async with serving(plugin, files("health_check: {interval: 20ms, failures: 50}")) as shop:
             script.sick = SourceError("a hiccup")
             seen = script.checks
             await eventually(lambda: script.checks > seen + 2, "checked again")

@@ -22,11 +22,13 @@ class ModelServer:
 
     def __init__(self) -> None:
         self.port = 0
+        self.asked: set[str] = set()
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self._runner: web.AppRunner | None = None
 
     async def handle(self, request: web.Request) -> web.Response:
+        self.asked.add(f"{request.method} {request.path}")
         body = await request.json() if request.method == "POST" else {"x": 0}
         await self.may_answer.wait()
         return web.json_response({"y": body["x"] * 3})
@@ -49,7 +51,7 @@ def files(port: int) -> dict[str, str]:
         "integrations/ml.yaml": f"""
             ml:
               sources:
-                m: {{base_url: "http://127.0.0.1:{port}", models: {{default: {{timeout: 1s}}}}}}
+                m: {{base_url: "http://127.0.0.1:{port}", models: {{default: {{health: /health, timeout: 1s}}}}}}
         """,
         "domains/d.yaml": """
             endpoints:
@@ -89,6 +91,7 @@ def test_a_server_that_is_gone_is_noticed_and_used_again_when_it_is_back(run: Ru
                 await server.start()
                 await state(shop, "ready", within_seconds=NOTICED_WITHIN_SECONDS)
                 assert (await shop.post("/orchestrator/d/score", {"x": 2})).json == {"y": 6}
+                assert server.asked == {"GET /health", "POST /predict"}
         finally:
             await server.stop()
 
