@@ -4,7 +4,7 @@ TOX = .venv/bin/tox
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint types layers docs plugins wheels peers constraints clean
+.PHONY: help demo test bench lint types layers docs plugins wheels peers reference constraints clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -34,6 +34,9 @@ types:  ## mypy, strict
 layers:  ## import-linter: who may import whom
 docs:  ## run the code in README and docs, follow their links
 wheels:  ## build the wheels, install each one alone, look at what came with it
+
+reference: $(TOX)  ## write docs/reference anew, from the option classes
+	@$(TOX) run -q -e tests -x testenv:tests.commands="python -m orchestrator_core.reference"
 
 constraints: $(TOX)  ## write constraints.txt anew, with today's versions
 	@$(TOX) run -q -e constraints

@@ -7,6 +7,7 @@ The source is compiled once, kept with the plan and put into :mod:`linecache`, s
   does the exact form run, which names the reference that found nothing.
 - A chain of steps is a row of ``await``. Where steps can run at once, one line of them stays in the main coroutine and
   every other is a branch in a task: n steps that are ready together are n - 1 tasks and one ``await``.
+- A step with ``for_each`` makes a list of each item's values, of which :mod:`orchestrator_core.each` makes the results.
 """
 
 from __future__ import annotations
@@ -18,27 +19,43 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
-from orchestrator_core.expressions import MISSING, Literal, Node, emit, emit_condition, namespace, references
-from orchestrator_core.plan import Plan, PlannedStep
+from orchestrator_core.each import AtOnce, ForEach
+from orchestrator_core.errors import ExpressionError
+from orchestrator_core.expressions import (
+    MISSING,
+    ArrayNode,
+    Literal,
+    LogicalNode,
+    Node,
+    ObjectNode,
+    ReferenceNode,
+    emit,
+    emit_condition,
+    namespace,
+    reference_text,
+    references,
+    unparse,
+)
+from orchestrator_core.plan import ITEM_ROOTS, Plan, PlannedStep
 from orchestrator_core.plugin_api import JSON
-from orchestrator_core.run import OK, SKIPPED, Branches, Request, Run, clock
+from orchestrator_core.run import OK, SKIPPED, Branches, Request, Run, clock, located
 
 Call = Callable[..., Awaitable[JSON]]
 Coroutine = Callable[[Request, Run], Awaitable[JSON]]
 
 _RESERVED = {
     *("request", "run", "steps", "started", "error", "branches", "clock", "MISSING", "OK", "SKIPPED", "LOOKUP"),
-    *("Branches", "timeout", "future", "BaseException", "Exception"),
+    *("Branches", "timeout", "future", "located", "BaseException", "Exception"),
 }
 _NOT_A_WORD = re.compile(r"\W", re.ASCII)
 # The shapes of the names that are made from a step's variable; no variable of a step may have one of them.
-_DERIVED_START = re.compile(r"_|call_|convert_|default_|transform_|response")
-_DERIVED_END = re.compile(r"_(params|condition|wanted|ready|task|branch|[0-9]+)\Z")
+_DERIVED_START = re.compile(r"_|call_|convert_|default_|each_|transform_|response")
+_DERIVED_END = re.compile(r"_(params|condition|wanted|ready|task|branch|list|each|given|[0-9]+)\Z")
 
-LOOKUP = (KeyError, TypeError, IndexError)
-"""What a plain subscript raises when a reference finds nothing."""
+LOOKUP = (KeyError, TypeError, IndexError, ExpressionError)
+"""What a plain subscript raises when a reference finds nothing, and an operator that cannot work on its operands."""
 
 
 @frozen
@@ -61,12 +78,18 @@ class Generated:
         if entry is not None and len(entry) == 4 and entry[2] is self.lines:
             del linecache.cache[self.filename]
 
-    def compile(self, calls: Mapping[str, Call]) -> Coroutine:
+    def compile(self, calls: Mapping[str, Call | AtOnce]) -> Coroutine:
         """Return the coroutine function, bound to what each step calls."""
+        each = {
+            f"each_{step}": evolve(self.constants[f"each_{step}"], call=call)
+            for step, call in calls.items()
+            if f"each_{step}" in self.constants
+        }
         scope: dict[str, Any] = {
             **namespace(),
             **self.constants,
             **{f"call_{step}": call for step, call in calls.items()},
+            **each,
             "Branches": Branches,
             "LOOKUP": LOOKUP,
             "MISSING": MISSING,
@@ -74,6 +97,7 @@ class Generated:
             "SKIPPED": SKIPPED,
             "clock": clock,
             "future": _future,
+            "located": located,
             "timeout": asyncio.timeout,
         }
         linecache.cache[self.filename] = (len(self.source), None, self.lines, self.filename)
@@ -127,7 +151,7 @@ class _Writer:
         self.chain_of = {step.name: chain for chain in self.chains for step in chain.steps}
         self.index = {step.name: index for index, step in enumerate(plan.steps)}
         self.variables = _variables([step.name for step in plan.steps])
-        self.roots = {"request": "request", "execution": "run", **self.variables}
+        self.roots = {"request": "request", "execution": "run", "item": "item", "index": "index", **self.variables}
         self.awaited = self.cross_waits()
 
     def write(self) -> Generated:
@@ -171,21 +195,54 @@ class _Writer:
 
     def exact_params(self, step: PlannedStep) -> None:
         nodes = [node for _, node in step.params]
-        if any(not isinstance(node, Literal) for node in nodes):
+        if step.for_each is not None:
+            self.exact_items(step, step.for_each)
+        elif any(not isinstance(node, Literal) for node in nodes):
             values = ", ".join(emit(node, self.roots, exact=True) for node in nodes)
             self.exact(f"{self.variables[step.name]}_params", nodes, f"return ({values},)")
         if step.condition is not None and not isinstance(step.condition, Literal):
             condition = emit_condition(step.condition, self.roots, exact=True)
             self.exact(f"{self.variables[step.name]}_condition", [step.condition], f"return {condition}")
 
+    def exact_items(self, step: PlannedStep, for_each: Node) -> None:
+        variable, nodes = self.variables[step.name], [node for _, node in step.params]
+        if not isinstance(for_each, Literal):
+            exact = emit(for_each, self.roots, exact=True)
+            self.exact(f"{variable}_list", [for_each], f"return {exact}")
+        values = [emit(node, self.roots, exact=True) for node in nodes]
+        self.exact(f"{variable}_params", nodes, f"return {_tuple(self.converted(step, values))}", ITEM_ROOTS)
+
+    def converted(self, step: PlannedStep, values: Sequence[str]) -> list[str]:
+        """Return the sources of a step's values, with the transformers that its parameters pass through."""
+        converted = list(values)
+        for index, (name, _) in enumerate(step.params):
+            if name in step.conversions:
+                self.constants[f"convert_{index}_{step.name}"] = step.conversions[name]
+                converted[index] = f"convert_{index}_{step.name}({values[index]})"
+        return converted
+
     def exact_response(self) -> None:
         node = self.plan.response
         if node is not None and not isinstance(node, Literal):
-            self.exact("response_exactly", [node], f"return {emit(node, self.roots, exact=True)}")
+            self.exact("response_exactly", [node], f"return {self.located(node, 'response_mapping')}")
 
-    def exact(self, name: str, nodes: Sequence[Node], body: str) -> None:
+    def located(self, node: Node, place: str) -> str:
+        """Return the exact form of the answer, in which errors say which of its fields they are about."""
+        match node:
+            case ObjectNode(fields=fields):
+                each = [f"{name!r}: {self.located(value, f'{place}.{name}')}" for name, value in fields]
+                return f"{{{', '.join(each)}}}"
+            case ArrayNode(items=items):
+                return f"[{', '.join(self.located(item, f'{place}[{index}]') for index, item in enumerate(items))}]"
+        exact = emit(node, self.roots, exact=True)
+        if isinstance(node, Literal | ReferenceNode):
+            return exact
+        roots = tuple(sorted({reference.root for reference in references(node)}))
+        return f"located({place!r}, {unparse(node)!r}, {roots!r}, lambda: {exact})"
+
+    def exact(self, name: str, nodes: Sequence[Node], body: str, more: Sequence[str] = ()) -> None:
         self.blank(2)
-        self.line(f"def {name}({', '.join(['request', 'run', *self.needs(nodes)])}):")
+        self.line(f"def {name}({', '.join(['request', 'run', *more, *self.needs(nodes)])}):")
         self.depth += 1
         self.line(body)
         self.depth -= 1
@@ -198,7 +255,8 @@ class _Writer:
     def step(self, step: PlannedStep) -> None:
         index, variable = self.index[step.name], self.variables[step.name]
         self.blank()
-        self.line(_comment(f"{step.name}: {step.spec.label} {step.operation}"))
+        each = f", for each of {unparse(step.for_each)}" if step.for_each is not None else ""
+        self.line(_comment(f"{step.name}: {step.spec.label} {step.operation}".rstrip() + each))
         self.line(f"steps[{index}] = started = clock()")
         self.line("try:")
         self.depth += 1
@@ -211,16 +269,22 @@ class _Writer:
         self.depth += 1
         if step.optional:
             default = f"default_{variable}"
-            self.constants[default] = step.default
+            self.constants[default] = step.default if step.for_each is None else []
             self.line(f"{variable} = run.fallback({index}, started, error, {default})")
         else:
             self.line(f"raise run.failed({index}, started, error)")
         self.depth -= 1
         if step.condition is None and not step.optional:
-            self.line(f"steps[{index}] = (OK, started, clock(), '')")
+            self.line(self.ended(step))
         elif step.condition is None:
             self.line("else:")
-            self.line(f"    steps[{index}] = (OK, started, clock(), '')")
+            self.line(f"    {self.ended(step)}")
+
+    def ended(self, step: PlannedStep) -> str:
+        index = self.index[step.name]
+        if step.for_each is not None and step.optional:
+            return f"steps[{index}] = run.ended_with_items({index}, started)"
+        return f"steps[{index}] = (OK, started, clock(), '')"
 
     def conditional(self, step: PlannedStep, variable: str, index: int) -> None:
         assert step.condition is not None
@@ -233,7 +297,7 @@ class _Writer:
             self.line(f"if {variable}_wanted:")
         self.depth += 1
         self.call(step)
-        self.line(f"steps[{index}] = (OK, started, clock(), '')")
+        self.line(self.ended(step))
         self.depth -= 1
         self.line("else:")
         self.line(f"    {variable} = MISSING")
@@ -247,6 +311,9 @@ class _Writer:
         self.line(f"    {otherwise}")
 
     def call(self, step: PlannedStep) -> None:
+        if step.for_each is not None:
+            self.call_for_each(step, step.for_each)
+            return
         variable = self.variables[step.name]
         arguments = [f"{variable}_{_identifier(name)}_{index}" for index, (name, _) in enumerate(step.params)]
         nodes = [node for _, node in step.params]
@@ -256,22 +323,54 @@ class _Writer:
             exact = self.exact_call(f"{variable}_params", nodes)
             assignments = [(name, self.source(node)) for name, node in zip(arguments, nodes, strict=True)]
             self.guarded(assignments, f"({', '.join(arguments)},) = {exact}")
-        for index, (name, _) in enumerate(step.params):
-            if name in step.conversions:
-                self.constants[f"convert_{index}_{step.name}"] = step.conversions[name]
-                arguments[index] = f"convert_{index}_{step.name}({arguments[index]})"
-        call = f"await call_{step.name}({', '.join(arguments)})"
+        call = f"await call_{step.name}({', '.join(self.converted(step, arguments))})"
         facts = step.spec.facts.get(step.operation)
         if facts is not None and facts.degrades:
             call = f"run.settle({self.index[step.name]}, {call})"
-        for number, transform in enumerate(step.transforms):
-            self.constants[f"transform_{step.name}_{number}"] = transform
-            call = f"transform_{step.name}_{number}({call})"
+        call = self.transformed(step, call)
         if step.config.timeout is not None:
             self.line(f"async with timeout({float(step.config.timeout)!r}):")
             self.line(f"    {variable} = {call}")
         else:
             self.line(f"{variable} = {call}")
+
+    def transformed(self, step: PlannedStep, result: str) -> str:
+        for number, transform in enumerate(step.transforms):
+            self.constants[f"transform_{step.name}_{number}"] = transform
+            result = f"transform_{step.name}_{number}({result})"
+        return result
+
+    def call_for_each(self, step: PlannedStep, for_each: Node) -> None:
+        variable, each = self.variables[step.name], f"each_{step.name}"
+        items, given, nodes = f"{variable}_each", f"{variable}_given", [node for _, node in step.params]
+        self.constants[each] = _for_each(step, for_each, self.index[step.name])
+        if isinstance(for_each, Literal):
+            self.line(f"{items} = {self.source(for_each)}")
+        else:
+            exact_list = self.exact_call(f"{variable}_list", [for_each])
+            self.guarded([(items, self.source(for_each))], f"{items} = {exact_list}")
+        self.line(f"{each}.check(run, {items})")
+        self.line("try:")
+        self.depth += 1
+        values = self.converted(step, [self.source(node) for node in nodes])
+        for index, (name, node) in enumerate(step.params):
+            if not _of_item(node) and (name in step.conversions or not isinstance(node, Literal)):
+                shared = f"{variable}_{_identifier(name)}_{index}"
+                self.line(f"{shared} = {values[index]}")
+                values[index] = shared
+        numbered = any(reference.root == "index" for node in nodes for reference in references(node))
+        over = f"index, item in enumerate({items})" if numbered else f"item in {items}"
+        self.line(f"{given} = [{_tuple(values)} for {over}]")
+        self.depth -= 1
+        arguments = [f"{variable}_params", "request", "run", items, *self.needs(nodes)]
+        self.line("except Exception:")
+        self.line(f"    {given} = {each}.values({', '.join(arguments)})")
+        finish = self.transformed(step, "result")
+        arguments = ["run", given, *([f"lambda result: {finish}"] if step.transforms else [])]
+        arguments.append(f"at_most={step.config.max_concurrency}")
+        if step.config.timeout is not None:
+            arguments.append(f"within={float(step.config.timeout)!r}")
+        self.line(f"{variable} = await {each}.results({', '.join(arguments)})")
 
     # --- the answer --------------------------------------------------------------------------------------------------
 
@@ -411,6 +510,35 @@ class _Writer:
             done.add(step.name)
             if step.name == name:
                 break
+
+
+def _tuple(sources: Sequence[str]) -> str:
+    return f"({', '.join(sources)}{',' if len(sources) == 1 else ''})"
+
+
+def _of_item(node: Node) -> bool:
+    return any(reference.root in ITEM_ROOTS for reference in references(node))
+
+
+def _for_each(step: PlannedStep, for_each: Node, index: int) -> ForEach:
+    listed = for_each
+    if isinstance(for_each, LogicalNode) and all(isinstance(node, Literal) for node in for_each.operands[1:]):
+        listed = for_each.operands[0]  # $customer.orders ?? []
+    reference = reference_text(listed.root, listed.path) if isinstance(listed, ReferenceNode) else ""
+    return ForEach(
+        index=index,
+        name=step.name,
+        optional=step.optional,
+        default=step.default,
+        list_text=reference or unparse(for_each),
+        reference=reference,
+        on_request_only={reference.root for reference in references(for_each)} == {"request"},
+        paths={
+            name: reference_text("", node.path)[1:] if isinstance(node, ReferenceNode) and node.root == "item" else ""
+            for name, node in step.params
+            if _of_item(node)
+        },
+    )
 
 
 def _identifier(text: str) -> str:

@@ -33,6 +33,16 @@ class DirectSource:
 
         return assemble
 
+    def prepare_many(
+        self, operation: str, param_names: Sequence[str]
+    ) -> Callable[[Sequence[Sequence[JSON]]], Awaitable[Sequence[JSON]]]:
+        names = tuple(param_names)
+
+        async def assemble(items: Sequence[Sequence[JSON]]) -> Sequence[JSON]:
+            return [dict(zip(names, values, strict=True)) for values in items]
+
+        return assemble
+
 
 @asynccontextmanager
 async def open_direct(options: DirectOptions, context: OpenContext) -> AsyncIterator[DirectSource]:

@@ -31,6 +31,7 @@ def execution_json(execution: Execution) -> dict[str, Any]:
 
 
 def _step_json(step: StepRecord) -> dict[str, Any]:
+    items = {} if step.items is None else {"items": step.items, "items_failed": step.items_failed}
     return {
         "name": step.name,
         "status": step.status,
@@ -38,6 +39,7 @@ def _step_json(step: StepRecord) -> dict[str, Any]:
         "duration_ms": _milliseconds(step.duration_seconds),
         "attempts": step.attempts,
         "error": step.error,
+        **items,
     }
 
 
@@ -69,6 +71,8 @@ def _step_of(document: Mapping[str, Any]) -> StepRecord:
         duration_seconds=document["duration_ms"] / 1000,
         attempts=document["attempts"],
         error=document["error"],
+        items=document.get("items"),
+        items_failed=document.get("items_failed", 0),
     )
 
 

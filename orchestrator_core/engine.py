@@ -18,12 +18,10 @@ from orchestrator_core.errors import (
     BadRequest,
     DeadlineExceeded,
     ExpressionError,
-    InvalidParam,
     InvalidRequest,
     MissingReference,
     OrchestratorError,
     SourceError,
-    SourceUnavailable,
 )
 from orchestrator_core.expressions import MISSING, Missing
 from orchestrator_core.plugin_api import JSON
@@ -143,6 +141,8 @@ def failure_of(error: BaseException, run: Run | None, redactor: Redactor) -> Fai
         if run is not None and not run.failed_step:
             run.failed_step = culprit(error, "")
         error = request_error(error)
+    if isinstance(error, ExpressionError) and run is not None and not run.failed_step:
+        run.failed_step = error.step
     step = run.failed_step if run is not None else ""
     if step == "request":
         step = ""
@@ -150,11 +150,7 @@ def failure_of(error: BaseException, run: Run | None, redactor: Redactor) -> Fai
         log.error("defect", execution_id=run.id if run else "", step=step, exc_info=error)
         return Failure(500, "internal error", "an internal error; the log tells more under the execution id", step)
     detail = redactor(str(error))
-    if (
-        step
-        and isinstance(error, SourceError | SourceUnavailable | ExpressionError | InvalidParam)
-        and f"'{step}'" not in detail
-    ):
+    if step and not isinstance(error, MissingReference | InvalidRequest) and f"'{step}'" not in detail:
         detail = f"step '{step}': {detail}"
     errors = error.errors if isinstance(error, InvalidRequest) else ()
     return Failure(error.status, error.title, detail, step, errors, error.retry_after_seconds)

@@ -192,10 +192,17 @@ class MissingReference(OrchestratorError):
 
 
 class ExpressionError(OrchestratorError):
-    """An expression got values it cannot work on, such as ``'a' - 1``. 422 when they all came from the request."""
+    """An expression got values it cannot work on, such as ``'a' - 1``. 422 when they all came from the request.
+
+    ``step`` is the one that they came from, where it is known and one only.
+    """
 
     status = 502
     title = "expression failed"
+
+    def __init__(self, message: str, *, step: str = "") -> None:
+        super().__init__(message)
+        self.step = step
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

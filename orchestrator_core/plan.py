@@ -10,7 +10,15 @@ from typing import Any
 from attrs import define, evolve, field, frozen
 
 from orchestrator_core.catalog import Catalog, SourceKey, SourceSpec
-from orchestrator_core.config.model import UNSET, Endpoint, EndpointConfig, Step, StepConfig, StepTransforms
+from orchestrator_core.config.model import (
+    RESERVED_ROOTS,
+    UNSET,
+    Endpoint,
+    EndpointConfig,
+    Step,
+    StepConfig,
+    StepTransforms,
+)
 from orchestrator_core.config.structure import Located, option_problem, structure
 from orchestrator_core.config.yaml import DataPath
 from orchestrator_core.errors import InvalidParam, Problem, SourceError, did_you_mean
@@ -20,8 +28,10 @@ from orchestrator_core.expressions import (
     Node,
     ObjectNode,
     Reference,
+    TemplateNode,
     parse,
     parse_value,
+    reference_text,
     references,
 )
 from orchestrator_core.plugin_api import JSON, OperationFacts
@@ -29,6 +39,7 @@ from orchestrator_core.plugins import Registry
 from orchestrator_core.schemas import FOREIGN_REFERENCE, RequestSchema, SchemaError, compile_schema
 
 REQUEST_PARTS = ("path_params", "query_params", "headers", "body")
+ITEM_ROOTS = ("item", "index")
 JSON_TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 _SHORT_PARTS = {"path": "path_params", "params": "path_params", "query": "query_params"}
 _PARAMETER = re.compile(r"\{([^{}]*)\}")
@@ -53,6 +64,7 @@ class PlannedStep:
     transforms: tuple[Transform, ...]
     conversions: Mapping[str, Transform]
     located: Located = field(repr=False)
+    for_each: Node | None = None
 
     @property
     def optional(self) -> bool:
@@ -199,7 +211,8 @@ class _Compiler:
         start = len(self.references)
         params = self.params(config, located)
         condition = self.condition(config, located)
-        referred = {_step_of(reference) for reference, _, _ in self.references[start:]} - {"request", "execution"}
+        for_each = self.for_each(config, located)
+        referred = {_step_of(reference) for reference, _, _ in self.references[start:]} - set(RESERVED_ROOTS)
         for index, name in enumerate(config.depends_on):
             self.known_step(name, located, "depends_on", index)
         transforms, conversions = self.step_transforms(config, located)
@@ -221,6 +234,7 @@ class _Compiler:
             transforms,
             conversions,
             located,
+            for_each,
         )
 
     def source(self, config: StepConfig, located: Located) -> SourceSpec | None:
@@ -310,6 +324,7 @@ class _Compiler:
                 self.warn_of_text(item, located, (*path, index))
         elif isinstance(value, str) and path[:1] != ("condition",) and not value.startswith("$") and "{{" not in value:
             names = {step.config.name for step in self.endpoint.steps} | {"request", "execution"}
+            names |= set(ITEM_ROOTS) if path[:1] == ("params",) and _runs_for_each(located) else set()
             if (match := _REFERENCE.search(value)) and match[1] in names:
                 message = f"this is text, in which {match[0]} stands for itself"
                 hint = "an expression starts with $; inside a text it is written {{ $… }}"
@@ -330,6 +345,21 @@ class _Compiler:
             return Literal(False)
         return self.parse(config.condition, located, ("condition",), parse_condition)
 
+    def for_each(self, config: StepConfig, located: Located) -> Node | None:
+        if config.for_each is None:
+            if "max_concurrency" in located.data:
+                message = "max_concurrency says how many items run at once, and the step has no for_each"
+                self.report(located, "ORC204", message, "max_concurrency", at_key=True)
+            return None
+        value = list(config.for_each) if isinstance(config.for_each, tuple) else config.for_each
+        node = self.parse(value, located, ("for_each",))
+        text = isinstance(node, TemplateNode | ObjectNode)
+        if text or (isinstance(node, Literal) and not isinstance(node.value, list)):
+            hint = "an expression starts with $, such as $request.body.items"
+            message = "for_each is not a list: expected an expression or a list"
+            self.report(located, "ORC204", message, "for_each", hint=hint)
+        return node
+
     def response(self, config: EndpointConfig, located: Located) -> Node | None:
         if config.response_mapping is None:
             return None
@@ -346,10 +376,14 @@ class _Compiler:
             if reference.root == "execution":
                 self.check_execution_reference(reference, located, path, place, steps)
                 continue
+            if reference.root in ITEM_ROOTS:
+                self.check_item(reference, located, path, place)
+                continue
             if reference.root == "request":
                 self.check_request_reference(reference, located, path, place)
             elif reference.root not in names:
-                hint = did_you_mean(reference.root, [*names, "request", "execution"])
+                of_item = ITEM_ROOTS if path[:1] == ("params",) and _runs_for_each(located) else ()
+                hint = did_you_mean(reference.root, [*names, "request", "execution", *of_item])
                 message = f"there is no step '{reference.root}'"
                 self.report(located, "ORC502", message, *path, hint=hint, **place)
             elif (step := steps.get(reference.root)) and not reference.guarded:
@@ -389,6 +423,22 @@ class _Compiler:
             )
             self.check_presence(reference, without_default, located, path, place)
 
+    def check_item(self, reference: Reference, located: Located, path: DataPath, place: dict[str, Any]) -> None:
+        """Report ``$item`` and ``$index`` where there is no item, and fields of a number."""
+        if not _runs_for_each(located) or path[:1] != ("params",):
+            message = f"{reference.text} is known only in the params of a step with for_each"
+            hint = "give the step for_each: the list to run over"
+            if path[:1] == ("for_each",):
+                hint = "for_each is the list that the items come from"
+            elif path[:1] == ("condition",):
+                hint = "the condition is of the step as a whole, and decided before there are items"
+            elif path[:1] != ("params",):
+                hint = "refer to the results: $step is a list, with one result for each item, and $step[0] the first"
+            self.report(located, "ORC509", message, *path, hint=hint, **place)
+        elif reference.root == "index" and reference.path:
+            message = f"{reference.text} finds nothing: $index is the number of the item, counted from 0"
+            self.report(located, "ORC509", message, *path, hint="did you mean $item?", **place)
+
     def check_request_reference(
         self, reference: Reference, located: Located, path: DataPath, place: dict[str, Any]
     ) -> None:
@@ -413,11 +463,16 @@ class _Compiler:
         self, reference: Reference, step: StepConfig, located: Located, path: DataPath, place: dict[str, Any]
     ) -> None:
         """Report a reference to what may not be there and that nothing falls back from."""
+        # A step that runs for each item gives a list, in which an item that failed has its default.
+        inside = reference.path if step.for_each is None else reference.path[1:]
+        each = step.for_each is not None
         if step.condition is not True:
             reason = f"the step '{step.name}' has a condition, and may be skipped"
+        elif each and not inside:
+            return
         elif not step.required and step.default is UNSET:
-            reason = f"the step '{step.name}' is not required, and may fail"
-        elif step.default is not UNSET and not _reaches(step.default, reference.path):
+            reason = f"the step '{step.name}' is not required, and may fail{' for an item' if each else ''}"
+        elif step.default is not UNSET and not _reaches(step.default, inside):
             reason = f"the default of the step '{step.name}' has no {reference.text}"
         else:
             return
@@ -614,6 +669,10 @@ def _step_of(reference: Reference) -> str:
     return reference.root
 
 
+def _runs_for_each(located: Located) -> bool:
+    return isinstance(located.data, dict) and located.data.get("for_each") is not None
+
+
 def _place(reference: Reference) -> dict[str, Any]:
     return {"offset": reference.offset, "length": len(reference.text), "near": reference.text}
 
@@ -723,6 +782,8 @@ def _step_references(
         parts: list[tuple[DataPath, Node]] = [(("params", name), node) for name, node in step.params]
         if step.condition is not None:
             parts.append((("condition",), step.condition))
+        if step.for_each is not None:
+            parts.append((("for_each",), step.for_each))
         for path, node in parts:
             for reference in references(node):
                 if reference.root in names:
@@ -737,9 +798,16 @@ def _check_field(
     reference: Reference, step: PlannedStep, facts: OperationFacts | None, located: Located, path: DataPath
 ) -> Iterator[Problem]:
     """Report a field that the operation provably does not return. A transformed result proves nothing."""
+    follow = reference.path
+    if step.for_each is not None:
+        if follow and isinstance(follow[0], str):
+            message = f"the step '{step.name}' returns a list with a result for each item, and no field '{follow[0]}'"
+            hint = f"{reference_text(step.name, (0, *follow))} is that of the first item"
+            yield located.problem("ORC505", message, *path, hint=hint, **_place(reference))
+            return
+        follow = follow[1:]
     if facts is None or facts.fields is None or step.transforms:
         return
-    follow = reference.path
     if facts.many:
         if not follow or not isinstance(follow[0], int):
             return

@@ -517,7 +517,9 @@ ExecutionStatus = Literal["ok", "degraded", "failed", "cancelled"]
 class StepRecord:
     """What one step did. Times are seconds, ``start_seconds`` counted from the start of the execution.
 
-    ``attempts`` is 0 for a step that was never called. ``error`` is the message of its failure, or empty.
+    ``attempts`` is 0 for a step that was never called. ``error`` is the message of its failure, or empty. ``items`` is
+    how many items a step with ``for_each`` ran for, and ``items_failed`` how many of them have its default instead of a
+    result; the error is then that of the first.
     """
 
     name: str
@@ -526,6 +528,8 @@ class StepRecord:
     duration_seconds: float = 0.0
     attempts: int = 0
     error: str = ""
+    items: int | None = None
+    items_failed: int = 0
 
 
 @frozen

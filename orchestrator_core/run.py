@@ -88,6 +88,18 @@ StepTimes = tuple[StepStatus, float, float, str]
 """Status, start and end on the clock, and the error's message."""
 
 
+class Items:
+    """The items of a step with ``for_each``: how many there are and have failed, and the first failure's message."""
+
+    __slots__ = ("count", "defect", "error", "failed")
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.failed = 0
+        self.error = ""
+        self.defect = False
+
+
 class Run:
     """One execution. ``steps`` has, by the plan's order, None, the start of a step under way, or its outcome."""
 
@@ -98,6 +110,7 @@ class Run:
         "failed_step",
         "http_status",
         "id",
+        "items",
         "plan",
         "started",
         "started_at",
@@ -114,6 +127,7 @@ class Run:
         self.ended = 0.0
         self.steps: list[StepTimes | float | None] = [None] * len(plan.step_names)
         self.degraded_steps: tuple[str, ...] = ()
+        self.items: dict[int, Items] | None = None
         self.failed_step = ""
         self.error = ""
         self.http_status = 200
@@ -134,7 +148,7 @@ class Run:
     def settle(self, index: int, result: JSON | Degraded) -> JSON:
         """Return the result of a step, and note if something lesser than its source gave it."""
         if type(result) is Degraded:
-            self.degraded_steps += (self.plan.step_names[index],)
+            self._degrade(index)
             return result.result
         return result  # type: ignore[return-value]  # mypy does not narrow by the exact type
 
@@ -164,6 +178,36 @@ class Run:
         model = self.plan.models.get(step)
         if model is not None and not isinstance(error, _NOT_THE_MODELS):
             model.failures += 1
+
+    def _degrade(self, index: int) -> None:
+        name = self.plan.step_names[index]
+        if name not in self.degraded_steps:  # an item of it may have been there before
+            self.degraded_steps += (name,)
+
+    def note_items(self, index: int, count: int) -> None:
+        """Note how many items a step with ``for_each`` runs for."""
+        if self.items is None:
+            self.items = {}
+        self.items[index] = Items(count)
+
+    def note_failed_items(self, index: int, error: Exception, count: int = 1) -> None:
+        """Note that items failed which their step can do without."""
+        assert self.items is not None, "the items are counted before one is called"
+        items = self.items[index]
+        self.count_failure(self.plan.step_names[index], error)
+        if not isinstance(error, OrchestratorError) and not items.defect:
+            items.defect = True  # the others are most probably the same
+            log.error("defect behind a default", execution_id=self.id, step=self.plan.step_names[index], exc_info=error)
+        items.failed += count
+        items.error = items.error or describe(error)
+
+    def ended_with_items(self, index: int, started: float) -> StepTimes:
+        """Return the outcome of an optional step with ``for_each``: degraded if an item has the default."""
+        items = self.items[index] if self.items else None
+        if items is None or not items.failed:
+            return (OK, started, clock(), "")
+        self._degrade(index)
+        return (DEFAULT, started, clock(), items.error)
 
     def blamed(self, step: str, error: Exception) -> Exception:
         """Return the error as the answer shows it: one that the caller's own values caused is the caller's."""
@@ -228,9 +272,7 @@ class Run:
             trace_id=self.trace_id,
             degraded=self.degraded_steps,
             models=tuple(identity for identity, _ in self._identities().values()),
-            steps=tuple(
-                self._step_record(name, step) for name, step in zip(self.plan.step_names, self.steps, strict=True)
-            ),
+            steps=tuple(map(self._step_record, range(len(self.steps)))),
             error=self.error,
         )
 
@@ -244,14 +286,17 @@ class Run:
                 found[name] = (identity, status)
         return found
 
-    def _step_record(self, name: str, step: StepTimes | float | None) -> StepRecord:
+    def _step_record(self, index: int) -> StepRecord:
+        name, step = self.plan.step_names[index], self.steps[index]
         if step is None:
             return StepRecord(name, CANCELLED)
+        items = self.items.get(index) if self.items else None
+        counts = (items.count, items.failed) if items else (None, 0)
         if isinstance(step, float):
-            return StepRecord(name, CANCELLED, step - self.started, self.ended - step, 1)
+            return StepRecord(name, CANCELLED, step - self.started, self.ended - step, 1, "", *counts)
         status, start, stop, error = step
         attempts = 0 if status == SKIPPED else 1
-        return StepRecord(name, status, start - self.started, stop - start, attempts, error)
+        return StepRecord(name, status, start - self.started, stop - start, attempts, error, *counts)
 
 
 def describe(error: BaseException) -> str:
@@ -262,7 +307,8 @@ def describe(error: BaseException) -> str:
 def culprit(error: BaseException, step: str) -> str:
     """Return the step to blame: for a field that is missing, the one that should have returned it."""
     if isinstance(error, MissingReference):
-        return error.reference[1:].split(".", 1)[0].split("[", 1)[0]
+        root = error.reference[1:].split(".", 1)[0].split("[", 1)[0]
+        return step if root == "item" else root
     return "" if isinstance(error, InvalidRequest) and not str(error).startswith("step ") else step
 
 
@@ -271,8 +317,25 @@ def request_error(error: MissingReference) -> Exception:
     reference = error.reference
     if not reference.startswith("$request"):
         return error
-    path = reference[len("$request") :].replace("['", ".").replace("[", ".").replace("']", "").replace("]", "")
-    return InvalidRequest(str(error), [{"pointer": path.replace(".", "/"), "message": "is required"}])
+    return InvalidRequest(str(error), [{"pointer": request_pointer(reference), "message": "is required"}])
+
+
+def request_pointer(reference: str) -> str:
+    """Return where in the request a reference leads: ``/body/items/0`` for ``$request.body.items[0]``."""
+    path = reference.removeprefix("$request").replace("['", ".").replace("[", ".").replace("']", "").replace("]", "")
+    return path.replace(".", "/")
+
+
+def located(place: str, expression: str, roots: tuple[str, ...], evaluate: Callable[[], JSON]) -> JSON:
+    """Return the value of an expression; its error says where it stands, and whose values it could not work on."""
+    try:
+        return evaluate()
+    except ExpressionError as error:
+        message = f"{place}: {error}, in {expression}"
+        if roots == ("request",):
+            raise InvalidRequest(message) from error
+        steps = [root for root in roots if root not in ("request", "execution")]
+        raise ExpressionError(message, step=steps[0] if len(steps) == 1 else "") from error
 
 
 # --- concurrent branches ---------------------------------------------------------------------------------------------
@@ -366,11 +429,14 @@ __all__ = [
     "Compiled",
     "Deadline",
     "ExpressionError",
+    "Items",
     "Request",
     "Run",
     "Running",
     "clock",
     "culprit",
     "describe",
+    "located",
     "request_error",
+    "request_pointer",
 ]

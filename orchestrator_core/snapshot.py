@@ -16,11 +16,12 @@ from orchestrator_core.codegen import Coroutine, Generated, generate
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.config.structure import Located, structure
 from orchestrator_core.config.yaml import Document
+from orchestrator_core.each import AtOnce
 from orchestrator_core.errors import ConfigError, OrchestratorError, Problem, SourceError, SourceUnavailable
 from orchestrator_core.expressions import Literal, references
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.models import ML, MlSource, Opening, Slot, Supervisor, Trouble, WarmUpFailed, open_models
-from orchestrator_core.plan import Plan, PlannedStep, check_facts, compile_plan
+from orchestrator_core.plan import ITEM_ROOTS, Plan, PlannedStep, check_facts, compile_plan
 from orchestrator_core.plugin_api import (
     JSON,
     Inspection,
@@ -29,11 +30,13 @@ from orchestrator_core.plugin_api import (
     OpenContext,
     OperationFacts,
     Preparable,
+    PreparesMany,
     Source,
 )
 from orchestrator_core.plugins import Registry
 
 PlanKey = tuple[str, str]
+Call = Callable[..., Awaitable[JSON]] | AtOnce
 
 
 @frozen
@@ -82,7 +85,7 @@ class ReadyPlan:
         "timeout",
     )
 
-    def __init__(self, plan: Plan, generation: str, calls: Mapping[str, Callable[..., Awaitable[JSON]]]) -> None:
+    def __init__(self, plan: Plan, generation: str, calls: Mapping[str, Call]) -> None:
         self.plan = plan
         self.domain = plan.domain
         self.name = plan.name
@@ -101,10 +104,16 @@ class ReadyPlan:
 
 def _request_only(step: PlannedStep) -> frozenset[str]:
     """Return the parameters whose values come from the request alone, and are the caller's to mend."""
+    listed = () if step.for_each is None else references(step.for_each)
+    items_are = bool(listed) and all(reference.root == "request" for reference in listed)
     return frozenset(
         name
         for name, node in step.params
-        if not isinstance(node, Literal) and all(reference.root == "request" for reference in references(node))
+        if not isinstance(node, Literal)
+        and all(
+            reference.root == "request" or (reference.root in ITEM_ROOTS and items_are)
+            for reference in references(node)
+        )
     )
 
 
@@ -228,12 +237,12 @@ class _FactsOf:
 
 def _bind(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource]) -> ReadyPlan:
     problems: list[Problem] = []
-    calls: dict[str, Callable[..., Awaitable[JSON]]] = {}
+    calls: dict[str, Call] = {}
     models: dict[str, Slot] = {}
     for step in plan.steps:
         source = opened[step.spec.key].source
         try:
-            calls[step.name] = bind(source, step.operation, [name for name, _ in step.params])
+            calls[step.name] = _call(source, step)
         except (OrchestratorError, ValueError) as error:
             problems.append(step.located.problem("ORC603", str(error), "operation"))
         if isinstance(source, MlSource) and step.operation in source.models:
@@ -243,6 +252,15 @@ def _bind(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource]) -
     ready = ReadyPlan(plan, prepared.configuration.generation, calls)
     ready.models = models
     return ready
+
+
+def _call(source: Source, step: PlannedStep) -> Call:
+    names = [name for name, _ in step.params]
+    call = bind(source, step.operation, names)
+    if step.for_each is None or not isinstance(source, PreparesMany):
+        return call
+    many = source.prepare_many(step.operation, names)
+    return call if many is None else AtOnce(many)
 
 
 def bind(source: Source, operation: str, names: Sequence[str]) -> Callable[..., Awaitable[JSON]]:

@@ -23,7 +23,7 @@ from orchestrator_core.direct import DIRECT
 from orchestrator_core.models import ML
 from orchestrator_core.plugin_api import Duration, ModelKind, Size, SourceKind, TransformerKind, option
 from orchestrator_core.plugins import Plugin, Provided, Registry
-from orchestrator_core.reference import configuration_page, options_reference
+from orchestrator_core.reference import options_reference
 from orchestrator_core.snapshot import draft
 
 ROOT = Path(__file__).parent.parent
@@ -357,7 +357,7 @@ def test_a_schema_and_the_service_agree_on_every_change_of_a_file(
             assert [str(problem) for problem in here if problem.code in ("ORC201", "ORC202")] == [], (path, value)
 
 
-# --- the reference page -----------------------------------------------------------------------------------------------
+# --- options as a table -----------------------------------------------------------------------------------------------
 
 
 def test_the_options_of_a_class_as_a_table() -> None:
@@ -375,16 +375,11 @@ def test_the_options_of_a_class_as_a_table() -> None:
         "| `maybe` | string or null | none | A text, or none. |",
         "| `names` | list of strings | `[]` | Names. |",
         "| `either` | list of strings or mapping of names to integers | `[]` | Names &#124; counts. |",
-        "| `inner` | mapping |  | An inner class. |",
+        "| `inner` | mapping | `{}` | An inner class. |",
         "| `needs` | mapping or null | none | A word; see `<word>` and &lt;word>. |",
-        "| `many` | mapping of names to mappings |  | Inner classes by name. |",
-        "| `lists` | list of list of numbers |  | Lists of numbers. |",
+        "| `many` | mapping of names to mappings | `{}` | Inner classes by name. |",
+        "| `lists` | list of list of numbers | `[]` | Lists of numbers. |",
         "| `scalar` | string, true or false, integer, number or null | none | Anything simple. |",
         "| `short` | string or mapping | `x` | A word or more. |",
         "| `data` | any value | none | Anything. |",
     ]
-
-
-def test_the_reference_page_is_what_the_classes_say() -> None:
-    """Write it anew with: python -m orchestrator_core.reference > docs/reference/configuration.md"""
-    assert (ROOT / "docs/reference/configuration.md").read_text(encoding="utf-8") == configuration_page()

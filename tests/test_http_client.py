@@ -3,8 +3,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import gzip
 import os
+import random
 import ssl
+import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
@@ -247,6 +250,16 @@ def test_a_base_url_that_cannot_be_used_is_refused_without_repeating_it(run: Run
             with pytest.raises(ValueError) as caught:  # noqa: PT011  # the whole message is compared
                 await client.origin(url).__aenter__()
             assert str(caught.value) == message
+
+    run(scenario())
+
+
+def test_a_long_path_is_cut_short_in_messages(run: Run) -> None:
+    async def scenario() -> None:
+        async with connected(once(b"")) as (server, origin):
+            with pytest.raises(SourceError) as caught:
+                await origin.request("GET", "/" + "x" * 1000 + "?secret=1")
+            assert str(caught.value).startswith(f"GET {server.url}/{'x' * 299}…?…: the peer closed ")
 
     run(scenario())
 
@@ -600,6 +613,39 @@ def test_a_gzip_bomb_is_not_inflated(run: Run) -> None:
             assert tracemalloc.get_traced_memory()[1] < 2**23
         finally:
             tracemalloc.stop()
+
+    run(scenario())
+
+
+def test_a_body_that_is_announced_as_too_large_is_not_waited_for(run: Run) -> None:
+    async def announces(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 52428800\r\n\r\n")
+        await peer.until_client_closes()
+
+    async def scenario() -> None:
+        started = time.monotonic()
+        error = await failure_of(announces, HttpOptions(max_response_bytes=1000, timeout_seconds=10))
+        assert str(error) == "GET URL/x: the answer is larger than max_response_bytes, 1000"
+        assert time.monotonic() - started < 5
+
+    run(scenario())
+
+
+def test_a_body_of_several_compressed_streams_is_read_and_one_of_very_many_refused(run: Run) -> None:
+    """What is left behind a stream is copied: without slices, 2 MiB of empty streams took 5 s of the event loop."""
+    streams = b"".join(gzip.compress(bytes([65 + number % 26]) * 300) for number in range(1000))
+    text = b"".join(bytes([65 + number % 26]) * 300 for number in range(1000))
+    empty = gzip.compress(b"") * 100_000
+
+    async def scenario() -> None:
+        assert (await answer_to(always(ok(streams, "Content-Encoding: gzip")))).body == text
+        large = gzip.compress(random.Random(7).randbytes(200_000))  # more than one slice, incompressible
+        assert len((await answer_to(always(ok(large + large, "Content-Encoding: gzip")))).body) == 400_000
+        started = time.process_time()
+        error = await failure_of(always(ok(empty, "Content-Encoding: gzip")), HttpOptions())
+        assert str(error) == "GET URL/x: the answer's body is more than 1000 compressed streams"
+        assert time.process_time() - started < 1
 
     run(scenario())
 

@@ -50,6 +50,7 @@ CODES: Mapping[str, str] = {
     "ORC506": "default that is no constant",
     "ORC507": "steps that wait for each other",
     "ORC508": "text that looks like an expression",
+    "ORC509": "$item where there is no item",
     "ORC601": "source that cannot be opened",
     "ORC602": "operation that the backend refuses",
     "ORC603": "operation that cannot be bound",

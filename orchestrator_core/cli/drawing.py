@@ -65,7 +65,7 @@ def answer_parts(plan: Plan) -> list[str]:
 
 
 def _asks_request(step: PlannedStep) -> bool:
-    nodes = [node for _, node in step.params] + ([step.condition] if step.condition is not None else [])
+    nodes = [node for _, node in step.params] + [node for node in (step.condition, step.for_each) if node is not None]
     return any(reference.root == REQUEST for node in nodes for reference in references(node))
 
 
@@ -84,8 +84,11 @@ def _transformers(entries: Sequence[Any]) -> list[str]:
 def _marks(step: PlannedStep) -> list[str]:
     """Return what is out of the ordinary about a step, in words."""
     marks = []
+    if step.for_each is not None:
+        marks.append(f"for each of {unparse(step.for_each)}")
     if step.optional:
-        marks.append(f"optional: {json.dumps(step.default, ensure_ascii=False)} when it fails")
+        what = "it" if step.for_each is None else "an item"
+        marks.append(f"optional: {json.dumps(step.default, ensure_ascii=False)} when {what} fails")
     if step.config.timeout is not None:
         marks.append(f"within {_seconds(step.config.timeout)}")
     transforms = step.config.transforms
@@ -227,6 +230,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
                 "operation": step.operation,
                 "params": {name: unparse(node) for name, node in step.params},
                 "condition": None if step.condition is None else unparse(step.condition),
+                "for_each": None if step.for_each is None else unparse(step.for_each),
+                "max_concurrency": None if step.for_each is None else step.config.max_concurrency,
                 "optional": step.optional,
                 "timeout_seconds": step.config.timeout,
                 "waits_for": list(direct[step.name]),

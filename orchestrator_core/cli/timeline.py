@@ -62,6 +62,9 @@ def _bars(execution: Execution) -> Table:
     for step in execution.steps:
         colour = STEP_COLOURS[step.status]
         status = step.status if step.attempts < 2 else f"{step.status} ({step.attempts} attempts)"
+        if step.items is not None:
+            failed = f"{step.items_failed} of " if step.items_failed else ""
+            status += f" ({failed}{step.items} item{'' if step.items == 1 else 's'})"
         duration = milliseconds(step.duration_seconds) if step.attempts else ""
         bar = _bar(step, execution.duration_seconds, colour) if step.attempts else Text("")
         table.add_row(step.name, Text(status, style=colour), duration, bar)

@@ -40,6 +40,11 @@ def _positive(instance: Any, attribute: Any, value: float | None) -> None:
         raise ValueError(f"expected more than 0, got {value:g}")
 
 
+def _at_least_one(instance: Any, attribute: Any, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"expected at least 1, got {value}")
+
+
 def _step_name(instance: Any, attribute: Any, value: str) -> None:
     if not _STEP_NAME.match(value):
         raise ValueError(f"'{value}' is not a step name: use letters, digits and _, not starting with a digit")
@@ -138,6 +143,14 @@ class StepConfig:
     operation: str | None = option(None, help="Operation to call.")
     params: Mapping[str, Any] = option(factory=dict, help="Parameters of the operation: values and expressions.")
     condition: str | bool = option(True, help="Expression; the step is skipped when it is false or null.")
+    for_each: str | tuple[Any, ...] | None = option(
+        None, help="List, or expression of one: the step runs for each item, which params know as $item and $index."
+    )
+    max_concurrency: int = option(
+        8,
+        help="How many items of for_each are under way at once, where the source cannot take all in one call.",
+        validator=_at_least_one,
+    )
     depends_on: tuple[str, ...] = option((), help="Steps to wait for besides those that are referred to.")
     transform: tuple[Any, ...] | StepTransforms = option(
         (), help="Transformers that the result passes through, or {params: …, result: …}."

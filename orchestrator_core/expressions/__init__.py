@@ -25,6 +25,7 @@ from orchestrator_core.expressions.nodes import (
     ObjectNode,
     ReferenceNode,
     TemplateNode,
+    reference_text,
 )
 from orchestrator_core.expressions.parser import parse, parse_value
 from orchestrator_core.expressions.printer import unparse
@@ -62,6 +63,7 @@ __all__ = [
     "namespace",
     "parse",
     "parse_value",
+    "reference_text",
     "references",
     "unparse",
 ]

@@ -10,11 +10,13 @@ from attrs import define, field, frozen
 
 from orchestrator_core import __version__
 from orchestrator_core.config.model import Configuration
-from orchestrator_core.expressions import ConditionalNode, LogicalNode, Node, ReferenceNode
+from orchestrator_core.expressions import ConditionalNode, LogicalNode, Node, ReferenceNode, references
 from orchestrator_core.expressions.nodes import children
 from orchestrator_core.http.routing import ROOT, paths
 from orchestrator_core.http.shapes import Embedded, Schema, answer_shape, object_of
-from orchestrator_core.plan import REQUEST_PARTS, Plan
+from orchestrator_core.plan import REQUEST_PARTS, Plan, PlannedStep
+
+Path = tuple[str | int, ...]
 
 TITLE = "Orchestrator API"
 METHODS_WITHOUT_BODY = ("GET", "DELETE")
@@ -154,7 +156,23 @@ def _uses(plan: Plan) -> _Uses:
             parts[str(path[0])][path[1:]] = path in always
         else:
             parts[""][path] = path in always
+    for step in plan.steps:
+        if isinstance(step.for_each, ReferenceNode) and step.for_each.root == "request":
+            _add_items(parts, step, step.for_each.path, always=step.for_each.path in always)
     return _Uses(parts)
+
+
+def _add_items(
+    parts: Mapping[str, dict[tuple[str | int, ...], bool]], step: PlannedStep, path: Path, *, always: bool
+) -> None:
+    """Add what a step with ``for_each`` reads of each item of a list in the request."""
+    part, rest = (str(path[0]), path[1:]) if path and path[0] in REQUEST_PARTS else ("", path)
+    parts[part].setdefault((*rest, 0), always)
+    needed = {node.path for _, param in step.params for node in _unconditional(param, "item")}
+    for _, param in step.params:
+        for reference in references(param):
+            if reference.root == "item":
+                parts[part][(*rest, 0, *reference.path)] = always and reference.path in needed
 
 
 def _always_read(plan: Plan) -> Iterator[ReferenceNode]:
@@ -162,6 +180,8 @@ def _always_read(plan: Plan) -> Iterator[ReferenceNode]:
     for step in plan.steps:
         if step.condition is not None:
             yield from _unconditional(step.condition)
+        elif step.for_each is not None and not step.optional:
+            yield from _unconditional(step.for_each)  # with no items, nothing else is asked for
         elif not step.optional:
             for _, node in step.params:
                 yield from _unconditional(node)
@@ -169,19 +189,19 @@ def _always_read(plan: Plan) -> Iterator[ReferenceNode]:
         yield from _unconditional(plan.response)
 
 
-def _unconditional(node: Node) -> Iterator[ReferenceNode]:
+def _unconditional(node: Node, root: str = "request") -> Iterator[ReferenceNode]:
     match node:
-        case ReferenceNode(root="request"):
+        case ReferenceNode(root=found) if found == root:
             yield node
         case LogicalNode(operator="&&", operands=(first, *_)):
-            yield from _unconditional(first)
+            yield from _unconditional(first, root)
         case LogicalNode():
             return
         case ConditionalNode(condition=condition):
-            yield from _unconditional(condition)
+            yield from _unconditional(condition, root)
         case _:
             for child in children(node):
-                yield from _unconditional(child)
+                yield from _unconditional(child, root)
 
 
 @define

@@ -193,9 +193,9 @@ class _Shapes:
         step = self.steps[name]
         if step.transforms or step.optional or step.condition is not None:
             return {}
-        if step.spec.kind.name == "direct":
-            return _of_fields([(param, self.of(node)) for param, node in step.params])
-        return _of_facts(step)
+        direct = step.spec.kind.name == "direct"
+        shape = _of_fields([(param, self.of(node)) for param, node in step.params]) if direct else _of_facts(step)
+        return shape if step.for_each is None else {"type": "array", "items": shape}
 
     def _of_request(self, path: Sequence[str | int]) -> Schema:
         part, *rest = path if path and path[0] in REQUEST_PARTS else ("", *path)

@@ -225,11 +225,17 @@ class Connection(asyncio.Protocol):
                     self._encoding = value if self._encoding is None else self._encoding + b"," + value
                 elif lowered == b"content-length":
                     has_length = True
+                    self._check_length(int(value))
                 elif lowered == b"transfer-encoding":
                     self._check_transfer_encoding(value, again=has_chunks)
                     has_chunks = True
         self._until_close = not (has_length or has_chunks)
         self._check_head_size()
+
+    def _check_length(self, length: int) -> None:
+        # What has no body may still say how long one would be (RFC 9110 section 8.6).
+        if length > self._limit and not self._head.form.has_no_answer_body and self._status not in (204, 304):
+            self._problem = ResponseTooLarge(self._head.call, self._limit)
 
     def _check_transfer_encoding(self, value: bytes, *, again: bool) -> None:
         if again or value.strip().lower() != b"chunked":

@@ -73,13 +73,18 @@ def tls_context(options: TlsOptions) -> ssl.SSLContext:
         context.verify_mode = ssl.CERT_NONE
     if options.cert_file is not None:
         try:
-            context.load_cert_chain(options.cert_file, options.key_file)
+            # Without a password OpenSSL would ask for one on the terminal, and wait.
+            context.load_cert_chain(options.cert_file, options.key_file, options.key_password or _no_password)
         except OSError as error:
             files = " with tls.key_file ".join(filter(None, (options.cert_file, options.key_file)))
             raise ValueError(f"tls.cert_file {files} cannot be used: {error}") from error
     elif options.key_file is not None:
         raise ValueError("tls.key_file needs tls.cert_file")
     return context
+
+
+def _no_password() -> str:
+    raise OSError("the key is encrypted; give tls.key_password")
 
 
 async def resolve_by_system(host: str, port: int) -> Sequence[AddressInfo]:

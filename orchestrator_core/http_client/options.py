@@ -27,8 +27,9 @@ class TlsOptions:
     """How the server proves who it is, and this client too where it must.
 
     ``ca_file`` (PEM) replaces the system's certificate authorities. ``cert_file`` and ``key_file`` (PEM) are the client
-    certificate; the key may be in ``cert_file``. ``server_name`` is asked for and verified instead of the URL's host.
-    ``verify: false`` accepts any certificate: whoever is in the way can read and change everything.
+    certificate; the key may be in ``cert_file``, and ``key_password`` opens one that is encrypted. ``server_name`` is
+    asked for and verified instead of the URL's host. ``verify: false`` accepts any certificate: whoever is in the way
+    can read and change everything.
     """
 
     verify: bool = _field(
@@ -39,6 +40,9 @@ class TlsOptions:
     )
     cert_file: str | None = _field(None, help="PEM file with the client certificate that is shown to the server.")
     key_file: str | None = _field(None, help="PEM file with the client certificate's key, if not in `cert_file`.")
+    key_password: str | None = field(
+        default=None, repr=False, metadata={"help": "What opens the key, where it is encrypted."}
+    )
     server_name: str | None = _field(
         None, help="The name that is asked for and must be in the certificate. Default: the URL's host."
     )

@@ -18,6 +18,7 @@ _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(r"[\t -~\x80-\xff]*")
 _FRAMING = frozenset({"connection", "content-length", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"})
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+_LONGEST_SHOWN = 300
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 
 
@@ -130,6 +131,8 @@ class RequestHead:
     def call(self) -> str:
         """The request as errors name it: without credentials and without the query, which may hold a key."""
         bare, query, _ = self.path.partition("?")
+        if len(bare) > _LONGEST_SHOWN:  # a caller chooses how long what stands in a path is
+            bare = f"{bare[:_LONGEST_SHOWN]}…"
         return f"{self.form.method} {self.form.url.origin}{bare}{'?…' if query else ''}"
 
 

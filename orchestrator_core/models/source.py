@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
 from typing import Any
 
 from attrs import evolve, frozen
@@ -35,6 +36,7 @@ from orchestrator_core.plugin_api import (
     ModelFacts,
     OpenContext,
     OperationFacts,
+    OrchestratorError,
     SourceKind,
     hookimpl,
 )
@@ -94,6 +96,21 @@ class MlSource:
 
         return predict
 
+    def prepare_many(
+        self, operation: str, param_names: Sequence[str]
+    ) -> Callable[[Sequence[Sequence[JSON]]], Awaitable[Sequence[Any]]]:
+        """Return the call for many items, whose rows go to the model together, ``batch.max_size`` at a time."""
+        self.prepare(operation, param_names)  # which refuses other names
+        model = self.models[operation]
+        slot = model.slot
+        most = model.spec.common.batch.max_size if model.spec.common.batch else None
+
+        async def predict(items: Sequence[Sequence[JSON]]) -> Sequence[Any]:
+            slot.requests += 1
+            return await predict_items(slot, [features for (features,) in items], most)
+
+        return predict
+
     async def inspect(self) -> Inspection:
         return Inspection(facts={name: _facts(model.spec, model.slot.facts) for name, model in self.models.items()})
 
@@ -107,6 +124,42 @@ async def _predict_list(slot: Slot, features: Any) -> Any:
     if type(features) is list and all(type(row) is dict for row in features):
         return await slot.predict_rows(features) if features else []
     raise InvalidParam(FEATURES, "features must be an object, or a list of objects")
+
+
+async def predict_items(slot: Slot, items: Sequence[Any], most: int | None) -> Sequence[Any]:
+    """Score items, each of which is a row or a list of rows, in one call of the model.
+
+    Where that cannot be done because a value is unfit, each item is scored by itself, so that it fails alone.
+    """
+    rows: list[Mapping[str, JSON]] = []
+    for features in items:
+        rows += features if type(features) is list else [features]
+    try:
+        if not all(type(row) is dict for row in rows):
+            raise InvalidParam(FEATURES, "features must be an object, or a list of objects")
+        most = most or len(rows)
+        parts = [await slot.predict_rows(rows[start : start + most]) for start in range(0, len(rows), most or 1)]
+    except InvalidParam:
+        return [await _outcome(slot, features) for features in items]
+    degraded = any(type(part) is Degraded for part in parts)
+    results = iter([result for part in parts for result in _plain(part)])
+    answers = [list(islice(results, len(item))) if type(item) is list else next(results) for item in items]
+    return [Degraded(answer) for answer in answers] if degraded else answers
+
+
+async def _outcome(slot: Slot, features: Any) -> Any:
+    try:
+        if type(features) is not dict:
+            return await _predict_list(slot, features)
+        results = await slot.predict_rows([features])
+    except OrchestratorError as error:
+        return error
+    (result,) = _plain(results)
+    return Degraded(result) if type(results) is Degraded else result
+
+
+def _plain(results: Any) -> Any:
+    return results.result if type(results) is Degraded else results
 
 
 def _facts(spec: ModelSpec, facts: ModelFacts | None) -> OperationFacts:

@@ -20,7 +20,9 @@ from orchestrator_core.plugin_api import (
     InvalidParam,
     ModelKind,
     OperationFacts,
+    OrchestratorError,
     Preparable,
+    PreparesMany,
     ReadyCheck,
     Source,
     SourceKind,
@@ -181,6 +183,19 @@ class SourceConformance:
 
         run(main())
 
+    def test_a_call_for_many_items_gives_what_calls_one_by_one_give(self, tmp_path: Path) -> None:
+        async def main() -> None:
+            async with self.opened(tmp_path) as source:
+                if not isinstance(source, PreparesMany):
+                    return
+                alike: dict[tuple[str, tuple[str, ...]], list[Call]] = {}
+                for call in self.repeatable:
+                    alike.setdefault((call.operation, tuple(call.params)), []).append(call)
+                for (operation, names), calls in alike.items():
+                    await check_many(source, operation, names, calls)
+
+        run(main())
+
     def test_results_are_plain_json(self, tmp_path: Path) -> None:
         async def main() -> None:
             async with self.opened(tmp_path) as source:
@@ -293,6 +308,29 @@ class SourceConformance:
 
 def fetch(source: Source, call: Call) -> Any:
     return outcome(source.fetch, call.operation, call.params)
+
+
+async def check_many(source: Source, operation: str, names: Sequence[str], calls: Sequence[Call]) -> None:
+    """Hold what ``prepare_many`` returns, if it does, against the same calls one by one."""
+    assert isinstance(source, PreparesMany)
+    alone = {id(call): await fetch(source, call) for call in calls}
+    try:
+        many = source.prepare_many(operation, names)
+    except OrchestratorError as error:
+        refused = Outcome(None, type(error), str(error))
+        for call in calls:
+            check_same_outcome(call, alone[id(call)], refused, "prepared for many items")
+        return
+    if many is None:
+        return
+    for items in ([], list(calls), [*calls[::-1], *calls]):
+        got = await many([list(call.params.values()) for call in items])
+        check(len(got) == len(items), f"{operation} gave {len(got)} answers for {len(items)} items")
+        for call, answer in zip(items, got, strict=True):
+            came = Outcome(answer)
+            if isinstance(answer, OrchestratorError):
+                came = Outcome(None, type(answer), str(answer))
+            check_same_outcome(call, alone[id(call)], came, f"among {len(items)} items at once")
 
 
 def check_same_outcome(call: Call, expected: Outcome, got: Outcome, when: str) -> None:

@@ -136,8 +136,8 @@ def test_json_has_the_graph(write: Write, orchestrator: Invoke) -> None:
 
     document = json.loads(orchestrator("plan", "credit.all", "--format", "json", *PLUGINS).output)
 
-    common = {"type": "direct", "source": "direct.default", "operation": "", "condition": None}
-    place = {"timeout_seconds": None, "waits_for": [], "file": "domains/credit.yaml"}
+    common = {"type": "direct", "source": "direct.default", "operation": "", "condition": None, "for_each": None}
+    place = {"max_concurrency": None, "timeout_seconds": None, "waits_for": [], "file": "domains/credit.yaml"}
     assert document == {
         "domain": "credit",
         "endpoint": "all",
@@ -205,3 +205,128 @@ def test_an_endpoint_with_problems_shows_them_and_another_is_still_drawn(write: 
     assert good.exit_code == 0
     assert good.stdout == "shop.good\nGET POST /orchestrator/shop/good, within 10 s\n\nanswer\n   1\n"
     assert good.stderr == "note: the configuration has 1 problem elsewhere, see: orchestrator check\n"
+
+
+EACH = {
+    "config/domains/shop.yaml": """
+        endpoints:
+          basket:
+            methods: [POST]
+            data_sources:
+              - name: price
+                type: direct
+                for_each: "$request.body.items ?? []"
+                max_concurrency: 3
+                timeout: 250ms
+                default: {price: 0}
+                params: {sku: "$item.sku", place: "$index + 1", shop: "$request.body.shop"}
+              - {name: total, type: direct, for_each: "$price", params: {of: "$item"}}
+        """,
+}
+BASKET = """\
+# shop.basket
+
+
+def price_list(request, run):
+    return (_v if (_v := _maybe(request.body, 'items')) is not None else [])
+
+
+def price_params(request, run, item, index):
+    return (_resolve(item, 'item', ('sku',)), _add(index, 1), _request_resolve(request, ('body', 'shop')))
+
+
+def total_list(request, run, price):
+    return _present(price, '$price')
+
+
+def total_params(request, run, item, index):
+    return (item,)
+
+
+async def shop__basket(request, run):
+    steps = run.steps
+
+    # price: direct.default, for each of $request.body.items ?? []
+    steps[0] = started = clock()
+    try:
+        try:
+            price_each = (_v if (_v := _maybe(request.body, 'items')) is not None else [])
+        except LOOKUP:
+            price_each = price_list(request, run)
+        each_price.check(run, price_each)
+        try:
+            price_shop_2 = request.body['shop']
+            price_given = [(item['sku'], _add(index, 1), price_shop_2) for index, item in enumerate(price_each)]
+        except Exception:
+            price_given = each_price.values(price_params, request, run, price_each)
+        price = await each_price.results(run, price_given, at_most=3, within=0.25)
+    except Exception as error:
+        price = run.fallback(0, started, error, default_price)
+    else:
+        steps[0] = run.ended_with_items(0, started)
+
+    # total: direct.default, for each of $price
+    steps[1] = started = clock()
+    try:
+        try:
+            total_each = price
+        except LOOKUP:
+            total_each = total_list(request, run, price)
+        each_total.check(run, total_each)
+        try:
+            total_given = [(item,) for item in total_each]
+        except Exception:
+            total_given = each_total.values(total_params, request, run, total_each)
+        total = await each_total.results(run, total_given, at_most=8)
+    except Exception as error:
+        raise run.failed(1, started, error)
+    steps[1] = (OK, started, clock(), '')
+
+    response = {'price': price, 'total': total}
+    return response
+"""
+
+
+def test_every_form_shows_what_a_step_runs_for(write: Write, orchestrator: Invoke) -> None:
+    write(EACH)
+
+    text = orchestrator("plan", "shop.basket")
+    mermaid = orchestrator("plan", "shop.basket", "--format", "mermaid")
+    document = json.loads(orchestrator("plan", "shop.basket", "--format", "json").output)
+    code = orchestrator("plan", "shop.basket", "--format", "python")
+
+    marks = 'for each of $request.body.items ?? [], optional: {"price": 0} when an item fails, within 250 ms'
+    assert text.output == (
+        "shop.basket\n"
+        "POST /orchestrator/shop/basket, within 10 s\n"
+        "\n"
+        "at the start\n"
+        f"└─ price  direct.default, {marks}\n"
+        "            sku = $item.sku\n"
+        "            place = $index + 1\n"
+        "            shop = $request.body.shop\n"
+        "after price\n"
+        "└─ total  direct.default, for each of $price\n"
+        "            of = $item\n"
+        "answer\n"
+        "   an object of the steps' results by name\n"
+    )
+    label = "price<br/>direct.default<br/>" + marks.replace(", ", "<br/>").replace('"', "#quot;")
+    assert mermaid.output == (
+        "flowchart TD\n"
+        '    request(["POST /orchestrator/shop/basket"])\n'
+        f'    s0["{label}"]\n'
+        '    s1["total<br/>direct.default<br/>for each of $price"]\n'
+        '    answer(["answer"])\n'
+        "    request --> s0\n"
+        "    s0 --> s1\n"
+        "    s0 --> answer\n"
+        "    s1 --> answer\n"
+        "    classDef unsure stroke-dasharray: 5 5\n"
+        "    class s0 unsure\n"
+    )
+    assert [(step["for_each"], step["max_concurrency"]) for step in document["steps"]] == [
+        ("$request.body.items ?? []", 3),
+        ("$price", 8),
+    ]
+    assert code.output == BASKET

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator_core.cli.timeline import draw
+from orchestrator_core.documents import execution_json, execution_of
 from orchestrator_core.plugin_api import Execution, Identity, StepRecord
 
 from .conftest import Invoke, Write
@@ -126,7 +127,7 @@ def test_a_number_that_json_cannot_hold_is_a_failure_as_it_is_over_http(orchestr
     result = orchestrator("run", "shop.nan", "--body", '{"x": 1e308}')
 
     assert result.exit_code == 1
-    assert json.loads(result.stdout)["status"] == 502
+    assert json.loads(result.stdout)["status"] == 422  # the number is the caller's
 
 
 def test_a_degraded_answer_says_so(orchestrator: Invoke) -> None:
@@ -197,6 +198,42 @@ def test_the_timeline_has_a_bar_for_each_step_to_scale() -> None:
         "risk: the model is down\n"
         "model credit_risk 3 sha256:ab"
     )
+
+
+def test_the_timeline_counts_the_items_of_a_step_for_each() -> None:
+    execution = Execution(
+        id="0193",
+        domain="d",
+        endpoint="e",
+        generation="4e6f",
+        status="degraded",
+        http_status=200,
+        started_at=1_700_000_000.0,
+        duration_seconds=0.4,
+        engine_seconds=0.0,
+        trace_id="",
+        degraded=("some",),
+        models=(),
+        steps=(
+            StepRecord("all", "ok", 0.0, 0.25, 1, items=12),
+            StepRecord("one", "ok", 0.0, 0.25, 1, items=1),
+            StepRecord("some", "default", 0.25, 0.125, 1, "step 'some', item 3: it is down", 12, 2),
+        ),
+    )
+    text = StringIO()
+
+    draw(execution, Console(file=text, width=120, highlight=False))
+
+    lines = [line.partition("  ▕")[0].partition("  █")[0].rstrip() for line in text.getvalue().splitlines()]
+    assert lines == [
+        "0193  d.e  degraded  200  400.00 ms  (engine 0.00 ms)",
+        "all   ok (12 items)            250.00 ms",
+        "one   ok (1 item)              250.00 ms",
+        "some  default (2 of 12 items)  125.00 ms",
+        "some: step 'some', item 3: it is down",
+    ]
+    assert [step.get("items") for step in execution_json(execution)["steps"]] == [12, 1, 12]
+    assert execution_of(execution_json(execution)).steps == execution.steps
 
 
 SLOW_MODEL = """

@@ -71,7 +71,22 @@ def test_steps_can_be_called_what_python_has_built_in(run: RunFixture) -> None:
 
 
 SHAPES = st.sampled_from(
-    ["", "_", "__", "call_", "default_", "transform_", "response", "step_", "a", "b", "class", "request", "run"]
+    [
+        "",
+        "_",
+        "__",
+        "call_",
+        "default_",
+        "each_",
+        "transform_",
+        "response",
+        "step_",
+        "a",
+        "b",
+        "class",
+        "request",
+        "run",
+    ]
 )
 ENDINGS = st.sampled_from(
     [
@@ -84,6 +99,9 @@ ENDINGS = st.sampled_from(
         "_ready",
         "_task",
         "_branch",
+        "_each",
+        "_given",
+        "_list",
         "_0",
         "_1",
         "_x_0",
@@ -100,6 +118,31 @@ NAMES = st.builds(lambda a, b, c: a + b + c, SHAPES, SHAPES, ENDINGS).filter(
 @settings(max_examples=60, deadline=None)
 def test_no_names_get_in_each_other_s_way(names: list[str]) -> None:
     run_coroutine(all_at_once(names))
+
+
+async def each_of_them(names: list[str]) -> None:
+    """Every name as a step with ``for_each`` beside the others, and as one over the results of the one before."""
+    params = {"x": "$item.n ?? $item", "y": "$index", "z": "$request.body.one ?? 0"}
+    steps = [step(name, for_each=[{"n": 1}, 2], params=params, timeout=5) for name in names]
+    results = [{"x": 1, "y": 0, "z": 5}, {"x": 2, "y": 1, "z": 5}]
+    async with planned(Lab(), *steps, response_mapping={name: f"${name}" for name in names}) as ready:
+        assert (await ran(ready, request({"one": 5}))).result == dict.fromkeys(names, results)
+    chained = [
+        step(name, for_each=f"${names[index - 1]}" if index else [0], params={"x": "$item.x + 1 ?? 1"}, default=None)
+        for index, name in enumerate(names)
+    ]
+    async with planned(Lab(), *chained, response_mapping={name: f"${name}[0].x ?? 0" for name in names}) as ready:
+        assert (await ran(ready)).result == {name: index + 1 for index, name in enumerate(names)}
+
+
+def test_steps_for_each_can_be_called_what_the_code_itself_uses(run: RunFixture) -> None:
+    run(each_of_them([*USED, "a_each", "a_list", "a_given", "each_a", "each_", "each_x", "items", "AtOnce", "ForEach"]))
+
+
+@given(st.lists(NAMES, min_size=1, max_size=6, unique=True))
+@settings(max_examples=40, deadline=None)
+def test_no_names_of_steps_for_each_get_in_each_other_s_way(names: list[str]) -> None:
+    run_coroutine(each_of_them(names))
 
 
 def test_parameters_can_be_called_anything(run: RunFixture) -> None:

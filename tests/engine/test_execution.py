@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator_core.engine import execute
+from orchestrator_core.engine import execute, failure_of
 from orchestrator_core.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -495,6 +495,48 @@ def test_a_value_that_is_missing_or_unfit_names_who_is_to_blame(
         assert got.error.status == status
         assert str(got.error) == message
         assert got.run.failed_step == blamed
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("mapping", "status", "detail", "blamed"),
+    [
+        (
+            {"half": "$first.word / 2"},
+            502,
+            "step 'first': response_mapping.half: '/' takes two numbers, got a string and a number, in $first.word / 2",
+            "first",
+        ),
+        (
+            {"a": [1, {"b": "$first.a + $second.word"}]},
+            502,
+            (
+                "response_mapping.a[1].b: '+' takes two numbers, two strings or two lists, got a number and a string, "
+                "in $first.a + $second.word"
+            ),
+            "",
+        ),
+        (
+            "$request.body.x * 2",
+            422,
+            "response_mapping: '*' takes two numbers, got a string and a number, in $request.body.x * 2",
+            "",
+        ),
+        ({"text": "{{ round('a') }}"}, 502, "response_mapping.text: round takes a number, got a string, in", ""),
+    ],
+)
+def test_an_answer_that_cannot_be_computed_names_the_field_and_who_is_to_blame(
+    run: RunFixture, mapping: Any, status: int, detail: str, blamed: str
+) -> None:
+    async def main() -> None:
+        lab = Lab({"first": returns({"a": 1, "word": "x"}), "second": returns({"word": "y"})})
+        async with planned(lab, step("first"), step("second"), response_mapping=mapping) as ready:
+            got = await ran(ready, request({"x": "x"}))
+        failure = failure_of(got.error, got.run, str)
+        assert failure.status == status
+        assert failure.detail.startswith(detail)
+        assert failure.step == blamed
 
     run(main())
 

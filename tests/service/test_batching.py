@@ -391,3 +391,139 @@ def test_features_are_held_against_what_the_model_asks_for(features: str, messag
     """
     problems = check_problems({**FILES, "domains/d.yaml": domain}, plugins={"counting": Plugin()})
     assert [problem.message for problem in problems] == [message]
+
+
+# --- for_each -----------------------------------------------------------------------------------------------------
+
+EACH = {
+    "integrations/ml.yaml": """
+        ml:
+          sources:
+            one: {source: {type: counting}}
+            batched: {source: {type: counting, batch: {max_size: 8}}}
+    """,
+    "domains/d.yaml": """
+        endpoints:
+          scores:
+            data_sources:
+              - name: score
+                type: ml
+                source_id: one
+                operation: predict
+                for_each: "$request.body.items"
+                params: {features: "$item"}
+                default: {y: -1}
+          required:
+            data_sources:
+              - name: score
+                type: ml
+                source_id: one
+                operation: predict
+                for_each: "$request.body.items"
+                params: {features: "$item"}
+          batched:
+            data_sources:
+              - name: score
+                type: ml
+                source_id: batched
+                operation: predict
+                for_each: "$request.body.items"
+                params: {features: "$item"}
+    """,
+}
+
+
+def calls_of(plugin: Plugin) -> list[int]:
+    return [size for model in plugin.opened for size in model.calls]
+
+
+def rows(*numbers: int, **more: Any) -> dict[str, Any]:
+    return {"items": [{"x": number, **more} for number in numbers]}
+
+
+def test_the_items_of_for_each_are_rows_of_one_call(serve: Serve) -> None:
+    plugin = Plugin()
+    shop = serve(EACH, plugins={"counting": plugin})
+    answer = shop.post("/orchestrator/d/scores", rows(*range(500)))
+    assert answer.json == [{"y": number * 10} for number in range(500)]
+    assert shop.post("/orchestrator/d/scores", {"items": []}).json == []
+    assert calls_of(plugin) == [500]
+    first, second = reversed(shop.executions())
+    assert [step["items"] for execution in (first, second) for step in execution["steps"]] == [500, 0]
+    assert first["models"] == [{"name": "counting", "version": "3", "digest": "sha256:ab"}]
+
+
+def test_an_unfit_row_fails_its_item_alone(serve: Serve) -> None:
+    plugin = Plugin()
+    shop = serve(EACH, plugins={"counting": plugin})
+    items = [{"x": 1}, {"x": 2, "unfit": True}, {"x": 3}]
+    answer = shop.post("/orchestrator/d/scores", {"items": items})
+    assert answer.json == [{"y": 10}, {"y": -1}, {"y": 30}]
+    assert answer.headers["X-Orchestrator-Degraded"] == "score"
+    (step,) = shop.executions()[0]["steps"]
+    assert (step["status"], step["error"]) == ("default", "step 'score', item 1: an unfit row")
+    assert (step["items"], step["items_failed"]) == (3, 1)
+    assert calls_of(plugin) == [3, 1, 1, 1]
+
+    refused = shop.post("/orchestrator/d/required", {"items": [*items, 5]})
+    assert refused.status == 422
+    assert refused.json["detail"] == "step 'score', item 1: an unfit row"
+    assert refused.json["errors"] == [{"pointer": "/body/items/1", "message": "an unfit row"}]
+
+
+def test_items_can_be_lists_of_rows(serve: Serve) -> None:
+    plugin = Plugin()
+    shop = serve(EACH, plugins={"counting": plugin})
+    items = [[{"x": 1}, {"x": 2}], {"x": 3}, [], [{"x": 4}]]
+    answer = shop.post("/orchestrator/d/required", {"items": items})
+    assert answer.json == [[{"y": 10}, {"y": 20}], {"y": 30}, [], [{"y": 40}]]
+    assert calls_of(plugin) == [4]
+    assert shop.post("/orchestrator/d/required", {"items": [[], []]}).json == [[], []]
+    assert calls_of(plugin) == [4]
+
+
+def test_a_model_that_breaks_fails_every_item(serve: Serve) -> None:
+    shop = serve(EACH, plugins={"counting": Plugin()})
+    answer = shop.post("/orchestrator/d/scores", {"items": [{"x": 1}, {"x": 2, "breaks": True}]})
+    assert answer.json == [{"y": -1}, {"y": -1}]
+    refused = shop.post("/orchestrator/d/required", {"items": [{"x": 1}, {"x": 2, "breaks": True}]})
+    assert (refused.status, refused.json["detail"]) == (502, "step 'score': the model broke")
+
+
+def test_a_model_with_a_limit_gets_no_larger_batches(serve: Serve) -> None:
+    plugin = Plugin()
+    shop = serve(EACH, plugins={"counting": plugin})
+    answer = shop.post("/orchestrator/d/batched", rows(*range(20)))
+    assert answer.json == [{"y": number * 10} for number in range(20)]
+    assert calls_of(plugin) == [8, 8, 4]
+    items = [*rows(1, 2, 3)["items"], {"x": 4, "unfit": True}]
+    assert shop.post("/orchestrator/d/batched", {"items": items}).status == 422
+    assert calls_of(plugin) == [8, 8, 4, 4, 1, 1, 1, 1]
+
+
+def test_the_features_of_an_item_are_checked_at_load() -> None:
+    wrong = EACH["domains/d.yaml"].replace('{features: "$item"}', '{features: {z: "$item.x"}}')
+    problems = check_problems({**EACH, "domains/d.yaml": wrong}, plugins={"counting": Plugin()})
+    assert {f"{problem.code} {problem.message}" for problem in problems} == {
+        "ORC412 ml.one predict knows no 'z' in features",
+        "ORC412 ml.one predict asks for 'x' in features, which nobody fills",
+        "ORC412 ml.batched predict knows no 'z' in features",
+        "ORC412 ml.batched predict asks for 'x' in features, which nobody fills",
+    }
+
+
+def test_the_fields_of_an_item_s_result_are_checked_at_load() -> None:
+    def messages(mapping: str) -> list[str]:
+        domain = EACH["domains/d.yaml"].replace("default: {y: -1}", f"response_mapping: {{a: '{mapping}'}}", 1)
+        domain = domain.replace("                response_mapping", "            response_mapping")
+        problems = check_problems({**EACH, "domains/d.yaml": domain}, plugins={"counting": Plugin()})
+        return [f"{problem.code} {problem.message}; {problem.hint}" for problem in problems]
+
+    assert messages("$score[0].y") == messages("$score") == []
+    assert messages("$score[0].why") == ["ORC505 the step 'score' returns no field 'why'; expected one of: y"]
+    assert messages("$score.y") == [
+        (
+            "ORC505 the step 'score' returns a list with a result for each item, and no field 'y'; "  # and where it is
+            "$score[0].y is that of the first item"
+        )
+    ]

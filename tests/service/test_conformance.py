@@ -117,6 +117,14 @@ class PreparesOtherwise(Fetching):
         return call
 
 
+class MixesItemsUp(Fetching):
+    def prepare_many(self, operation: str, param_names: Sequence[str]) -> Any:
+        async def many(items: Sequence[Sequence[Any]]) -> Sequence[Any]:
+            return [{"id": number} for number in sorted(item[0] for item in items)]
+
+        return many
+
+
 class InspectsOtherwise(Fetching):
     async def inspect(self) -> Inspection:
         return Inspection(facts={"get": OperationFacts(required=("key",), optional=(), fields=("id",))})
@@ -208,6 +216,11 @@ tasks: list[asyncio.Task[Any]] = []
             kind_of(PreparesOtherwise),
             WorkingCase.test_a_prepared_call_means_the_same_as_fetch,
             "get(id=1) gave the result {'id': 1}; prepared with the parameters ['id'] it gave the result {'id': '1'}",
+        ),
+        (
+            kind_of(MixesItemsUp),
+            WorkingCase.test_a_call_for_many_items_gives_what_calls_one_by_one_give,
+            "get(id=2) gave the result {'id': 2}; among 4 items at once it gave the result {'id': 1}",
         ),
         (
             kind_of(InspectsOtherwise),

@@ -526,7 +526,10 @@ def test_a_value_that_the_endpoint_asks_for_and_the_request_lacks_is_422(all_of_
                 "step": "lookup",
             },
         ),
-        ("absent", {"title": "not found", "status": 404, "detail": "there is no customer 42", "step": "lookup"}),
+        (
+            "absent",
+            {"title": "not found", "status": 404, "detail": "step 'lookup': there is no customer 42", "step": "lookup"},
+        ),
         (
             "unavailable",
             {

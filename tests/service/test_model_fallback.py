@@ -276,3 +276,32 @@ def test_a_fallback_that_cannot_be_opened_stops_the_start(run: RunFixture) -> No
         assert problem.message.startswith("the fallback of ml.m: ")
 
     run(main())
+
+
+def test_each_item_of_a_step_is_answered_by_the_fallback_and_the_step_is_degraded_once(run: RunFixture) -> None:
+    plugin = Plugin()
+    plugin["m"].failures = [SourceError("no such image")]
+
+    async def main() -> None:
+        async with peer() as server:
+            config = files(beside=f', base_url: "{server.url}"')
+            config["domains/d.yaml"] = """
+                endpoints:
+                  each:
+                    data_sources:
+                      - name: s
+                        type: ml
+                        source_id: m
+                        operation: predict
+                        for_each: "$request.body"
+                        params: {features: "$item"}
+            """
+            async with service(config, plugins={"scripted": plugin}) as shop:
+                rows = [{"x": 1}, [{"x": 2}, {"x": 3}], {"x": 4}]
+                answer = await shop.post("/orchestrator/d/each", rows)
+                assert shown(answer) == (200, [{"y": -1}, [{"y": -2}, {"y": -3}], {"y": -4}], "s")
+                (execution,) = await shop.executions()
+                assert execution["degraded"] == ["s"]
+                assert (await model(shop))["requests"] == 1
+
+    run(main())

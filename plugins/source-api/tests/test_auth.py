@@ -239,6 +239,23 @@ def test_an_api_that_refuses_the_new_token_too_fails_the_call(run: Run) -> None:
     run(main())
 
 
+def test_an_api_that_refuses_every_token_does_not_cost_a_token_for_each_call(run: Run) -> None:
+    async def main() -> None:
+        async with issuing() as (issuer, source):
+            issuer.api.answer = lambda _: ok({}, status=401)
+            for number in range(30):
+                with pytest.raises(SourceError, match=r"answered 401$"):
+                    await source.fetch("get", {"id": number})
+            assert issuer.issued <= 3
+            assert len(issuer.api.seen) == 30 + issuer.issued - 1
+            issuer.api.answer = issuer.serve
+            issuer.valid.clear()
+            await asyncio.sleep(1.05)
+            assert (await source.fetch("get", {"id": 1}))["token"] == f"token-{issuer.issued}"
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("answer", "message", "transient"),
     [

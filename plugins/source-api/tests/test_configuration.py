@@ -92,6 +92,10 @@ def test_a_correct_section_has_no_problems() -> None:
             "auth.bearer and the header Authorization are both given; remove one",
         ),
         (
+            "{base_url: 'http://user:secret@x', auth: {bearer: t}}",
+            "auth.bearer and credentials in base_url are both given; remove one",
+        ),
+        (
             "{base_url: http://x, auth: {basic: {username: 'a:b', password: c}}}",
             "auth.basic.username has a ':', which would end it",
         ),
@@ -142,6 +146,10 @@ def test_an_option_that_cannot_be_used_is_a_problem(options: str, message: str) 
         (
             "{path: '/{applicant_id}', query: {q: $params.x +}}",
             "q: expected an operand after '+', at character 12 of '$params.x +'",
+        ),
+        (
+            "{path: '/{applicant_id}', headers: {host: $params.x}}",
+            "Host: which host is asked cannot depend on a parameter",
         ),
         ("{path: '/{applicant_id}', query: {q: $param.x}}", "q: there is no $param here, only $params"),
         (

@@ -114,6 +114,11 @@ def _is_unicode(text: str) -> bool:
         ("/a/{x}{y}", {"x": ".", "y": "."}, "call: parameter 'x' makes a path's segment '..', which leads elsewhere"),
         ("/a/{id}", {"id": ""}, "call: parameter 'id' is empty, which leads elsewhere"),
         ("/a/{id}", {"id": None}, "call: parameter 'id' is null, which cannot stand in a path"),
+        (
+            "/a/{id}",
+            {"id": float("nan")},
+            "call: parameter 'id' is a number that is not finite, which cannot stand in a path",
+        ),
         ("/a/{id}", {"id": ["x"]}, "call: parameter 'id' is a list, which cannot stand in a path"),
         ("/a/{id}", {"id": {"x": 1}}, "call: parameter 'id' is an object, which cannot stand in a path"),
         (
@@ -164,6 +169,14 @@ def test_the_query_of_the_source_is_in_every_request_unless_the_operation_has_it
     assert sent({"path": "/a"}, {}, query=query).target == "/v1/a?version=3&key=k"
     assert sent({"path": "/a", "query": {"version": 4}}, {}, query=query).target == "/v1/a?key=k&version=4"
     assert sent({"path": "/a"}, {"version": 5}, query=query).target == "/v1/a?key=k&version=5"
+
+
+@pytest.mark.parametrize("where", ["query", "form", "headers"])
+def test_a_number_that_is_not_finite_cannot_stand_in_a_query_a_form_or_a_header(where: str) -> None:
+    error = refused({"path": "/a", "method": "POST", where: {"X": "$params.n"}}, {"n": float("inf")})
+    place = "a header" if where == "headers" else "a query or form"
+    assert str(error) == f"call: parameter 'n' is a number that is not finite, which cannot stand in {place}"
+    assert error.param == "n"
 
 
 def test_an_object_cannot_stand_in_a_query() -> None:

@@ -11,6 +11,12 @@ import pytest
 import trustme
 from api_kit import Seen, echo, ok, opened, partner
 from attrs import frozen
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from orchestrator_source_api.plugin import API
 
 from orchestrator_core.plugin_api import SourceError
@@ -72,6 +78,30 @@ def test_a_client_certificate_is_shown(certificates: Certificates, run: Run) -> 
             tls = {"ca_file": "ca.pem", "cert_file": "us.pem"}
             async with opened(api.url, tls=tls, folder=certificates.folder) as source:
                 await source.fetch("get", {"id": 1})
+
+    run(main())
+
+
+def test_a_key_that_is_encrypted_needs_its_password_and_asks_nobody(certificates: Certificates, run: Run) -> None:
+    folder = certificates.folder
+    key = load_pem_private_key((folder / "us.pem").read_bytes(), None)
+    sealed = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"s&cret"))
+    (folder / "us.key").write_bytes(sealed)
+    tls = {"ca_file": "ca.pem", "cert_file": "us.pem", "key_file": "us.key"}
+
+    async def main() -> None:
+        async with partner(tls=certificates.mutual) as api:
+            async with opened(api.url, tls={**tls, "key_password": "s&cret"}, folder=folder) as source:
+                await source.fetch("get", {"id": 1})
+            with pytest.raises(
+                ValueError, match=r"us\.key cannot be used: the key is encrypted; give tls\.key_password$"
+            ):
+                async with opened(api.url, tls=tls, folder=folder):
+                    pass
+            with pytest.raises(ValueError, match=r"tls\.cert_file .*us\.pem .* cannot be used: ") as caught:
+                async with opened(api.url, tls={**tls, "key_password": "wr&ng"}, folder=folder):
+                    pass
+            assert "wr&ng" not in str(caught.value)
 
     run(main())
 

@@ -51,6 +51,7 @@ def problem(entry: str) -> tuple[str, int]:
             "ORC204 scale: income: expected min and max, mean and std, or factor and offset, got nothing",
         ),
         ("scale: {income: {min: 5, max: 5}}", "ORC204 scale: income: max must be greater than min, got 5 and 5"),
+        ("scale: {income: {min: -1e308, max: 1e308}}", "ORC204 scale: income: max - min is not a finite number"),
         ("scale: {income: {mean: 5, std: 0}}", "ORC204 std must be greater than 0, got 0"),
         ("bucket: {age: {edges: []}}", "ORC204 edges must have at least one number"),
         ("bucket: {age: {edges: [18, 18]}}", "ORC204 edges must rise, got 18 and then 18"),

@@ -45,6 +45,43 @@ def test_results_and_answers_are_transformed(serve: Any) -> None:
     )
 
 
+PARAMS = """
+    endpoints:
+      batch:
+        data_sources:
+          - name: scored
+            type: direct
+            params: {rows: "$request.body.rows", one: "$request.body.one", untouched: "$request.body.one"}
+            transform:
+              params:
+                rows: [{default: {plan: basic}}, {one_hot: {plan: {values: [basic, plus]}}}]
+                one: [{select: [income]}, {scale: {income: {min: 0, max: 200000}}}]
+              result: [{compute: {count: "$value.rows == null ? 0 : len($value.rows)"}}]
+        response_mapping: "$scored"
+"""
+
+
+def test_parameters_are_transformed_before_the_call_and_a_list_row_by_row(serve: Any) -> None:
+    body = {"rows": [{"plan": "plus"}, {}, None], "one": {"income": 52000, "name": "Ada"}}
+    batch = serve({"domains/credit.yaml": PARAMS})
+    answer = batch.post("/orchestrator/credit/batch", body)
+    assert (answer.status, answer.json) == (
+        200,
+        {
+            "rows": [{"plan_basic": 0, "plan_plus": 1}, {"plan_basic": 1, "plan_plus": 0}, None],
+            "one": {"income": 0.26},
+            "untouched": {"income": 52000, "name": "Ada"},
+            "count": 3,
+        },
+    )
+    unfit = batch.post("/orchestrator/credit/batch", {**body, "rows": [{}, {"plan": "gold"}]})
+    assert (unfit.status, unfit.json["step"], unfit.json["detail"]) == (
+        422,
+        "scored",
+        "step 'scored': one_hot: row 1: field 'plan': got a string that is none of the values (basic, plus)",
+    )
+
+
 def test_a_failed_transformer_is_a_bad_gateway_that_names_the_step_and_the_field(serve: Any) -> None:
     credit = serve({"domains/credit.yaml": DOMAIN})
     answer = credit.post("/orchestrator/credit/score", {"income": 0, "debt": 1})

@@ -196,6 +196,31 @@ def test_a_boolean_is_no_number_and_one_is_not_true(built: Build) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("bucket", {"a": {"edges": [580, 670], "labels": ["poor", "fair", "good"]}}),
+        ("cast", {"a": "integer"}),
+        ("cast", {"a": "number"}),
+        ("cast", {"a": "string"}),
+        ("scale", {"a": {"factor": 1}}),
+        ("round", {"a": 2}),
+        ("round", 2),
+    ],
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_falls_into_no_range(built: Build, name: str, options: Any, value: float) -> None:
+    """No JSON holds one, but a source of somebody's own may return it: a NaN must not become a good credit score."""
+    with pytest.raises(SourceError, match=rf"^{name}: field 'a': the (number|result) is not (finite|a finite number)$"):
+        built(name, options)({"a": value})
+
+
+@pytest.mark.parametrize(("name", "options"), [("cast", {"a": "integer"}), ("bucket", {"a": {"edges": [0]}})])
+def test_an_integer_beyond_64_bits_is_refused(built: Build, name: str, options: Any) -> None:
+    with pytest.raises(SourceError, match=rf"^{name}: field 'a': the number does not fit in a 64-bit integer$"):
+        built(name, options)({"a": 2**64})
+
+
 def test_null_can_be_the_default_of_a_mapping(built: Build) -> None:
     assert built("map_values", {"a": {"values": {"x": 1}, "default": None}})({"a": "y"}) == {"a": None}
 

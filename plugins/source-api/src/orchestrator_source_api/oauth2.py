@@ -49,6 +49,7 @@ class Tokens:
         self._token: Token | None = None
         self._fetching: asyncio.Task[Token] | None = None
         self._not_before = -math.inf
+        self._refused_not_before = -math.inf
 
     async def current(self) -> str:
         """Return a token that has not expired. One that soon will is renewed meanwhile, and nobody waits for that."""
@@ -61,8 +62,15 @@ class Tokens:
         return token.text
 
     async def instead_of(self, refused: str) -> str:
-        """Return another token than the one that the API has just refused, which is forgotten."""
-        if self._token is not None and self._token.text == refused:
+        """Return another token than the one that the API has just refused; the same while a renewal would not help.
+
+        An API that refuses whatever token it is shown must not cost the token server a request for each call.
+        """
+        token, now = self._token, self._loop.time()
+        if token is not None and token.text == refused:
+            if now < self._refused_not_before:
+                return refused
+            self._refused_not_before = now + _RETRY_SECONDS
             self._token = None
         return await self.current()
 

@@ -86,6 +86,8 @@ def _is_one_kind(options: ApiOptions, __: object, auth: AuthOptions) -> None:
         raise ValueError(f"auth has {' and '.join(given)}; give one of them")
     if given and any(name.lower() == "authorization" for name in options.headers):
         raise ValueError(f"auth.{given[0]} and the header Authorization are both given; remove one")
+    if given and urlsplit(options.base_url).username is not None:
+        raise ValueError(f"auth.{given[0]} and credentials in base_url are both given; remove one")
     if auth.basic is not None and ":" in auth.basic.username:
         raise ValueError("auth.basic.username has a ':', which would end it")
 
@@ -196,6 +198,8 @@ def _is_flat(operation: OperationOptions, attribute: Attribute[object], value: M
     for name, item in value.items():
         if isinstance(item, dict):
             raise ValueError(f"{name}: expected a value or a list of values, not a mapping")
+        if attribute.name == "headers" and name.lower() == "host" and compile_value(item, PARAMS).references:
+            raise ValueError("Host: which host is asked cannot depend on a parameter")
     compile_value(value, PARAMS)
     if attribute.name == "form" and operation.body is not None:
         raise ValueError("body and form are both given; an operation sends one of them")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from typing import Final
 from urllib.parse import quote
 
@@ -105,6 +106,10 @@ def text_of(name: str, value: JSON, place: str) -> str:
     if value is True or value is False:
         return "true" if value else "false"
     if isinstance(value, int | float):
+        if not isfinite(value):
+            raise InvalidParam(
+                name, f"parameter '{name}' is a number that is not finite, which cannot stand in {place}"
+            )
         return str(value)
     kind = "null" if value is None else "an object" if isinstance(value, Mapping) else "a list"
     raise InvalidParam(name, f"parameter '{name}' is {kind}, which cannot stand in {place}")

@@ -141,7 +141,9 @@ class ApiSource:
             token = await own_tokens.current()
             answer = await send_with(params, token)
             if answer.status == _UNAUTHORIZED:
-                answer = await send_with(params, await own_tokens.instead_of(token))
+                other = await own_tokens.instead_of(token)
+                if other != token:
+                    answer = await send_with(params, other)
             return answer
 
         return send_with_token

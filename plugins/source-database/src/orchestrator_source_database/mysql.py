@@ -16,6 +16,7 @@ from asyncmy.protocol import FieldDescriptorPacket
 from orchestrator_core.plugin_api import Finding, OpenContext, OrchestratorError, SourceError
 from orchestrator_source_database import values
 from orchestrator_source_database.findings import Catalog, finding, missing_column, missing_table
+from orchestrator_source_database.many import Different, union
 from orchestrator_source_database.options import Address, DatabaseOptions
 from orchestrator_source_database.params import JSONText, adapter, in_utc, scalar
 from orchestrator_source_database.query import Binding, Query
@@ -29,6 +30,11 @@ BINARY_CHARSET = 63
 CUT_OFF = frozenset((1053, 1077, 1152, 1184, 1927, 2006, 2013, 2014, 2055))
 TRANSIENT = frozenset((1040, 1203, 1205, 1213, 3572))
 TIMED_OUT = frozenset((1317, 1969, 3024))
+UNION_SIZES = (64, 16, 4)
+WHOLE = frozenset((FIELD_TYPE.TINY, FIELD_TYPE.SHORT, FIELD_TYPE.INT24, FIELD_TYPE.LONG, FIELD_TYPE.LONGLONG))
+TEXTS = frozenset((FIELD_TYPE.VARCHAR, FIELD_TYPE.VAR_STRING, FIELD_TYPE.STRING, FIELD_TYPE.BLOB))
+ONE_KIND = (WHOLE, TEXTS | {FIELD_TYPE.TINY_BLOB, FIELD_TYPE.MEDIUM_BLOB, FIELD_TYPE.LONG_BLOB})
+DECIMAL, FRACTIONS = FIELD_TYPE.NEWDECIMAL, (FIELD_TYPE.TIME, FIELD_TYPE.DATETIME, FIELD_TYPE.TIMESTAMP)
 UNKNOWN_TABLE, UNKNOWN_COLUMN, SYNTAX, UNKNOWN_STATEMENT = 1146, 1054, 1064, 1243
 
 
@@ -59,28 +65,59 @@ def column_reader(field: Any, decimals: Callable[[Any], Any]) -> Callable[[Any],
 class MySQLStatement:
     """A prepared statement; MySQL tells its columns with the first rows, and anew when they have changed."""
 
-    __slots__ = ("_adapt", "_fields", "_query", "_statement", "shape")
+    __slots__ = ("_query", "_statement", "adapt", "fields", "shape")
 
     def __init__(self, statement: Any, binding: Binding) -> None:
         self.shape: Shape | None = None
-        self._fields: Any = None
+        self.fields: Any = None
         self._query = binding.query
         self._statement = statement
-        self._adapt = adapter(binding, [to_mysql] * len(binding.indices), {to_mysql})
+        self.adapt = adapter(binding, [to_mysql] * len(binding.indices), {to_mysql})
 
     async def run(self, given: Sequence[Any]) -> Sequence[Any]:
         _, rows = await self.execute(given)
         return rows or ()
 
     async def execute(self, given: Sequence[Any]) -> tuple[int, Sequence[Any] | None]:
-        result = await self._statement.execute(self._adapt(given))
+        result = await self._statement.execute(self.adapt(given))
         rows = result.rows
-        if rows is not None and result.fields is not self._fields:
+        if rows is not None and result.fields is not self.fields:
             decimals = DECIMALS[self._query.decimals]
             columns = [(field.name, column_reader(field, decimals)) for field in result.fields]
             self.shape = Shape(self._query.operation, columns)
-            self._fields = result.fields
+            self.fields = result.fields
         return result.affected_rows, rows
+
+
+class MySQLManyStatement:
+    """A union of the statement with itself, prepared. The number of the item is its last column."""
+
+    def __init__(self, statement: Any, one: MySQLStatement) -> None:
+        self._fields: Any = None
+        self._one = one
+        self._statement = statement
+
+    @property
+    def shape(self) -> Shape | None:
+        return self._one.shape
+
+    async def run(self, items: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
+        result = await self._statement.execute([argument for item in items for argument in item])
+        if result.fields is not self._fields:
+            if [_kind_of(field) for field in result.fields[:-1]] != [_kind_of(field) for field in self._one.fields]:
+                raise Different
+            self._fields = result.fields
+        found: list[list[Any]] = [[] for _ in items]
+        for row in result.rows:
+            found[row[-1]].append(row[:-1])
+        return found
+
+
+def _kind_of(field: Any) -> tuple[Any, ...]:
+    """Return what a column's values are read by: two columns of one kind give equal values for what is stored."""
+    code = field.type_code
+    kind = next((kind for kind in ONE_KIND if code in kind), code)
+    return field.name, kind, field.charsetnr, field.scale if kind in (DECIMAL, *FRACTIONS) else None
 
 
 class MySQLConnection:
@@ -88,7 +125,7 @@ class MySQLConnection:
 
     def __init__(self, connection: Any, connect: Callable[[], Awaitable[Any]]) -> None:
         self.expired = False
-        self.statements: dict[Binding, Any] = {}
+        self.statements: dict[Binding | tuple[Binding, int], Any] = {}
         self._connection = connection
         self._connect = connect
         self._in_transaction = False
@@ -99,6 +136,24 @@ class MySQLConnection:
     async def prepare(self, binding: Binding) -> MySQLStatement:
         statement = MySQLStatement(await self._connection.prepare(binding.query.text), binding)
         self.statements[binding] = statement
+        return statement
+
+    def size_for(self, left: int) -> int:
+        return next((size for size in UNION_SIZES if size <= left), 1)
+
+    async def many(self, binding: Binding, size: int, given: Sequence[Any]) -> MySQLManyStatement:
+        statement = self.statements.get((binding, size))
+        if statement is None:
+            one = self.statements[binding]
+            if one.fields is None:  # told with the first rows
+                await one.run(given)
+            try:
+                prepared = await self._connection.prepare(union(binding.query, size))
+            except my.MySQLError as error:
+                if self.cut_off(error):
+                    raise
+                raise Different from error
+            statement = self.statements[binding, size] = MySQLManyStatement(prepared, one)
         return statement
 
     async def begin(self) -> None:

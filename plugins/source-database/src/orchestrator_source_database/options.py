@@ -115,8 +115,9 @@ class DatabaseOptions:
         validator=_is_address,
         repr=_show_address,
         metadata={
-            "help": "URL of the database: sqlite:///path (relative to the configuration folder), "
-            "postgresql://user:password@host:port/database or mysql:// (mariadb://). The async driver is picked."
+            "help": "URL of the database: `sqlite:///path` (relative to the configuration folder), `sqlite://` (in "
+            "memory), `postgresql://user:password@host:port/database`, `mysql://…` or `mariadb://…`. The async driver "
+            "is picked."
         },
     )
     pool_size: int = option(5, help="Connections at most.", validator=_at_least(1))
@@ -144,8 +145,8 @@ class DatabaseOptions:
     create: bool = option(False, help="Create a SQLite file that does not exist, instead of reporting it missing.")
     decimals: Decimals = option(
         "number",
-        help="DECIMAL values as number (refusing one that a JSON number cannot hold exactly), rounded to the nearest "
-        "number, or as string.",
+        help="DECIMAL values as `number` (refusing one that a JSON number cannot hold exactly), `rounded` to the "
+        "nearest number, or as `string`.",
     )
 
     @property
@@ -180,21 +181,20 @@ class OperationOptions:
     """One query: ``database.operations.<name>``."""
 
     query: str = option(
-        help="One SQL statement, with parameters written :name; write \\: for a colon that is none.",
+        help="One SQL statement, with parameters written `:name`; write `\\:` for a colon that is none.",
         validator=_is_query,
     )
     params: tuple[str, ...] | Mapping[str, ParamType] = option(
         (),
-        help="The query's parameters: a list of names, or name: type to have values converted and checked "
-        "(string, integer, number, boolean, date, datetime, time, decimal, uuid, bytes, json).",
+        help="The query's parameters: a list of names, or `{name: type}` to have values converted and checked.",
         validator=_params_are_used,
     )
     result: Literal["one", "many", "value", "execute"] = option(
         "one",
-        help="What the step gets: the only row as an object, a list of objects, the first column of the only row, "
-        "or the count of changed rows.",
+        help="What the step gets: the only row as an object (`one`), a list of objects (`many`), the first column of "
+        "the only row (`value`), or the count of changed rows (`execute`).",
     )
     on_missing: Literal["error", "allow"] = option(
-        "error", help="When one or value finds no row: answer 404, or go on with null."
+        "error", help="When `one` or `value` finds no row: answer 404 (`error`), or go on with null (`allow`)."
     )
     decimals: Decimals | None = option(None, help="The source's decimals, for this query.")

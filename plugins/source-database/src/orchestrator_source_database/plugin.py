@@ -13,12 +13,14 @@ from orchestrator_core.plugin_api import (
     InvalidParam,
     OpenContext,
     OperationFacts,
+    OrchestratorError,
     SourceError,
     SourceKind,
     did_you_mean,
     hookimpl,
 )
 from orchestrator_source_database.findings import facts_of
+from orchestrator_source_database.many import Rewrite, can_be_lateral, can_be_union
 from orchestrator_source_database.options import MARIADB, MYSQL, POSTGRESQL, SQLITE, DatabaseOptions, OperationOptions
 from orchestrator_source_database.pool import Pool
 from orchestrator_source_database.query import Binding, Query, compile_query
@@ -51,6 +53,16 @@ class DatabaseSource:
             _check_names(query, key[1])
             call = self._calls[key] = self._database.call(Binding(query, key[1]))
         return call
+
+    def prepare_many(
+        self, operation: str, param_names: Sequence[str]
+    ) -> Callable[[Sequence[Sequence[JSON]]], Awaitable[Sequence[JSON | OrchestratorError]]] | None:
+        """Return the read for many items, or ``None`` for a write and for a query that cannot become one for all.
+
+        Raises as :meth:`prepare` does.
+        """
+        self.prepare(operation, param_names)
+        return self._database.many(Binding(self._queries[operation], tuple(param_names)))
 
     async def fetch(self, operation: str, params: Mapping[str, JSON]) -> JSON:
         return await self.prepare(operation, sorted(params))(*[params[name] for name in sorted(params)])
@@ -98,15 +110,16 @@ async def open_database(options: DatabaseOptions, context: OpenContext) -> Async
             yield DatabaseSource(queries, sqlite)
         return
     connect: Callable[[], Awaitable[Connection]]
+    can_be_many: Rewrite
     # Each driver is an extra of this distribution: only the one that is configured is imported.
     if address.driver in (MYSQL, MARIADB):
         from orchestrator_source_database import mysql
 
-        connect = mysql.connector(address, options, context)
+        connect, can_be_many = mysql.connector(address, options, context), can_be_union
     else:
         from orchestrator_source_database import postgresql
 
-        connect = postgresql.connector(address, options, context)
+        connect, can_be_many = postgresql.connector(address, options, context), can_be_lateral
     pool: Pool[Connection] = Pool(
         connect,
         name=context.name,
@@ -115,7 +128,7 @@ async def open_database(options: DatabaseOptions, context: OpenContext) -> Async
         recycle_seconds=options.pool_recycle,
     )
     async with pool:
-        yield DatabaseSource(queries, Server(pool))
+        yield DatabaseSource(queries, Server(pool, can_be_many, options.pool_size))
 
 
 def database_facts(options: DatabaseOptions, operations: Mapping[str, OperationOptions]) -> dict[str, OperationFacts]:

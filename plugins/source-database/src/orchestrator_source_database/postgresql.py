@@ -23,6 +23,7 @@ from orchestrator_core.plugin_api import (
 )
 from orchestrator_source_database import params, values
 from orchestrator_source_database.findings import Catalog, finding, missing_column, missing_table
+from orchestrator_source_database.many import Different, lateral
 from orchestrator_source_database.options import Address, DatabaseOptions
 from orchestrator_source_database.params import Converter, Unfit, adapter, in_utc
 from orchestrator_source_database.query import Binding, Query
@@ -31,6 +32,10 @@ from orchestrator_source_database.values import DECIMALS, Shape, Unreadable
 __all__ = ["PostgresConnection", "connector"]
 
 MEND_SECONDS = 5.0
+MOST_ITEMS = 1000
+SAME_IN_A_LIST = frozenset(
+    ("int2", "int4", "int8", "float4", "float8", "numeric", "bool", "text", "varchar", "bpchar", "uuid", "bytea")
+) | {"date", "time", "timestamp", "timestamptz"}
 TRANSIENT = (
     pg.DeadlockDetectedError,
     pg.SerializationError,
@@ -214,7 +219,7 @@ class PostgresStatement:
     cannot ask for two rows, which is how a second row is noticed without reading all of them.
     """
 
-    __slots__ = ("_adapt", "_limit", "_prepared", "_protocol", "_state", "run", "shape")
+    __slots__ = ("_limit", "_prepared", "_protocol", "_state", "adapt", "run", "shape")
 
     run: Callable[[Sequence[Any]], Awaitable[Sequence[Any]]]
 
@@ -224,17 +229,45 @@ class PostgresStatement:
         state = self._state = prepared._state
         self._prepared = prepared  # closes the statement on the server when it is let go
         converters = [param_converter(kind) for kind in prepared.get_parameters()]
-        adapt = self._adapt = adapter(binding, converters, {to_integer})
+        adapt = self.adapt = adapter(binding, converters, {to_integer})
         limit = 2 if query.result in ("one", "value") and not query.writes else 0
-        decimals = DECIMALS[query.decimals]
-        columns = [(column.name, column_reader(column.type, decimals)) for column in prepared.get_attributes()]
-        self.shape: Shape | None = Shape(query.operation, columns) if columns else None
+        self.shape = _shape(query, prepared.get_attributes())
         self.run = lambda given: protocol.bind_execute(state, adapt(given), "", limit, False, None)
 
+    @property
+    def parameters(self) -> Sequence[asyncpg.Type]:
+        parameters: Sequence[asyncpg.Type] = self._prepared.get_parameters()
+        return parameters
+
     async def execute(self, given: Sequence[Any]) -> tuple[int, Sequence[Any] | None]:
-        rows, status, _ = await self._protocol.bind_execute(self._state, self._adapt(given), "", 0, True, None)
+        rows, status, _ = await self._protocol.bind_execute(self._state, self.adapt(given), "", 0, True, None)
         count = status.split()[-1] if status else b""
         return int(count) if count.isdigit() else 0, rows
+
+
+class PostgresManyStatement:
+    """A prepared statement that takes a list of each argument, and numbers the items of its rows from 1."""
+
+    __slots__ = ("_prepared", "_protocol", "_state", "shape")
+
+    def __init__(self, connection: Any, prepared: Any, binding: Binding) -> None:
+        self._prepared = prepared  # as in PostgresStatement
+        self._protocol = connection._protocol
+        self._state = prepared._state
+        self.shape = _shape(binding.query, prepared.get_attributes()[1:])
+
+    async def run(self, items: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
+        lists = tuple(map(list, zip(*items, strict=True)))
+        found: list[list[Any]] = [[] for _ in items]
+        for number, *row in await self._protocol.bind_execute(self._state, lists, "", 0, False, None):
+            found[number - 1].append(row)
+        return found
+
+
+def _shape(query: Query, attributes: Sequence[Any]) -> Shape | None:
+    decimals = DECIMALS[query.decimals]
+    columns = [(column.name, column_reader(column.type, decimals)) for column in attributes]
+    return Shape(query.operation, columns) if columns else None
 
 
 class PostgresConnection:
@@ -242,7 +275,7 @@ class PostgresConnection:
 
     def __init__(self, connection: Any) -> None:
         self.expired = False
-        self.statements: dict[Binding, Any] = {}
+        self.statements: dict[Binding | tuple[Binding, int], Any] = {}
         self._connection = connection
 
     def alive(self) -> bool:
@@ -252,6 +285,24 @@ class PostgresConnection:
         prepared = await self._connection.prepare(binding.query.text)
         statement = PostgresStatement(self._connection, prepared, binding)
         self.statements[binding] = statement
+        return statement
+
+    def size_for(self, left: int) -> int:
+        return min(left, MOST_ITEMS)
+
+    async def many(self, binding: Binding, size: int, given: Sequence[Any]) -> PostgresManyStatement:
+        statement = self.statements.get((binding, 0))
+        if statement is None:
+            types = [kind.name for kind in self.statements[binding].parameters]
+            if not SAME_IN_A_LIST.issuperset(types):
+                raise Different
+            try:
+                prepared = await self._connection.prepare(lateral(binding.query, types))
+            except asyncpg.PostgresError as error:
+                if self.cut_off(error):
+                    raise
+                raise Different from error  # such as an aggregate of parameters alone, which would be the join's
+            statement = self.statements[binding, 0] = PostgresManyStatement(self._connection, prepared, binding)
         return statement
 
     async def begin(self) -> None:
@@ -290,7 +341,7 @@ class PostgresConnection:
         operation = binding.query.operation
         if isinstance(error, pg.DataError) and (argument := re.search(r"query argument \$(\d+)", str(error))):
             name = binding.query.positions[int(argument[1]) - 1]
-            kind = self.statements[binding]._prepared.get_parameters()[int(argument[1]) - 1].name
+            kind = self.statements[binding].parameters[int(argument[1]) - 1].name
             return InvalidParam(name, f"{operation}: parameter '{name}' has a value that the type {kind} cannot hold")
         if self.cut_off(error):
             return SourceError(f"{operation}: the connection to the database was lost", transient=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from orchestrator_core.plugin_api import Finding, OperationFacts, OrchestratorError, SourceError
 from orchestrator_source_database.findings import facts_of, repeated_column
+from orchestrator_source_database.many import Different, Rewrite
 from orchestrator_source_database.pool import Lent, Pool
 from orchestrator_source_database.query import Binding, Query
-from orchestrator_source_database.values import Shape, executed, finisher
+from orchestrator_source_database.values import Finish, Shape, executed, finisher
 
 __all__ = ["Connection", "Server", "Statement"]
 
@@ -20,6 +23,10 @@ class Statement(Protocol):
     shape: Shape | None
     """How the rows look, known once the statement has run; None when it returns none."""
 
+    def adapt(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """Return the driver's arguments. Raise :class:`InvalidParam`."""
+        ...
+
     def run(self, values: Sequence[Any]) -> Awaitable[Sequence[Any]]:
         """Return the awaitable of the rows. Raise :class:`InvalidParam` before anything is sent."""
         ...
@@ -29,12 +36,37 @@ class Statement(Protocol):
         ...
 
 
+class ManyStatement(Protocol):
+    """A statement that reads for several items, prepared on one connection."""
+
+    @property
+    def shape(self) -> Shape | None: ...
+
+    async def run(self, items: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
+        """Take each item's arguments and return each item's rows.
+
+        Raise :class:`Different` when they are not of the kind that the statement for one item returns.
+        """
+        ...
+
+
 class Connection(Lent, Protocol):
     """A driver's connection with the statements prepared on it."""
 
-    statements: dict[Binding, Any]
+    statements: dict[Binding | tuple[Binding, int], Any]
 
     async def prepare(self, binding: Binding) -> Statement: ...
+
+    def size_for(self, left: int) -> int:
+        """Return how many items the next statement should be for, of so many that are left."""
+        ...
+
+    async def many(self, binding: Binding, size: int, given: Sequence[Any]) -> ManyStatement:
+        """Return the statement for as many items. That for one is prepared already; ``given`` are values for it.
+
+        Raise :class:`Different` when there is none that would answer as that does.
+        """
+        ...
 
     async def begin(self) -> None: ...
 
@@ -63,11 +95,47 @@ class Connection(Lent, Protocol):
         ...
 
 
+async def _results(
+    connection: Connection, binding: Binding, items: Sequence[Sequence[Any]], finish: Finish
+) -> Sequence[Any]:
+    """Read as many items at a time as the connection takes, and make each one's result, or the error that it has."""
+    statement = connection.statements.get(binding) or await connection.prepare(binding)
+    results: list[Any] = [None] * len(items)
+    asked: list[tuple[int, Sequence[Any]]] = []
+    for position, values in enumerate(items):
+        try:
+            asked.append((position, statement.adapt(values)))
+        except OrchestratorError as error:
+            results[position] = error
+    start = 0
+    while start < len(asked):
+        size = connection.size_for(len(asked) - start)
+        part = asked[start : start + size]
+        ran: Statement | ManyStatement = statement
+        if size == 1:
+            found: Sequence[Sequence[Any]] = [await statement.run(items[part[0][0]])]
+        else:
+            ran = many = await connection.many(binding, size, items[part[0][0]])
+            found = await many.run([arguments for _, arguments in part])
+        shape = ran.shape
+        if shape is None:
+            raise SourceError(f"{binding.query.operation}: the statement returns no rows")
+        for (position, _), rows in zip(part, found, strict=True):
+            try:
+                results[position] = finish(shape, rows, items[position])
+            except OrchestratorError as error:
+                results[position] = error
+        start += size
+    return results
+
+
 class Server:
     """The operations of a source on a database server."""
 
-    def __init__(self, pool: Pool[Connection]) -> None:
+    def __init__(self, pool: Pool[Connection], can_be_many: Rewrite, at_once: int) -> None:
         self._pool = pool
+        self._can_be_many = can_be_many
+        self._at_once = at_once
 
     def call(self, binding: Binding) -> Callable[..., Awaitable[Any]]:
         if binding.query.result == "execute" or binding.query.writes:
@@ -104,6 +172,61 @@ class Server:
             raise AssertionError
 
         return read
+
+    def many(self, binding: Binding) -> Callable[[Sequence[Sequence[Any]]], Awaitable[Sequence[Any]]] | None:
+        """Return the read for many items, if it can be one statement that answers as one for each item would."""
+        if not self._can_be_many(binding.query):
+            return None
+        pool, free, finish, read_one = self._pool, self._pool.free, finisher(binding), self._read(binding)
+        possible = True
+
+        async def read(items: Sequence[Sequence[Any]]) -> Sequence[Any]:
+            nonlocal possible
+            for last in (False, True):
+                if not possible:
+                    break
+                connection = free.pop() if free else await pool.acquire()
+                try:
+                    results = await _results(connection, binding, items, finish)
+                except Different:
+                    possible = False
+                    pool.release(connection)
+                except OrchestratorError:
+                    pool.release(connection)
+                    raise
+                except Exception as error:
+                    again = self._put_back(connection, error)
+                    if not again:
+                        break  # one item's values are enough to fail the statement: see which
+                    if last:
+                        raise connection.translate(error, binding) from None
+                except BaseException:
+                    pool.mend(connection)
+                    raise
+                else:
+                    pool.release(connection)
+                    return results
+            return await self._one_by_one(read_one, items)
+
+        return read
+
+    async def _one_by_one(self, read: Callable[..., Awaitable[Any]], items: Sequence[Sequence[Any]]) -> Sequence[Any]:
+        """Read each item by itself, as many at once as there are connections."""
+        results: list[Any] = [None] * len(items)
+        todo = deque(enumerate(items))
+
+        async def work() -> None:
+            while todo:
+                position, values = todo.popleft()
+                try:
+                    results[position] = await read(*values)
+                except OrchestratorError as error:
+                    results[position] = error
+
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(min(self._at_once, len(items))):
+                workers.create_task(work())
+        return results
 
     def _write(self, binding: Binding) -> Callable[..., Awaitable[Any]]:
         """A write is one statement, so it is a transaction of its own. One that returns rows is committed only

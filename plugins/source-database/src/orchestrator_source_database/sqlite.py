@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import date, datetime, time
 from decimal import Decimal
+from functools import partial
 from math import inf
 from pathlib import Path
 from queue import SimpleQueue
@@ -53,6 +54,7 @@ LOOP_SECONDS = 0.001
 PROVEN_SECONDS = 0.0005
 STEPS_BETWEEN_LOOKS = 1_000
 LOCK_SECONDS = 5.0
+GREATEST = 2**63 - 1
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 NOT_ON_THE_LOOP = (*BUSY, sqlite3.SQLITE_INTERRUPT)
 
@@ -61,14 +63,17 @@ def to_sqlite(value: Any) -> Any:
     """SQLite stores neither decimals nor dates: they go in as numbers and as the text its own functions use."""
     value = scalar(value)
     if value is None or isinstance(value, str | int | float | bytes):
-        if type(value) is int and value >= 2**63:
+        if type(value) is int and value > GREATEST:
             raise Unfit("integer of at most 64 bits with sign")
         return str(value) if isinstance(value, JSONText) else value
     if isinstance(value, Decimal):
         try:
-            return values.exact_number(value)
+            number = values.exact_number(value)
         except Unreadable:
-            raise Unfit("decimal of at most 15 digits, which is what SQLite holds exactly") from None
+            number = GREATEST + 1
+        if type(number) is int and number > GREATEST:
+            raise Unfit("decimal of at most 15 digits, which is what SQLite holds exactly")
+        return number
     if isinstance(value, datetime):
         return in_utc(value).isoformat(sep=" ")
     return value.isoformat() if isinstance(value, date | time) else str(value) if isinstance(value, UUID) else value
@@ -154,10 +159,29 @@ class Worker:
         self._thread.start()
 
     def run(self, job: Callable[[sqlite3.Connection], Any]) -> asyncio.Future[Any]:
-        future = self._loop.create_future()
+        return self._start(self._loop.create_future(), job)
+
+    def _start(self, future: asyncio.Future[Any], job: Callable[[sqlite3.Connection], Any]) -> asyncio.Future[Any]:
         self._idle.clear()
         self._jobs.put((future, job))
         return future
+
+    def run_all(self, jobs: Sequence[Callable[[sqlite3.Connection], Any]]) -> asyncio.Future[Any]:
+        """Run jobs one after the other, each within the time for a statement, until nobody waits any more."""
+
+        future = self._loop.create_future()
+
+        def run_each(connection: sqlite3.Connection) -> list[Any]:
+            results = []
+            for job in jobs:
+                if future.cancelled():
+                    break
+                if self._timeout_seconds:
+                    self.stop_at = perf_counter() + self._timeout_seconds
+                results.append(job(connection))
+            return results
+
+        return self._start(future, run_each)
 
     def alive(self) -> bool:
         return self._thread.is_alive()
@@ -336,12 +360,52 @@ class Sqlite(AbstractAsyncContextManager["Sqlite"]):
 
         return write
 
+    def many(self, binding: Binding) -> Callable[[Sequence[Sequence[Any]]], Awaitable[Sequence[Any]]] | None:
+        """Return the read for many items: the statement runs for each, on one connection and without coming back.
+
+        There is no way to the database that one statement for all could save: running it again takes less than a union
+        or a join with the keys does, and is the same statement.
+        """
+        if binding.query.result == "execute" or binding.query.writes:
+            return None
+        statement, finish = Statement(binding), finisher(binding)
+        operation = binding.query.operation
+
+        def read_one(connection: sqlite3.Connection, given: Sequence[Any], closed: list[OrchestratorError]) -> Any:
+            if closed:
+                return closed[0]
+            try:
+                shape, rows, _ = statement.run(connection, statement.adapt(given))
+                if shape is None:
+                    raise SourceError(f"{operation}: the statement returns no rows")
+                return finish(shape, rows, given)
+            except OrchestratorError as error:
+                return error
+            except sqlite3.Error as error:
+                failed = self._translate(error, binding)
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in BUSY:
+                    closed.append(failed)  # the others do not wait for the lock as well
+                return failed
+
+        async def read(items: Sequence[Sequence[Any]]) -> Sequence[Any]:
+            closed: list[OrchestratorError] = []
+            jobs = [partial(read_one, given=given, closed=closed) for given in items]
+            results: Sequence[Any] = await self._lend(self._readers, binding, lambda worker: worker.run_all(jobs))
+            return results
+
+        return read
+
     async def _on_thread(
         self, pool: Pool[Worker], binding: Binding | None, job: Callable[[sqlite3.Connection], Any]
     ) -> Any:
+        return await self._lend(pool, binding, lambda worker: worker.run(job))
+
+    async def _lend(
+        self, pool: Pool[Worker], binding: Binding | None, start: Callable[[Worker], asyncio.Future[Any]]
+    ) -> Any:
         worker = await pool.acquire()
         try:
-            result = await worker.run(job)
+            result = await start(worker)
         except sqlite3.Error as error:
             pool.release(worker)
             raise self._translate(error, binding) from None  # not chained: no driver's words with values in them

@@ -44,11 +44,11 @@ def cast(options: dict[str, CastType]) -> Transform:
 
 def _to_integer(value: Any) -> int:
     if type(value) is int:
-        return value
+        return int(in_range(value))
     if type(value) is bool:
         return int(value)
     if type(value) is float:
-        if not value.is_integer():
+        if not in_range(value).is_integer():
             raise Unfit("expected a whole number, got one with a fraction")
         return int(in_range(int(value)))
     if type(value) is str:
@@ -60,7 +60,7 @@ def _to_integer(value: Any) -> int:
 
 def _to_number(value: Any) -> int | float:
     if type(value) in NUMBERS:
-        return value  # type: ignore[no-any-return]
+        return in_range(value)  # type: ignore[no-any-return]
     if type(value) is bool:
         return int(value)
     if type(value) is str:

@@ -96,6 +96,8 @@ def _arithmetic(field: str, how: ScaleField) -> Callable[[float], float]:
             if not start < end:
                 raise OptionError(field, f"{field}: max must be greater than min, got {end:g} and {start:g}")
             width = end - start
+            if not math.isfinite(width):
+                raise OptionError(field, f"{field}: max - min is not a finite number")
             return lambda value: (value - start) / width
         case ("mean", "std"):
             mean, std = _float(how.mean), _float(how.std)
@@ -128,7 +130,7 @@ def _label(field: str, how: BucketField) -> Convert:
     def convert(value: Any) -> Any:
         if type(value) not in NUMBERS:
             raise expected("a number", value)
-        return labels[bisect_right(edges, value)]
+        return labels[bisect_right(edges, in_range(value))]
 
     return convert
 
