@@ -11,7 +11,7 @@ from attrs import field, frozen
 from orchestrator_core.config.model import Configuration, Section
 from orchestrator_core.config.structure import Located, kind_of, option_problem, structure
 from orchestrator_core.errors import Problem
-from orchestrator_core.models import ML, CommonOptions, MlOptions, ModelSpec, entries, operation_of
+from orchestrator_core.models import ML, PREDICT, CommonOptions, MlOptions, ModelSpec, entries, operation_of
 from orchestrator_core.plugin_api import OperationFacts, SourceKind
 from orchestrator_core.plugins import Plugin, Registry
 
@@ -147,23 +147,44 @@ class _Builder:
         operations: dict[str, ModelSpec] = {}
         places: dict[str, Located] = {}
         problems: list[Problem] = []
-        if options.source is not None and "default" in options.models:
+        found = entries(options)
+        if options.source is not None and "default" in options.models and found.fallback is None:
             message = "the model 'default' is given twice: as source and in models"
             problems.append(located.problem("ORC206", message, "source", at_key=True))
         if not options.source and not options.models:
             hint = "give source: {type: …} for one model, or models: {name: {…}}"
             problems.append(located.problem("ORC203", "there is no model in this source", at_key=True, hint=hint))
-        for name, (path, data) in entries(options).items():
+        for name, (path, data) in found.models.items():
             place = Located(located.document, (*located.path, *path), data)
-            spec, found = self.model(name, place, options.base_url)
-            problems += found
+            spec, more = self.model(name, place, options.base_url)
+            problems += more
             if spec:
                 operations[operation_of(name)] = spec
             places[operation_of(name)] = place
-        if options.source is not None and options.base_url is not None and options.source.get("type", "http") != "http":
-            message = "base_url as the fallback of a source is not available in this version: it has no effect"
-            problems.append(located.problem("ORC210", message, "base_url", at_key=True).as_warning())
+        if found.fallback is not None:
+            spec, more = self.fallback(found.fallback, located, options.base_url)
+            problems += more
+            if spec and PREDICT in operations:
+                operations[PREDICT] = attrs.evolve(operations[PREDICT], fallback=spec)
         return operations, places, problems
+
+    def fallback(
+        self, entry: tuple[tuple[str, ...], Mapping[str, Any]], located: Located, base_url: str | None
+    ) -> tuple[ModelSpec | None, list[Problem]]:
+        """Return the model of type http that answers while the source's own is not ready."""
+        path, data = entry
+        place = Located(located.document, (*located.path, *path), data)
+        if data.get("type", "http") != "http":
+            message = "beside a source, models.default is the fallback at base_url, which is of type http"
+            return None, [place.problem("ORC206", message, "type", hint="leave base_url out, or the type")]
+        common = {attribute.name for attribute in attrs.fields(CommonOptions)} - {"type"}
+        unfit = [
+            place.problem("ORC201", f"the fallback has no '{name}': it is called as it is", name, at_key=True)
+            for name in data
+            if name in common
+        ]
+        spec, problems = self.model("fallback", place, base_url)
+        return (None if unfit else spec), [*unfit, *problems]
 
     def model(self, name: str, place: Located, base_url: str | None) -> tuple[ModelSpec | None, list[Problem]]:
         own = {attribute.name for attribute in attrs.fields(CommonOptions)}

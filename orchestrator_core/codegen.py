@@ -323,7 +323,11 @@ class _Writer:
             exact = self.exact_call(f"{variable}_params", nodes)
             assignments = [(name, self.source(node)) for name, node in zip(arguments, nodes, strict=True)]
             self.guarded(assignments, f"({', '.join(arguments)},) = {exact}")
-        call = self.transformed(step, f"await call_{step.name}({', '.join(self.converted(step, arguments))})")
+        call = f"await call_{step.name}({', '.join(self.converted(step, arguments))})"
+        facts = step.spec.facts.get(step.operation)
+        if facts is not None and facts.degrades:
+            call = f"run.settle({self.index[step.name]}, {call})"
+        call = self.transformed(step, call)
         if step.config.timeout is not None:
             self.line(f"async with timeout({float(step.config.timeout)!r}):")
             self.line(f"    {variable} = {call}")

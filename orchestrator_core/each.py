@@ -24,7 +24,7 @@ from orchestrator_core.errors import (
     SourceError,
 )
 from orchestrator_core.expressions.values import kind
-from orchestrator_core.plugin_api import JSON
+from orchestrator_core.plugin_api import JSON, Degraded
 from orchestrator_core.run import Branches, Request, Run, request_pointer
 
 __all__ = ["AtOnce", "ForEach"]
@@ -202,6 +202,8 @@ class _Calls:
         if isinstance(answer, OrchestratorError):
             self.fail(position, answer)
             return
+        if type(answer) is Degraded:
+            answer = self.run.settle(self.step.index, answer)
         try:
             self.results[position] = answer if self.finish is None else self.finish(answer)
         except Exception as error:  # it is this item's: see fail

@@ -98,6 +98,9 @@ async def execute(ready: ReadyPlan, request: Request, run: Run) -> JSON:
 def _deadline_error(ready: ReadyPlan, run: Run) -> DeadlineExceeded:
     waiting = run.unfinished()
     run.failed_step = waiting[0] if waiting else ""
+    error = DeadlineExceeded("the deadline passed")
+    for step in waiting:
+        run.count_failure(step, error)
     where = f" in step {', '.join(repr(name) for name in waiting)}" if waiting else ""
     return DeadlineExceeded(f"the request took longer than its {ready.timeout:g} s{where}")
 

@@ -143,14 +143,20 @@ class SourceError(OrchestratorError):
 
 
 class SourceUnavailable(OrchestratorError):
-    """503 with ``Retry-After``: nothing was tried, because the source, model or service is not ready for it."""
+    """503 with ``Retry-After``: nothing was tried, because the source, model or service is not ready for it.
+
+    ``started`` is for the opening of a model. True: something was started and ended, which counts as a failed start;
+    after a few the model stays failed. False: nothing could be started, such as while an engine is down; that is tried
+    again for as long as it takes. None leaves it open: it counts until the model has been ready once.
+    """
 
     status = 503
     title = "not available"
 
-    def __init__(self, message: str, *, retry_after_seconds: float = 1.0) -> None:
+    def __init__(self, message: str, *, retry_after_seconds: float = 1.0, started: bool | None = None) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+        self.started = started
 
 
 class DeadlineExceeded(OrchestratorError):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from orchestrator_core.catalog import Catalog, SourceKey, SourceSpec
 from orchestrator_core.config.model import (
@@ -212,7 +212,7 @@ class _Compiler:
         params = self.params(config, located)
         condition = self.condition(config, located)
         for_each = self.for_each(config, located)
-        referred = {reference.root for reference, _, _ in self.references[start:]} - set(RESERVED_ROOTS)
+        referred = {_step_of(reference) for reference, _, _ in self.references[start:]} - set(RESERVED_ROOTS)
         for index, name in enumerate(config.depends_on):
             self.known_step(name, located, "depends_on", index)
         transforms, conversions = self.step_transforms(config, located)
@@ -374,6 +374,7 @@ class _Compiler:
         for reference, located, path in self.references:
             place = _place(reference)
             if reference.root == "execution":
+                self.check_execution_reference(reference, located, path, place, steps)
                 continue
             if reference.root in ITEM_ROOTS:
                 self.check_item(reference, located, path, place)
@@ -387,6 +388,40 @@ class _Compiler:
                 self.report(located, "ORC502", message, *path, hint=hint, **place)
             elif (step := steps.get(reference.root)) and not reference.guarded:
                 self.check_presence(reference, step.config, located, path, place)
+
+    def check_execution_reference(
+        self,
+        reference: Reference,
+        located: Located,
+        path: DataPath,
+        place: dict[str, Any],
+        steps: Mapping[str, Step],
+    ) -> None:
+        """Hold ``$execution.models.<step>`` against the steps: the step has to call a model, and to be sure to."""
+        if reference.path[:1] != ("models",):
+            return
+        models = {name for name, step in steps.items() if step.config.type == "ml"}
+        if len(reference.path) == 1:
+            if path[:1] != ("response_mapping",):
+                hint = f"name the step: {reference.text}.{min(models, default='step')}"
+                message = f"{reference.text} is complete in the response_mapping only"
+                self.report(located, "ORC503", message, *path, hint=hint, **place)
+            return
+        name = str(reference.path[1])
+        step = steps.get(name)
+        if step is None:
+            if name not in self.endpoint.unreadable_names:
+                self.report(
+                    located, "ORC502", f"there is no step '{name}'", *path, hint=did_you_mean(name, models), **place
+                )
+        elif step.config.type != "ml":
+            message = f"the step '{name}' calls no model"
+            self.report(located, "ORC503", message, *path, hint=did_you_mean(name, models), **place)
+        elif not reference.guarded:
+            without_default = evolve(
+                step.config, default=UNSET, required=step.config.default is UNSET and step.config.required
+            )
+            self.check_presence(reference, without_default, located, path, place)
 
     def check_item(self, reference: Reference, located: Located, path: DataPath, place: dict[str, Any]) -> None:
         """Report ``$item`` and ``$index`` where there is no item, and fields of a number."""
@@ -481,8 +516,8 @@ class _Compiler:
         }
         for reference, located, _ in self.references:
             for step in steps:
-                if step.located is located and reference.root in names:
-                    waits[step.config.name].add(reference.root)
+                if step.located is located and (name := _step_of(reference)) in names:
+                    waits[step.config.name].add(name)
         return waits
 
     # --- the endpoint ----------------------------------------------------------------------------------------------
@@ -625,6 +660,13 @@ def parse_condition(value: Any) -> Node:
     if value is None:
         return Literal(True)
     return parse(value)
+
+
+def _step_of(reference: Reference) -> str:
+    """Return the step that a reference waits for, or the root that is none."""
+    if reference.root == "execution" and reference.path[:1] == ("models",) and len(reference.path) > 1:
+        return str(reference.path[1])
+    return reference.root
 
 
 def _runs_for_each(located: Located) -> bool:

@@ -80,7 +80,9 @@ from orchestrator_core.leases import Lease, hold_lease, is_held
 __all__ = [
     "JSON",
     "CallInspection",
+    "Changes",
     "CompiledValue",
+    "Degraded",
     "Describes",
     "Duration",
     "EgressOptions",
@@ -218,7 +220,7 @@ class OperationFacts:
     ``required`` and ``optional`` are parameter names; ``optional=None`` means that any others are taken.
     ``fields`` are the names in the result, or ``None`` where they are not known; ``many`` says that the result is
     a list of such objects. ``inputs`` names the keys that an object parameter must have, such as
-    ``{"features": ("income", "age")}``.
+    ``{"features": ("income", "age")}``. ``degrades`` says that a result can be :class:`Degraded`.
     """
 
     required: tuple[str, ...] = ()
@@ -226,6 +228,18 @@ class OperationFacts:
     fields: tuple[str, ...] | None = None
     many: bool = False
     inputs: Mapping[str, tuple[str, ...]] = field(factory=dict)
+    degrades: bool = False
+
+
+@frozen
+class Degraded:
+    """The result of an operation that something lesser than the backend gave, such as a fallback.
+
+    Returned in place of the result, by an operation whose :class:`OperationFacts` say ``degrades``: the step's result
+    is ``result``, and the answer counts as degraded.
+    """
+
+    result: JSON
 
 
 @frozen
@@ -289,8 +303,9 @@ class ModelKind(Generic[Options]):
 
     ``open`` loads or starts the model, and leaves when it is ready to be called. It raises ``ValueError`` or
     :class:`SourceError` when that can never succeed as configured (a wrong digest, no such image), and
-    :class:`SourceUnavailable` when it may later (an engine that is down, a server that ended while it started): the
-    core then tries again, with growing pauses.
+    :class:`SourceUnavailable` when it may later: the core then tries again, with growing pauses. Say ``started=True``
+    when something was started and ended, which is done a few times only, and ``started=False`` while there is nothing
+    to start it with, such as an engine that is down, which is waited for.
 
     ``look`` tells what is known of the model without starting anything, for ``orchestrator check``; it raises as
     ``open`` does. A kind without it is opened and closed for that.
@@ -460,6 +475,18 @@ class Ends(Protocol):
         """Wait until it has ended, and return how: the exit status and its last lines of output.
 
         The core then closes the model, and opens it again with growing pauses.
+        """
+        ...
+
+
+@runtime_checkable
+class Changes(Protocol):
+    """A model that can tell cheaply whether what it was loaded from has changed since."""
+
+    async def changed(self) -> bool:
+        """Return whether opening it anew would give another model. Asked at a reload that leaves its options alone.
+
+        True, or an error, has the reload open the model anew beside this one.
         """
         ...
 

@@ -17,7 +17,7 @@ from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.direct import DirectPlugin
 from orchestrator_core.errors import ConfigError, Problem
 from orchestrator_core.http_client import HttpClient
-from orchestrator_core.models import MlPlugin
+from orchestrator_core.models import MlPlugin, Opening
 from orchestrator_core.plugins import Registry, discover
 from orchestrator_core.snapshot import Draft, Snapshot, draft, open_snapshot
 
@@ -65,19 +65,30 @@ class Live:
         self.last = Reloaded(True, snapshot.generation, snapshot.problems)
         self.swapped: list[Callable[[Snapshot], None]] = []
         self._lock = asyncio.Lock()
+        self._opening: tuple[str, asyncio.Future[Snapshot]] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
     async def reload(self, *, force: bool = True) -> Reloaded:
         """Open the folder's configuration beside the one that serves, and swap if nothing is wrong with it.
 
-        Without ``force`` nothing happens when no file has changed. Reloads run one after the other.
+        Without ``force`` nothing happens when no file has changed. Reloads run one after the other; one that is still
+        waiting for models of a configuration that has changed since starts over with what is there now.
         """
+        await self._give_up_what_is_outdated()
         async with self._lock:
-            prepared = await asyncio.to_thread(self._draft)
-            if not force and not self._changed(prepared):
-                return self.last
-            self.last = await self._swap(prepared)
-        return self.last
+            while True:
+                prepared = await asyncio.to_thread(self._draft)
+                if not force and not self._changed(prepared):
+                    return self.last
+                if reloaded := await self._swap(prepared):
+                    self.last = reloaded
+                    return reloaded
+
+    async def _give_up_what_is_outdated(self) -> None:
+        if self._opening is not None:
+            now = (await asyncio.to_thread(self._draft)).configuration.generation
+            if self._opening is not None and self._opening[0] != now:
+                self._opening[1].cancel()
 
     def _draft(self) -> Draft:
         return draft(load_configuration(self.folder), self.registry)
@@ -88,19 +99,33 @@ class Live:
         old, new = self.snapshot.configuration, prepared.configuration
         return (old.generation, old.redactor) != (new.generation, new.redactor)
 
-    async def _swap(self, prepared: Draft) -> Reloaded:
+    async def _swap(self, prepared: Draft) -> Reloaded | None:
+        """Open the configuration and have it serve. Return None when it was given up for a later one."""
         old = self.snapshot
         try:
             if prepared.errors:
                 raise ConfigError(prepared.problems)
-            new = await open_snapshot(prepared, self.http, old)
+            opening = asyncio.ensure_future(open_snapshot(prepared, self.http, old, Opening(unavailable_is_error=True)))
+            self._opening = (prepared.configuration.generation, opening)
+            new = await opening
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            log.info("reload starts over: the configuration has changed again", generation=old.generation)
+            return None
         except ConfigError as error:
             problems = masked(error.problems, prepared.configuration.redactor)
             text = "\n".join(map(str, problems))
             event = f"reload failed, the old configuration keeps serving\n{text}"
             log.error(event, generation=old.generation)
             return Reloaded(False, old.generation, problems)
+        finally:
+            self._opening = None
         self.snapshot = new
+        for _, _, model in new.models():
+            if model.slot.state == "failed":
+                model.load()
         for listener in self.swapped:
             listener(new)
         task = asyncio.create_task(self._retire(old), name=f"retire {old.generation}")
@@ -120,11 +145,23 @@ class Live:
         """Reload whenever a file of the folder changes. Runs until it is cancelled."""
         from watchfiles import awatch
 
-        async for _ in awatch(self.folder, debounce=WATCH_DEBOUNCE_MS, step=50, recursive=True, rust_timeout=1000):
-            try:
-                await self.reload(force=False)
-            except Exception:  # the watch must outlive any defect: the next change may be the mend
-                log.exception("reload failed")
+        reloads: set[asyncio.Task[None]] = set()
+        try:
+            async for _ in awatch(self.folder, debounce=WATCH_DEBOUNCE_MS, step=50, recursive=True, rust_timeout=1000):
+                # A task, since a reload may wait for a model that the next change does without.
+                task = asyncio.create_task(self._reload_changed(), name="reload")
+                reloads.add(task)
+                task.add_done_callback(reloads.discard)
+        finally:
+            for task in reloads:
+                task.cancel()
+            await asyncio.gather(*reloads, return_exceptions=True)
+
+    async def _reload_changed(self) -> None:
+        try:
+            await self.reload(force=False)
+        except Exception:  # the watch must outlive any defect: the next change may be the mend
+            log.exception("reload failed")
 
     async def close(self, timeout_seconds: float) -> None:
         """Let requests finish, then close everything."""
@@ -161,7 +198,8 @@ async def open_live(
     if prepared.errors:
         raise ConfigError(prepared.problems)
     async with HttpClient() as http:
-        live = Live(folder, registry, http, await open_snapshot(prepared, http))
+        opening = Opening(wait_seconds=prepared.configuration.app.server.preload_wait)
+        live = Live(folder, registry, http, await open_snapshot(prepared, http, opening=opening))
         del prepared  # this frame lives as long as the service: it must not keep the first configuration
         freeze()
         try:
@@ -184,7 +222,8 @@ async def check(
     if not offline:
         async with HttpClient() as http:
             try:
-                snapshot = await open_snapshot(prepared, http, unreachable_is_error=True)
+                opening = Opening(unavailable_is_error=True, unreachable_is_error=True, look=True)
+                snapshot = await open_snapshot(prepared, http, opening=opening)
             except ConfigError as error:
                 problems = list(error.problems)
             else:

@@ -22,7 +22,7 @@ from orchestrator_core.errors import (
     OrchestratorError,
 )
 from orchestrator_core.expressions import MISSING, Missing
-from orchestrator_core.plugin_api import JSON, Execution, ExecutionStatus, Identity, StepRecord, StepStatus
+from orchestrator_core.plugin_api import JSON, Degraded, Execution, ExecutionStatus, Identity, StepRecord, StepStatus
 
 log = structlog.get_logger("orchestrator.engine")
 
@@ -53,6 +53,14 @@ class Request:
         self.body = body
 
 
+class CalledModel(Protocol):
+    """What a run needs to know of a model that a step calls."""
+
+    failures: int
+
+    def answered_by(self, start: float, end: float) -> Identity | None: ...
+
+
 class Running(Protocol):
     """What a run needs to know of the plan it executes."""
 
@@ -67,12 +75,14 @@ class Running(Protocol):
     @property
     def step_names(self) -> tuple[str, ...]: ...
     @property
-    def identities(self) -> Mapping[str, Identity]: ...
+    def models(self) -> Mapping[str, CalledModel]: ...
     @property
     def request_only(self) -> Mapping[str, frozenset[str]]: ...
     @property
     def on_request_only(self) -> frozenset[str]: ...
 
+
+_NOT_THE_MODELS = (InvalidParam, InvalidRequest, MissingReference, ExpressionError)
 
 StepTimes = tuple[StepStatus, float, float, str]
 """Status, start and end on the clock, and the error's message."""
@@ -126,9 +136,26 @@ class Run:
     def degraded(self) -> bool:
         return bool(self.degraded_steps)
 
+    @property
+    def models(self) -> dict[str, dict[str, str]]:
+        """Return ``$execution.models``: for each step that a model has answered, which model that was."""
+        return {
+            name: {"name": identity.name, "version": identity.version, "digest": identity.digest}
+            for name, (identity, status) in self._identities().items()
+            if status is OK
+        }
+
+    def settle(self, index: int, result: JSON | Degraded) -> JSON:
+        """Return the result of a step, and note if something lesser than its source gave it."""
+        if type(result) is Degraded:
+            self._degrade(index)
+            return result.result
+        return result  # type: ignore[return-value]  # mypy does not narrow by the exact type
+
     def failed(self, index: int, started: float, error: Exception) -> Exception:
         """Note that a required step failed, and return the exception to raise."""
         name = self.plan.step_names[index]
+        self.count_failure(name, error)
         error = self.blamed(name, error)
         self.steps[index] = (FAILED, started, clock(), describe(error))
         if not self.failed_step:
@@ -138,12 +165,24 @@ class Run:
     def fallback(self, index: int, started: float, error: Exception, default: JSON) -> JSON:
         """Note that a step failed which the request can do without, and return its default."""
         name = self.plan.step_names[index]
+        self.count_failure(name, error)
         error = self.blamed(name, error)
         if not isinstance(error, OrchestratorError):
             log.error("defect behind a default", execution_id=self.id, step=name, exc_info=error)
         self.steps[index] = (DEFAULT, started, clock(), describe(error))
         self.degraded_steps += (name,)
         return default
+
+    def count_failure(self, step: str, error: Exception) -> None:
+        """Count a call that failed for a reason of the model's: not for what it was given, nor before it was called."""
+        model = self.plan.models.get(step)
+        if model is not None and not isinstance(error, _NOT_THE_MODELS):
+            model.failures += 1
+
+    def _degrade(self, index: int) -> None:
+        name = self.plan.step_names[index]
+        if name not in self.degraded_steps:  # an item of it may have been there before
+            self.degraded_steps += (name,)
 
     def note_items(self, index: int, count: int) -> None:
         """Note how many items a step with ``for_each`` runs for."""
@@ -155,6 +194,7 @@ class Run:
         """Note that items failed which their step can do without."""
         assert self.items is not None, "the items are counted before one is called"
         items = self.items[index]
+        self.count_failure(self.plan.step_names[index], error)
         if not isinstance(error, OrchestratorError) and not items.defect:
             items.defect = True  # the others are most probably the same
             log.error("defect behind a default", execution_id=self.id, step=self.plan.step_names[index], exc_info=error)
@@ -166,7 +206,7 @@ class Run:
         items = self.items[index] if self.items else None
         if items is None or not items.failed:
             return (OK, started, clock(), "")
-        self.degraded_steps += (self.plan.step_names[index],)
+        self._degrade(index)
         return (DEFAULT, started, clock(), items.error)
 
     def blamed(self, step: str, error: Exception) -> Exception:
@@ -230,14 +270,20 @@ class Run:
             engine_seconds=self.engine_seconds(),
             trace_id=self.trace_id,
             degraded=self.degraded_steps,
-            models=tuple(
-                identity
-                for name, identity in self.plan.identities.items()
-                if self.steps[self.plan.step_names.index(name)] is not None
-            ),
+            models=tuple(identity for identity, _ in self._identities().values()),
             steps=tuple(map(self._step_record, range(len(self.steps)))),
             error=self.error,
         )
+
+    def _identities(self) -> dict[str, tuple[Identity, StepStatus]]:
+        """Return which model each step called, where there was one to call, and how the step ended."""
+        found = {}
+        for name, model in self.plan.models.items():
+            step = self.steps[self.plan.step_names.index(name)]
+            status, start, end = step[:3] if isinstance(step, tuple) else (CANCELLED, step, self.ended or clock())
+            if start is not None and status is not SKIPPED and (identity := model.answered_by(start, end)):
+                found[name] = (identity, status)
+        return found
 
     def _step_record(self, index: int) -> StepRecord:
         name, step = self.plan.step_names[index], self.steps[index]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import attrs
 from attrs import define, field, frozen
 
 from orchestrator_core.catalog import Catalog, SourceKey, SourceSpec, build_catalog
@@ -19,12 +20,10 @@ from orchestrator_core.each import AtOnce
 from orchestrator_core.errors import ConfigError, OrchestratorError, Problem, SourceError, SourceUnavailable
 from orchestrator_core.expressions import Literal, references
 from orchestrator_core.http_client import HttpClient
-from orchestrator_core.models import MlSource, ModelNotOpened
+from orchestrator_core.models import ML, MlSource, Opening, Slot, Supervisor, Trouble, WarmUpFailed, open_models
 from orchestrator_core.plan import ITEM_ROOTS, Plan, PlannedStep, check_facts, compile_plan
 from orchestrator_core.plugin_api import (
     JSON,
-    Identified,
-    Identity,
     Inspection,
     Inspects,
     Model,
@@ -75,7 +74,7 @@ class ReadyPlan:
         "domain",
         "generated",
         "generation",
-        "identities",
+        "models",
         "name",
         "on_request_only",
         "plan",
@@ -96,7 +95,7 @@ class ReadyPlan:
         self.sequential = all(
             step.waits_for & set(self.step_names[:index]) for index, step in enumerate(plan.steps) if index
         )
-        self.identities: dict[str, Identity] = {}
+        self.models: dict[str, Slot] = {}
         self.request_only = {step.name: _request_only(step) for step in plan.steps}
         self.on_request_only = frozenset(step.name for step in plan.steps if not step.waits_for)
         self.generated: Generated = generate(plan, generation)
@@ -167,6 +166,13 @@ class Snapshot:
         if self.running == 0 and self._idle is not None:
             self._idle.set()
 
+    def models(self) -> Iterator[tuple[OpenSource, str, Supervisor]]:
+        """Return each model with its source and the operation that calls it."""
+        for opened in self.sources.values():
+            if isinstance(opened.source, MlSource):
+                for operation, model in opened.source.models.items():
+                    yield opened, operation, model
+
     async def drain(self, timeout_seconds: float) -> bool:
         """Wait until no request is on the snapshot. Return whether that came true in time."""
         if self.running == 0:
@@ -190,19 +196,23 @@ async def open_snapshot(
     prepared: Draft,
     http: HttpClient,
     previous: Snapshot | None = None,
-    *,
-    unreachable_is_error: bool = False,
+    opening: Opening | None = None,
 ) -> Snapshot:
     """Open every source, ask what it knows, and bind the plans.
 
-    Sources whose configuration did not change are taken from the previous snapshot. A source that cannot be reached
-    is a warning, for it may come back, unless ``unreachable_is_error``. Raises :class:`ConfigError` with all problems,
-    of the draft too, and leaves nothing open then.
+    Sources and models whose configuration did not change are taken from the previous snapshot. A source that cannot
+    be reached, or a model that is not available yet, is a warning, for it may come back, unless ``opening`` says
+    otherwise. Raises :class:`ConfigError` with all problems, of the draft too, and leaves nothing open then.
     """
-    opened, problems = await _open_sources(prepared, http, previous)
+    opening = opening or Opening()
+    opened, problems = await _open_sources(prepared, http, previous, opening)
     try:
         for source in opened.values():
-            problems += _inspection_problems(source, unreachable_is_error=unreachable_is_error)
+            problems += _inspection_problems(source, unreachable_is_error=opening.unreachable_is_error)
+            if isinstance(source.source, MlSource):
+                hint = "skip with --offline" if opening.unreachable_is_error else ""
+                for trouble in source.source.troubles:
+                    problems += _trouble(source.spec, trouble, hint)
         facts = _FactsOf(opened)
         for plan in prepared.plans.values():
             problems += check_facts(plan, facts)
@@ -228,7 +238,7 @@ class _FactsOf:
 def _bind(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource]) -> ReadyPlan:
     problems: list[Problem] = []
     calls: dict[str, Call] = {}
-    identities: dict[str, Identity] = {}
+    models: dict[str, Slot] = {}
     for step in plan.steps:
         source = opened[step.spec.key].source
         try:
@@ -236,13 +246,11 @@ def _bind(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource]) -
         except (OrchestratorError, ValueError) as error:
             problems.append(step.located.problem("ORC603", str(error), "operation"))
         if isinstance(source, MlSource) and step.operation in source.models:
-            identities[step.name] = source.identities()[step.operation]
-        elif isinstance(source, Identified):
-            identities[step.name] = source.identity()
+            models[step.name] = source.models[step.operation].slot
     if problems:
         raise ConfigError(problems)
     ready = ReadyPlan(plan, prepared.configuration.generation, calls)
-    ready.identities = {name: identity for name, identity in identities.items() if _is_model(plan, name)}
+    ready.models = models
     return ready
 
 
@@ -253,10 +261,6 @@ def _call(source: Source, step: PlannedStep) -> Call:
         return call
     many = source.prepare_many(step.operation, names)
     return call if many is None else AtOnce(many)
-
-
-def _is_model(plan: Plan, name: str) -> bool:
-    return any(step.name == name and step.spec.kind.name == "ml" for step in plan.steps)
 
 
 def bind(source: Source, operation: str, names: Sequence[str]) -> Callable[..., Awaitable[JSON]]:
@@ -275,21 +279,23 @@ def bind(source: Source, operation: str, names: Sequence[str]) -> Callable[..., 
 
 
 async def _open_sources(
-    prepared: Draft, http: HttpClient, previous: Snapshot | None
+    prepared: Draft, http: HttpClient, previous: Snapshot | None, opening: Opening
 ) -> tuple[dict[SourceKey, OpenSource], list[Problem]]:
     opened: dict[SourceKey, OpenSource] = {}
     problems: list[Problem] = []
-    fresh: list[SourceSpec] = []
+    fresh: list[tuple[SourceSpec, Opener]] = []
     for key, spec in prepared.catalog.specs.items():
         before = previous.sources.get(key) if previous else None
-        if before and before.spec == spec and not before.unreachable:
+        if spec.kind is ML:
+            fresh.append((spec, _models_of(spec, prepared, opening, before.source if before else None)))
+        elif before and before.spec == spec and not before.unreachable:
             before.users += 1
             opened[key] = before
         else:
-            fresh.append(spec)
-    tasks = [asyncio.ensure_future(_open_source(spec, prepared, http)) for spec in fresh]
+            fresh.append((spec, spec.kind.open))
+    tasks = [asyncio.ensure_future(_open_source(spec, opener, prepared, http)) for spec, opener in fresh]
     try:
-        for spec, result in zip(fresh, await asyncio.gather(*tasks, return_exceptions=True), strict=True):
+        for (spec, _), result in zip(fresh, await asyncio.gather(*tasks, return_exceptions=True), strict=True):
             if isinstance(result, OpenSource):
                 opened[spec.key] = result
             elif isinstance(result, Exception):
@@ -306,12 +312,28 @@ async def _open_sources(
     return opened, problems
 
 
-async def _open_source(spec: SourceSpec, prepared: Draft, http: HttpClient) -> OpenSource:
+Opener = Callable[[Any, OpenContext], AbstractAsyncContextManager[Source]]
+
+
+def _models_of(spec: SourceSpec, prepared: Draft, opening: Opening, before: Source | None) -> Opener:
+    """Return what opens a source of models, each of which is taken over from the source before if it is the same."""
+    if opening.used_only:
+        steps = [step for plan in prepared.plans.values() for step in plan.steps]
+        opening = attrs.evolve(opening, only={step.operation for step in steps if step.spec.key == spec.key})
+
+    def opener(options: Any, context: OpenContext) -> AbstractAsyncContextManager[Source]:
+        return open_models(options, context, opening, before if isinstance(before, MlSource) else None)
+
+    return opener
+
+
+async def _open_source(spec: SourceSpec, opener: Opener, prepared: Draft, http: HttpClient) -> OpenSource:
     """Start the task that holds a source open, and wait until it is."""
     context = _context(spec, prepared, http)
     ready: asyncio.Future[Source] = asyncio.get_running_loop().create_future()
     closing = asyncio.Event()
-    task = asyncio.create_task(_hold_open(spec, context, ready, closing), name=f"source {spec.label}")
+    held = _hold_open(opener(spec.options, context), ready, closing)
+    task = asyncio.create_task(held, name=f"source {spec.label}")
     try:
         source = await asyncio.shield(ready)
     except asyncio.CancelledError:
@@ -331,10 +353,10 @@ async def _open_source(spec: SourceSpec, prepared: Draft, http: HttpClient) -> O
 
 
 async def _hold_open(
-    spec: SourceSpec, context: OpenContext, ready: asyncio.Future[Source], closing: asyncio.Event
+    opening: AbstractAsyncContextManager[Source], ready: asyncio.Future[Source], closing: asyncio.Event
 ) -> None:
     try:
-        async with spec.kind.open(spec.options, context) as source:
+        async with opening as source:
             if not ready.done():
                 ready.set_result(source)
             await closing.wait()
@@ -371,9 +393,27 @@ async def _open_model(
         yield model
 
 
+def _trouble(spec: SourceSpec, trouble: Trouble, hint: str) -> list[Problem]:
+    """Return the problems of a model that could not be had: warnings where the source is served without it.
+
+    ``hint`` is what one can do about a backend that is only not there.
+    """
+    error, operation = trouble.error, trouble.operation
+    place = spec.places.get(operation)
+    if trouble.of_fallback:
+        found = [_at(spec, "ORC601" if trouble.fatal else "ORC604", f"the fallback of {spec.label}: {error}")]
+    elif isinstance(error, WarmUpFailed) and place is not None and error.index < len(place.data.get("warm_up") or ()):
+        found = [place.problem("ORC601", f"{spec.label} cannot be opened: {error}", "warm_up", error.index)]
+    elif isinstance(error, SourceUnavailable):
+        named = spec.label in str(error)
+        message = str(error) if named else f"{spec.label} cannot be reached: {error}"
+        found = [_at(spec, "ORC604", message, hint)]
+    else:
+        found = _open_problems(spec, error, operation)
+    return found if trouble.fatal else [problem.as_warning() for problem in found]
+
+
 def _open_problems(spec: SourceSpec, error: BaseException, operation: str = "") -> list[Problem]:
-    if isinstance(error, ModelNotOpened) and error.__cause__:
-        return _open_problems(spec, error.__cause__, error.operation)
     if isinstance(error, ConfigError):
         return list(error.problems)
     if isinstance(error, OrchestratorError | ValueError | OSError):

@@ -11,7 +11,7 @@ from attrs import frozen
 
 from orchestrator_core.plugin_api import Execution
 from orchestrator_core.plugins import Observer, Provided
-from orchestrator_core.run import Run
+from orchestrator_core.run import OK, CalledModel, Run
 
 log = structlog.get_logger("orchestrator.tracking")
 
@@ -80,6 +80,17 @@ class ExecutionLog:
         found = list(islice(self._matching(query), query.limit + 1))
         page = tuple(run.record() for run in found[: query.limit])
         return Page(page, page[-1].id if len(found) > query.limit and page else None)
+
+    def call_seconds(self, model: CalledModel) -> list[float]:
+        """Return how long the latest successful calls of a model took, as far as their executions are kept."""
+        return [
+            step[2] - step[1]
+            for run in self._ring
+            for name, called in run.plan.models.items()
+            if called is model
+            and isinstance(step := run.steps[run.plan.step_names.index(name)], tuple)
+            and step[0] is OK
+        ]
 
     def _matching(self, query: Query) -> Iterator[Run]:
         started = query.cursor is None

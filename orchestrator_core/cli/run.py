@@ -21,6 +21,7 @@ from orchestrator_core.errors import ConfigError, did_you_mean
 from orchestrator_core.expressions import MISSING, Missing
 from orchestrator_core.http.answers import encode
 from orchestrator_core.http_client import HttpClient
+from orchestrator_core.models import Opening
 from orchestrator_core.plan import Plan
 from orchestrator_core.plugin_api import JSON, Execution
 from orchestrator_core.run import Run
@@ -102,7 +103,8 @@ async def _run(plan: Plan, prepared: Draft, given: Given) -> tuple[JSON | Failur
     alone = evolve(prepared, catalog=evolve(prepared.catalog, specs=specs), plans={key: plan}, problems=())
     redact = prepared.configuration.redactor
     async with HttpClient() as http:
-        snapshot = await open_snapshot(alone, http)
+        opening = Opening(used_only=True, progress=lambda line: click.echo(line, err=True))
+        snapshot = await open_snapshot(alone, http, opening=opening)
         ready = snapshot.plans[key]
         run = Run(ready, new_execution_id())
         answer: JSON | Failure

@@ -69,6 +69,10 @@ class ServerOptions:
     shutdown_timeout: Duration = option(
         Duration(30), help="How long requests in flight may take to finish when the service stops."
     )
+    preload_wait: Duration = option(
+        Duration(10),
+        help="How long the start waits for the models that are loaded at the start; then it serves without.",
+    )
     docs: bool = option(True, help="Serve /docs and /openapi.json.")
 
 

@@ -55,8 +55,8 @@ def emit(node: Node, variables: Mapping[str, str], *, exact: bool) -> str:
 
     ``variables`` has, for each root, the Python expression that holds it: cheap and without side effects, since it
     can occur twice. For ``request`` that is an object as :class:`~.runtime.Request` describes it, for ``execution``
-    one with ``id`` and ``degraded``; for a step its result, or ``MISSING`` if it was skipped. The source needs the
-    names of :func:`~.runtime.namespace` among its globals and assigns to the local variable ``_v``.
+    one with ``id``, ``degraded`` and ``models``; for a step its result, or ``MISSING`` if it was skipped. The source
+    needs the names of :func:`~.runtime.namespace` among its globals and assigns to the local variable ``_v``.
 
     The exact source raises :class:`MissingReference` and :class:`ExpressionError` only. The optimistic one gives the
     same value or the same error, but raises ``KeyError``, ``TypeError`` or ``IndexError`` where a reference finds
@@ -155,6 +155,10 @@ def _reference(node: ReferenceNode, form: _Form) -> str:
     match node:
         case ReferenceNode(root="execution", path=(name,)):
             return f"{variable}.{name}"
+        case ReferenceNode(root="execution", path=(name, *rest) as path) if form.exact:
+            return f"_resolve({{{name!r}: {variable}.{name}}}, 'execution', {path!r})"
+        case ReferenceNode(root="execution", path=(name, *rest)):
+            return _subscripts(f"{variable}.{name}", rest)
         case ReferenceNode(root="request", path=()):
             return f"_request_object({variable})"
         case ReferenceNode(root="request", path=("headers",)):
@@ -269,6 +273,8 @@ def _maybe(node: ReferenceNode, form: _Form) -> str:
     """The value of the reference, or None if it is missing: exact, and as cheap as a lookup."""
     variable = form.variables[node.root]
     match node:
+        case ReferenceNode(root="execution", path=("models", *rest)) if rest:
+            return _maybe_path(f"{variable}.models", rest)
         case ReferenceNode(root="execution") | ReferenceNode(root="request", path=()):
             return _reference(node, form)
         case ReferenceNode(root="request", path=(part,)) if part in _REQUEST_MAPPINGS:

@@ -29,7 +29,8 @@ MAX_DEPTH: Final = 50
 """How deep an expression, or a value with expressions in it, can be nested; CPython's own parser has a limit too."""
 _MAX_TEMPLATE_PARTS: Final = 1_000
 
-_EXECUTION_FIELDS: Final = ("id", "degraded")
+_EXECUTION_FIELDS: Final = ("id", "degraded", "models")
+_MODEL_FIELDS: Final = ("name", "version", "digest")
 
 _STRING_OR_END: Final = re.compile(r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+"|(?P<open>['"])|(?P<end>\}\})""", re.DOTALL)
 
@@ -180,9 +181,18 @@ def _check_reference(node: ReferenceNode) -> None:
 
     match node:
         case ReferenceNode(root="execution", path=()):
-            refuse("$execution is not a value", "write $execution.id or $execution.degraded")
+            refuse("$execution is not a value", "write $execution.id, $execution.degraded or $execution.models")
         case ReferenceNode(root="execution", path=(name, *_)) if name not in _EXECUTION_FIELDS:
             refuse(f"$execution has no field '{str(name)[:40]}'", did_you_mean(str(name), _EXECUTION_FIELDS))
+        case ReferenceNode(root="execution", path=("models",) | ("models", str())):
+            return
+        case ReferenceNode(root="execution", path=("models", str(), name, *rest)):
+            if name not in _MODEL_FIELDS:
+                refuse(f"a model has no field '{str(name)[:40]}'", did_you_mean(str(name), _MODEL_FIELDS))
+            if rest:
+                refuse(f"the {name} of a model has no fields", f"leave out what follows .{name}")
+        case ReferenceNode(root="execution", path=("models", *_)):
+            refuse("$execution.models is not a list", "name the step: $execution.models.<step>.version")
         case ReferenceNode(root="execution", path=(name, _, *_)):
             refuse(f"$execution.{name} has no fields", f"write $execution.{name}")
         case ReferenceNode(root="request", path=(int(), *_)):

@@ -14,11 +14,19 @@ import orjson
 from aiohttp import web
 
 from orchestrator_core.config.secrets import MASK, Secret
-from orchestrator_core.documents import execution_json, identity_json, problem_json
+from orchestrator_core.documents import execution_json, problem_json
 from orchestrator_core.engine import failure_of, new_execution_id
 from orchestrator_core.errors import BadRequest, EntityNotFound, InvalidRequest, OrchestratorError, did_you_mean
 from orchestrator_core.http.answers import JSON_TYPE, Answer, common_headers, own_timing, problem
-from orchestrator_core.models import MlSource
+from orchestrator_core.http.models_page import (
+    ModelPath,
+    act,
+    find_model,
+    model_json,
+    model_logs,
+    models_of,
+    parse_model_path,
+)
 from orchestrator_core.plugin_api import ReadyCheck
 from orchestrator_core.reload import Live, Reloaded
 from orchestrator_core.run import clock
@@ -26,7 +34,12 @@ from orchestrator_core.snapshot import OpenSource
 from orchestrator_core.tracking import MAX_PAGE, ExecutionLog, Query
 
 _EXECUTION = re.compile(r"/executions/([^/]+)\Z")
+TEXT_TYPE = "text/plain; charset=utf-8"
 STATUSES = ("ok", "degraded", "failed", "cancelled")
+
+
+class Text(str):
+    """A document that is no JSON."""
 
 
 class AdminApp:
@@ -45,6 +58,9 @@ class AdminApp:
         except Exception as error:  # the boundary of the admin listener
             failure = failure_of(error, None, redact)
             return problem(failure, execution_id, common_headers(execution_id, own_timing(started)), request.path)
+        if isinstance(document, Text):
+            text = redact(document).encode("utf-8", "replace")
+            return Answer(status, text, TEXT_TYPE, common_headers(execution_id, own_timing(started)))
         body = orjson.dumps(redact.data(document), option=orjson.OPT_INDENT_2)
         return Answer(status, body, JSON_TYPE, common_headers(execution_id, own_timing(started)))
 
@@ -56,6 +72,9 @@ class AdminApp:
         if match := _EXECUTION.match(path):
             _only(request, "GET", "HEAD")
             return 200, self._execution(match[1])
+        if model_path := parse_model_path(path):
+            _only(request, *(("POST",) if model_path.is_action else ("GET", "HEAD")))
+            return await self._model(model_path, request.query_string)
         pages = {
             "/executions": self._executions,
             "/sources": self._sources,
@@ -66,7 +85,7 @@ class AdminApp:
         }
         page = pages.get(path)
         if page is None:
-            known = [*pages, "/reload", "/executions/{id}"]
+            known = [*pages, "/reload", "/executions/{id}", "/models/{id}", "/models/{id}/logs"]
             raise EntityNotFound(f"no such page: {did_you_mean(path, known) or ', '.join(known)}")
         _only(request, "GET", "HEAD")
         return 200, await page(request)
@@ -85,23 +104,16 @@ class AdminApp:
         return {"sources": [await _source(opened) for opened in self.live.snapshot.sources.values()]}
 
     async def _models(self, request: web.BaseRequest) -> dict[str, Any]:
-        models = []
-        for opened in self.live.snapshot.sources.values():
-            if isinstance(opened.source, MlSource):
-                for operation, identity in opened.source.identities().items():
-                    loaded = opened.source.models[operation]
-                    models.append(
-                        {
-                            "source": opened.spec.label,
-                            "model": loaded.spec.name,
-                            "type": loaded.spec.kind.name,
-                            "state": "ready",
-                            "identity": identity_json(identity),
-                            "inputs": _inputs(opened, operation),
-                            "outputs": _fields(opened, operation),
-                        }
-                    )
-        return {"models": models}
+        return {"models": [model_json(listed, self.executions) for listed in models_of(self.live.snapshot)]}
+
+    async def _model(self, path: ModelPath, query: str) -> tuple[int, Any]:
+        listed = find_model(self.live.snapshot, path.id)
+        if path.page == "logs":
+            return 200, Text(await model_logs(listed, query))
+        if path.is_action:
+            act(listed, path.page)
+            return 202, model_json(listed, self.executions)
+        return 200, model_json(listed, self.executions)
 
     async def _config(self, request: web.BaseRequest) -> dict[str, Any]:
         snapshot, last = self.live.snapshot, self.live.last
@@ -170,16 +182,6 @@ async def _state(opened: OpenSource) -> dict[str, str]:
     except OrchestratorError as error:
         return {"state": "unreachable", "error": str(error)}
     return {"state": "ready", "error": ""}
-
-
-def _inputs(opened: OpenSource, operation: str) -> Mapping[str, Any] | None:
-    facts = opened.inspection.facts.get(operation)
-    return {name: list(keys) for name, keys in facts.inputs.items()} if facts else None
-
-
-def _fields(opened: OpenSource, operation: str) -> list[str] | None:
-    facts = opened.inspection.facts.get(operation)
-    return list(facts.fields) if facts and facts.fields is not None else None
 
 
 def parse_execution_query(text: str) -> Query:

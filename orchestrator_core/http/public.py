@@ -154,6 +154,9 @@ class PublicApp:
         if path == "/health/ready":
             if self.stopping:
                 return 503, b'{"status":"shutting down"}', JSON_TYPE, {"Retry-After": "1"}
+            if serving.waits_for and (waiting := serving.not_yet_ready()):
+                document = {"status": "waiting for models", "generation": snapshot.generation, "models": waiting}
+                return 503, orjson.dumps(document), JSON_TYPE, {"Retry-After": "1"}
             return 200, orjson.dumps({"status": "ready", "generation": snapshot.generation}), JSON_TYPE, {}
         if path in (ROOT, f"{ROOT}/"):
             return 200, orjson.dumps(serving.domains()), JSON_TYPE, {}
@@ -180,6 +183,12 @@ class _Serving:
         self.logs_requests = snapshot.configuration.app.logging.requests
         self.domain_names = set(snapshot.configuration.descriptions)
         self._openapi: bytes | None = None
+        self.waits_for = [model.slot for _, _, model in snapshot.models() if model.slot.holds_up]
+
+    def not_yet_ready(self) -> dict[str, str]:
+        """Return the states of the preloaded models that have never been ready; not one that dies later."""
+        self.waits_for = [slot for slot in self.waits_for if slot.holds_up]
+        return {slot.label: slot.state for slot in self.waits_for}
 
     def domains(self) -> dict[str, Any]:
         return {

@@ -180,8 +180,8 @@ class _Shapes:
                 return dict(_OF_FUNCTIONS.get(function, {}))
             case ConditionalNode(then=then, otherwise=otherwise):
                 return _of_all([self.of(then), self.of(otherwise)])
-            case ReferenceNode(root="execution", path=(name,)):
-                return {"type": "boolean" if name == "degraded" else "string"}
+            case ReferenceNode(root="execution", path=path):
+                return _of_execution(path)
             case ReferenceNode(root="request", path=path):
                 return self._of_request(path)
             case ReferenceNode(root=root, path=()) if root in self.steps:
@@ -206,6 +206,13 @@ class _Shapes:
             shape = self.input.part(declared[rest[0]])
             return {key: value for key, value in shape.items() if key != "default"} if isinstance(shape, dict) else {}
         return {"type": "string"} if part in ("path_params", "headers") else {}
+
+
+def _of_execution(path: Sequence[str | int]) -> Schema:
+    if path[:1] != ("models",):
+        return {"type": "boolean" if path == ("degraded",) else "string"}
+    model = _of_fields([(name, {"type": "string"}) for name in ("name", "version", "digest")])
+    return ({"type": "object", "additionalProperties": model}, model, {"type": "string"})[len(path) - 1]
 
 
 def _of_facts(step: PlannedStep) -> Schema:

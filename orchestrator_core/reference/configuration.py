@@ -17,7 +17,7 @@ from orchestrator_core.config.model import (
     StepTransforms,
     TrackingOptions,
 )
-from orchestrator_core.models import BatchOptions, CommonOptions, MlOptions
+from orchestrator_core.models import BatchOptions, CommonOptions, HealthOptions, MlOptions, RestartOptions
 from orchestrator_core.reference.tables import options_reference, summary
 
 _CLASSES = {
@@ -32,6 +32,8 @@ _CLASSES = {
         MlOptions,
         CommonOptions,
         BatchOptions,
+        HealthOptions,
+        RestartOptions,
         DomainFile,
         EndpointConfig,
         StepConfig,
@@ -95,6 +97,14 @@ over the global ones.
 ### `batch`
 
 [[BatchOptions]]
+
+### `health_check`
+
+[[HealthOptions]]
+
+### `restart`
+
+[[RestartOptions]]
 
 ## `domains/<domain>.yaml`
 

@@ -14,17 +14,23 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import attrs
+
+from orchestrator_core.models import CommonOptions
 from orchestrator_core.plugin_api import (
+    Changes,
     Describes,
+    Ends,
     Identified,
     InvalidParam,
+    KeepsLogs,
     Model,
     ModelKind,
     PredictsOne,
     ReadyCheck,
 )
 from orchestrator_core.testing.leaks import leaves_nothing
-from orchestrator_core.testing.opening import open_model
+from orchestrator_core.testing.opening import look_at_model, open_model
 from orchestrator_core.testing.outcomes import (
     CONCURRENT_CALLS,
     LOOP_STEPS_BEFORE_CANCEL,
@@ -79,6 +85,11 @@ class ModelConformance:
     def test_every_option_says_what_it_is_for(self) -> None:
         check_documented(self.kind.options)
 
+    def test_no_option_has_a_name_that_the_core_takes_for_every_model(self) -> None:
+        taken = {option.name for option in attrs.fields(CommonOptions)}
+        own = {option.name for option in attrs.fields(self.kind.options)}
+        check(not own & taken, f"these options would never reach the model: {', '.join(sorted(own & taken))}")
+
     def test_the_same_options_are_equal_so_that_a_reload_keeps_the_model(self) -> None:
         check_equal_when_read_twice(self.kind.options, self.options)
 
@@ -110,6 +121,60 @@ class ModelConformance:
             async with self.opened(tmp_path) as model:
                 if isinstance(model, ReadyCheck):
                     await model.check_ready()
+
+        run(main())
+
+    def test_it_has_not_ended_while_it_is_open_and_whoever_asks_may_give_up(self, tmp_path: Path) -> None:
+        async def main() -> None:
+            async with self.opened(tmp_path) as model:
+                if not isinstance(model, Ends):
+                    return
+                for _ in range(2):
+                    asked = [asyncio.create_task(model.ended()) for _ in range(2)]
+                    await asyncio.sleep(0)
+                    await model.predict(self.rows)
+                    await asyncio.sleep(0)
+                    check(not any(task.done() for task in asked), "ended() returns while the model is open and answers")
+                    for task in asked:
+                        task.cancel()
+                    _, left = await asyncio.wait(asked, timeout=5)
+                    check(not left, "ended() cannot be cancelled")
+                await model.predict(self.rows)
+
+        run(main())
+
+    def test_its_output_is_text_of_no_more_lines_than_asked_for(self, tmp_path: Path) -> None:
+        async def main() -> None:
+            async with self.opened(tmp_path) as model:
+                if not isinstance(model, KeepsLogs):
+                    return
+                await model.predict(self.rows)
+                for lines in (1, 50):
+                    text = await model.logs(lines)
+                    check(isinstance(text, str), f"logs({lines}) returns {type(text).__name__}, not a string")
+                    check(len(text.splitlines()) <= lines, f"logs({lines}) returns {len(text.splitlines())} lines")
+
+        run(main())
+
+    def test_nothing_has_changed_right_after_it_was_opened(self, tmp_path: Path) -> None:
+        async def main() -> None:
+            async with self.opened(tmp_path) as model:
+                if isinstance(model, Changes):
+                    check(await model.changed() is False, "changed() says that it has, right after it was opened")
+
+        run(main())
+
+    def test_looking_at_it_tells_what_opening_it_tells(self, tmp_path: Path) -> None:
+        async def main() -> None:
+            async with self.opened(tmp_path) as model:
+                opened = model.facts() if isinstance(model, Describes) else None
+            if self.kind.look is None:
+                return
+            at = self.folder or tmp_path
+            seen = await look_at_model(self.kind, self.options, folder=at, models=self.models)
+            for what in ("inputs", "outputs"):
+                before, after = getattr(seen, what, None), getattr(opened, what, None)
+                check(before is None or before == after, f"look tells the {what} {before}, and the open model {after}")
 
         run(main())
 

@@ -11,7 +11,7 @@ from orchestrator_core.config.structure import Located, structure
 from orchestrator_core.config.yaml import Document
 from orchestrator_core.errors import ConfigError
 from orchestrator_core.http_client import HttpClient
-from orchestrator_core.plugin_api import Model, ModelKind, OpenContext, Source, SourceKind
+from orchestrator_core.plugin_api import Model, ModelFacts, ModelKind, OpenContext, Source, SourceKind
 
 
 def structured(cls: Any, data: Mapping[str, Any], what: str = "options") -> Any:
@@ -65,6 +65,20 @@ async def open_model(
         context = _context(name, folder, http, models, {})
         async with kind.open(structured(kind.options, options), context) as model:
             yield model
+
+
+async def look_at_model(
+    kind: ModelKind[Any],
+    options: Mapping[str, Any],
+    *,
+    folder: Path,
+    name: str = "default",
+    models: Iterable[ModelKind[Any]] = (),
+) -> ModelFacts | None:
+    """Look at a model as ``orchestrator check`` would, without opening it."""
+    assert kind.look is not None, f"the kind {kind.name} has no look"
+    async with HttpClient() as http:
+        return await kind.look(structured(kind.options, options), _context(name, folder, http, models, {}))
 
 
 def _context(

@@ -234,3 +234,76 @@ def test_the_timeline_counts_the_items_of_a_step_for_each() -> None:
     ]
     assert [step.get("items") for step in execution_json(execution)["steps"]] == [12, 1, 12]
     assert execution_of(execution_json(execution)).steps == execution.steps
+
+
+SLOW_MODEL = """
+    import asyncio
+    from contextlib import asynccontextmanager
+
+    from attrs import frozen
+
+    from orchestrator_core.plugin_api import ModelKind, SourceError, SourceUnavailable, hookimpl, option
+
+    @frozen
+    class Options:
+        seconds: float = option(0.0, help="How long it takes to open.")
+        error: str = option("", help="How it fails.")
+
+    class Model:
+        async def predict(self, rows):
+            return [{"y": row["x"] * 2} for row in rows]
+
+    @asynccontextmanager
+    async def open_slow(options, context):
+        await asyncio.sleep(options.seconds)
+        if options.error:
+            raise (SourceUnavailable if options.error == "engine" else SourceError)(options.error)
+        yield Model()
+
+    @hookimpl
+    def orchestrator_model_kinds():
+        return [ModelKind("slow", "Takes its time.", Options, open_slow)]
+"""
+MODELS = {
+    "plugins/slow.py": SLOW_MODEL,
+    "config/integrations/ml.yaml": """
+        ml:
+          sources:
+            m:
+              models:
+                default: {type: slow, seconds: 1.5, preload: false}
+                unused: {type: slow, error: it would break}
+                absent: {type: slow, error: engine}
+                broken: {type: slow, error: no such image}
+        """,
+    "config/domains/ml.yaml": """
+        endpoints:
+          score:
+            data_sources: [{name: s, type: ml, source_id: m, operation: predict, params: {features: {x: 2}}}]
+          absent:
+            data_sources: [{name: s, type: ml, source_id: m, operation: absent, params: {features: {x: 2}}}]
+          broken:
+            data_sources: [{name: s, type: ml, source_id: m, operation: broken, params: {features: {x: 2}}}]
+        """,
+}
+
+
+def test_the_model_that_the_endpoint_uses_is_waited_for_and_no_other(write: Write, orchestrator: Invoke) -> None:
+    write(MODELS)
+    result = orchestrator("run", "ml.score")
+    assert (result.exit_code, json.loads(result.stdout)) == (0, {"y": 4})
+    assert result.stderr == "waiting for the model ml.m: loading (1 s)\n"
+
+
+def test_a_model_that_is_not_available_answers_503(write: Write, orchestrator: Invoke) -> None:
+    write(MODELS)
+    result = orchestrator("run", "ml.absent")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["detail"] == "step 's': the model ml.m absent is restarting: engine"
+
+
+def test_a_model_that_cannot_be_loaded_is_a_problem(write: Write, orchestrator: Invoke) -> None:
+    write(MODELS)
+    result = orchestrator("run", "ml.broken")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("config/integrations/ml.yaml:8:9: ORC601 ml.m cannot be opened: no such image\n")

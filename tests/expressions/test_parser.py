@@ -189,7 +189,7 @@ did you mean 'degraded'?
 $execution is not a value
 [$execution]
  ^^^^^^^^^^
-write $execution.id or $execution.degraded
+write $execution.id, $execution.degraded or $execution.models
 
 a part of $request cannot be computed
 $request[$a]

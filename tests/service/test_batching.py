@@ -12,7 +12,7 @@ from attrs import define, field, frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator_core.errors import InvalidParam, SourceError
+from orchestrator_core.errors import InvalidParam, SourceError, SourceUnavailable
 from orchestrator_core.models import Batcher, BatchOptions
 from orchestrator_core.plugin_api import Duration, Identity, ModelFacts, ModelKind, hookimpl, option
 from orchestrator_core.testing import check_problems, service
@@ -30,7 +30,7 @@ class CountingOptions:
     factor: int = option(10, help="What each row is multiplied by.")
 
 
-@define
+@define(slots=False)
 class Counting:
     """A model that multiplies, notes the size of each call, and refuses rows that say so."""
 
@@ -191,6 +191,79 @@ def test_a_batch_whose_callers_are_all_gone_is_not_sent(run: RunFixture) -> None
     run(main())
 
 
+def test_a_lone_row_goes_at_once(run: RunFixture) -> None:
+    async def main() -> None:
+        (answer,) = await asyncio.wait_for(gathered(Counting(), [{"x": 1}], max_wait=Duration(30)), 5)
+        assert answer == {"y": 10}
+
+    run(main())
+
+
+def test_rows_that_arrive_during_a_call_go_together_when_it_ends(run_on_each_loop: RunFixture) -> None:
+    async def main() -> None:
+        model = Counting(turns=10)
+        batcher = Batcher(model, BatchOptions(max_wait=Duration(30)))
+        first = asyncio.create_task(batcher.predict_one({"x": 0}))
+        others = []
+        for n in range(1, 6):
+            await asyncio.sleep(0)
+            others.append(asyncio.create_task(batcher.predict_one({"x": n})))
+        answers = await asyncio.wait_for(asyncio.gather(first, *others), 5)
+        assert answers == [{"y": n * 10} for n in range(6)]
+        assert sum(model.calls) == 6
+        assert len(model.calls) == 2
+        await batcher.close()
+
+    run_on_each_loop(main())
+
+
+def test_a_row_does_not_wait_longer_than_max_wait_for_a_call_under_way(run: RunFixture) -> None:
+    async def main() -> None:
+        model, stuck = Counting(), asyncio.Event()
+        predict = model.predict
+
+        async def sticks_once(rows: Any) -> Any:
+            if not model.calls:
+                model.calls.append(0)
+                await stuck.wait()
+            return await predict(rows)
+
+        model.predict = sticks_once  # type: ignore[method-assign]
+        batcher = Batcher(model, BatchOptions(max_wait=Duration(0.01)))
+        first = asyncio.create_task(batcher.predict_one({"x": 1}))
+        while not model.calls:  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0)
+        assert await asyncio.wait_for(batcher.predict_one({"x": 2}), 5) == {"y": 20}
+        assert not first.done()
+        stuck.set()
+        assert await first == {"y": 10}
+        await batcher.close()
+
+    run(main())
+
+
+def test_those_who_wait_when_the_model_is_closed_are_told(run: RunFixture) -> None:
+    async def main() -> None:
+        model, never = Counting(), asyncio.Event()
+
+        async def sticks(rows: Any) -> Any:
+            model.calls.append(len(rows))
+            await never.wait()
+
+        model.predict = sticks  # type: ignore[method-assign]
+        batcher = Batcher(model, BatchOptions(max_wait=Duration(30)))
+        under_way = asyncio.create_task(batcher.predict_one({"x": 1}))
+        while not model.calls:  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0)
+        waiting = asyncio.create_task(batcher.predict_one({"x": 2}))
+        await asyncio.sleep(0)
+        await batcher.close()
+        errors = await asyncio.gather(under_way, waiting, return_exceptions=True)
+        assert [type(error) for error in errors] == [SourceUnavailable] * 2
+
+    run(main())
+
+
 # --- in a service -------------------------------------------------------------------------------------------------
 
 
@@ -284,7 +357,8 @@ def test_a_list_of_rows_is_scored_in_one_call(serve: Serve) -> None:
 
 def test_the_models_page_shows_identity_inputs_and_outputs(serve: Serve) -> None:
     models = serve(FILES, plugins={"counting": Plugin()}).admin("GET", "/models").json["models"]
-    assert models[0] == {
+    shown = {key: models[0][key] for key in ("source", "model", "type", "state", "identity", "inputs", "outputs")}
+    assert shown == {
         "source": "ml.one",
         "model": "default",
         "type": "counting",
@@ -293,10 +367,10 @@ def test_the_models_page_shows_identity_inputs_and_outputs(serve: Serve) -> None
         "inputs": {"features": ["x"]},
         "outputs": ["y"],
     }
-    assert [(model["source"], model["model"]) for model in models] == [
-        ("ml.one", "default"),
-        ("ml.several", "default"),
-        ("ml.several", "other"),
+    assert [(model["id"], model["source"], model["model"]) for model in models] == [
+        ("one", "ml.one", "default"),
+        ("several", "ml.several", "default"),
+        ("several.other", "ml.several", "other"),
     ]
 
 

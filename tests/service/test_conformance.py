@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import frozen
+from attrs import evolve, frozen
 
 from orchestrator_core.direct import DIRECT
 from orchestrator_core.errors import EntityNotFound, InvalidParam
@@ -227,8 +227,9 @@ tasks: list[asyncio.Task[Any]] = []
             WorkingCase.test_what_it_says_before_it_opens_agrees_with_what_it_finds_out,
             (
                 "get: `facts` says "
-                "OperationFacts(required=('id',), optional=(), fields=('id',), many=False, inputs={}) and "
-                "`inspect` OperationFacts(required=('key',), optional=(), fields=('id',), many=False, inputs={})"
+                "OperationFacts(required=('id',), optional=(), fields=('id',), many=False, inputs={}, degrades=False) "
+                "and `inspect` OperationFacts(required=('key',), optional=(), fields=('id',), many=False, inputs={}, "
+                "degrades=False)"
             ),
         ),
         (
@@ -329,12 +330,50 @@ class DropsEmpty(Doubling):
         return await super().predict(rows) or [None]
 
 
-def model_kind(model: type[Any]) -> ModelKind[Any]:
+class Elsewhere(Doubling):
+    """A model with all that one outside the process can have."""
+
+    async def ended(self) -> str:
+        await asyncio.Event().wait()
+        return "never"
+
+    async def logs(self, lines: int) -> str:
+        return "ready\n"
+
+    async def changed(self) -> bool:
+        return False
+
+
+class HasEnded(Elsewhere):
+    async def ended(self) -> str:
+        return "at once"
+
+
+class CannotBeLeft(Elsewhere):
+    async def ended(self) -> str:
+        until = asyncio.get_running_loop().time() + 5.3
+        while (left := until - asyncio.get_running_loop().time()) > 0:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(left)
+        return ""
+
+
+class TellsAll(Elsewhere):
+    async def logs(self, lines: int) -> str:
+        return "a\nb\n"
+
+
+class IsNeverSure(Elsewhere):
+    async def changed(self) -> bool:
+        return True
+
+
+def model_kind(model: type[Any], look: Any = None) -> ModelKind[Any]:
     @asynccontextmanager
     async def opened(_: Any, __: Any) -> Any:
         yield model()
 
-    return ModelKind("doubling", "Doubles.", Options, opened)
+    return ModelKind("doubling", "Doubles.", Options, opened, look=look)
 
 
 class DoublingCase(ModelConformance):
@@ -345,6 +384,40 @@ class DoublingCase(ModelConformance):
 
 class TestDoubling(DoublingCase):
     pass
+
+
+async def sees_inputs(_: Any, __: Any) -> ModelFacts:
+    return ModelFacts(inputs=("x",))
+
+
+async def sees_others(_: Any, __: Any) -> ModelFacts:
+    return ModelFacts(inputs=("z",))
+
+
+class TestElsewhere(DoublingCase):
+    kind = model_kind(Elsewhere, sees_inputs)
+
+
+@frozen
+class TakesTheCores:
+    preload: bool = option(True, help="Something else than what the core takes it for.")
+    other: bool = option(True, help="Its own.")
+
+
+def test_an_option_that_the_core_takes_is_found() -> None:
+    case = DoublingCase()
+    case.kind = evolve(model_kind(Doubling), options=TakesTheCores)
+    with pytest.raises(AssertionError) as caught:
+        case.test_no_option_has_a_name_that_the_core_takes_for_every_model()
+    assert str(caught.value) == "these options would never reach the model: preload"
+
+
+def test_a_look_that_tells_something_else_is_found(tmp_path: Path) -> None:
+    case = DoublingCase()
+    case.kind = model_kind(Elsewhere, sees_others)
+    with pytest.raises(AssertionError) as caught:
+        case.test_looking_at_it_tells_what_opening_it_tells(tmp_path)
+    assert str(caught.value) == "look tells the inputs ('z',), and the open model ('x',)"
 
 
 @pytest.mark.parametrize(
@@ -366,6 +439,26 @@ class TestDoubling(DoublingCase):
             "facts() names the outputs ['y', 'z'], but a result has ['y']",
         ),
         (DropsEmpty, DoublingCase.test_no_rows_give_no_results, "no rows gave [None]"),
+        (
+            HasEnded,
+            DoublingCase.test_it_has_not_ended_while_it_is_open_and_whoever_asks_may_give_up,
+            "ended() returns while the model is open and answers",
+        ),
+        (
+            CannotBeLeft,
+            DoublingCase.test_it_has_not_ended_while_it_is_open_and_whoever_asks_may_give_up,
+            "ended() cannot be cancelled",
+        ),
+        (
+            TellsAll,
+            DoublingCase.test_its_output_is_text_of_no_more_lines_than_asked_for,
+            "logs(1) returns 2 lines",
+        ),
+        (
+            IsNeverSure,
+            DoublingCase.test_nothing_has_changed_right_after_it_was_opened,
+            "changed() says that it has, right after it was opened",
+        ),
     ],
 )
 def test_a_broken_model_is_told_what_is_wrong(model: type[Any], test: Any, message: str, tmp_path: Path) -> None:

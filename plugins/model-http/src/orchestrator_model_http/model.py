@@ -124,7 +124,7 @@ async def _metadata(options: HttpModelOptions, origin: HttpOrigin) -> Metadata:
         answer = checked(await origin.request("GET", options.model_path), call)
     except SourceError as error:
         if error.transient:
-            raise SourceUnavailable(str(error)) from error
+            raise SourceUnavailable(str(error), started=False) from error
         raise
     return read_metadata(decoded(answer, call), call)
 

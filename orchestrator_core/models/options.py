@@ -1,0 +1,134 @@
+"""What stands in YAML for a source of models, and for a model besides its kind's own options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from orchestrator_core.plugin_api import Duration, ModelKind, option
+
+DEFAULT_MODEL = "default"
+PREDICT = "predict"
+FEATURES = "features"
+
+
+def _at_least_one(instance: Any, attribute: Any, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"expected at least 1, got {value}")
+
+
+def _positive(instance: Any, attribute: Any, value: float | None) -> None:
+    if value is not None and value <= 0:
+        raise ValueError(f"expected more than 0, got {value:g}")
+
+
+@frozen
+class BatchOptions:
+    """Micro-batching: concurrent requests share one call of the model."""
+
+    max_size: int = option(32, help="Most rows in one call.", validator=_at_least_one)
+    max_wait: Duration = option(
+        Duration(0.002), help="Longest time that a row waits for the call under way before it goes in one of its own."
+    )
+
+
+@frozen
+class HealthOptions:
+    """Health checks of an open model that can be asked, such as a server's health path."""
+
+    interval: Duration = option(Duration(0.5), help="Pause between two checks; 0 turns them off.")
+    timeout: Duration = option(Duration(0.6), help="Longest time that a check may take.", validator=_positive)
+    failures: int = option(
+        2, help="How many checks in a row have to fail before requests are refused.", validator=_at_least_one
+    )
+
+
+@frozen
+class RestartOptions:
+    """What is done when a model cannot be started, or has ended."""
+
+    max_starts: int = option(
+        5, help="How many starts in a row may fail; then the model stays failed.", validator=_at_least_one
+    )
+    backoff: Duration = option(
+        Duration(0.5), help="Pause before the second start; it doubles with each, jittered.", validator=_positive
+    )
+    max_backoff: Duration = option(Duration(30), help="Longest pause.", validator=_positive)
+    reset_after: Duration = option(
+        Duration(60), help="How long a model has to be ready for its starts to be forgotten."
+    )
+
+
+@frozen
+class CommonOptions:
+    """What every model takes besides its kind's own options."""
+
+    type: str = option("http", help="Model type: http, artifact, docker, ecr or another that a plugin provides.")
+    batch: BatchOptions | None = option(None, help="Micro-batching of concurrent requests; off by default.")
+    preload: bool = option(True, help="Load at the start; `false` loads on first use.")
+    warm_up: list[dict[str, Any]] = option(
+        factory=list, help="Rows of features that are scored before the model counts as ready."
+    )
+    health_check: HealthOptions = option(HealthOptions(), help="Health checks.")
+    restart: RestartOptions = option(RestartOptions(), help="Starts after a failure.")
+    unload_after: Duration | None = option(
+        None,
+        help="Unload the model when no request has asked for it for so long; the next one loads it again.",
+        validator=_positive,
+    )
+
+
+@frozen
+class MlOptions:
+    """One source of models."""
+
+    source: Mapping[str, Any] | None = option(None, help="The one model; short for models: {default: …}.")
+    base_url: str | None = option(
+        None,
+        help="Base URL of the models of type http. Beside a `source` of another type: the fallback, a model of type "
+        "http that answers, degraded, while the source's own is not ready. `models.default` has its other options.",
+    )
+    models: Mapping[str, Mapping[str, Any]] = option(factory=dict, help="The models by name.")
+
+
+@frozen
+class ModelSpec:
+    """A model as it is configured: its kind and options, checked. ``label`` is its name in messages."""
+
+    name: str
+    kind: ModelKind[Any]
+    options: Any
+    common: CommonOptions = field(factory=CommonOptions)
+    fallback: ModelSpec | None = None
+
+
+@frozen
+class Entries:
+    """The data of a source's models by name, and of its fallback, each with its path below the source."""
+
+    models: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]]
+    fallback: tuple[tuple[str, ...], Mapping[str, Any]] | None = None
+
+
+def entries(options: MlOptions) -> Entries:
+    found: dict[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
+        name: (("models", name), data) for name, data in options.models.items()
+    }
+    if options.source is None:
+        return Entries(found)
+    fallback = None
+    if options.base_url is not None and options.source.get("type", "http") != "http":
+        beside = found.pop(DEFAULT_MODEL, None)
+        fallback = beside or (("base_url",), {})
+    found[DEFAULT_MODEL] = (("source",), options.source)
+    return Entries(found, fallback)
+
+
+def operation_of(model: str) -> str:
+    return PREDICT if model == DEFAULT_MODEL else model
+
+
+def model_of(operation: str) -> str:
+    return DEFAULT_MODEL if operation == PREDICT else operation

@@ -1,0 +1,307 @@
+"""``base_url`` beside a source: another answers over HTTP while the model is not ready, and the answer is degraded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+from attrs import define, field
+
+from orchestrator_core.errors import ConfigError, SourceError, SourceUnavailable
+from orchestrator_core.testing import RunningService, check_problems, service
+from tests.service.scripted_models import Plugin, eventually, model, state
+from tests.service.test_model_life import QUICK, files, refusal, score
+
+RunFixture = Callable[..., Any]
+
+
+@define
+class Peer:
+    """A model server that answers with y = -x."""
+
+    url: str = ""
+    status: int = 200
+    asked: list[tuple[str, Any]] = field(factory=list)
+
+    async def handle(self, request: web.Request) -> web.Response:
+        if request.method == "GET":
+            return web.Response(status=self.status)
+        body = await request.json()
+        self.asked.append((request.path, body))
+        if self.status != 200:
+            return web.Response(status=self.status)
+        return web.json_response({"y": -body["x"]})
+
+
+@asynccontextmanager
+async def peer() -> AsyncIterator[Peer]:
+    found = Peer()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", found.handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    found.url = f"http://{host}:{port}"
+    try:
+        yield found
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def serving(plugin: Plugin, more: str = QUICK, beside: str = "") -> AsyncIterator[tuple[RunningService, Peer]]:
+    async with peer() as server:
+        config = files(more, beside=f', base_url: "{server.url}"{beside}')
+        async with service(config, plugins={"scripted": plugin}) as shop:
+            yield shop, server
+    assert plugin["m"].open_now == 0
+
+
+def shown(answer: Any) -> tuple[int, Any, str | None]:
+    return answer.status, answer.json, answer.headers.get("X-Orchestrator-Degraded")
+
+
+DEGRADED = (200, {"y": -1, "degraded": True}, "s")
+FINE = (200, {"y": 10, "degraded": False}, None)
+
+
+def test_a_ready_model_is_not_degraded_and_the_fallback_is_left_alone(run: RunFixture) -> None:
+    async def main() -> None:
+        async with serving(Plugin()) as (shop, server):
+            assert shown(await score(shop)) == FINE
+            assert (await model(shop))["fallback"] == "ready"
+            assert server.asked == []
+
+    run(main())
+
+
+@pytest.mark.parametrize("error", [SourceError("no such image"), ValueError("no such file"), SourceUnavailable("down")])
+def test_a_model_that_cannot_be_loaded_is_answered_for_and_the_answer_is_degraded(
+    run: RunFixture, error: Exception
+) -> None:
+    plugin = Plugin()
+    plugin["m"].failures = [error] * 50
+
+    async def main() -> None:
+        async with serving(plugin, "restart: {max_starts: 3, backoff: 1ms}") as (shop, server):
+            assert [problem.severity for problem in shop.running.live.snapshot.problems] == ["warning"]
+            assert shown(await score(shop)) == DEGRADED
+            assert server.asked == [("/predict", {"x": 1})]
+            page = await state(shop, "failed")
+            assert page["fallback"] == "in use"
+            assert str(error) in page["last_error"]
+            assert (await shop.get("/health/ready")).status == 200
+            traced = await shop.post("/orchestrator/d/traced", {"x": 1})
+            version = f"{server.url}/predict"
+            assert traced.json["version"] == version
+            record, first = await shop.executions()
+            for execution in (record, first):
+                assert (execution["status"], execution["degraded"]) == ("degraded", ["s"])
+                (identity,) = execution["models"]
+                assert identity["version"] == version
+
+    run(main())
+
+
+def test_calls_go_back_to_the_model_when_it_is_ready_and_away_when_it_is_not(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        script = plugin["m"]
+        script.may_open = asyncio.Event()
+        config_wait = "restart: {backoff: 10ms}, health_check: {interval: 20ms}"
+        async with peer() as server:
+            config = files(config_wait, wait="20ms", beside=f', base_url: "{server.url}"')
+            async with service(config, plugins={"scripted": plugin}) as shop:
+                assert shown(await score(shop)) == DEGRADED
+                script.may_open.set()
+                await state(shop, "ready")
+                assert shown(await score(shop)) == FINE
+                script.sick = SourceError("ill")
+                await state(shop, "unhealthy")
+                assert shown(await score(shop)) == DEGRADED
+                script.sick = None
+                await state(shop, "ready")
+                script.may_open.clear()
+                script.model.end("killed")
+                await eventually(lambda: script.opens == 2, "started again")
+                assert shown(await score(shop)) == DEGRADED
+                script.may_open.set()
+                await state(shop, "ready")
+                assert shown(await score(shop)) == FINE
+
+    run(main())
+
+
+def test_a_call_that_the_end_of_the_model_broke_off_is_answered_by_the_fallback(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin, "restart: {backoff: 1s}") as (shop, _):
+            plugin["m"].hangs = asyncio.Event()
+            call = asyncio.create_task(score(shop))
+            await eventually(lambda: shop.running.live.snapshot.running == 1, "under way")
+            plugin["m"].model.end("killed")
+            plugin["m"].hangs.set()
+            assert shown(await call) == DEGRADED
+
+    run(main())
+
+
+def test_a_first_use_waits_for_the_load_and_falls_back_only_if_it_fails(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        script = plugin["m"]
+        async with serving(plugin, f"preload: false, {QUICK}") as (shop, _):
+            script.may_open = asyncio.Event()
+            call = asyncio.create_task(score(shop))
+            await state(shop, "loading")
+            script.may_open.set()
+            assert shown(await call) == FINE
+            await shop.admin("POST", "/models/m/unload")
+            await state(shop, "stopped")
+            script.failures = [SourceError("it is gone")] * 50
+            assert shown(await score(shop)) == DEGRADED
+
+    run(main())
+
+
+def test_a_list_of_rows_is_answered_by_the_fallback_too(run: RunFixture) -> None:
+    plugin = Plugin()
+    plugin["m"].failures = [SourceError("no such image")]
+
+    async def main() -> None:
+        async with serving(plugin) as (shop, _):
+            answer = await shop.post("/orchestrator/d/list", [{"x": 1}, {"x": 2}])
+            assert shown(answer) == (200, [{"y": -1}, {"y": -2}], "s")
+
+    run(main())
+
+
+def test_a_fallback_that_fails_too_says_both(run: RunFixture) -> None:
+    plugin = Plugin()
+    plugin["m"].failures = [SourceError("no such image")]
+
+    async def main() -> None:
+        async with serving(plugin) as (shop, server):
+            server.status = 500
+            status, detail, step = refusal(await score(shop))
+            assert (status, step) == (502, "s")
+            assert detail == (
+                "step 's': the model ml.m is failed: no such image, and its fallback failed: "
+                f"POST {server.url}/predict: the model server answered 500"
+            )
+
+    run(main())
+
+
+def test_a_fallback_that_is_down_too_is_a_warning_and_503(run: RunFixture) -> None:
+    plugin = Plugin()
+    plugin["m"].failures = [SourceError("no such image")]
+
+    async def main() -> None:
+        config = files(QUICK, beside=', base_url: "http://127.0.0.1:1"')
+        async with service(config, plugins={"scripted": plugin}) as shop:
+            warnings = [(problem.severity, problem.code) for problem in shop.running.live.snapshot.problems]
+            assert sorted(warnings) == [("warning", "ORC601"), ("warning", "ORC604")]
+            answer = await score(shop)
+            assert answer.status == 503
+            assert answer.headers["Retry-After"] == "1"
+            start = "step 's': the model ml.m is failed: no such image, and the model ml.m fallback is unhealthy: "
+            assert answer.json["detail"].startswith(start)
+
+    run(main())
+
+
+def test_the_default_model_beside_a_source_says_how_the_fallback_is_called(run: RunFixture) -> None:
+    plugin = Plugin()
+    plugin["m"].failures = [SourceError("no such image")]
+
+    async def main() -> None:
+        beside = ", models: {default: {endpoint: /v1/score, version: '7'}}"
+        async with serving(plugin, QUICK, beside) as (shop, server):
+            assert (await shop.post("/orchestrator/d/traced", {"x": 1})).json["version"] == "7"
+            assert server.asked == [("/v1/score", {"x": 1})]
+
+    run(main())
+
+
+def test_a_reload_does_not_put_a_broken_model_with_a_fallback_in_the_place_of_one_that_works(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin) as (shop, server):
+            plugin["m"].failures = [SourceError("no such image")]
+            new = files(f"factor: 20, {QUICK}", beside=f', base_url: "{server.url}"')
+            shop.write("integrations/ml.yaml", new["integrations/ml.yaml"])
+            assert (await shop.reload()).status == 422
+            assert shown(await score(shop)) == FINE
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("beside", "message"),
+    [
+        (
+            ", models: {default: {type: scripted, script: x}}",
+            "beside a source, models.default is the fallback at base_url, which is of type http",
+        ),
+        (", models: {default: {preload: false}}", "the fallback has no 'preload': it is called as it is"),
+        (", models: {default: {endpont: /x}}", "unknown key 'endpont'"),
+    ],
+)
+def test_a_fallback_that_cannot_be_is_a_problem(beside: str, message: str) -> None:
+    config = files(beside=f', base_url: "http://127.0.0.1:1"{beside}')
+    problems = check_problems(config, plugins={"scripted": Plugin()}, offline=True)
+    assert [problem.message for problem in problems if problem.code != "ORC405"] == [message]
+
+
+def test_a_fallback_that_cannot_be_opened_stops_the_start(run: RunFixture) -> None:
+    config: Mapping[str, str] = files(beside=', base_url: "http://127.0.0.1:1", models: {default: {proxy: "x://y"}}')
+
+    async def main() -> None:
+        with pytest.raises(ConfigError) as caught:
+            async with service(config, plugins={"scripted": Plugin()}):
+                pass
+        (problem,) = caught.value.problems
+        assert problem.severity == "error"
+        assert problem.message.startswith("the fallback of ml.m: ")
+
+    run(main())
+
+
+def test_each_item_of_a_step_is_answered_by_the_fallback_and_the_step_is_degraded_once(run: RunFixture) -> None:
+    plugin = Plugin()
+    plugin["m"].failures = [SourceError("no such image")]
+
+    async def main() -> None:
+        async with peer() as server:
+            config = files(beside=f', base_url: "{server.url}"')
+            config["domains/d.yaml"] = """
+                endpoints:
+                  each:
+                    data_sources:
+                      - name: s
+                        type: ml
+                        source_id: m
+                        operation: predict
+                        for_each: "$request.body"
+                        params: {features: "$item"}
+            """
+            async with service(config, plugins={"scripted": plugin}) as shop:
+                rows = [{"x": 1}, [{"x": 2}, {"x": 3}], {"x": 4}]
+                answer = await shop.post("/orchestrator/d/each", rows)
+                assert shown(answer) == (200, [{"y": -1}, [{"y": -2}, {"y": -3}], {"y": -4}], "s")
+                (execution,) = await shop.executions()
+                assert execution["degraded"] == ["s"]
+                assert (await model(shop))["requests"] == 1
+
+    run(main())
