@@ -75,7 +75,7 @@ from orchestrator_core.http_client import (
     HttpResponse,
     TlsOptions,
 )
-from orchestrator_core.leases import Lease, hold_lease, is_held
+from orchestrator_core.leases import Lease, hold_lease, if_unheld, is_held, lease_domain
 
 __all__ = [
     "JSON",
@@ -128,7 +128,9 @@ __all__ = [
     "did_you_mean",
     "hold_lease",
     "hookimpl",
+    "if_unheld",
     "is_held",
+    "lease_domain",
     "option",
 ]
 
