@@ -1,4 +1,4 @@
-"""Small images for a real engine, and a registry with a real login. Everything has a name of its own, and is taken away."""
+"""Small images for a real engine, and a registry with a real login. All have names of their own, and are taken away."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ import tarfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import docker
 import pytest
 from docker.errors import APIError, DockerException
+from orchestrator_model_docker.plugin import DOCKER
+from orchestrator_model_http.plugin import HTTP
+
+from orchestrator_core.plugin_api import SourceError, SourceUnavailable
+from orchestrator_core.testing import open_model, run
 
 APPLETS = ("sh", "cat", "cut", "echo", "env", "httpd", "id", "nc", "printf", "sed", "sleep", "tail", "touch", "yes")
 PREDICT = """#!/bin/sh
@@ -171,3 +176,29 @@ def answers(url: str) -> bool:
             return True
     except OSError:
         return False
+
+
+# --- opening ------------------------------------------------------------------------------------------------------
+
+OPTIONS: Mapping[str, Any] = {"endpoint": "/cgi-bin/predict", "stop_timeout": 0}
+
+
+@asynccontextmanager
+async def opened(image: str, folder: Path, name: str = "ml.score.default", **options: Any) -> AsyncIterator[Any]:
+    """Open a model made from an image as the service would."""
+    data = {**OPTIONS, "image": image, **options}
+    async with open_model(DOCKER, data, folder=folder, name=name, models=[HTTP]) as model:
+        yield model
+
+
+def failure(image: str, folder: Path, **options: Any) -> Exception:
+    """Return what opening a model made from an image raises."""
+
+    async def main() -> Exception:
+        try:
+            async with opened(image, folder, **options):
+                pytest.fail("the model was opened")
+        except (SourceError, SourceUnavailable, ValueError) as error:
+            return error
+
+    return run(main())

@@ -10,7 +10,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import astuple, frozen
 
 from orchestrator_core.plugin_api import Identity, SourceError, SourceUnavailable, lease_domain
 from orchestrator_model_docker.engine import Engine, EngineRefused, EngineSlow
@@ -68,7 +68,7 @@ def design(model: str, config_dir: Path, image: Image, options: ContainerOptions
     """Return the container for a model. Raises ``ValueError`` when the port is not known."""
     scope = scope_of(config_dir)
     port = options.container_port or _only_port(image)
-    made_from = dumps([scope, model, image.id, port, options.settings(config_dir)], sort_keys=True)
+    made_from = dumps([scope, model, image.id, astuple(image.identity), port, options.settings(config_dir)], sort_keys=True)
     name = f"orchestrator-{_slug(model)}-{sha256(made_from.encode()).hexdigest()[:12]}"
     return Design(model, scope, name, port, image, options, config_dir)
 
@@ -181,7 +181,9 @@ def _not_made(design: Design, error: EngineRefused) -> SourceError | SourceUnava
     if "executable file not found" in lowered or "no such file or directory" in lowered:
         return SourceError(f"the image {image} has no such program: {said}")
     if "network" in lowered and "not found" in lowered:
-        return SourceError(f"network: the engine has no network '{design.options.network}': create it with docker network")
+        return SourceError(
+            f"network: the engine has no network '{design.options.network}': see docker network create"
+        )
     if "user" in lowered and "passwd" in lowered:
         return SourceError(f"user: the image {image} does not know the user '{design.options.user}': {said}")
     if error.status == 404 and "image" in lowered:
@@ -209,9 +211,7 @@ async def of_scope(engine: Engine, scope: str) -> list[Mapping[str, Any]]:
     """Return all containers of a configuration folder, running or not."""
     filters = {"label": [f"{SCOPE}={scope}"]}
     try:
-        found: list[Mapping[str, Any]] = await engine.call(
-            lambda client: client.containers(all=True, filters=filters)
-        )
+        found: list[Mapping[str, Any]] = await engine.call(lambda client: client.containers(all=True, filters=filters))
     except EngineRefused as error:
         raise SourceUnavailable(f"the engine cannot list its containers: {error.message}", started=False) from error
     return found
@@ -258,7 +258,9 @@ async def remove(engine: Engine, container: str, *, stop_seconds: float | None =
     try:
         await engine.call(work)
     except EngineRefused as error:
-        raise SourceUnavailable(f"the container {container} cannot be removed: {error.message}", started=False) from error
+        raise SourceUnavailable(
+            f"the container {container} cannot be removed: {error.message}", started=False
+        ) from error
 
 
 async def last_lines(engine: Engine, container: str, lines: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,7 @@ class EngineSlow(SourceUnavailable):
 
 
 class Engine:
-    """The engine that ``DOCKER_HOST``, else the current context of the Docker command line, else the usual socket names.
+    """The engine that ``DOCKER_HOST`` names, else the current context of the Docker command line, else the usual one.
 
     Questions are functions of the SDK's ``APIClient``. They run on at most two threads, which end with the engine.
     """
@@ -110,6 +111,8 @@ class Engine:
         def listen() -> None:
             with suppress(Exception):  # however the stream ends, it has ended
                 next(iter(stream), None)
+            with suppress(Exception):  # closing the stream leaves its response open
+                stream._response.close()
             with suppress(RuntimeError):  # the loop is closed: nobody listens
                 loop.call_soon_threadsafe(lambda: None if heard.done() else heard.set_result(None))
 
@@ -131,7 +134,17 @@ class Engine:
 
     def _ask(self, ask: Callable[[Any], T]) -> T:
         with self._in_our_words():
-            return ask(self._connected())
+            client = self._connected()
+            self._knock()
+            return ask(client)
+
+    def _knock(self) -> None:
+        """Raise what connecting raises: the SDK would leave its socket open then."""
+        scheme, _, path = self.host.partition("://")
+        if scheme.endswith("unix"):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(ANSWER_SECONDS)
+                probe.connect(f"/{path.lstrip('/')}")
 
     def _connected(self) -> Any:
         with self._connecting:
@@ -145,6 +158,7 @@ class Engine:
                     for name, value in ContextAPI.kwargs_from_context(environment=os.environ).items():
                         where.setdefault(name, value)
                 self.host = where.get("base_url") or _DEFAULT_HOST
+                self._knock()
                 self._client = APIClient(version="auto", timeout=ANSWER_SECONDS, **where)
             return self._client
 
@@ -165,6 +179,8 @@ class Engine:
 
     def _unreachable(self, error: BaseException) -> SourceError | SourceUnavailable:
         causes = list(_causes(error))
+        if any(isinstance(cause, TimeoutError) for cause in causes):
+            return EngineSlow(self.host)
         where = f"{self.host} (from DOCKER_HOST)" if os.environ.get("DOCKER_HOST") else self.host
         if any(isinstance(cause, PermissionError) for cause in causes):
             return SourceError(

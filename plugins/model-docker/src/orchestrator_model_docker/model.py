@@ -121,7 +121,9 @@ async def _ready(
         if end.done():
             raise SourceUnavailable(end.result(), started=True)
         if loop.time() >= deadline:
-            raise SourceUnavailable(await shared.give_up(f"it was not ready within {seconds:g} s: {said}"), started=True)
+            raise SourceUnavailable(
+                await shared.give_up(f"it was not ready within {seconds:g} s: {said}"), started=True
+            )
 
 
 def _background(stack: AsyncExitStack, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

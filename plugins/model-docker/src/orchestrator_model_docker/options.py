@@ -170,7 +170,9 @@ class ContainerOptions(CallOptions):
     )
     pull_timeout: Duration = option(Duration(900), help="Longest time for a pull.", validator=_positive)
     container_port: int | None = option(
-        None, help="The port that the model listens on. Default: the image's, if it exposes exactly one.", validator=_port
+        None,
+        help="The port that the model listens on. Default: the image's, if it exposes exactly one.",
+        validator=_port,
     )
     host_port: int | None = option(None, help="The port on this host. Default: any free one.", validator=_port)
     host_address: str = option("127.0.0.1", help="The address of this host that the port is on.")
@@ -194,7 +196,9 @@ class ContainerOptions(CallOptions):
     user: str | int | None = option(None, help='User, or `"user:group"`. Default: the image\'s.')
     read_only: bool = option(False, help="Its file system cannot be written, but for volumes and an empty `/tmp`.")
     capabilities: list[str] = option(
-        factory=list, help="Root capabilities that are not dropped, such as `NET_BIND_SERVICE`.", validator=_capabilities
+        factory=list,
+        help="Root capabilities that are not dropped, such as `NET_BIND_SERVICE`.",
+        validator=_capabilities,
     )
     no_new_privileges: bool = option(True, help="`false` lets set-user-id programs raise their privileges.")
     gpus: Literal["all"] | int | list[str] | None = option(

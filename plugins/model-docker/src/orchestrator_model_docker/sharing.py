@@ -146,9 +146,7 @@ class Share:
                         started=False,
                     )
                 log.info("container replaced", container=name, by=self._design.name)
-                await containers.remove(
-                    self._engine, found["Id"], stop_seconds=self._design.options.stop_timeout
-                )
+                await containers.remove(self._engine, found["Id"], stop_seconds=self._design.options.stop_timeout)
                 return True
         return False
 
