@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.append(str(Path(__file__).parent))  # for the kit: pytest's importlib mode adds no folder
 
-from docker_kit import Engine, connect
+from docker_kit import Engine, Process, connect, serving
 
-from orchestrator_core.testing.pytest_plugin import run, serve
+from orchestrator_core.testing.pytest_plugin import run
 
-__all__ = ["run", "serve"]
+__all__ = ["run"]
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +41,10 @@ def engine(machine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def score_image(machine: Engine) -> str:
     """The image of a model server that answers at once."""
     return machine.image("score")
+
+
+@pytest.fixture
+def start(engine: Engine) -> Iterator[Callable[..., Process]]:
+    """Start ``orchestrator serve`` on a folder, as a process; all of them end with the test."""
+    with serving() as start:
+        yield start

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import shutil
 import socket
 import subprocess
+import sys
 import tarfile
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -23,6 +27,7 @@ from orchestrator_model_http.plugin import HTTP
 
 from orchestrator_core.plugin_api import SourceError, SourceUnavailable
 from orchestrator_core.testing import open_model, run
+from orchestrator_core.testing.service import write_files
 
 APPLETS = ("sh", "cat", "cut", "echo", "env", "httpd", "id", "nc", "printf", "sed", "sleep", "tail", "touch", "yes")
 PREDICT = """#!/bin/sh
@@ -202,3 +207,109 @@ def failure(image: str, folder: Path, **options: Any) -> Exception:
             return error
 
     return run(main())
+
+
+# --- serving ------------------------------------------------------------------------------------------------------
+
+DOMAIN = """
+endpoints:
+  score:
+    timeout: 5s
+    data_sources:
+      - {name: score, type: ml, source_id: score, operation: predict, params: {features: {tenure: "$request.body.tenure"}}}
+  hello: {response_mapping: hello}
+"""
+
+
+def configuration(folder: Path, image: str, **options: Any) -> Path:
+    """Write a configuration with the model ``score`` made from an image; return its folder."""
+    model = {"type": "docker", "image": image, **OPTIONS, **options}
+    files = {"integrations/models.yaml": json.dumps({"ml": {"sources": {"score": {"source": model}}}})}
+    write_files(folder, {"config.yaml": "reload: {watch: false}\n", "domains/d.yaml": DOMAIN, **files})
+    return folder
+
+
+class Answer(NamedTuple):
+    status: int
+    json: Any
+    headers: Mapping[str, str]
+
+
+class Process:
+    """``orchestrator serve`` in a process of its own."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.port, self.admin_port = free_port(), free_port()
+        self.log = (folder.parent / f"serve-{self.port}.log").open("w+")
+        command = [sys.executable, "-m", "orchestrator_core", "serve", "--config", str(folder)]
+        self.process = subprocess.Popen(
+            [*command, "--port", str(self.port), "--admin-port", str(self.admin_port)],
+            env={**os.environ, **environment}, stdout=self.log, stderr=self.log,
+        )  # fmt: skip
+
+    def ask(self, path: str, body: Any = None, port: int = 0) -> Answer:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port or self.port}{path}", data, {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return Answer(answer.status, json.loads(answer.read() or "null"), answer.headers)
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, json.loads(error.read() or "null"), error.headers)
+
+    def score(self) -> Answer:
+        return self.ask("/orchestrator/d/score", {"tenure": 12})
+
+    def admin(self, path: str, body: Any = None) -> Answer:
+        return self.ask(path, body, self.admin_port)
+
+    def model(self) -> dict[str, Any]:
+        """Return what the admin listener says of the model."""
+        (model,) = self.admin("/models").json["models"]
+        return dict(model)
+
+    def scores(self) -> bool:
+        try:
+            return self.score().status == 200
+        except OSError:
+            assert self.process.poll() is None, self.said()
+            return False
+
+    def ready(self, seconds: float = 30) -> Process:
+        wait_until(self.scores, seconds, "a score")
+        return self
+
+    def said(self) -> str:
+        self.log.flush()
+        return Path(self.log.name).read_text()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        self.process.terminate()
+        assert self.process.wait(30) == 0, self.said()
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.kill()
+        self.log.close()
+
+
+@contextmanager
+def serving() -> Iterator[Callable[..., Process]]:
+    """Start processes that end with the block."""
+    processes: list[Process] = []
+
+    def start(folder: Path, **environment: str) -> Process:
+        processes.append(Process(folder, **environment))
+        return processes[-1]
+
+    try:
+        yield start
+    finally:
+        for process in processes:
+            process.end()

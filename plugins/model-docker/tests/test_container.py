@@ -47,9 +47,7 @@ def test_a_model_is_started_asked_and_taken_away(
     run(main())
 
 
-def test_every_container_is_hardened(
-    engine: Engine, score_image: str, tmp_path: Path, run: Callable[..., Any]
-) -> None:
+def test_every_container_is_hardened(engine: Engine, score_image: str, tmp_path: Path, run: Callable[..., Any]) -> None:
     async def main() -> None:
         async with opened(score_image, tmp_path):
             attrs = engine.only().attrs
@@ -61,7 +59,10 @@ def test_every_container_is_hardened(
             assert [(port, [bound["HostIp"] for bound in to]) for port, to in ports.items()] == [
                 ("8080/tcp", ["127.0.0.1"])
             ]
-            assert (host["RestartPolicy"]["Name"], host["AutoRemove"], host["PidMode"]) in [("", False, ""), ("no", False, "")]
+            assert (host["RestartPolicy"]["Name"], host["AutoRemove"], host["PidMode"]) in [
+                ("", False, ""),
+                ("no", False, ""),
+            ]
             assert host["LogConfig"]["Config"] in ({"max-size": "10m", "max-file": "3"}, {})
             # What the kernel says of the process itself.
             pid = attrs["State"]["Pid"]

@@ -62,9 +62,7 @@ def test_a_user_and_a_network_that_are_not_there(engine: Engine, score_image: st
     )
     error = failure(score_image, tmp_path, network="no-such-network")
     assert isinstance(error, SourceError)
-    assert str(error) == (
-        "network: the engine has no network 'no-such-network': see docker network create"
-    )
+    assert str(error) == ("network: the engine has no network 'no-such-network': see docker network create")
 
 
 def test_a_volume_that_is_not_there_is_not_made(engine: Engine, score_image: str, tmp_path: Path) -> None:
@@ -121,9 +119,7 @@ def silent(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_engine_that_does_not_answer_in_time(
-    silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_that_does_not_answer_in_time(silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORCHESTRATOR_RUNTIME_DIR", str(tmp_path / "run"))
     monkeypatch.setenv("DOCKER_HOST", silent)
     monkeypatch.setattr("orchestrator_model_docker.engine.ANSWER_SECONDS", 0.5)

@@ -141,7 +141,9 @@ def test_always_takes_what_the_tag_stands_for_now_and_missing_what_is_here(
         newer = machine.image("newer", changes=["ENV WHO=newer"])
         machine.api.tag(newer, name, "1")
         push = {"username": private.username, "password": private.password}
-        assert all("error" not in line for line in machine.api.push(name, "1", auth_config=push, stream=True, decode=True))
+        assert all(
+            "error" not in line for line in machine.api.push(name, "1", auth_config=push, stream=True, decode=True)
+        )
         machine.api.tag(here, name, "1")  # the engine still has what it had
         assert await who(pull="missing") == ("", False)
         async with opened(reference, tmp_path, pull=always, environment={"A": "b"}, **login) as model:

@@ -68,7 +68,9 @@ def design(model: str, config_dir: Path, image: Image, options: ContainerOptions
     """Return the container for a model. Raises ``ValueError`` when the port is not known."""
     scope = scope_of(config_dir)
     port = options.container_port or _only_port(image)
-    made_from = dumps([scope, model, image.id, astuple(image.identity), port, options.settings(config_dir)], sort_keys=True)
+    made_from = dumps(
+        [scope, model, image.id, astuple(image.identity), port, options.settings(config_dir)], sort_keys=True
+    )
     name = f"orchestrator-{_slug(model)}-{sha256(made_from.encode()).hexdigest()[:12]}"
     return Design(model, scope, name, port, image, options, config_dir)
 
@@ -181,9 +183,7 @@ def _not_made(design: Design, error: EngineRefused) -> SourceError | SourceUnava
     if "executable file not found" in lowered or "no such file or directory" in lowered:
         return SourceError(f"the image {image} has no such program: {said}")
     if "network" in lowered and "not found" in lowered:
-        return SourceError(
-            f"network: the engine has no network '{design.options.network}': see docker network create"
-        )
+        return SourceError(f"network: the engine has no network '{design.options.network}': see docker network create")
     if "user" in lowered and "passwd" in lowered:
         return SourceError(f"user: the image {image} does not know the user '{design.options.user}': {said}")
     if error.status == 404 and "image" in lowered:

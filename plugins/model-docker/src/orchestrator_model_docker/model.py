@@ -27,8 +27,6 @@ from orchestrator_model_docker.watching import until_ended
 
 T = TypeVar("T")
 
-MOST_STARTS = 5
-
 
 class ContainerModel:
     """A model in a container. What it can do beside that is what the model type ``http`` can."""
@@ -78,7 +76,7 @@ async def open_container(
         await stack.enter_async_context(hold_lease(containers.model_key(scope, context.name)))
         image = await source.get(engine)
         design = containers.design(context.name, context.config_dir, image, options)
-        shared = await stack.enter_async_context(share(engine, design, MOST_STARTS))
+        shared = await stack.enter_async_context(share(engine, design, context))
         address = containers.address_of(shared.container, design)
         end = _background(stack, until_ended(engine, shared.container["Id"], address))
         http = await _ready(options, context, address, shared, end, stack)

@@ -14,9 +14,17 @@ from typing import Any
 
 import structlog
 
-from orchestrator_core.plugin_api import Lease, SourceError, SourceUnavailable, hold_lease, if_unheld, is_held
+from orchestrator_core.plugin_api import (
+    Lease,
+    OpenContext,
+    SourceError,
+    SourceUnavailable,
+    hold_lease,
+    if_unheld,
+    is_held,
+)
 from orchestrator_model_docker import containers
-from orchestrator_model_docker.containers import Design, PortTaken
+from orchestrator_model_docker.containers import Design
 from orchestrator_model_docker.engine import Engine
 from orchestrator_model_docker.starts import Starts
 
@@ -29,11 +37,11 @@ SWEEP_AFTER_SECONDS = 10.0
 class Share:
     """A share in the container of a design."""
 
-    def __init__(self, engine: Engine, design: Design, lease: Lease, limit: int) -> None:
+    def __init__(self, engine: Engine, design: Design, lease: Lease, context: OpenContext) -> None:
         self._engine = engine
         self._design = design
         self._lease = lease
-        self._starts = Starts(lease, limit)
+        self._starts = Starts(lease, context)
         self._failure = ""
         self.container: Mapping[str, Any] = {}
 
@@ -91,13 +99,12 @@ class Share:
         engine, design = self._engine, self._design
         design.options.check_volumes(design.config_dir)
         try:
+            await self._rivals()
             await containers.create(engine, design)
-            try:
-                await containers.start(engine, design)
-            except PortTaken:
-                if not await self._make_way():
-                    raise
-                await containers.start(engine, design)
+            for rival in await self._rivals():
+                log.info("container replaced", container=rival, by=design.name)
+                await containers.remove(engine, rival, stop_seconds=design.options.stop_timeout)
+            await containers.start(engine, design)
             self._starts.started()
         except BaseException:
             await containers.remove(engine, design.name)
@@ -128,34 +135,34 @@ class Share:
         else:
             await self._bury(found)
 
-    async def _make_way(self) -> bool:
-        """End the container of older settings of this model that has our port. Return whether there was one."""
-        mine = self._lease.state().get("since", 0.0)
-        for found in await containers.of_scope(self._engine, self._design.scope):
-            name = found["Names"][0].lstrip("/")
-            ports = {port.get("PublicPort") for port in found.get("Ports") or ()}
-            if not self._is_old(_labels(found)) or name == self._design.name:
+    async def _rivals(self) -> list[str]:
+        """Return the containers of older settings of this model that have our port.
+
+        Raises ``SourceUnavailable`` when one of newer settings has it: of two configurations the newer one wins.
+        """
+        design, mine = self._design, self._lease.state().get("since", 0.0)
+        if design.options.host_port is None:
+            return []
+        found = []
+        for other in await containers.of_scope(self._engine, design.scope):
+            name, ports = _name(other), {port.get("PublicPort") for port in other.get("Ports") or ()}
+            if name == design.name or not self._is_old(_labels(other)) or design.options.host_port not in ports:
                 continue
-            if self._design.options.host_port not in ports:
-                continue
-            with if_unheld(name) as nobody:
-                if nobody is None and Lease(name, self._lease.folder).state().get("since", 0.0) > mine:
-                    raise SourceUnavailable(
-                        f"the port {self._design.options.host_port} of this host is that of {name}, which a newer "
-                        "configuration of this model has started: reload this one",
-                        started=False,
-                    )
-                log.info("container replaced", container=name, by=self._design.name)
-                await containers.remove(self._engine, found["Id"], stop_seconds=self._design.options.stop_timeout)
-                return True
-        return False
+            if is_held(name) and Lease(name, self._lease.folder).state().get("since", 0.0) > mine:
+                raise SourceUnavailable(
+                    f"the port {design.options.host_port} of this host is that of {name}, which a newer configuration of "
+                    "this model has started: reload this one",
+                    started=False,
+                )
+            found.append(name)
+        return found
 
     def _is_old(self, labels: Mapping[str, str]) -> bool:
         return labels["model"] == self._design.model
 
     async def _sweep(self, unwanted: Any) -> None:
         for found in await containers.of_scope(self._engine, self._design.scope):
-            name = found["Names"][0].lstrip("/")
+            name = _name(found)
             if name == self._design.name or not unwanted(_labels(found)):
                 continue
             with if_unheld(name) as nobody:
@@ -165,15 +172,19 @@ class Share:
                     nobody.note({})
 
 
+def _name(found: Mapping[str, Any]) -> str:
+    return str(found["Names"][0]).lstrip("/")
+
+
 def _labels(found: Mapping[str, Any]) -> dict[str, str]:
     return {name.removeprefix(containers.LABEL): value for name, value in found["Labels"].items()}
 
 
 @asynccontextmanager
-async def share(engine: Engine, design: Design, limit: int) -> AsyncIterator[Share]:
+async def share(engine: Engine, design: Design, context: OpenContext) -> AsyncIterator[Share]:
     """Hold a share in the container of the design until the block is left; it runs when the block is entered."""
     async with hold_lease(design.name) as lease:
-        mine = Share(engine, design, lease, limit)
+        mine = Share(engine, design, lease, context)
         try:
             await mine.ensure()
             yield mine

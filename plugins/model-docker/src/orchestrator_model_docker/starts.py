@@ -10,7 +10,7 @@ import os
 from time import time
 from typing import Any
 
-from orchestrator_core.plugin_api import Lease, SourceError
+from orchestrator_core.plugin_api import Lease, OpenContext, SourceUnavailable
 
 STAYED_UP_SECONDS = 10.0
 """A container that was ready for so long has started well; what ends it then is no failed start."""
@@ -23,9 +23,10 @@ _LONGEST_PAUSE = 15.0
 class Starts:
     """The notes of one container. Use inside of the lease's ``exclusive()``."""
 
-    def __init__(self, lease: Lease, limit: int) -> None:
+    def __init__(self, lease: Lease, context: OpenContext) -> None:
         self._lease = lease
-        self._limit = limit
+        self._limit = context.max_starts
+        self._asked_for = context.failed_starts == 0
 
     def claim(self) -> None:
         """Note since when these settings are wanted, for the case that two containers need the same port."""
@@ -36,21 +37,22 @@ class Starts:
     def pause(self) -> float:
         """Return how many seconds the next start has to wait: none after a success, more after each failure.
 
-        Raises ``SourceError`` when the container has failed too often. A process that has seen that and asks again was told
-        to try once more, and so was one that began later: then the count begins anew.
+        Raises ``SourceUnavailable`` when the container has failed too often. The count begins anew when somebody asks for the
+        model in a process that has seen that, or in one that began later.
         """
         state = self._lease.state()
         count, me = int(state.get("count", 0)), _this_process()
-        told: list[str] = state.get("told", [])
-        began_later = state.get("started", 0.0) < _PROCESS_BEGAN and (count >= self._limit or self._lease.last())
         if not count:
             return 0.0
-        if (count >= self._limit and me in told) or began_later:
+        spent, told = count >= self._limit, state.get("told", [])
+        began_later = state.get("started", 0.0) < _PROCESS_BEGAN and (spent or self._lease.last())
+        if self._asked_for and ((spent and me in told) or began_later):
             self._forget(state)
             return 0.0
-        if count >= self._limit:
+        if spent:
             self._lease.note({**state, "told": [*told, me]})
-            raise SourceError(f"it was started {count} times in a row and did not stay up; {state.get('why', '')}")
+            why = f"it was started {count} times in a row and did not stay up; {state.get('why', '')}"
+            raise SourceUnavailable(why, started=True)
         wait = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (count - 1)) / 2
         return max(0.0, float(state.get("failed", 0.0)) + wait - time())
 
