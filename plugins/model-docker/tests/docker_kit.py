@@ -6,10 +6,12 @@ import io
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -235,6 +237,11 @@ class Answer(NamedTuple):
     headers: Mapping[str, str]
 
 
+def _content(answer: Any) -> Any:
+    body = answer.read()
+    return json.loads(body or "null") if "json" in answer.headers["Content-Type"] else body.decode()
+
+
 class Process:
     """``orchestrator serve`` in a process of its own."""
 
@@ -254,10 +261,10 @@ class Process:
         )
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
-                return Answer(answer.status, json.loads(answer.read() or "null"), answer.headers)
+                return Answer(answer.status, _content(answer), answer.headers)
         except urllib.error.HTTPError as error:
             with error:
-                return Answer(error.code, json.loads(error.read() or "null"), error.headers)
+                return Answer(error.code, _content(error), error.headers)
 
     def score(self) -> Answer:
         return self.ask("/orchestrator/d/score", {"tenure": 12})
@@ -313,3 +320,84 @@ def serving() -> Iterator[Callable[..., Process]]:
     finally:
         for process in processes:
             process.end()
+
+
+# --- an engine of our own, to stop and start ------------------------------------------------------------------------
+
+
+class PrivateEngine:
+    """A Docker engine beside that of the machine, with a bridge of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.id = f"ot{uuid.uuid4().hex[:8]}"
+        self.host = f"unix://{folder}/docker.sock"
+        self.process: subprocess.Popen[bytes] | None = None
+        (folder / "daemon.json").write_text("{}")
+        third, fourth = uuid.uuid4().bytes[:2]
+        for command in (
+            f"link add {self.id} type bridge",
+            f"addr add 10.{third}.{fourth}.1/24 dev {self.id}",
+            f"link set {self.id} up",
+        ):
+            subprocess.run(["ip", *command.split()], check=True, capture_output=True)
+
+    def start(self) -> None:
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    "dockerd", f"--data-root={self.folder}/data", f"--exec-root={self.folder}/exec", f"--host={self.host}",
+                    f"--pidfile={self.folder}/pid", f"--config-file={self.folder}/daemon.json", f"--bridge={self.id}",
+                    "--iptables=false", "--ip6tables=false", "--ip-masq=false",
+                    f"--containerd-namespace={self.id}", f"--containerd-plugins-namespace={self.id}p",
+                ],
+                stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        wait_until(self.answers, 60, "the private engine's first answer")
+
+    def client(self) -> Any:
+        return docker.DockerClient(base_url=self.host, timeout=60, version="1.40")
+
+    def answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:  # the SDK leaves its socket open when it cannot connect
+            if probe.connect_ex(f"{self.folder}/docker.sock"):
+                return False
+        client = self.client()
+        try:
+            return bool(client.ping())
+        finally:
+            client.close()
+
+    def send(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        self.send(number)
+        assert self.process is not None
+        self.process.wait(30)
+        (self.folder / "pid").unlink(missing_ok=True)
+
+    def end(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.send(signal.SIGCONT)
+            self.stop()
+        subprocess.run(["ip", "link", "del", self.id], check=False, capture_output=True)
+        for mounted in sorted(Path("/proc/mounts").read_text().splitlines(), reverse=True):
+            if str(self.folder) in mounted:
+                subprocess.run(["umount", "-l", mounted.split()[1]], check=False, capture_output=True)
+        shutil.rmtree(self.folder / "data", ignore_errors=True)
+
+
+@contextmanager
+def private_engine() -> Iterator[PrivateEngine]:
+    """Run an engine of our own; its folder has a short name, because sockets need one."""
+    if shutil.which("dockerd") is None or shutil.which("ip") is None or os.getuid() != 0:
+        pytest.skip("a Docker engine of the test's own needs dockerd, ip and root")
+    with tempfile.TemporaryDirectory(prefix="engine-", ignore_cleanup_errors=True) as folder:
+        engine = PrivateEngine(Path(folder))
+        try:
+            engine.start()
+            yield engine
+        finally:
+            engine.end()
