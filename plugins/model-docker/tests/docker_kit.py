@@ -401,3 +401,49 @@ def private_engine() -> Iterator[PrivateEngine]:
             yield engine
         finally:
             engine.end()
+
+
+# --- a model server in Python ---------------------------------------------------------------------------------------
+
+SERVER = Path(__file__).parent / "model_server.py"
+FEATURES = ("credit_score", "annual_income", "debt")
+
+
+def credit_model() -> Any:
+    """Train a scikit-learn model; the same one each time."""
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    random = np.random.default_rng(7)
+    rows = np.column_stack(
+        [random.integers(300, 850, 300), random.normal(60_000, 15_000, 300), random.normal(1e4, 4e3, 300)]
+    )
+    bad = rows[:, 2] / rows[:, 1] > rows[:, 0] / 4_000
+    return make_pipeline(StandardScaler(), LogisticRegression()).fit(rows, bad)
+
+
+def python_image(engine: Engine, model: Any, changes: Sequence[str] = ()) -> str:
+    """Make the image of a model server in Python. Its Python is this machine's, see below."""
+    import joblib
+
+    buffer = io.BytesIO()
+    joblib.dump((FEATURES, model), buffer)
+    files = {"model/server.py": SERVER.read_bytes(), "model/credit.joblib": buffer.getvalue()}
+    command = [sys.executable, "/model/server.py", "8080", "/model/credit.joblib"]
+    return engine.image("sklearn", command, files, ["ENV OMP_NUM_THREADS=1", *changes])
+
+
+def python_options() -> dict[str, Any]:
+    """Return the options for a container with this machine's Python in it, read-only."""
+    folders = {sys.base_prefix, sys.prefix, "/usr", "/lib", *(["/lib64"] if Path("/lib64").exists() else [])}
+    within = {folder for folder in folders if not any(folder.startswith(f"{other}/") for other in folders)}
+    return {
+        "volumes": [f"{folder}:{folder}:ro" for folder in sorted(within)],
+        "user": f"{os.getuid()}:{os.getgid()}",
+        "endpoint": "/predict",
+        "rows": "list",
+        "readiness": {"path": "/health"},
+        "timeout": 10,
+    }
