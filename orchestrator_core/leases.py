@@ -90,7 +90,11 @@ async def hold_lease(key: str) -> AsyncIterator[Lease]:
 
 
 def is_held(key: str) -> bool:
-    """Return whether anybody, this process included, holds the lease."""
+    """Return whether anybody, this process included, holds the lease.
+
+    A holder that asks in the same moment whether it is the last may be told that it is not: where that matters, use
+    :func:`if_unheld`.
+    """
     path = runtime_folder() / f"{_named(key)}.users"
     if not path.exists():
         return False
@@ -112,8 +116,8 @@ def if_unheld(key: str) -> Iterator[Lease | None]:
 def lease_domain() -> str:
     """Return a word for those who share leases: this host's processes with this folder.
 
-    Where a thing can be seen from elsewhere too, such as a container of an engine that several hosts use, it tells whose
-    lease is meant.
+    Where a thing can be seen from elsewhere too, such as a container of an engine that several hosts use, it tells
+    whose lease is meant.
     """
     return sha256(f"{gethostname()}\0{runtime_folder().resolve()}".encode()).hexdigest()[:12]
 

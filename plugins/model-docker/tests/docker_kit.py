@@ -218,7 +218,11 @@ endpoints:
   score:
     timeout: 5s
     data_sources:
-      - {name: score, type: ml, source_id: score, operation: predict, params: {features: {tenure: "$request.body.tenure"}}}
+      - name: score
+        type: ml
+        source_id: score
+        operation: predict
+        params: {features: {tenure: "$request.body.tenure"}}
   hello: {response_mapping: hello}
 """
 
@@ -346,8 +350,9 @@ class PrivateEngine:
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    "dockerd", f"--data-root={self.folder}/data", f"--exec-root={self.folder}/exec", f"--host={self.host}",
-                    f"--pidfile={self.folder}/pid", f"--config-file={self.folder}/daemon.json", f"--bridge={self.id}",
+                    "dockerd", f"--data-root={self.folder}/data", f"--exec-root={self.folder}/exec",
+                    f"--host={self.host}", f"--pidfile={self.folder}/pid", f"--config-file={self.folder}/daemon.json",
+                    f"--bridge={self.id}",
                     "--iptables=false", "--ip6tables=false", "--ip-masq=false",
                     f"--containerd-namespace={self.id}", f"--containerd-plugins-namespace={self.id}p",
                 ],
@@ -417,9 +422,8 @@ def credit_model() -> Any:
     from sklearn.preprocessing import StandardScaler
 
     random = np.random.default_rng(7)
-    rows = np.column_stack(
-        [random.integers(300, 850, 300), random.normal(60_000, 15_000, 300), random.normal(1e4, 4e3, 300)]
-    )
+    columns = random.integers(300, 850, 300), random.normal(60_000, 15_000, 300), random.normal(1e4, 4e3, 300)
+    rows = np.column_stack(columns)
     bad = rows[:, 2] / rows[:, 1] > rows[:, 0] / 4_000
     return make_pipeline(StandardScaler(), LogisticRegression()).fit(rows, bad)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,10 @@ def test_a_model_is_started_asked_and_taken_away(
     run(main())
 
 
+def process_status(pid: int) -> dict[str, str]:
+    return dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+
+
 def test_every_container_is_hardened(engine: Engine, score_image: str, tmp_path: Path, run: Callable[..., Any]) -> None:
     async def main() -> None:
         async with opened(score_image, tmp_path):
@@ -65,8 +70,7 @@ def test_every_container_is_hardened(engine: Engine, score_image: str, tmp_path:
             ]
             assert host["LogConfig"]["Config"] in ({"max-size": "10m", "max-file": "3"}, {})
             # What the kernel says of the process itself.
-            pid = attrs["State"]["Pid"]
-            status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+            status = process_status(attrs["State"]["Pid"])
             assert {status[name] for name in ("CapEff", "CapPrm", "CapBnd", "CapInh")} == {"0000000000000000"}
             assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
 
@@ -189,8 +193,6 @@ def test_readiness_is_probed_and_not_slept_for(
     image = machine.image("late", command=["sh", "-c", late])
 
     async def main() -> None:
-        import asyncio
-
         loop = asyncio.get_running_loop()
         began = loop.time()
         readiness = {"path": "/ready", "interval": "50ms"}

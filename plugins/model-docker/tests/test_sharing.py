@@ -164,7 +164,8 @@ def test_starts_in_a_crash_loop_are_limited_over_all_processes_together(
     engine: Engine, machine: Engine, tmp_path: Path, start: Start
 ) -> None:
     image, counted = crash_loop(machine, tmp_path)
-    folder = configuration(tmp_path / "config", image, volumes={str(counted): "/counted"})
+    restart = {"backoff": "50ms", "max_backoff": "500ms"}
+    folder = configuration(tmp_path / "config", image, volumes={str(counted): "/counted"}, restart=restart)
     processes = [start(folder) for _ in range(4)]
 
     def all_failed() -> bool:

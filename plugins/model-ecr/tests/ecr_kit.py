@@ -6,6 +6,7 @@ import json
 import threading
 import urllib.error
 import urllib.request
+import uuid
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -16,7 +17,8 @@ from typing import Any
 
 import pytest
 from docker.errors import ImageNotFound
-from docker_kit import HTTP, OPTIONS, Engine, Registry
+from docker_kit import HTTP, OPTIONS, Engine, Registry, connect, registry
+from moto.server import ThreadedMotoServer
 from orchestrator_model_ecr.plugin import ECR
 
 from orchestrator_core.plugin_api import SourceError, SourceUnavailable
@@ -163,7 +165,7 @@ class Ecr:
         self.client().create_repository(repositoryName=self.repository)
 
     def push(self, image: str, tag: str) -> str:
-        """Push an image under a tag, to the registry and to what the API tells; return its digest. Keep nothing here."""
+        """Push an image under a tag, to the registry and to what the API tells. Return its digest; keep nothing."""
         engine, name = self.engine, f"{self.registry.host}/{self.repository}"
         engine.api.tag(image, name, tag)
         login = {"username": "AWS", "password": PASSWORD}
@@ -211,3 +213,58 @@ class Ecr:
                 return error
 
         return run(main())
+
+
+@contextmanager
+def running_moto() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+@contextmanager
+def repository(
+    engine: Engine, private: Registry, moto: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Ecr]:
+    """Give a repository that nobody else has; it leaves no image and has to leave no container behind."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(folder / "aws-config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(folder / "aws-credentials"),
+        "ORCHESTRATOR_RUNTIME_DIR": str(folder / "run"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("orchestrator_model_ecr.aws.LOGINS._known", {})
+    with in_front(Api(moto)) as api, in_front(Gate(f"http://{private.host}")) as gate:
+        made = Ecr(api, gate, private, engine, f"models/{engine.prefix}-{uuid.uuid4().hex[:6]}")
+        yield made
+        left = engine.containers()
+        for container in left:
+            container.remove(force=True, v=True)
+        made.forget()
+    assert [f"{container.name} ({container.status})" for container in left] == []
+
+
+@contextmanager
+def made_ecr(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ecr]:
+    """Make all that a repository needs, for one test."""
+    engine = connect()
+    try:
+        with (
+            registry(folder, "AWS", PASSWORD) as private,
+            running_moto() as moto,
+            repository(engine, private, moto, folder, monkeypatch) as ecr,
+        ):
+            ecr.create()
+            yield ecr
+    finally:
+        engine.take_down()
+        engine.client.close()

@@ -250,8 +250,8 @@ def test_no_credentials(ecr: Ecr, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     error = ecr.failure(tmp_path, tag="v1")
     assert isinstance(error, SourceError)
     assert str(error) == (
-        "ECR: there are no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a profile, or run where "
-        "a role is attached (Unable to locate credentials)"
+        "ECR: there are no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a profile, or run "
+        "where a role is attached (Unable to locate credentials)"
     )
     error = ecr.failure(tmp_path, tag="v1", profile="production")
     assert str(error) == "ECR: the AWS configuration has no profile 'production': check profile"

@@ -200,7 +200,7 @@ class DockerImage:
 
 
 def _is_of(repo_digest: str, name: str) -> bool:
-    """Return whether a digest that the engine knows is one of this name; it writes out what a short name leaves away."""
+    """Return whether a digest that the engine knows is one of this name, which may leave away the usual registry."""
     return repo_digest.partition("@")[0].removeprefix("docker.io/").removeprefix("library/") == name.removeprefix(
         "docker.io/"
     ).removeprefix("library/")

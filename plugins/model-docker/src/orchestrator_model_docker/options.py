@@ -165,8 +165,8 @@ class ContainerOptions(CallOptions):
 
     pull: Literal["always", "missing", "never"] | bool = option(
         "missing",
-        help="When the image is pulled: `always` when the model is loaded (`true` is the same), `missing` when the engine "
-        "does not have it, `never` (`false`).",
+        help="When the image is pulled: `always` when the model is loaded (`true` is the same), `missing` when the "
+        "engine does not have it, `never` (`false`).",
     )
     pull_timeout: Duration = option(Duration(900), help="Longest time for a pull.", validator=_positive)
     container_port: int | None = option(

@@ -1,7 +1,8 @@
 """One container for all processes of this host that serve a configuration folder.
 
-Whoever holds the lease of a container uses it. Decisions are made one at a time: the first to come starts the container,
-the others find it running, and the last to leave takes it away. Nothing here depends on a process having left in peace.
+Whoever holds the lease of a container uses it. Decisions are made one at a time: the first to come starts the
+container, the others find it running, and the last to leave takes it away. Nothing here depends on a process having
+left in peace.
 """
 
 from __future__ import annotations
@@ -148,10 +149,12 @@ class Share:
             name, ports = _name(other), {port.get("PublicPort") for port in other.get("Ports") or ()}
             if name == design.name or not self._is_old(_labels(other)) or design.options.host_port not in ports:
                 continue
-            if is_held(name) and Lease(name, self._lease.folder).state().get("since", 0.0) > mine:
+            with if_unheld(name) as nobody:
+                newer = nobody is None and Lease(name, self._lease.folder).state().get("since", 0.0) > mine
+            if newer:
                 raise SourceUnavailable(
-                    f"the port {design.options.host_port} of this host is that of {name}, which a newer configuration of "
-                    "this model has started: reload this one",
+                    f"the port {design.options.host_port} of this host is that of {name}, which a newer configuration "
+                    "of this model has started: reload this one",
                     started=False,
                 )
             found.append(name)

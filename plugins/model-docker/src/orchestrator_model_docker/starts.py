@@ -37,8 +37,8 @@ class Starts:
     def pause(self) -> float:
         """Return how many seconds the next start has to wait: none after a success, more after each failure.
 
-        Raises ``SourceUnavailable`` when the container has failed too often. The count begins anew when somebody asks for the
-        model in a process that has seen that, or in one that began later.
+        Raises ``SourceUnavailable`` when the container has failed too often. The count begins anew when somebody asks
+        for the model in a process that has seen that, or in one that began later.
         """
         state = self._lease.state()
         count, me = int(state.get("count", 0)), _this_process()

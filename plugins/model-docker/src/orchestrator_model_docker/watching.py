@@ -15,8 +15,8 @@ _CONNECT_SECONDS = 1.0
 async def until_ended(engine: Engine, container: str, address: tuple[str, int]) -> str:
     """Wait until a container has ended, and return how.
 
-    The engine tells of the end. While the engine itself is away, such as during its own restart, a container may live on:
-    it counts as ended when nothing answers at its address any more.
+    The engine tells of the end. While the engine itself is away, such as during its own restart, a container may live
+    on: it counts as ended when nothing answers at its address any more.
     """
     while True:
         try:

@@ -140,8 +140,8 @@ class Aws:
         options = self._options
         wanted = options.digest or f"tag '{options.wanted_tag}'"
         return SourceError(
-            f"ECR: the repository {options.repository} in {self._where} has no image with the {wanted}: push it, or see "
-            f"what there is with aws ecr list-images --repository-name {options.repository}"
+            f"ECR: the repository {options.repository} in {self._where} has no image with the {wanted}: push it, or "
+            f"see what there is with aws ecr list-images --repository-name {options.repository}"
         )
 
     def _refused(self, error: Any) -> SourceError | SourceUnavailable:
@@ -180,8 +180,8 @@ class Aws:
 
         if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
             return SourceError(
-                "ECR: there are no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a profile, or run "
-                f"where a role is attached ({error})"
+                "ECR: there are no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a profile, "
+                f"or run where a role is attached ({error})"
             )
         if isinstance(error, exceptions.ProfileNotFound):
             return SourceError(f"ECR: the AWS configuration has no profile '{self._options.profile}': check profile")

@@ -1,4 +1,4 @@
-"""The image of the model type ``ecr``: a tag resolved to a digest, pulled by it, and kept under its tag on the engine."""
+"""The image of the model type ``ecr``: a tag resolved to a digest, pulled by it, and kept under its tag here."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _HOST_OF_ECR = r"\d{12}\.dkr\.ecr(-fips)?\.[a-z0-9-]+\.amazonaws\.com(\.cn)?"
 class EcrImage:
     """An image of a repository.
 
-    The image that a tag stood for when it was last pulled keeps the tag on the engine. It is what a model is made from when
-    neither AWS nor the registry can be reached.
+    The image that a tag stood for when it was last pulled keeps the tag on the engine. It is what a model is made from
+    when AWS or the registry cannot be reached.
     """
 
     def __init__(self, options: EcrOptions) -> None:
