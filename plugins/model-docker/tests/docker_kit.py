@@ -31,7 +31,24 @@ from orchestrator_core.plugin_api import SourceError, SourceUnavailable
 from orchestrator_core.testing import open_model, run
 from orchestrator_core.testing.service import write_files
 
-APPLETS = ("sh", "cat", "cut", "echo", "env", "httpd", "id", "nc", "printf", "sed", "sleep", "tail", "touch", "yes")
+APPLETS = (
+    "sh",
+    "cat",
+    "cut",
+    "echo",
+    "env",
+    "head",
+    "httpd",
+    "id",
+    "nc",
+    "printf",
+    "sed",
+    "sleep",
+    "tail",
+    "touch",
+    "tr",
+    "yes",
+)
 PREDICT = """#!/bin/sh
 body=$(cat)
 tenure=$(printf '%s' "$body" | sed 's/.*"tenure": *\\([0-9.]*\\).*/\\1/')
@@ -61,10 +78,9 @@ class Engine:
         """Make an image with busybox, the model ``/www/cgi-bin/predict``, and the files. Return its reference."""
         content = {"www/cgi-bin/predict": PREDICT, "www/health": "ok", **(files or {})}
         reference = f"{self.prefix}-{name}:{tag}"
-        words = ", ".join(f'"{word}"' for word in command)
         done = self.api.import_image_from_data(
             root_of(content), repository=reference.rpartition(":")[0], tag=tag,
-            changes=[f"CMD [{words}]", "ENV PATH=/bin", "EXPOSE 8080", *changes],
+            changes=[f"CMD {json.dumps(list(command))}", "ENV PATH=/bin", "EXPOSE 8080", *changes],
         )  # fmt: skip
         assert '"error"' not in str(done), done
         self.images.append(reference)

@@ -20,7 +20,10 @@ from orchestrator_model_docker.options import ContainerOptions
 LABEL = "orchestrator."
 SCOPE = f"{LABEL}scope"
 MODEL = f"{LABEL}model"
-LAST_LINES = 20
+LAST_LINES, LINE_LENGTH = 20, 500
+_NOT_TEXT = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
+"""The colours of terminals, and control characters."""
+
 _NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_.-]+")
 _LOG_SIZE = {"max-size": "10m", "max-file": "3"}
 _LAST_SIGNAL = 64
@@ -269,14 +272,20 @@ async def last_lines(engine: Engine, container: str, lines: int) -> str:
         output: bytes = await engine.call(lambda client: client.logs(container, tail=lines))
     except EngineRefused:
         return ""
-    return output.decode("utf-8", "replace").rstrip()
+    return _NOT_TEXT.sub("", output.decode("utf-8", "replace").replace("\r\n", "\n")).rstrip()
+
+
+async def shown_lines(engine: Engine, container: str) -> str:
+    """Return the last lines as they stand in a message: few, and none of them long."""
+    output = await last_lines(engine, container, LAST_LINES)
+    return "\n".join(line if len(line) <= LINE_LENGTH else f"{line[:LINE_LENGTH]}…" for line in output.splitlines())
 
 
 async def describe_end(engine: Engine, found: Mapping[str, Any]) -> str:
     """Return how a container ended, with its last lines of output."""
     state, host = found["State"], found["HostConfig"]
     code, said = int(state["ExitCode"]), str(state.get("Error") or "")
-    output = await last_lines(engine, found["Id"], LAST_LINES)
+    output = await shown_lines(engine, found["Id"])
     name = found["Name"].lstrip("/")
     if state.get("OOMKilled"):
         limit = int(host.get("Memory") or 0)

@@ -78,7 +78,7 @@ async def open_container(
         design = containers.design(context.name, context.config_dir, image, options)
         shared = await stack.enter_async_context(share(engine, design, context))
         address = containers.address_of(shared.container, design)
-        end = _background(stack, until_ended(engine, shared.container["Id"], address))
+        end = _background(stack, until_ended(engine, shared.container, address))
         http = await _ready(options, context, address, shared, end, stack)
         await shared.note_ready()
         _background(stack, shared.sweep_later())

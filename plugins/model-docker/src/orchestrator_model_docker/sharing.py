@@ -69,7 +69,7 @@ class Share:
 
     async def give_up(self, why: str) -> str:
         """Note that the running container is of no use. Return why, with its last lines of output."""
-        output = await containers.last_lines(self._engine, self.container["Id"], containers.LAST_LINES)
+        output = await containers.shown_lines(self._engine, self.container["Id"])
         self._failure = f"{why}; its last lines:\n{output}" if output else f"{why}, and its container says nothing"
         return self._failure
 
