@@ -232,7 +232,7 @@ def failure(image: str, folder: Path, **options: Any) -> Exception:
 DOMAIN = """
 endpoints:
   score:
-    timeout: 5s
+    timeout: 30s
     data_sources:
       - name: score
         type: ml

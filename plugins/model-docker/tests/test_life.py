@@ -177,7 +177,7 @@ def test_a_hundred_first_requests_at_once_start_one_container(
     engine: Engine, machine: Engine, tmp_path: Path, start: Start
 ) -> None:
     image = machine.image("late", command=LATE)
-    process = start(configuration(tmp_path / "config", image, preload=False))
+    process = start(configuration(tmp_path / "config", image, preload=False, timeout=30))
     wait_until(lambda: _state(process) == "stopped", what="the service")
     assert engine.containers() == []
     with ThreadPoolExecutor(100) as clients:
