@@ -16,12 +16,14 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from hashlib import sha256
 from pathlib import Path
+from socket import gethostname
 from typing import IO, Any
 
-__all__ = ["Lease", "hold_lease", "is_held", "runtime_folder"]
+__all__ = ["Lease", "hold_lease", "if_unheld", "is_held", "lease_domain", "runtime_folder"]
 
 POLL_SECONDS = 0.02
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}\Z")
@@ -32,13 +34,13 @@ class Lease:
 
     def __init__(self, key: str, folder: Path) -> None:
         self.key = key
-        self._folder = folder
+        self.folder = folder
         self._users: IO[bytes] | None = None
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
         """Keep every other holder, of this process or another, from deciding what this one decides."""
-        with _open(self._folder, f"{self.key}.lock") as file:
+        with _open(self.folder, f"{self.key}.lock") as file:
             while not _lock(file, fcntl.LOCK_EX):  # noqa: ASYNC110 - a lock of the kernel tells nobody
                 await asyncio.sleep(POLL_SECONDS)
             yield
@@ -46,11 +48,9 @@ class Lease:
     def last(self) -> bool:
         """Return whether nobody else holds the lease."""
         assert self._users is not None, "the lease was given up"
-        if _lock(self._users, fcntl.LOCK_EX):
-            return _lock(self._users, fcntl.LOCK_SH)
-        # A refused conversion may have lost the lock that was there.
-        _lock(self._users, fcntl.LOCK_SH)
-        return False
+        alone = _lock(self._users, fcntl.LOCK_EX)
+        _share(self._users)  # a refused conversion may have lost the lock that was there
+        return alone
 
     def release(self) -> None:
         """Give up the share. Does nothing the second time."""
@@ -61,28 +61,26 @@ class Lease:
     def state(self) -> dict[str, Any]:
         """Return what the holders have noted: an object, empty at first and after a write that was cut off."""
         try:
-            noted = json.loads((self._folder / f"{self.key}.json").read_bytes())
+            noted = json.loads((self.folder / f"{self.key}.json").read_bytes())
         except (FileNotFoundError, ValueError):
             return {}
         return noted if isinstance(noted, dict) else {}
 
     def note(self, state: Mapping[str, Any]) -> None:
         """Replace what is noted. It outlives the holders."""
-        temporary = self._folder / f"{self.key}.json.new"
+        temporary = self.folder / f"{self.key}.json.new"
         temporary.write_text(json.dumps(state))
-        temporary.replace(self._folder / f"{self.key}.json")
+        temporary.replace(self.folder / f"{self.key}.json")
 
     def _hold(self) -> None:
-        self._users = _open(self._folder, f"{self.key}.users")
-        _lock(self._users, fcntl.LOCK_SH)
+        self._users = _open(self.folder, f"{self.key}.users")
+        _share(self._users)
 
 
 @asynccontextmanager
 async def hold_lease(key: str) -> AsyncIterator[Lease]:
     """Hold the lease of a thing. ``key`` names it on this host: letters, digits, ``_``, ``-`` and ``.``."""
-    if not _KEY.match(key):
-        raise ValueError(f"'{key}' cannot name a lease: use letters, digits, _, - and .")
-    lease = Lease(key, runtime_folder())
+    lease = Lease(_named(key), runtime_folder())
     async with lease.exclusive():
         lease._hold()
     try:
@@ -92,12 +90,36 @@ async def hold_lease(key: str) -> AsyncIterator[Lease]:
 
 
 def is_held(key: str) -> bool:
-    """Return whether anybody, this process included, holds the lease."""
-    path = runtime_folder() / f"{key}.users"
+    """Return whether anybody, this process included, holds the lease.
+
+    A holder that asks in the same moment whether it is the last may be told that it is not: where that matters, use
+    :func:`if_unheld`.
+    """
+    path = runtime_folder() / f"{_named(key)}.users"
     if not path.exists():
         return False
     with path.open("rb") as file:
         return not _lock(file, fcntl.LOCK_EX)
+
+
+@contextmanager
+def if_unheld(key: str) -> Iterator[Lease | None]:
+    """Keep everybody from taking the lease up, and give it; give None when somebody holds it or is about to.
+
+    So whoever finds a thing that nobody uses can take it away without fear that somebody begins to use it.
+    """
+    lease = Lease(_named(key), runtime_folder())
+    with _open(lease.folder, f"{key}.lock") as file:
+        yield lease if _lock(file, fcntl.LOCK_EX) and not is_held(key) else None
+
+
+def lease_domain() -> str:
+    """Return a word for those who share leases: this host's processes with this folder.
+
+    Where a thing can be seen from elsewhere too, such as a container of an engine that several hosts use, it tells
+    whose lease is meant.
+    """
+    return sha256(f"{gethostname()}\0{runtime_folder().resolve()}".encode()).hexdigest()[:12]
 
 
 def runtime_folder() -> Path:
@@ -117,6 +139,17 @@ def runtime_folder() -> Path:
 
 def _open(folder: Path, name: str) -> IO[bytes]:
     return open(os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "rb")
+
+
+def _named(key: str) -> str:
+    if not _KEY.match(key):
+        raise ValueError(f"'{key}' cannot name a lease: use letters, digits, _, - and .")
+    return key
+
+
+def _share(file: IO[bytes]) -> None:
+    """Take the lock of a holder. Others exclude it for a moment at most, while they ask who holds the lease."""
+    fcntl.flock(file, fcntl.LOCK_SH)
 
 
 def _lock(file: IO[bytes], mode: int) -> bool:

@@ -75,7 +75,7 @@ from orchestrator_core.http_client import (
     HttpResponse,
     TlsOptions,
 )
-from orchestrator_core.leases import Lease, hold_lease, is_held
+from orchestrator_core.leases import Lease, hold_lease, if_unheld, is_held, lease_domain
 
 __all__ = [
     "JSON",
@@ -128,7 +128,9 @@ __all__ = [
     "did_you_mean",
     "hold_lease",
     "hookimpl",
+    "if_unheld",
     "is_held",
+    "lease_domain",
     "option",
 ]
 
@@ -249,12 +251,18 @@ class OpenContext:
     ``name`` is the source's (``database.sources.<name>``) or the model's name, for messages and labels.
     ``operations`` holds the declared operations by name, as instances of the kind's ``operation`` class.
     ``config_dir`` is where relative paths start; use :meth:`path`. ``http`` is the one outbound client.
+
+    ``failed_starts`` is how many times a model could not be opened, or ended, since somebody last asked for it, and
+    ``max_starts`` how many of that may be failed starts. They are for kinds that share what they start with other
+    processes, and therefore count the starts of all.
     """
 
     name: str
     config_dir: Path
     http: HttpClient
     operations: Mapping[str, Any] = field(factory=dict)
+    failed_starts: int = 0
+    max_starts: int = 5
     _open_model: Callable[[str, Mapping[str, Any]], AbstractAsyncContextManager[Model]] | None = field(
         default=None, alias="open_model", repr=False
     )

@@ -4,13 +4,14 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator_core.leases import hold_lease, is_held, runtime_folder
+from orchestrator_core.leases import hold_lease, if_unheld, is_held, lease_domain, runtime_folder
 
 HOLD = """
 import asyncio, sys
@@ -120,3 +121,68 @@ def test_the_folder_of_another_user_is_refused(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("ORCHESTRATOR_RUNTIME_DIR", str(link))
     with pytest.raises(PermissionError, match="set ORCHESTRATOR_RUNTIME_DIR to another"):
         runtime_folder()
+
+
+def test_what_nobody_holds_can_be_taken_away_while_everybody_else_waits(run: Callable[..., Any]) -> None:
+    async def main() -> None:
+        with if_unheld("model") as nobody:
+            assert nobody is not None
+            nobody.note({"taken": True})
+            holding = asyncio.create_task(anext(aiter(held())))
+            await asyncio.sleep(0.1)
+            assert not holding.done()
+        await asyncio.wait_for(holding, 5)
+
+    async def held() -> Any:
+        async with hold_lease("model") as lease:
+            assert lease.state() == {"taken": True}
+            yield lease
+
+    run(main())
+
+
+def test_what_somebody_holds_or_is_about_to_hold_is_left_alone(run: Callable[..., Any]) -> None:
+    async def main() -> None:
+        async with hold_lease("model") as lease:
+            with if_unheld("model") as nobody:
+                assert nobody is None
+            lease.release()
+            async with lease.exclusive():
+                with if_unheld("model") as nobody:
+                    assert nobody is None
+        with if_unheld("model") as nobody:
+            assert nobody is not None
+
+    run(main())
+
+
+def test_asking_who_holds_a_lease_makes_nobody_lose_it(run: Callable[..., Any]) -> None:
+    """Asking locks the holders out for a moment; neither a new holder nor one that asks whether it is the last minds."""
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            is_held("model")
+
+    async def main() -> None:
+        for _ in range(200):
+            async with hold_lease("model") as first, hold_lease("model") as second:
+                assert (first.last(), second.last()) == (False, False)
+                second.release()
+                while not first.last():  # somebody asks just now
+                    await asyncio.sleep(0)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        run(main())
+    finally:
+        over.set()
+        asking.join()
+
+
+def test_the_domain_is_that_of_the_folder_on_this_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    here = lease_domain()
+    assert here == lease_domain()
+    monkeypatch.setenv("ORCHESTRATOR_RUNTIME_DIR", str(tmp_path / "elsewhere"))
+    assert lease_domain() != here

@@ -14,6 +14,7 @@ from time import monotonic, time
 from typing import Any, Literal, TypeVar
 
 import structlog
+from attrs import evolve
 
 from orchestrator_core.errors import ConfigError
 from orchestrator_core.models.batching import Batcher, Row, predict_rows
@@ -256,7 +257,7 @@ class Supervisor:
     async def _live(self) -> None:
         spec = self.spec
         async with AsyncExitStack() as stack:
-            context = self._context.named(self._context.name)
+            context = evolve(self._context, failed_starts=self._misses, max_starts=spec.common.restart.max_starts)
             model = await stack.enter_async_context(spec.kind.open(spec.options, context))
             self._model, self._phase = model, "open"
             self.slot.opened(model)

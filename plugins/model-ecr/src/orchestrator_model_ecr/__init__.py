@@ -1,1 +1,1 @@
-"""Models in images of an AWS ECR registry."""
+"""Models in images of AWS's registry ECR."""
