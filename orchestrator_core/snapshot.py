@@ -18,9 +18,10 @@ from orchestrator_core.config.yaml import Document
 from orchestrator_core.each import AtOnce
 from orchestrator_core.errors import ConfigError, OrchestratorError, Problem, SourceError, SourceUnavailable
 from orchestrator_core.expressions import Literal, references
+from orchestrator_core.facts import check_facts
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.models import MlSource, ModelNotOpened
-from orchestrator_core.plan import ITEM_ROOTS, Plan, PlannedStep, check_facts, compile_plan
+from orchestrator_core.plan import ITEM_ROOTS, Compiled, Plan, PlannedStep, compile_plan
 from orchestrator_core.plugin_api import (
     JSON,
     Identified,
@@ -42,11 +43,15 @@ Call = Callable[..., Awaitable[JSON]] | AtOnce
 
 @frozen
 class Draft:
-    """A configuration compiled and not yet open: what can be known without touching a backend."""
+    """A configuration compiled and not yet open: what can be known without touching a backend.
+
+    ``plans`` are those that nothing is wrong with, ``endpoints`` all of them.
+    """
 
     configuration: Configuration
     registry: Registry
     catalog: Catalog
+    endpoints: tuple[Compiled, ...]
     plans: Mapping[PlanKey, Plan]
     problems: tuple[Problem, ...]
 
@@ -59,13 +64,20 @@ def draft(configuration: Configuration, registry: Registry) -> Draft:
     """Compile every endpoint. Pure computation: safe to run in a thread."""
     catalog = build_catalog(configuration, registry)
     problems = [*configuration.problems, *registry.problems, *catalog.problems]
+    endpoints: list[Compiled] = []
     plans: dict[PlanKey, Plan] = {}
     for endpoint in configuration.endpoints:
         compiled = compile_plan(endpoint, catalog, registry, incomplete=configuration.incomplete)
-        problems += compiled.problems
-        if compiled.plan:
+        unfit = check_facts(compiled, _declared_facts)
+        problems += [*compiled.problems, *unfit]
+        endpoints.append(compiled)
+        if compiled.plan and not unfit:
             plans[endpoint.domain, endpoint.name] = compiled.plan
-    return Draft(configuration, registry, catalog, plans, tuple(sorted(set(problems))))
+    return Draft(configuration, registry, catalog, tuple(endpoints), plans, tuple(sorted(set(problems))))
+
+
+def _declared_facts(step: PlannedStep) -> OperationFacts | None:
+    return step.spec.facts.get(step.operation)
 
 
 class ReadyPlan:
@@ -204,8 +216,8 @@ async def open_snapshot(
         for source in opened.values():
             problems += _inspection_problems(source, unreachable_is_error=unreachable_is_error)
         facts = _FactsOf(opened)
-        for plan in prepared.plans.values():
-            problems += check_facts(plan, facts)
+        for endpoint in prepared.endpoints:
+            problems += check_facts(endpoint, facts)
         problems = sorted({*prepared.problems, *problems})
         if any(problem.severity == "error" for problem in problems):
             raise ConfigError(problems)
@@ -220,9 +232,9 @@ async def open_snapshot(
 class _FactsOf:
     opened: Mapping[SourceKey, OpenSource]
 
-    def __call__(self, key: SourceKey, operation: str) -> OperationFacts | None:
-        source = self.opened.get(key)
-        return source.inspection.facts.get(operation) if source else None
+    def __call__(self, step: PlannedStep) -> OperationFacts | None:
+        source = self.opened.get(step.spec.key)
+        return source.inspection.facts.get(step.operation) if source else None
 
 
 def _bind(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource]) -> ReadyPlan:
