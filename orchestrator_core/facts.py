@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from orchestrator_core.config.structure import Located
 from orchestrator_core.config.yaml import DataPath
 from orchestrator_core.errors import Problem, did_you_mean
 from orchestrator_core.expressions import Literal, Node, ObjectNode, Reference, reference_text, references
 from orchestrator_core.plan import Compiled, PlannedStep, place_of
-from orchestrator_core.plugin_api import JSON, OperationFacts
+from orchestrator_core.plugin_api import JSON, CallInspection, InspectsCalls, OperationFacts
 
-FactsOf = Callable[[PlannedStep], OperationFacts | None]
+Known = Callable[[PlannedStep], CallInspection]
 
 
-def check_facts(endpoint: Compiled, facts_of: FactsOf) -> list[Problem]:
+def check_facts(endpoint: Compiled, known: Known) -> list[Problem]:
     """Hold an endpoint, also one without a plan, against what is known of the calls that its steps make."""
     steps = endpoint.steps
     problems: list[Problem] = []
-    known = {step.name: facts_of(step) for step in steps}
+    facts: dict[str, OperationFacts | None] = {}
     for step in steps:
-        if facts := known[step.name]:
-            problems += _check_params(step, facts)
-            problems += _check_inputs(step, facts)
+        inspection = known(step)
+        facts[step.name] = inspection.facts
+        for finding in inspection.findings:
+            place: dict[str, Any] = {"near": finding.near, "hint": finding.hint, "at_key": not finding.at}
+            at = ("params", *finding.at) if step.config.params else ()
+            problems.append(step.located.problem("ORC602", finding.message, *at, **place))
+        if inspection.facts:
+            problems += _check_params(step, inspection.facts)
+            problems += _check_inputs(step, inspection.facts)
     by_name = {step.name: step for step in steps}
     for reference, located, path in _step_references(steps, endpoint.response, endpoint.located):
-        problems += _check_field(reference, by_name[reference.root], known[reference.root], located, path)
+        problems += _check_field(reference, by_name[reference.root], facts[reference.root], located, path)
     return problems
+
+
+def inspect_call(source: object, step: PlannedStep) -> CallInspection | None:
+    """Return what an open source knows of the step's call, or None where its operation's facts hold."""
+    if not isinstance(source, InspectsCalls):
+        return None
+    names = [name for name, _ in step.params]
+    # A parameter with transforms of its own is another value by the time of the call.
+    constants = {
+        name: node.value for name, node in step.params if isinstance(node, Literal) and name not in step.conversions
+    }
+    return source.inspect_call(step.operation, names, constants)
 
 
 def _check_params(step: PlannedStep, facts: OperationFacts) -> Iterator[Problem]:

@@ -18,19 +18,19 @@ from orchestrator_core.config.yaml import Document
 from orchestrator_core.each import AtOnce
 from orchestrator_core.errors import ConfigError, OrchestratorError, Problem, SourceError, SourceUnavailable
 from orchestrator_core.expressions import Literal, references
-from orchestrator_core.facts import check_facts
+from orchestrator_core.facts import check_facts, inspect_call
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.models import MlSource, ModelNotOpened
 from orchestrator_core.plan import ITEM_ROOTS, Compiled, Plan, PlannedStep, compile_plan
 from orchestrator_core.plugin_api import (
     JSON,
+    CallInspection,
     Identified,
     Identity,
     Inspection,
     Inspects,
     Model,
     OpenContext,
-    OperationFacts,
     Preparable,
     PreparesMany,
     Source,
@@ -76,8 +76,8 @@ def draft(configuration: Configuration, registry: Registry) -> Draft:
     return Draft(configuration, registry, catalog, tuple(endpoints), plans, tuple(sorted(set(problems))))
 
 
-def _declared_facts(step: PlannedStep) -> OperationFacts | None:
-    return step.spec.facts.get(step.operation)
+def _declared_facts(step: PlannedStep) -> CallInspection:
+    return CallInspection(step.spec.facts.get(step.operation))
 
 
 class ReadyPlan:
@@ -215,9 +215,9 @@ async def open_snapshot(
     try:
         for source in opened.values():
             problems += _inspection_problems(source, unreachable_is_error=unreachable_is_error)
-        facts = _FactsOf(opened)
+        known = _Known(opened)
         for endpoint in prepared.endpoints:
-            problems += check_facts(endpoint, facts)
+            problems += check_facts(endpoint, known)
         problems = sorted({*prepared.problems, *problems})
         if any(problem.severity == "error" for problem in problems):
             raise ConfigError(problems)
@@ -229,12 +229,17 @@ async def open_snapshot(
 
 
 @frozen
-class _FactsOf:
+class _Known:
+    """What the open sources know of a step: of its call where they look at calls, else of its operation."""
+
     opened: Mapping[SourceKey, OpenSource]
 
-    def __call__(self, step: PlannedStep) -> OperationFacts | None:
+    def __call__(self, step: PlannedStep) -> CallInspection:
         source = self.opened.get(step.spec.key)
-        return source.inspection.facts.get(step.operation) if source else None
+        if source is None or source.unreachable:
+            return CallInspection()
+        looked = inspect_call(source.source, step)
+        return looked or CallInspection(source.inspection.facts.get(step.operation))
 
 
 def _bind(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource]) -> ReadyPlan:
@@ -415,7 +420,7 @@ def _inspection_problems(source: OpenSource, *, unreachable_is_error: bool) -> I
         problem = _at(source.spec, "ORC604", message, "" if not unreachable_is_error else "skip with --offline")
         yield problem if unreachable_is_error else problem.as_warning()
     for finding in source.inspection.findings:
-        place = source.spec.places.get(finding.operation)
+        place = source.spec.places.get(finding.operation) if finding.operation else source.spec.located
         if place is None:
             yield _at(source.spec, "ORC602", finding.message, finding.hint)
         else:
