@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from attrs import define, evolve, field, frozen
 
-from orchestrator_core.catalog import Catalog, SourceKey, SourceSpec
+from orchestrator_core.catalog import Catalog, SourceSpec
 from orchestrator_core.config.model import (
     RESERVED_ROOTS,
     UNSET,
@@ -31,10 +31,9 @@ from orchestrator_core.expressions import (
     TemplateNode,
     parse,
     parse_value,
-    reference_text,
     references,
 )
-from orchestrator_core.plugin_api import JSON, OperationFacts
+from orchestrator_core.plugin_api import JSON
 from orchestrator_core.plugins import Registry
 from orchestrator_core.schemas import FOREIGN_REFERENCE, RequestSchema, SchemaError, compile_schema
 
@@ -106,9 +105,6 @@ class Plan:
         return self.steps[0].name if len(self.steps) == 1 else None
 
 
-FactsOf = Callable[[SourceKey, str], OperationFacts | None]
-
-
 def compile_plan(endpoint: Endpoint, catalog: Catalog, registry: Registry, *, incomplete: bool = False) -> Compiled:
     """Check an endpoint and compile it. ``incomplete`` silences what an unreadable file would explain."""
     return _Compiler(endpoint, catalog, registry, incomplete).compile()
@@ -116,10 +112,16 @@ def compile_plan(endpoint: Endpoint, catalog: Catalog, registry: Registry, *, in
 
 @frozen
 class Compiled:
-    """A plan, or None where there is none to be had, and the problems of the endpoint."""
+    """A plan, or None where there is none to be had, and the problems of the endpoint.
+
+    ``steps`` and ``response`` are what could be read of it, for :mod:`orchestrator_core.facts`.
+    """
 
     plan: Plan | None
     problems: tuple[Problem, ...]
+    steps: tuple[PlannedStep, ...]
+    response: Node | None
+    located: Located = field(repr=False)
 
 
 @define
@@ -150,9 +152,8 @@ class _Compiler:
         input_schema = self.schema(config.input_schema, located, "input_schema")
         output_schema = self.schema(config.output_schema, located, "output_schema")
         ordered = self.order(planned, steps)
-        self.problems += _check_steps(planned, response, located, self.declared_facts)
         if any(problem.severity == "error" for problem in self.problems) or self.endpoint.unreadable:
-            return Compiled(None, tuple(self.problems))
+            return Compiled(None, tuple(self.problems), tuple(planned), response, located)
         asked = tuple(reference for reference, _, _ in self.references if reference.root == "request")
         plan = Plan(
             domain=self.endpoint.domain,
@@ -169,13 +170,10 @@ class _Compiler:
             output=output_schema,
             located=located,
         )
-        return Compiled(plan, tuple(self.problems))
+        return Compiled(plan, tuple(self.problems), tuple(planned), response, located)
 
     def report(self, located: Located, code: str, message: str, *sub: str | int, **place: Any) -> None:
         self.problems.append(located.problem(code, message, *sub, **place))
-
-    def declared_facts(self, key: SourceKey, operation: str) -> OperationFacts | None:
-        return self.catalog.specs[key].facts.get(operation)
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
@@ -372,7 +370,7 @@ class _Compiler:
 
     def check_references(self, names: set[str], steps: Mapping[str, Step]) -> None:
         for reference, located, path in self.references:
-            place = _place(reference)
+            place = place_of(reference)
             if reference.root == "execution":
                 self.check_execution_reference(reference, located, path, place, steps)
                 continue
@@ -673,7 +671,8 @@ def _runs_for_each(located: Located) -> bool:
     return isinstance(located.data, dict) and located.data.get("for_each") is not None
 
 
-def _place(reference: Reference) -> dict[str, Any]:
+def place_of(reference: Reference) -> dict[str, Any]:
+    """Return what :meth:`Located.problem` needs to point at the reference."""
     return {"offset": reference.offset, "length": len(reference.text), "near": reference.text}
 
 
@@ -707,112 +706,3 @@ def _reaches(value: Any, path: Iterable[str | int]) -> bool:
         except (KeyError, IndexError, TypeError):
             return False
     return True
-
-
-# --- what sources know of their operations ---------------------------------------------------------------------------
-
-
-def check_facts(plan: Plan, facts_of: FactsOf) -> list[Problem]:
-    """Hold a plan against what is known of its operations: their parameters, their fields, a model's features."""
-    return _check_steps(plan.steps, plan.response, plan.located, facts_of)
-
-
-def _check_steps(
-    steps: Sequence[PlannedStep], response: Node | None, endpoint: Located, facts_of: FactsOf
-) -> list[Problem]:
-    problems: list[Problem] = []
-    for step in steps:
-        facts = facts_of(step.spec.key, step.operation)
-        if facts:
-            problems += _check_params(step, facts)
-            problems += _check_inputs(step, facts)
-    for reference, located, path in _step_references(steps, response, endpoint):
-        step = next(step for step in steps if step.name == reference.root)
-        facts = facts_of(step.spec.key, step.operation)
-        problems += _check_field(reference, step, facts, located, path)
-    return problems
-
-
-def _check_params(step: PlannedStep, facts: OperationFacts) -> Iterator[Problem]:
-    given = {name for name, _ in step.params}
-    label = f"{step.spec.label} {step.operation}"
-    unknown = set() if facts.optional is None else given - set(facts.required) - set(facts.optional)
-    at: tuple[str, ...] = ("params",) if step.config.params else ()
-    missing = set(facts.required) - given
-    for name in sorted(unknown):
-        hint = did_you_mean(name, missing or {*facts.required, *(facts.optional or ())})
-        missing -= {word for word in missing if hint == f"did you mean '{word}'?"}
-        message = f"{label} takes no parameter '{name}'"
-        yield step.located.problem("ORC407", message, "params", name, at_key=True, hint=hint)
-    for name in sorted(missing):
-        message = f"{label} needs the parameter '{name}'"
-        yield step.located.problem("ORC407", message, *at, at_key=True)
-
-
-def _check_inputs(step: PlannedStep, facts: OperationFacts) -> Iterator[Problem]:
-    label = f"{step.spec.label} {step.operation}"
-    for param, node in step.params:
-        wanted = facts.inputs.get(param)
-        if wanted is None or param in step.conversions or not isinstance(node, ObjectNode | Literal):
-            continue
-        if isinstance(node, Literal) and not isinstance(node.value, dict):
-            continue  # a list of rows, which is looked at when it is there
-        given = [name for name, _ in node.fields] if isinstance(node, ObjectNode) else [*_keys(node.value)]
-        missing = [name for name in wanted if name not in given]
-        unknown = [name for name in given if name not in wanted]
-        for name in unknown:
-            message = f"{label} knows no '{name}' in {param}"
-            hint = did_you_mean(name, missing or wanted)
-            missing = [word for word in missing if hint != f"did you mean '{word}'?"]
-            yield step.located.problem("ORC412", message, "params", param, name, at_key=True, hint=hint)
-        for name in missing:
-            message = f"{label} asks for '{name}' in {param}, which nobody fills"
-            yield step.located.problem("ORC412", message, "params", param, at_key=True)
-
-
-def _keys(value: JSON) -> list[str]:
-    return list(value) if isinstance(value, dict) else []
-
-
-def _step_references(
-    steps: Sequence[PlannedStep], response: Node | None, endpoint: Located
-) -> Iterator[tuple[Reference, Located, DataPath]]:
-    names = {step.name for step in steps}
-    for step in steps:
-        parts: list[tuple[DataPath, Node]] = [(("params", name), node) for name, node in step.params]
-        if step.condition is not None:
-            parts.append((("condition",), step.condition))
-        if step.for_each is not None:
-            parts.append((("for_each",), step.for_each))
-        for path, node in parts:
-            for reference in references(node):
-                if reference.root in names:
-                    yield reference, step.located, (*path, *reference.where)
-    if response is not None:
-        for reference in references(response):
-            if reference.root in names:
-                yield reference, endpoint, ("response_mapping", *reference.where)
-
-
-def _check_field(
-    reference: Reference, step: PlannedStep, facts: OperationFacts | None, located: Located, path: DataPath
-) -> Iterator[Problem]:
-    """Report a field that the operation provably does not return. A transformed result proves nothing."""
-    follow = reference.path
-    if step.for_each is not None:
-        if follow and isinstance(follow[0], str):
-            message = f"the step '{step.name}' returns a list with a result for each item, and no field '{follow[0]}'"
-            hint = f"{reference_text(step.name, (0, *follow))} is that of the first item"
-            yield located.problem("ORC505", message, *path, hint=hint, **_place(reference))
-            return
-        follow = follow[1:]
-    if facts is None or facts.fields is None or step.transforms:
-        return
-    if facts.many:
-        if not follow or not isinstance(follow[0], int):
-            return
-        follow = follow[1:]
-    if follow and isinstance(follow[0], str) and follow[0] not in facts.fields:
-        message = f"the step '{step.name}' returns no field '{follow[0]}'"
-        hint = did_you_mean(follow[0], facts.fields)
-        yield located.problem("ORC505", message, *path, hint=hint, **_place(reference))

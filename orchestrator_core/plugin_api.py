@@ -367,7 +367,7 @@ class Finding:
     """Something the backend told about a declared operation: it becomes a problem at the operation's line.
 
     ``at`` is the path inside the operation, such as ``("query",)``; ``near`` a word of the text there, which the
-    problem then points at.
+    problem then points at. With an empty ``operation`` it is about the source, and ``at`` a path inside the source.
     """
 
     operation: str
@@ -387,7 +387,10 @@ class Inspection:
 
 @frozen
 class CallInspection:
-    """What a source found out about one step's call. The paths of ``findings`` start inside the step's ``params``."""
+    """What a source found out about one step's call. The paths of ``findings`` start inside the step's ``params``.
+
+    ``facts`` replace those of the operation: None says that nothing is known of this call.
+    """
 
     facts: OperationFacts | None = None
     findings: tuple[Finding, ...] = ()

@@ -19,16 +19,17 @@ from orchestrator_core.config.yaml import Document
 from orchestrator_core.each import AtOnce
 from orchestrator_core.errors import ConfigError, OrchestratorError, Problem, SourceError, SourceUnavailable
 from orchestrator_core.expressions import Literal, references
+from orchestrator_core.facts import check_facts, inspect_call
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.models import ML, MlSource, Opening, Slot, Supervisor, Trouble, WarmUpFailed, open_models
-from orchestrator_core.plan import ITEM_ROOTS, Plan, PlannedStep, check_facts, compile_plan
+from orchestrator_core.plan import ITEM_ROOTS, Compiled, Plan, PlannedStep, compile_plan
 from orchestrator_core.plugin_api import (
     JSON,
+    CallInspection,
     Inspection,
     Inspects,
     Model,
     OpenContext,
-    OperationFacts,
     Preparable,
     PreparesMany,
     Source,
@@ -41,11 +42,15 @@ Call = Callable[..., Awaitable[JSON]] | AtOnce
 
 @frozen
 class Draft:
-    """A configuration compiled and not yet open: what can be known without touching a backend."""
+    """A configuration compiled and not yet open: what can be known without touching a backend.
+
+    ``plans`` are those that nothing is wrong with, ``endpoints`` all of them.
+    """
 
     configuration: Configuration
     registry: Registry
     catalog: Catalog
+    endpoints: tuple[Compiled, ...]
     plans: Mapping[PlanKey, Plan]
     problems: tuple[Problem, ...]
 
@@ -58,13 +63,20 @@ def draft(configuration: Configuration, registry: Registry) -> Draft:
     """Compile every endpoint. Pure computation: safe to run in a thread."""
     catalog = build_catalog(configuration, registry)
     problems = [*configuration.problems, *registry.problems, *catalog.problems]
+    endpoints: list[Compiled] = []
     plans: dict[PlanKey, Plan] = {}
     for endpoint in configuration.endpoints:
         compiled = compile_plan(endpoint, catalog, registry, incomplete=configuration.incomplete)
-        problems += compiled.problems
-        if compiled.plan:
+        unfit = check_facts(compiled, _declared_facts)
+        problems += [*compiled.problems, *unfit]
+        endpoints.append(compiled)
+        if compiled.plan and not unfit:
             plans[endpoint.domain, endpoint.name] = compiled.plan
-    return Draft(configuration, registry, catalog, plans, tuple(sorted(set(problems))))
+    return Draft(configuration, registry, catalog, tuple(endpoints), plans, tuple(sorted(set(problems))))
+
+
+def _declared_facts(step: PlannedStep) -> CallInspection:
+    return CallInspection(step.spec.facts.get(step.operation))
 
 
 class ReadyPlan:
@@ -213,9 +225,9 @@ async def open_snapshot(
                 hint = "skip with --offline" if opening.unreachable_is_error else ""
                 for trouble in source.source.troubles:
                     problems += _trouble(source.spec, trouble, hint)
-        facts = _FactsOf(opened)
-        for plan in prepared.plans.values():
-            problems += check_facts(plan, facts)
+        known = _Known(opened)
+        for endpoint in prepared.endpoints:
+            problems += check_facts(endpoint, known)
         problems = sorted({*prepared.problems, *problems})
         if any(problem.severity == "error" for problem in problems):
             raise ConfigError(problems)
@@ -227,12 +239,17 @@ async def open_snapshot(
 
 
 @frozen
-class _FactsOf:
+class _Known:
+    """What the open sources know of a step: of its call where they look at calls, else of its operation."""
+
     opened: Mapping[SourceKey, OpenSource]
 
-    def __call__(self, key: SourceKey, operation: str) -> OperationFacts | None:
-        source = self.opened.get(key)
-        return source.inspection.facts.get(operation) if source else None
+    def __call__(self, step: PlannedStep) -> CallInspection:
+        source = self.opened.get(step.spec.key)
+        if source is None or source.unreachable:
+            return CallInspection()
+        looked = inspect_call(source.source, step)
+        return looked or CallInspection(source.inspection.facts.get(step.operation))
 
 
 def _bind(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource]) -> ReadyPlan:
@@ -443,7 +460,7 @@ def _inspection_problems(source: OpenSource, *, unreachable_is_error: bool) -> I
         problem = _at(source.spec, "ORC604", message, "" if not unreachable_is_error else "skip with --offline")
         yield problem if unreachable_is_error else problem.as_warning()
     for finding in source.inspection.findings:
-        place = source.spec.places.get(finding.operation)
+        place = source.spec.places.get(finding.operation) if finding.operation else source.spec.located
         if place is None:
             yield _at(source.spec, "ORC602", finding.message, finding.hint)
         else:

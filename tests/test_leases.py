@@ -157,7 +157,7 @@ def test_what_somebody_holds_or_is_about_to_hold_is_left_alone(run: Callable[...
 
 
 def test_asking_who_holds_a_lease_makes_nobody_lose_it(run: Callable[..., Any]) -> None:
-    """Asking locks the holders out for a moment; neither a new holder nor one that asks whether it is the last minds."""
+    """Asking locks the holders out for a moment; no new holder minds, nor one that asks whether it is the last."""
     over = threading.Event()
 
     def ask() -> None:
@@ -169,7 +169,7 @@ def test_asking_who_holds_a_lease_makes_nobody_lose_it(run: Callable[..., Any]) 
             async with hold_lease("model") as first, hold_lease("model") as second:
                 assert (first.last(), second.last()) == (False, False)
                 second.release()
-                while not first.last():  # somebody asks just now
+                while not first.last():  # noqa: ASYNC110 - somebody asks just now
                     await asyncio.sleep(0)
 
     asking = threading.Thread(target=ask)

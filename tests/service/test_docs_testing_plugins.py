@@ -14,9 +14,11 @@ def test_the_tests_on_the_page_pass(tmp_path: Path) -> None:
     files = dict(re.findall(r"^```python file=(\S+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
     assert sorted(files) == [
         "greeting.py",
+        "table.py",
         "test_doubling_conformance.py",
         "test_greeting_conformance.py",
         "test_greeting_service.py",
+        "test_table.py",
     ]
     for name, text in files.items():
         (tmp_path / name).write_text(text)

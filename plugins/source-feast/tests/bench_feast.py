@@ -3,9 +3,9 @@
     python -W ignore bench_feast.py [--stores sqlite,redis,postgresql] [--json FILE]
 
 Prints medians of interleaved rounds: microseconds of process CPU time, threads included, and calls per CPU second. The
-SDK's figure is without ``to_dict()``, and its synchronous reads block the loop; this source returns JSON. Then, with
-reads going on all the time, how long the event loop took to turn, and how long without any: the machine does other
-things too.
+SDK's figure is without ``to_dict()``, and its synchronous reads block the loop; this source returns JSON. Then the same
+for 100 entities at once, per entity. Then, with reads going on all the time, how long the event loop took to turn: by
+the clock, where the machine's other work counts too, and by the CPU time of the loop's thread.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from feast.types import Float64, Int64, String
 from feast_kit import Made, new_store
 
 ROUNDS, CALLS, CUSTOMERS = 15, 300, 1_000
+MANY, MANY_CALLS = 100, 10
 NAMES = [*(f"amount_{number}" for number in range(6)), "tier", "region", "visits", "age"]
 REFERENCES = [f"customer:{name}" for name in NAMES]
 Contestants = dict[str, Callable[[int], Awaitable[Any]]]
@@ -64,19 +65,19 @@ def make(store: str, folder: Path) -> Made:
     return Made(store, folder, sdk)
 
 
-async def measure(store: str, contestants: Contestants) -> dict[str, float]:
-    """Print what each contestant took, and return the microseconds."""
+async def measure(what: str, contestants: Contestants, calls: int = CALLS, entities: int = 1) -> dict[str, float]:
+    """Print what each contestant took, and return the microseconds for an entity."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(ROUNDS):
         for name, read in contestants.items():
             await read(1)
             started = time.process_time()
-            for number in range(CALLS):
-                await read(number % CUSTOMERS + 1)
-            times[name].append((time.process_time() - started) / CALLS)
+            for number in range(calls):
+                await read(number % (CUSTOMERS // entities) + 1)
+            times[name].append((time.process_time() - started) / calls / entities)
     medians = {name: statistics.median(each) for name, each in times.items()}
     sdk = medians["SDK"]
-    print(f"\n{store}: {ROUNDS} interleaved rounds of {CALLS} calls")
+    print(f"\n{what}: {ROUNDS} interleaved rounds of {calls} calls")
     for name, median in medians.items():
         print(f"  {name:<34} {median * 1e6:7.1f} µs  {1 / median:8.0f} calls per CPU second  {sdk / median:5.2f} times")
     return {name: median * 1e6 for name, median in medians.items()}
@@ -85,6 +86,7 @@ async def measure(store: str, contestants: Contestants) -> dict[str, float]:
 async def gaps(call: Callable[[int], Awaitable[Any]]) -> None:
     """Print how long the loop took to turn while reads went on, and without any."""
     turns: list[float] = []
+    worked: list[float] = []
     end = time.perf_counter() + 2
 
     async def reading() -> None:
@@ -95,17 +97,20 @@ async def gaps(call: Callable[[int], Awaitable[Any]]) -> None:
     async def turning() -> None:
         while time.perf_counter() < end:
             turns.append(time.perf_counter())
+            worked.append(time.thread_time())
             await asyncio.sleep(0)
 
     for name, work in (("reads on the loop", [turning(), reading()]), ("nothing but turning", [turning()])):
         turns.clear()
+        worked.clear()
         end = time.perf_counter() + 2
         await asyncio.gather(*work)
         between = sorted(after - before for before, after in pairwise(turns))
         shown = [between[int(len(between) * share)] * 1e6 for share in (0.5, 0.999)]
         over = sum(each > 0.001 for each in between)
         figures = f"a turn takes {shown[0]:.0f} µs, 99.9 %: {shown[1]:.0f} µs, over 1 ms: {over} of {len(between)}"
-        print(f"  {name:<34} {figures}")
+        longest = max(after - before for before, after in pairwise(worked)) * 1e6
+        print(f"  {name:<34} {figures}; the thread worked for {longest:.0f} µs at most")
 
 
 async def bench(store: str) -> dict[str, float]:
@@ -136,6 +141,23 @@ async def bench(store: str) -> dict[str, float]:
                 "this source, direct_reads: false": through_sdk.prepare("get", ["entity_id"]),
             }
             measured = await measure(store, contestants)
+            many = source.prepare_many("get", ["entity_id"])
+
+            async def many_by_sdk(number: int) -> Any:
+                ids = range(MANY * (number - 1) + 1, MANY * number + 1)
+                return sdk.get_online_features(features=REFERENCES, entity_rows=[{"customer_id": each} for each in ids])
+
+            await measure(
+                f"{store}, {MANY} entities at once, per entity",
+                {
+                    "SDK": many_by_sdk,
+                    "this source": lambda number: many(
+                        [[each] for each in range(MANY * (number - 1) + 1, MANY * number + 1)]
+                    ),
+                },
+                MANY_CALLS,
+                MANY,
+            )
             await gaps(call)
             if store == "redis":
                 await sdk._get_provider().online_store._client_async.aclose()

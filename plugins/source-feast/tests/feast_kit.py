@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import socket
 import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +23,7 @@ import pandas as pd
 import psycopg
 import pytest
 import yaml
+from aiohttp import web
 from attrs import field, frozen
 from feast import (
     Entity,
@@ -34,11 +41,15 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Array, Bool, Bytes, Float32, Float64, Int64, String, UnixTimestamp
 from orchestrator_source_feast.plugin import FEAST
+from psycopg import sql
+from redis import Redis
 
 from orchestrator_core.testing import open_source, run
 
+START_SECONDS = 60
 STORES = ["sqlite", "redis", "postgresql"]
 REDIS = os.environ.get("ORCHESTRATOR_TEST_REDIS", "127.0.0.1:6379")
+REDIS_DATABASE = 3
 POSTGRESQL_URL = os.environ.get("ORCHESTRATOR_TEST_POSTGRESQL_URL", "postgresql://postgres@127.0.0.1:5432")
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -110,14 +121,19 @@ class Made:
         online_store.online_write_batch(self.sdk.config, table, [(entity, dict(values), at, None)], None)
 
     def take_down(self) -> None:
-        self.sdk.teardown()
+        """Remove what bears this project's name from the store, and nothing else: others use the servers too."""
         online_store = self.sdk._get_provider().online_store
         for name in ("_conn", "_client"):
             if getattr(online_store, name, None) is not None:
                 getattr(online_store, name).close()
         if self.store == "postgresql":
             with psycopg.connect(POSTGRESQL_URL, autocommit=True) as connection:
-                connection.execute(f"DROP SCHEMA {self.sdk.project} CASCADE")
+                connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(self.sdk.project)))
+        if self.store == "redis":
+            host, _, port = REDIS.partition(":")
+            with Redis(host, int(port), db=REDIS_DATABASE) as client:
+                for key in client.scan_iter(f"*{self.sdk.project}"):
+                    client.delete(key)
 
 
 def online_store(store: str, folder: Path, project: str) -> dict[str, Any]:
@@ -127,7 +143,7 @@ def online_store(store: str, folder: Path, project: str) -> dict[str, Any]:
     if store == "redis":
         host, _, port = REDIS.partition(":")
         _reach(store, host, int(port))
-        return {"type": "redis", "connection_string": f"{REDIS},db=3"}
+        return {"type": "redis", "connection_string": f"{REDIS},db={REDIS_DATABASE}"}
     url = urlsplit(POSTGRESQL_URL)
     host, number = url.hostname or "127.0.0.1", url.port or 5432
     _reach(store, host, number)
@@ -157,7 +173,7 @@ def _reach(store: str, host: str, port: int) -> None:
 
 def new_store(store: str, folder: Path, **registry: Any) -> FeatureStore:
     """Write ``feature_store.yaml`` and return the SDK's store; nothing is applied yet."""
-    project = f"orchestrator_test_{uuid.uuid4().hex[:10]}"
+    project = f"orchestrator_test_{uuid.uuid4().hex[:20]}"  # whatever bears this name in a shared store is this run's
     config = {
         "project": project,
         "provider": "local",
@@ -243,3 +259,138 @@ def lock(file: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     connection.execute("BEGIN EXCLUSIVE")
     return connection
+
+
+# --- stores that are not there, or do not answer ---------------------------------------------------------------------
+
+
+def moved(made: Made, folder: Path, **store: Any) -> Made:
+    """A copy of the repository that looks for its store elsewhere."""
+    config = yaml.safe_load((made.folder / "feature_store.yaml").read_text())
+    config["registry"]["path"] = str(made.folder / "registry.db")
+    config["online_store"].update(store)
+    (folder / "feature_store.yaml").write_text(yaml.safe_dump(config))
+    return Made(made.store, folder, made.sdk)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Way:
+    """A TCP relay to a server, which can swallow what is said, and end every connection."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.target = host, port
+        self.swallows = False
+        self.connections = 0
+        self._writers: list[asyncio.StreamWriter] = []
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[int]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            self.cut()
+            await asyncio.sleep(0.05)
+
+    def cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            there, back = await asyncio.open_connection(*self.target)
+        except OSError:
+            writer.close()
+            return
+        self._writers += [writer, back]
+        await asyncio.gather(self._pipe(reader, back, client=True), self._pipe(there, writer))
+
+    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, client: bool = False) -> None:
+        try:
+            while data := await reader.read(65536):
+                if not (client and self.swallows):
+                    writer.write(data)
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+
+def way_to(made: Made) -> Way:
+    if made.store == "redis":
+        host, _, port = REDIS.partition(":")
+        return Way(host, int(port))
+    return Way("127.0.0.1", 5432)
+
+
+def behind(made: Made, folder: Path, port: int) -> Made:
+    if made.store == "redis":
+        return moved(made, folder, connection_string=f"127.0.0.1:{port},db={REDIS_DATABASE}")
+    return moved(made, folder, host="127.0.0.1", port=port)
+
+
+# --- feature servers --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def serving(made: Made) -> Iterator[str]:
+    """Run ``feast serve``, and leave when the process has ended."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = made.folder / "server.log"
+    command = [str(Path(sys.executable).with_name("feast")), "--chdir", str(made.folder), "serve"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port), "--no-access-log", "--max-requests", "1000000"],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "FEAST_USAGE": "False", "PYTHONWARNINGS": "ignore"},
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + START_SECONDS
+        while True:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        yield url
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)  # the server and its worker
+        process.wait(20)
+
+
+@asynccontextmanager
+async def open_server(url: str, operations: Mapping[str, Any], **options: Any) -> AsyncIterator[Any]:
+    given = {"server_url": url, "entity_key": "customer_id", "timeout": "10s", **options}
+    async with open_source(FEAST, given, operations, folder=Path()) as source:
+        yield source
+
+
+@asynccontextmanager
+async def stub(handler: Any) -> AsyncIterator[str]:
+    """A feature server that answers what the handler does."""
+    app = web.Application()
+    if handler is not None:
+        app.router.add_post("/get-online-features", handler)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()

@@ -174,7 +174,7 @@ def stored_view(made: Made, row: Row) -> FeatureView:
 
 def outcome_of(made: Made, params: dict[str, Any], operation: dict[str, Any], **options: Any) -> Any:
     async def main() -> Any:
-        async with made.open({"get": operation}, entity_key=None, **options) as source:
+        async with made.open({"get": operation}, entity_key=None, timeout="30s", **options) as source:
             try:
                 # Twice: the first read of SQLite is on a thread, the second on the loop.
                 first, second = await source.fetch("get", params), await source.fetch("get", params)

@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-import yaml
-from feast_kit import ADA, POSTGRESQL_URL, REDIS, Made, lock
+from feast_kit import ADA, POSTGRESQL_URL, REDIS, REDIS_DATABASE, Made, behind, free_port, lock, moved, way_to
 
 from orchestrator_core.plugin_api import SourceError, SourceUnavailable
 from orchestrator_core.testing import leaves_nothing, run
@@ -26,85 +23,12 @@ from orchestrator_core.testing import leaves_nothing, run
 VISITS = {"get": {"features": ["customer:visits"]}}
 
 
-def moved(made: Made, folder: Path, **store: Any) -> Made:
-    """A copy of the repository that looks for its store elsewhere."""
-    config = yaml.safe_load((made.folder / "feature_store.yaml").read_text())
-    config["registry"]["path"] = str(made.folder / "registry.db")
-    config["online_store"].update(store)
-    (folder / "feature_store.yaml").write_text(yaml.safe_dump(config))
-    return Made(made.store, folder, made.sdk)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Way:
-    """A TCP relay to a server, which can swallow what is said, and end every connection."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self.target = host, port
-        self.swallows = False
-        self.connections = 0
-        self._writers: list[asyncio.StreamWriter] = []
-
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[int]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        try:
-            yield server.sockets[0].getsockname()[1]
-        finally:
-            server.close()
-            self.cut()
-            await asyncio.sleep(0.05)
-
-    def cut(self) -> None:
-        for writer in self._writers:
-            writer.transport.abort()
-        self._writers.clear()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        try:
-            there, back = await asyncio.open_connection(*self.target)
-        except OSError:
-            writer.close()
-            return
-        self._writers += [writer, back]
-        await asyncio.gather(self._pipe(reader, back, client=True), self._pipe(there, writer))
-
-    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, client: bool = False) -> None:
-        try:
-            while data := await reader.read(65536):
-                if not (client and self.swallows):
-                    writer.write(data)
-        except OSError:
-            pass
-        finally:
-            writer.close()
-
-
-def way_to(made: Made) -> Way:
-    if made.store == "redis":
-        host, _, port = REDIS.partition(":")
-        return Way(host, int(port))
-    return Way("127.0.0.1", 5432)
-
-
-def behind(made: Made, folder: Path, port: int) -> Made:
-    if made.store == "redis":
-        return moved(made, folder, connection_string=f"127.0.0.1:{port},db=3")
-    return moved(made, folder, host="127.0.0.1", port=port)
-
-
 @pytest.fixture(params=["redis", "postgresql"])
 def server(request: pytest.FixtureRequest, made: Callable[[str], Made]) -> Made:
     return made(request.param)
 
 
-def test_a_server_that_is_down_is_unavailable_and_comes_back(server: Made, tmp_path: Path) -> None:
+def test_a_server_that_is_down_is_a_source_error_until_it_is_back(server: Made, tmp_path: Path) -> None:
     title = {"redis": "Redis", "postgresql": "PostgreSQL"}[server.store]
     port = free_port()
 
@@ -112,8 +36,9 @@ def test_a_server_that_is_down_is_unavailable_and_comes_back(server: Made, tmp_p
         async with behind(server, tmp_path, port).open(VISITS, connect_timeout="1s") as source:
             assert not (await source.inspect()).findings
             for call in (source.prepare("get", ["entity_id"])(ADA), source.check_ready()):
-                with pytest.raises(SourceUnavailable) as caught:
+                with pytest.raises(SourceError) as caught:
                     await call
+                assert caught.value.transient
                 assert str(caught.value).startswith(f"feast 'default': cannot connect to {title} at 127.0.0.1:{port}: ")
             way = way_to(server)
             relay = await asyncio.start_server(way._serve, "127.0.0.1", port)
@@ -206,8 +131,9 @@ def test_a_table_that_was_dropped_is_a_source_error(postgresql: Made, tmp_path: 
 
 def test_redis_that_wants_a_password_says_so(redis: Made, tmp_path: Path) -> None:
     host, _, port = REDIS.partition(":")
-    wrong = moved(redis, tmp_path, connection_string=f"{host}:{port},db=3,username=nobody,password=wrong")
-    with pytest.raises(SourceUnavailable, match=rf"Redis at {REDIS} refused AUTH: WRONGPASS"):
+    where = f"{host}:{port},db={REDIS_DATABASE},username=nobody,password=wrong"
+    wrong = moved(redis, tmp_path, connection_string=where)
+    with pytest.raises(SourceError, match=rf"Redis at {REDIS} refused AUTH: WRONGPASS"):
         wrong.fetch(VISITS["get"], {"entity_id": ADA})
 
 
@@ -219,7 +145,7 @@ def test_a_key_of_another_kind_in_redis_is_a_source_error(redis: Made) -> None:
 
     host, _, port = REDIS.partition(":")
     key = _redis_key(redis.sdk.project, EntityKey(join_keys=["customer_id"], entity_values=[Value(int64_val=77)]))
-    with client_library.Redis(host, int(port), db=3) as client:
+    with client_library.Redis(host, int(port), db=REDIS_DATABASE) as client:
         client.set(key, "text")
         try:
             with pytest.raises(SourceError, match="answered: WRONGTYPE"):
@@ -236,10 +162,8 @@ def copied(sqlite: Made, folder: Path) -> Made:
     return moved(sqlite, folder)
 
 
-def test_a_missing_file_is_unavailable_and_not_made(sqlite: Made, tmp_path: Path) -> None:
-    with pytest.raises(
-        SourceUnavailable, match=r"cannot open the online store .*online\.db: unable to open database file"
-    ):
+def test_a_missing_file_is_a_source_error_and_not_made(sqlite: Made, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"cannot open the online store .*online\.db: unable to open database file"):
         moved(sqlite, tmp_path).fetch(VISITS["get"], {"entity_id": ADA})
     assert not (tmp_path / "online.db").exists()
 
@@ -350,6 +274,55 @@ def test_threads_are_bounded_and_slow_ones_are_given_up(sqlite: Made, monkeypatc
     run(main())
 
 
+def test_a_connection_is_not_closed_under_a_call_that_uses_it(sqlite: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        options = {"direct_reads": False, "timeout": "30s"}
+        async with sqlite.open(VISITS, **options) as source:
+            call = source.prepare("get", ["entity_id"])
+            await call(ADA)
+            online_store = source._repository._sdk._get_provider().online_store
+            connection, read = online_store._conn, online_store.online_read
+            reading, go_on = threading.Event(), threading.Event()
+
+            def slow(*given: Any, **named: Any) -> Any:
+                reading.set()
+                go_on.wait(10)
+                connection.execute("SELECT 1").fetchall()  # would raise, were it closed
+                return read(*given, **named)
+
+            def fail(*given: Any, **named: Any) -> Any:
+                raise sqlite3.OperationalError("disk I/O error")
+
+            monkeypatch.setattr(online_store, "online_read", slow)
+            going = asyncio.ensure_future(call(ADA))
+            await asyncio.to_thread(reading.wait, 10)
+            monkeypatch.setattr(online_store, "online_read", fail)
+            with pytest.raises(SourceError, match=r"feast 'default': OperationalError: disk I/O error"):
+                await call(ADA)
+            assert online_store._conn is None
+            monkeypatch.setattr(online_store, "online_read", read)
+            go_on.set()
+            assert await going == await call(ADA) == {"visits": 12}
+
+    run(main())
+
+
+def test_what_an_on_demand_view_raises_leaves_the_connections_alone(sqlite: Made) -> None:
+    async def main() -> None:
+        async with sqlite.open({"get": {"features": ["on_demand:per_visit"]}}) as source:
+            call = source.prepare("get", ["entity_id", "amount"])
+            assert await call(ADA, 6.0) == {"per_visit": 0.5}
+            connection = source._repository._sdk._get_provider().online_store._conn
+            outcomes = await asyncio.gather(
+                *(call(ADA, 6.0 if number % 2 else "six") for number in range(20)), return_exceptions=True
+            )
+            assert outcomes[1::2] == [{"per_visit": 0.5}] * 10
+            assert all(isinstance(outcome, SourceError) for outcome in outcomes[::2])
+            assert source._repository._sdk._get_provider().online_store._conn is connection
+
+    run(main())
+
+
 def test_the_sdk_makes_new_connections_after_a_failure(postgresql: Made, tmp_path: Path) -> None:
     async def main() -> None:
         way = way_to(postgresql)
@@ -380,10 +353,10 @@ def test_reads_do_not_block_the_loop(store: str, made: Callable[[str], Made]) ->
             call = source.prepare("get", ["entity_id"])
             await asyncio.gather(*(call(ADA) for _ in range(10)))
             longest = []
-            for _ in range(20):
+            for _ in range(60):
                 turns: list[float] = []
                 task = asyncio.create_task(turning(turns))
-                for _ in range(20):
+                for _ in range(5):
                     await call(ADA)
                     await asyncio.sleep(0)
                 task.cancel()

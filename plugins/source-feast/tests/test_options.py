@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from orchestrator_source_feast.options import FeastOptions, OperationOptions
 from orchestrator_source_feast.redis import Address, address
 
 from orchestrator_core.errors import ConfigError
+from orchestrator_core.plugin_api import Size
 from orchestrator_core.testing import structured
 
 
@@ -79,3 +83,31 @@ def test_feast_is_not_imported_before_a_source_opens() -> None:
 )
 def test_only_a_connection_string_that_is_wholly_understood_is_used(text: str, expected: Address | None) -> None:
     assert address(text) == expected
+
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, Size):
+        return f"{default // 2**20} MiB"
+    if isinstance(default, float):
+        return f"{default:g} s"
+    return f"`{default}`" if isinstance(default, str) else str(default)
+
+
+def test_the_readme_has_every_option_with_its_default() -> None:
+    section = README.read_text().partition("## Options of a source")[2].partition("\n## ")[0]
+    told = dict(re.findall(r"^\| `(\w+)` \| (.*?) ?\|", section, re.MULTILINE))
+    options = {each.name: each.default for each in attrs.fields(FeastOptions)}
+    assert list(told) == [name for name in told if name in options]
+    assert set(told) == set(options)
+    plain = {name: default for name, default in options.items() if isinstance(default, bool | float | int | str)}
+    assert {name: told[name] for name in plain} == {name: shown(default) for name, default in plain.items()}
+
+
+def test_the_readme_has_every_option_of_an_operation() -> None:
+    section = README.read_text().partition("## An operation")[2].partition("\n## ")[0]
+    assert {each.name for each in attrs.fields(OperationOptions)} <= set(re.findall(r"`(\w+)`", section))

@@ -2,63 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import pytest
 from aiohttp import web
-from feast_kit import ADA, ADA_FEATURES, ALL, BO, NAN, OLD, UNKNOWN, Made
+from feast_kit import ADA, ADA_FEATURES, ALL, BO, NAN, OLD, UNKNOWN, Made, open_server, serving, stub
 from orchestrator_source_feast.plugin import FEAST
 
-from orchestrator_core.plugin_api import EntityNotFound, Finding, InvalidParam, OperationFacts, SourceError
-from orchestrator_core.testing import Call, SourceConformance, open_source, run
+from orchestrator_core.plugin_api import (
+    CallInspection,
+    EntityNotFound,
+    Finding,
+    InvalidParam,
+    OperationFacts,
+    SourceError,
+)
+from orchestrator_core.testing import Call, SourceConformance, run
 
-START_SECONDS = 60
-SERVE = """
-import sys, uvicorn
-from feast import FeatureStore
-from feast.feature_server import get_app
-uvicorn.run(get_app(FeatureStore(repo_path=sys.argv[1])), host="127.0.0.1", port=int(sys.argv[2]), log_level="error")
-"""
 # The server writes timestamps as seconds.
 SERVED = ADA_FEATURES | {"signed_up": 1709209800}
-
-
-@contextmanager
-def serving(made: Made) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = made.folder / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", SERVE, str(made.folder), str(port)],
-            stdout=output,
-            stderr=output,
-            env={**os.environ, "FEAST_USAGE": "False"},
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + START_SECONDS
-        while True:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < until, log.read_text()
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 @pytest.fixture(scope="module", params=["sqlite", "redis"])
@@ -73,15 +36,6 @@ def fetch(url: str, operation: dict[str, Any], params: dict[str, Any], **options
             return await source.fetch("get", params)
 
     return run(main())
-
-
-@asynccontextmanager
-async def open_server(url: str, operations: dict[str, Any], **options: Any) -> AsyncIterator[Any]:
-    from pathlib import Path
-
-    given = {"server_url": url, "entity_key": "customer_id", "timeout": "10s", **options}
-    async with open_source(FEAST, given, operations, folder=Path()) as source:
-        yield source
 
 
 class TestFeatureServer(SourceConformance):
@@ -164,16 +118,43 @@ def test_inspect_asks_the_server_about_each_operation(url: str) -> None:
             "good": {"features": ["customer:visits"]},
             "wrong": {"features": ["customer:visits", "custmer:tier"]},
             "service": {"feature_service": "recomender"},
+            "keys": {"features": ["spending:spent", "customer:tier"], "full_feature_names": True},
         }
         async with open_server(url, operations) as source:
             inspection = await source.inspect()
-        assert inspection.facts == {"good": OperationFacts(("entity_id",), None, ("visits",))}
+        assert inspection.facts == {
+            "good": OperationFacts(("entity_id",), None, ("visits",)),
+            "keys": OperationFacts(("entity_id",), None, ("spending__spent", "customer__tier")),
+        }
         wrong, service = inspection.findings
-        assert (wrong.operation, wrong.at) == ("wrong", ("features", 1))
+        assert (wrong.operation, wrong.at, wrong.near) == ("wrong", ("features", 1), "custmer")
         assert wrong.message.startswith("Feature view custmer does not exist in project ")
         assert isinstance(service, Finding)
         assert service.at == ("feature_service",)
         assert service.message.startswith("Feature service recomender does not exist")
+
+    run(main())
+
+
+def test_inspect_call_tells_the_fields_of_the_features_that_a_step_names(url: str) -> None:
+    async def main() -> None:
+        async with open_server(url, {"get": {"features": ["customer:visits"]}}) as source:
+            names, references = ["entity_id", "feature_refs"], ["customer:tier", "market:rate"]
+            told = source.inspect_call("any", names, {"feature_refs": references})
+            assert told == CallInspection(OperationFacts(("entity_id", "feature_refs"), None, ("tier", "rate")))
+            assert source.inspect_call("any", names, {}) == CallInspection(
+                OperationFacts(("entity_id", "feature_refs"), None, None)
+            )
+            assert source.inspect_call("get", ["entity_id"], {}) is None
+            wrong = source.inspect_call("any", names, {"feature_refs": ["tier", "a:b", "c"]})
+            assert [(finding.at, finding.near) for finding in wrong.findings] == [
+                (("feature_refs", 0), "tier"),
+                (("feature_refs", 2), "c"),
+            ]
+            twice = source.inspect_call("any", names, {"feature_refs": ["a:b", "c:b"]})
+            assert [finding.message for finding in twice.findings] == ["'a:b' and 'c:b' are both named 'b'"]
+            needed = source.inspect_call("gte", ["entity_id"], {})
+            assert [finding.hint for finding in needed.findings] == ["did you mean 'get'?"]
 
     run(main())
 
@@ -246,17 +227,3 @@ def test_statuses_of_other_feature_servers_are_heeded(status: str) -> None:
 def test_a_server_that_is_down_is_a_source_error() -> None:
     with pytest.raises(SourceError, match=r"POST http://127\.0\.0\.1:9/get-online-features: "):
         fetch("http://127.0.0.1:9", {"features": ["customer:tier"]}, {"entity_id": 1})
-
-
-@asynccontextmanager
-async def stub(handler: Any) -> AsyncIterator[str]:
-    app = web.Application()
-    app.router.add_post("/get-online-features", handler)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()

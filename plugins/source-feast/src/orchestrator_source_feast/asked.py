@@ -9,7 +9,7 @@ from attrs import frozen
 
 from orchestrator_core.plugin_api import InvalidParam, did_you_mean
 from orchestrator_source_feast.binding import FEATURE_REFS
-from orchestrator_source_feast.lookup import Wanted
+from orchestrator_source_feast.lookup import Flaw, Wanted
 from orchestrator_source_feast.options import FeastOptions, OperationOptions, split_reference
 
 __all__ = ["Asked", "AskedOperation"]
@@ -30,6 +30,7 @@ class AskedOperation:
     full_names: bool
     max_age_seconds: float | None
     missing: str
+    hint: str
 
     @property
     def names_features(self) -> bool:
@@ -40,20 +41,29 @@ class AskedOperation:
         if references is not None:
             return Wanted(references, full_names=self.full_names)
         if not self.names_features:
-            raise InvalidParam(FEATURE_REFS, self.missing)
+            reason = f"{self.name}: {self.missing}{f'; {self.hint}' if self.hint else ''}"
+            raise InvalidParam(FEATURE_REFS, reason)
         return Wanted(self.features, self.service, self.full_names)
 
     def references(self, value: Any) -> tuple[str, ...]:
         """Return a step's ``feature_refs``; raise ``InvalidParam`` when they are none."""
+        references = self.references_or_flaws(value)
+        if isinstance(references, list):
+            raise InvalidParam(FEATURE_REFS, f"{self.name}: {references[0]}")
+        return references
+
+    def references_or_flaws(self, value: Any) -> tuple[str, ...] | list[Flaw]:
+        """Return a step's ``feature_refs``, or everything that keeps them from being references."""
         if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value) or not value:
             expected = "a list of feature references such as feature_view:feature"
-            raise InvalidParam(FEATURE_REFS, f"{self.name}: parameter '{FEATURE_REFS}' expected {expected}")
-        for reference in value:
+            return [Flaw(f"parameter '{FEATURE_REFS}' expected {expected}", None)]
+        flaws = []
+        for index, reference in enumerate(value):
             try:
                 split_reference(reference)
             except ValueError as error:
-                raise InvalidParam(FEATURE_REFS, f"{self.name}: {error}") from None
-        return tuple(value)
+                flaws.append(Flaw(str(error), index, reference))
+        return flaws or tuple(value)
 
 
 @frozen
@@ -66,12 +76,10 @@ class Asked:
     def of(self, operation: str) -> AskedOperation:
         options, own = self.options, self.declared.get(operation, UNDECLARED)
         if operation in self.declared:
-            missing = f"{operation}: it declares no features, so the parameter '{FEATURE_REFS}' is needed"
+            missing, hint = f"it declares no features, so the parameter '{FEATURE_REFS}' is needed", ""
         else:
+            missing = f"this operation is not declared, so the parameter '{FEATURE_REFS}' is needed"
             hint = did_you_mean(operation, self.declared)
-            missing = f"{operation}: this operation is not declared, so the parameter '{FEATURE_REFS}' is needed" + (
-                f"; {hint}" if hint else ""
-            )
         return AskedOperation(
             operation,
             own.features,
@@ -82,4 +90,5 @@ class Asked:
             options.full_feature_names if own.full_feature_names is None else own.full_feature_names,
             own.max_age or options.max_age,
             missing,
+            hint,
         )

@@ -11,7 +11,7 @@ from orchestrator_core.plugin_api import InvalidParam, did_you_mean
 from orchestrator_source_feast.keys import CONVERTERS, Converter, Unfit, shown, to_present
 from orchestrator_source_feast.lookup import Lookup, View
 
-__all__ = ["ENTITY_ID", "FEATURE_REFS", "Binding", "bind", "params_of"]
+__all__ = ["ENTITY_ID", "FEATURE_REFS", "Binding", "bind", "not_filled", "params_of"]
 
 ENTITY_ID = "entity_id"
 FEATURE_REFS = "feature_refs"
@@ -59,6 +59,11 @@ def params_of(lookup: Lookup, entity_key: str | None) -> dict[str, str]:
     return params
 
 
+def not_filled(lookup: Lookup, entity_key: str) -> str:
+    keys = ", ".join(lookup.join_keys) or "none"
+    return f"entity_id fills the join key '{entity_key}', which these features do not have (theirs: {keys})"
+
+
 def bind(operation: str, lookup: Lookup, entity_key: str | None, names: Sequence[str]) -> Binding:
     """Raise ``InvalidParam`` when the names are not those that the lookup needs."""
     params = params_of(lookup, entity_key)
@@ -66,9 +71,7 @@ def bind(operation: str, lookup: Lookup, entity_key: str | None, names: Sequence
         if name in params or name == FEATURE_REFS:
             continue
         if name == ENTITY_ID and entity_key:
-            keys = ", ".join(lookup.join_keys) or "none"
-            reason = f"entity_id fills the join key '{entity_key}', which these features do not have (theirs: {keys})"
-            raise InvalidParam(name, f"{operation}: {reason}")
+            raise InvalidParam(name, f"{operation}: {not_filled(lookup, entity_key)}")
         hint = "it is filled by entity_id" if name in params.values() else did_you_mean(name, params)
         raise InvalidParam(name, f"{operation}: there is no parameter '{name}'{f'; {hint}' if hint else ''}")
     for name, target in params.items():

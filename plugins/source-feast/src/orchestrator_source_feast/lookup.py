@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import frozen
 
-__all__ = ["Feature", "Lookup", "OnDemand", "Unresolved", "View", "Wanted", "duplicates"]
+__all__ = ["Feature", "Flaw", "Lookup", "OnDemand", "Unresolved", "View", "Wanted", "duplicates"]
 
 
 @frozen

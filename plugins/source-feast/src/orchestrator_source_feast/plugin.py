@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from orchestrator_core.plugin_api import OpenContext, Source, SourceKind, hookimpl
+from orchestrator_core.plugin_api import OpenContext, Source, SourceError, SourceKind, hookimpl
 from orchestrator_source_feast.asked import Asked
 from orchestrator_source_feast.options import FeastOptions, OperationOptions
 from orchestrator_source_feast.server import open_server
@@ -26,8 +26,11 @@ async def open_feast(options: FeastOptions, context: OpenContext) -> AsyncIterat
         async with open_server(options, context, Asked(options, context.operations)) as server:
             yield server
         return
-    # Importing Feast takes seconds.
-    source = await asyncio.to_thread(importlib.import_module, "orchestrator_source_feast.source")
+    try:  # in a thread: importing Feast takes seconds
+        source = await asyncio.to_thread(importlib.import_module, "orchestrator_source_feast.source")
+    except Exception as error:  # Feast and its many dependencies may be missing, at odds with each other, or too new
+        reason = f"Feast cannot be imported: {type(error).__name__}: {error}"
+        raise SourceError(f"{reason}; look at `pip check`, or use server_url, which needs no Feast here") from error
     async with source.open_repository(options, context) as repository:
         yield repository
 

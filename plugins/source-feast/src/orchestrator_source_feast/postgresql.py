@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias, TypeVar
+from urllib.parse import quote, urlencode
 
-import psycopg
+import asyncpg
+from attrs import field, frozen
 from feast.infra.online_stores.postgres_online_store.postgres import PostgreSQLOnlineStoreConfig
-from feast.infra.utils.postgres.connection_utils import _get_conn_kwargs, _get_conninfo
-from psycopg import sql
 
 from orchestrator_core.plugin_api import OrchestratorError, SourceError, SourceUnavailable
 from orchestrator_source_feast.lookup import View
-from orchestrator_source_feast.stores import Found, Read, age_limits, oldest
+from orchestrator_source_feast.many import in_turns
+from orchestrator_source_feast.stores import Found, NoAnswer, Read, ReadMany, age_limits, oldest
 
 __all__ = ["PostgreSQLStore"]
 
 T = TypeVar("T")
-Connection: TypeAlias = Any
-"""A connection of psycopg's, which is installed only with its extra."""
+Rows: TypeAlias = Sequence[Sequence[Any]]
+MEND_SECONDS = 5.0
+ROWS_AT_ONCE = 1_000  # so that a long list is not taken apart in one turn of the loop
+OUTDATED = (asyncpg.InvalidCachedStatementError, asyncpg.InvalidSQLStatementNameError)
+TRANSIENT = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InsufficientResourcesError)
+
+
+@frozen(eq=False)
+class Held:
+    """A connection and what is prepared on it."""
+
+    connection: Any
+    statements: dict[str, Any] = field(factory=dict)
+
+    async def fetch(self, query: str, given: Sequence[Any]) -> Rows:
+        statement = self.statements.get(query)
+        if statement is None:
+            statement = self.statements[query] = await self.connection.prepare(query)
+        rows: Rows = await statement.fetch(*given)
+        return rows
 
 
 class PostgreSQLStore:
@@ -44,23 +64,17 @@ class PostgreSQLStore:
         self._seconds = seconds
         self._connect_seconds = connect_seconds
         self._places = asyncio.Semaphore(size)
-        self._free: list[Connection] = []
-        self._running: set[asyncio.Task[Any]] = set()
+        self._free: list[Held] = []
+        self._mending: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def bind(self, views: Sequence[View], max_age_seconds: float | None) -> Read:
-        query = sql.SQL(" UNION ALL ").join([_select(self._project, index, view) for index, view in enumerate(views)])
-        names = [[feature.name for feature in view.features] for view in views]
+        query, names = _query(self._project, views, "entity_key = ${}")
         limits = age_limits(views, max_age_seconds)
 
-        async def job(connection: Connection, keys: Sequence[bytes]) -> list[tuple[int, str, bytes, float]]:
-            given = [value for pair in zip(keys, names, strict=True) for value in pair]
-            cursor = await connection.execute(query, given, prepare=True, binary=True)
-            rows: list[tuple[int, str, bytes, float]] = await cursor.fetchall()
-            return rows
-
         async def read(keys: Sequence[bytes]) -> list[Found]:
-            rows = await self._lent(lambda connection: job(connection, keys))
+            given = [*keys, *names]
+            rows = await self._lent(lambda held: held.fetch(query, given))
             after = [None if limit is None else oldest(limit) for limit in limits]
             found: list[tuple[dict[str, Any], bool]] = [({}, False) for _ in views]
             for index, name, value, stamp in rows:
@@ -73,23 +87,89 @@ class PostgreSQLStore:
 
         return read
 
-    async def check_ready(self) -> None:
-        async def job(connection: Connection) -> None:
-            await connection.execute("SELECT 1")
+    def bind_many(self, views: Sequence[View], max_age_seconds: float | None) -> ReadMany:
+        query, names = _query(self._project, views, "entity_key = ANY(${})", "entity_key, ")
+        limits = age_limits(views, max_age_seconds)
+        step = max(1, ROWS_AT_ONCE // sum(len(view.features) for view in views))
 
-        await self._lent(job)
+        async def read(entities: Sequence[Sequence[bytes]]) -> list[Sequence[Found]]:
+            given = [*(list(dict.fromkeys(column)) for column in zip(*entities, strict=True)), *names]
+            rows = await self._lent(lambda held: held.fetch(query, given))
+            after = [None if limit is None else oldest(limit) for limit in limits]
+            by_key: list[dict[bytes, tuple[dict[str, Any], bool]]] = [{} for _ in views]
+
+            def sort(row: Sequence[Any]) -> None:
+                index, key, name, value, stamp = row
+                least, of = after[index], by_key[index]
+                values, expired = of.get(key) or ({}, False)
+                if least is None or stamp >= least:
+                    values[name] = value
+                else:
+                    expired = True
+                of[key] = values, expired
+
+            await in_turns(rows, sort)
+            return [[of.get(key, ({}, False)) for of, key in zip(by_key, entity, strict=True)] for entity in entities]
+
+        async def read_many(entities: Sequence[Sequence[bytes]]) -> Sequence[Sequence[Found] | OrchestratorError]:
+            found: list[Sequence[Found] | OrchestratorError] = []
+            for start in range(0, len(entities), step):
+                found += await read(entities[start : start + step])
+            return found
+
+        return read_many
+
+    async def check_ready(self) -> None:
+        await self._lent(lambda held: held.connection.execute("SELECT 1"))
 
     def refresh(self) -> None:
         """Nothing to look at: a connection that is gone is noticed."""
 
     async def close(self) -> None:
         self._closed = True
-        while self._running:
-            await asyncio.wait(self._running)
+        while self._mending:
+            await asyncio.wait(self._mending)
         while self._free:
-            await self._free.pop().close()
+            await _closed(self._free.pop())
 
-    async def _lent(self, job: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+    async def _lent(self, job: Callable[[Held], Awaitable[T]]) -> T:
+        if self._places.locked():
+            await self._wait_for_place()
+        else:
+            await self._places.acquire()
+        lent = True
+        try:
+            held = self._free.pop() if self._free else None
+            while True:
+                reused, held = held is not None, held or await self._connect()
+                try:
+                    async with asyncio.timeout(self._seconds):
+                        result = await job(held)
+                except (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError) as error:
+                    if held.connection.is_closed():
+                        if reused:  # closed while it was at rest: a read may be made again
+                            held = None
+                            continue
+                    elif isinstance(error, OUTDATED) and held.statements:
+                        held.statements.clear()
+                        continue
+                    else:
+                        await self._put_back(held)
+                    raise self._translate(error) from None
+                except BaseException as error:
+                    lent = False
+                    self._mend(held)
+                    if isinstance(error, TimeoutError):
+                        message = f"feast '{self._name}': PostgreSQL gave no answer within {self._seconds:g} s"
+                        raise NoAnswer(message) from None
+                    raise
+                await self._put_back(held)
+                return result
+        finally:
+            if lent:
+                self._places.release()
+
+    async def _wait_for_place(self) -> None:
         try:
             async with asyncio.timeout(self._wait_seconds):
                 await self._places.acquire()
@@ -98,99 +178,79 @@ class PostgreSQLStore:
                 f"feast '{self._name}': all {self._size} connections are in use, and none came free within"
                 f" {self._wait_seconds:g} s"
             ) from None
+
+    def _mend(self, held: Held) -> None:
+        """Take a connection back whose query was given up, once the server has ended it. Nobody waits for that."""
+        mending = asyncio.get_running_loop().create_task(self._mended(held), name=f"feast {self._name} mend")
+        self._mending.add(mending)
+        mending.add_done_callback(self._mending.discard)
+
+    async def _mended(self, held: Held) -> None:
         try:
-            async with asyncio.timeout(self._connect_seconds + self._seconds) as limit:
-                # A task of its own: when it is cancelled psycopg first asks the server to end the query, which may
-                # take its time, and nobody waits for that.
-                running = asyncio.get_running_loop().create_task(self._on_connection(job, limit))
-                self._running.add(running)
-                running.add_done_callback(self._done)
-                try:
-                    return await asyncio.shield(running)
-                except BaseException:
-                    running.cancel()
-                    raise
-        except TimeoutError:
-            message = f"feast '{self._name}': PostgreSQL gave no answer within {self._seconds:g} s"
-            raise SourceError(message, transient=True) from None
+            async with asyncio.timeout(MEND_SECONDS):
+                await held.connection.execute("SELECT 1")
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):  # TimeoutError is an OSError
+            held.connection.terminate()
+        else:
+            await self._put_back(held)
+        finally:
+            self._places.release()
 
-    def _done(self, running: asyncio.Task[Any]) -> None:
-        self._running.discard(running)
-        self._places.release()
-        if not running.cancelled():
-            running.exception()  # whoever asked has been told, or has gone
-
-    async def _on_connection(self, job: Callable[[Connection], Coroutine[Any, Any, T]], limit: asyncio.Timeout) -> T:
-        while True:
-            held = self._free.pop() if self._free else None
-            connection = held or await self._connected()
-            limit.reschedule(asyncio.get_running_loop().time() + self._seconds)
-            try:
-                result = await job(connection)
-            except psycopg.Error as error:
-                if not connection.broken and not connection.closed:
-                    await self._put_back(connection)
-                elif held is not None:
-                    await connection.close()
-                    continue  # it had been closed while it was at rest: a read may be made again
-                raise self._translate(error) from None
-            except BaseException:
-                await connection.close()
-                raise
-            await self._put_back(connection)
-            return result
-
-    async def _put_back(self, connection: Connection) -> None:
+    async def _put_back(self, held: Held) -> None:
         if self._closed:
-            await connection.close()
+            await _closed(held)
         else:
-            self._free.append(connection)
+            self._free.append(held)
 
-    async def _connected(self) -> Connection:
-        """Connect to the end also when nobody waits any more: psycopg forgets the socket of one that is cancelled."""
-        connecting = asyncio.get_running_loop().create_task(self._connect())
-        self._running.add(connecting)
-        connecting.add_done_callback(self._running.discard)
+    async def _connect(self) -> Held:
         try:
-            return await asyncio.shield(connecting)
-        except asyncio.CancelledError:
-            connecting.add_done_callback(self._left_over)
-            raise
-
-    def _left_over(self, connecting: asyncio.Task[Connection]) -> None:
-        if connecting.cancelled() or connecting.exception() is not None:
-            return
-        if self._closed or len(self._free) >= self._size:
-            connecting.result().pgconn.finish()
-        else:
-            self._free.append(connecting.result())
-
-    async def _connect(self) -> Connection:
-        config = self._config
-        try:
-            async with asyncio.timeout(self._connect_seconds):
-                return await psycopg.AsyncConnection.connect(
-                    _get_conninfo(config),
-                    autocommit=True,
-                    keepalives_idle=config.keepalives_idle,
-                    **_get_conn_kwargs(config),
-                )
-        except (psycopg.Error, TimeoutError) as error:
-            why = f"no connection within {self._connect_seconds:g} s" if isinstance(error, TimeoutError) else error
-            raise SourceUnavailable(
-                f"feast '{self._name}': cannot connect to PostgreSQL at {config.host}:{config.port}: {why}"
+            connecting = asyncpg.connect(_url(self._config), timeout=self._connect_seconds, **_settings(self._config))
+            return Held(await connecting)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+            config, why = self._config, f"no connection within {self._connect_seconds:g} s"
+            raise SourceError(
+                f"feast '{self._name}': cannot connect to PostgreSQL at {config.host}:{config.port}: "
+                f"{why if isinstance(error, TimeoutError) else error}",
+                transient=True,
             ) from None
 
-    def _translate(self, error: psycopg.Error) -> OrchestratorError:
-        if isinstance(error, psycopg.errors.UndefinedTable):
-            table = str(error).partition("\n")[0]
-            return SourceError(f"feast '{self._name}': the online store: {table}; has `feast apply` been run?")
-        transient = isinstance(error, psycopg.OperationalError)
-        return SourceError(f"feast '{self._name}': PostgreSQL: {str(error).partition(chr(10))[0]}", transient=transient)
+    def _translate(self, error: Exception) -> OrchestratorError:
+        if isinstance(error, asyncpg.UndefinedTableError):
+            return SourceError(f"feast '{self._name}': the online store: {error}; has `feast apply` been run?")
+        transient = isinstance(error, (*TRANSIENT, ConnectionError))
+        return SourceError(f"feast '{self._name}': PostgreSQL: {error}", transient=transient)
 
 
-def _select(project: str, index: int, view: View) -> sql.Composed:
-    return sql.SQL(
-        "SELECT {} AS view, feature_name, value, extract(epoch FROM event_ts)::float8"
-        " FROM {} WHERE entity_key = %s AND feature_name = ANY(%s)"
-    ).format(sql.Literal(index), sql.Identifier(f"{project}_{view.table}"))
+async def _closed(held: Held) -> None:
+    with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):  # it is gone already
+        await held.connection.close(timeout=MEND_SECONDS)
+
+
+def _url(config: PostgreSQLOnlineStoreConfig) -> str:
+    files = {"sslkey": config.sslkey_path, "sslcert": config.sslcert_path, "sslrootcert": config.sslrootcert_path}
+    given = {name: path for name, path in files.items() if path} | {"sslmode": config.sslmode or "prefer"}
+    return f"postgresql:///{quote(config.database)}?{urlencode(given)}"
+
+
+def _settings(config: PostgreSQLOnlineStoreConfig) -> dict[str, Any]:
+    search_path = (config.db_schema or config.user).strip()  # as Feast makes it
+    return {
+        "host": config.host,
+        "port": config.port,
+        "user": config.user,
+        "password": config.password,
+        "server_settings": {"search_path": search_path if search_path == "public" else f"{search_path},public"},
+        "statement_cache_size": 0,  # what is prepared is held
+    }
+
+
+def _query(project: str, views: Sequence[View], which: str, more: str = "") -> tuple[str, list[list[str]]]:
+    """Return the query and the values of its parameters after the keys: the names of each view's features."""
+    selects = []
+    for index, view in enumerate(views):
+        table = f"{project}_{view.table}".replace('"', '""')
+        selects.append(
+            f"SELECT {index} AS view, {more}feature_name, value, extract(epoch FROM event_ts)::float8"
+            f' FROM "{table}" WHERE {which.format(index + 1)} AND feature_name = ANY(${len(views) + index + 1})'
+        )
+    return " UNION ALL ".join(selects), [[feature.name for feature in view.features] for view in views]

@@ -16,15 +16,18 @@ from typing import Any, Final
 import hiredis
 from attrs import field, frozen
 from feast.infra.online_stores.helpers import _mmh3
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from orchestrator_core.plugin_api import SourceError, SourceUnavailable
+from orchestrator_core.plugin_api import OrchestratorError, SourceError, SourceUnavailable
 from orchestrator_source_feast.lookup import View
-from orchestrator_source_feast.stores import Found, Read, age_limits, oldest
+from orchestrator_source_feast.many import in_turns
+from orchestrator_source_feast.stores import Found, NoAnswer, Read, ReadMany, age_limits, oldest
 
 __all__ = ["Address", "RedisStore", "address"]
 
 MOST_IN_FLIGHT: Final = 10_000
+HASHES_AT_ONCE: Final = 100  # so that the answers of a long list are not all taken apart in one turn of the loop
 _stamp: Callable[[bytes], Any] = Timestamp.FromString
 
 
@@ -111,10 +114,7 @@ class RedisStore:
         self._closed = False
 
     def bind(self, views: Sequence[View], max_age_seconds: float | None) -> Read:
-        reads = [
-            _Hash(view, limit, self._project)
-            for view, limit in zip(views, age_limits(views, max_age_seconds), strict=True)
-        ]
+        reads = self._hashes(views, max_age_seconds)
         first, count = reads[0], len(reads)
 
         async def read_one(keys: Sequence[bytes]) -> list[Found]:
@@ -127,8 +127,39 @@ class RedisStore:
 
         return read_one if count == 1 else read_all
 
+    def bind_many(self, views: Sequence[View], max_age_seconds: float | None) -> ReadMany:
+        reads = self._hashes(views, max_age_seconds)
+        count = len(reads)
+
+        def command(keys: Sequence[bytes]) -> bytes:
+            return b"".join([read.command(key) for read, key in zip(reads, keys, strict=True)])
+
+        def found(replies: Sequence[Any]) -> list[Found] | OrchestratorError:
+            try:
+                return [read.found(reply) for read, reply in zip(reads, replies, strict=True)]
+            except OrchestratorError as error:
+                return error
+
+        async def read_many(entities: Sequence[Sequence[bytes]]) -> Sequence[Sequence[Found] | OrchestratorError]:
+            commands = await in_turns(entities, command)
+            step = max(1, HASHES_AT_ONCE // count)
+            replies: list[Any] = []
+            for start in range(0, len(commands), step):
+                part = commands[start : start + step]
+                replies += await self._ask(b"".join(part), len(part) * count)
+            return await in_turns((replies[at : at + count] for at in range(0, len(replies), count)), found)
+
+        return read_many
+
+    def _hashes(self, views: Sequence[View], max_age_seconds: float | None) -> list[_Hash]:
+        limits = age_limits(views, max_age_seconds)
+        refusal = f"feast '{self._name}': {self._where} answered"
+        return [_Hash(view, limit, self._project, refusal) for view, limit in zip(views, limits, strict=True)]
+
     async def check_ready(self) -> None:
-        await self._ask(b"*1\r\n$4\r\nPING\r\n", 1)
+        (reply,) = await self._ask(b"*1\r\n$4\r\nPING\r\n", 1)
+        if isinstance(reply, hiredis.ReplyError):
+            raise SourceError(f"feast '{self._name}': {self._where} answered: {reply}")
 
     def refresh(self) -> None:
         """Nothing to look at: a connection that is gone is noticed."""
@@ -142,20 +173,19 @@ class RedisStore:
             await self._connection.close()
 
     async def _ask(self, command: bytes, count: int) -> list[Any]:
+        """Send one or more commands at once and return their replies, ``count`` of them."""
         for last in (False, True):
             connection = self._connection
             if connection is None or connection.lost:
                 connection = await self._connect()
             try:
-                replies = await connection.ask(command, count)
+                return await connection.ask(command, count)
             except ConnectionLost as lost:
-                if last or lost.timed_out:
-                    raise SourceError(f"feast '{self._name}': {self._where}: {lost}", transient=True) from None
-                continue
-            for reply in replies:
-                if isinstance(reply, hiredis.ReplyError):
-                    raise SourceError(f"feast '{self._name}': {self._where} answered: {reply}")
-            return replies
+                message = f"feast '{self._name}': {self._where}: {lost}"
+                if lost.timed_out:
+                    raise NoAnswer(message) from None
+                if last:
+                    raise SourceError(message, transient=True) from None
         raise AssertionError("unreachable")
 
     async def _connect(self) -> Connection:
@@ -182,14 +212,15 @@ class RedisStore:
                 for command in _greeting(where):
                     reply = (await connection.ask(_command(command), 1))[0]
                     if isinstance(reply, hiredis.ReplyError):
-                        raise SourceUnavailable(f"feast '{self._name}': {where} refused {command[0]}: {reply}")
+                        raise SourceError(f"feast '{self._name}': {where} refused {command[0]}: {reply}")
         except BaseException as error:
             await connection.close()
             if isinstance(error, OSError | ConnectionLost):  # TimeoutError is an OSError
                 reason = (
                     f"no connection within {self._connect_seconds:g} s" if isinstance(error, TimeoutError) else error
                 )
-                raise SourceUnavailable(f"feast '{self._name}': cannot connect to {where}: {reason}") from None
+                message = f"feast '{self._name}': cannot connect to {where}: {reason}"
+                raise SourceError(message, transient=True) from None
             raise
         return connection
 
@@ -197,7 +228,9 @@ class RedisStore:
 class _Hash:
     """The read of one view: an entity is a hash, with a field for each feature and one for the view's timestamp."""
 
-    def __init__(self, view: View, limit: float | None, project: bytes) -> None:
+    def __init__(self, view: View, limit: float | None, project: bytes, refusal: str) -> None:
+        self._view = view.name
+        self._refusal = refusal
         self._names = [feature.name for feature in view.features]
         self._limit = limit
         fields = [_mmh3(f"{view.table}:{name}") for name in self._names] + [f"_ts:{view.table}".encode()]
@@ -208,12 +241,19 @@ class _Hash:
     def command(self, key: bytes) -> bytes:
         return b"%b%d\r\n%b%b" % (self._head, len(key) + self._more, key, self._tail)
 
-    def found(self, reply: list[bytes | None]) -> Found:
+    def found(self, reply: Any) -> Found:
+        """Raise ``SourceError`` for an error in place of the values, which are a list of bytes and None."""
+        if isinstance(reply, hiredis.ReplyError):
+            raise SourceError(f"{self._refusal}: {reply}")
         stamp = reply[-1]
         if stamp is None:
             return {}, False
         if self._limit is not None:
-            time = _stamp(stamp)
+            try:
+                time = _stamp(stamp)
+            except DecodeError:
+                message = f"the timestamp of feature view '{self._view}' cannot be read"
+                raise SourceError(f"{self._refusal}: {message}") from None
             if time.seconds + time.nanos / 1e9 < oldest(self._limit):
                 return {}, True
         return dict(zip(self._names, reply)), False  # noqa: B905  # the timestamp is left over
@@ -242,7 +282,7 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
 
-    async def ask(self, command: bytes, count: int) -> list[Any]:
+    def ask(self, command: bytes, count: int) -> asyncio.Future[list[Any]]:
         if self.lost or self._transport is None:
             raise ConnectionLost("the connection was lost")
         if len(self._waiting) >= MOST_IN_FLIGHT:
@@ -255,7 +295,7 @@ class Connection(asyncio.Protocol):
         self._unsent.append(command)
         if len(self._unsent) == 1:
             self._loop.call_soon(self._send)
-        return await future
+        return future
 
     def _send(self) -> None:
         """Write the commands of all requests that came to it in one turn of the loop: one system call for them."""

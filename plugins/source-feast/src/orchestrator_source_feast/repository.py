@@ -8,9 +8,11 @@ from __future__ import annotations
 import atexit
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from time import sleep
+from traceback import walk_tb
 from typing import Any
 
 from feast import FeatureStore
@@ -39,25 +41,31 @@ class Repository:
 
     def __init__(self, name: str, path: Path) -> None:
         self._name = name
-        self._config = _config(name, path)
+        self._config = _config(path)
         self.refresh_seconds = float(self._config.registry.cache_ttl_seconds or DEFAULT_REFRESH_SECONDS)
         # In this mode and without a lifetime no registry of Feast's is read anew inside a request; `refresh` does it.
         self._config.registry.cache_mode = "thread"
         self._config.registry.cache_ttl_seconds = 0
-        _check_registry_file(name, path, self._config)
+        _check_registry_file(path, self._config)
         try:
             self._sdk: Any = FeatureStore(repo_path=str(path), config=self._config)
             self.registered = Registered.read(self._sdk)
         except Exception as error:  # anything from a missing file to a driver's own errors
-            raise SourceUnavailable(f"feast '{name}': cannot read the registry: {_reason(error)}") from error
+            raise SourceUnavailable(f"cannot read the registry: {_reason(error)}") from error
         _let_go(self._sdk)
         self._seen = _fingerprint(self._sdk)
         self._connected = False
         self._first = Lock()
+        self._calls = 0
+        self._counting = Lock()
 
     @property
     def project(self) -> str:
         return str(self._sdk.project)
+
+    @property
+    def join_keys(self) -> frozenset[str]:
+        return frozenset(self.registered.join_keys.values())
 
     def resolve(self, wanted: Wanted) -> Lookup:
         """Raise ``Unresolved`` with all that the registry does not have."""
@@ -76,32 +84,39 @@ class Repository:
                 self.registered, self._seen = registered, before
                 return True
             sleep(SECONDS_BETWEEN_READS)  # Feast writes a registry file in place: this was a part of one
-        raise SourceUnavailable(f"feast '{self._name}': the registry is empty, or written all the time")
+        raise SourceUnavailable("it is empty, or written all the time")
 
     def open_store(self, options: FeastOptions, threads: Threads) -> Store | None:
         """Return the online store for direct reads, or None where only the SDK reads it exactly. Needs the loop."""
-        provider = self._sdk._get_provider()
+        try:
+            provider = self._sdk._get_provider()
+            online_store = provider.online_store
+        except Exception as error:  # a store whose extra is not installed, a class of the user's own
+            raise SourceError(f"cannot open the online store: {_reason(error)}") from error
         if (
             not options.direct_reads
             or type(provider).get_online_features is not PassthroughProvider.get_online_features
         ):
             return None
-        kind = type(provider.online_store)
+        kind = type(online_store)
         where = f"{kind.__module__}.{kind.__qualname__}"
         opener = OPENERS.get(where)
         return opener(self, options, threads) if opener else None
 
-    def read(self, lookup: Lookup, entity: Mapping[str, Any], max_age_seconds: float | None) -> list[Found]:
-        """Read the lookup's stored features through the SDK: what the direct reads do, for any store."""
+    def read(
+        self, lookup: Lookup, entities: Sequence[Mapping[str, Any]], max_age_seconds: float | None
+    ) -> list[list[Found]]:
+        """Read the stored features of entities through the SDK, in one call: as the direct reads do, for any store."""
         if not lookup.views:
-            return []
+            return [[] for _ in entities]
         if lookup.wanted.service and not lookup.on_demand:
             features: Any = self.registered.services[lookup.wanted.service]
         else:
             features = [f"{view.name}:{feature.name}" for view in lookup.views for feature in view.features]
-        answer = self._ask(features, entity)
+        answer = self._ask(features, entities)
         limits = age_limits(lookup.views, max_age_seconds)
-        return [_found(view, answer, limit) for view, limit in zip(lookup.views, limits, strict=True)]
+        views = list(zip(lookup.views, limits, strict=True))
+        return [[_found(view, answer, row, limit) for view, limit in views] for row in range(len(entities))]
 
     def compute(self, lookup: Lookup, names: Sequence[str], row: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
         """Compute the on-demand feature views of these names; return values by view and feature."""
@@ -116,7 +131,7 @@ class Repository:
             else:
                 features, full_names = self.registered.services[lookup.wanted.service], lookup.wanted.full_names
                 prefix = f"{each.name}__" if full_names else ""
-            answer = self._ask(features, row, full_names=full_names)
+            answer = self._ask(features, [row], full_names=full_names)
             for feature in each.features:
                 vector = answer.get(f"{prefix}{feature.name}")
                 if vector is None:
@@ -125,63 +140,84 @@ class Repository:
                 computed[each.name, feature.name] = vector.values[0]
         return computed
 
-    def _ask(self, features: Any, row: Mapping[str, Any], *, full_names: bool = True) -> dict[str, Any]:
+    def _ask(self, features: Any, rows: Sequence[Mapping[str, Any]], *, full_names: bool = True) -> dict[str, Any]:
         """Return Feast's vectors by feature name."""
         if self._connected:
-            return self._ask_sdk(features, row, full_names)
+            return self._ask_sdk(features, rows, full_names)
         with self._first:  # stores make their clients when first used, without a lock
-            vectors = self._ask_sdk(features, row, full_names)
+            vectors = self._ask_sdk(features, rows, full_names)
             self._connected = True
         return vectors
 
-    def _ask_sdk(self, features: Any, row: Mapping[str, Any], full_names: bool) -> dict[str, Any]:
+    def _ask_sdk(self, features: Any, rows: Sequence[Mapping[str, Any]], full_names: bool) -> dict[str, Any]:
+        with self._counting:
+            self._calls += 1
+        broken = False
         try:
             response = self._sdk.get_online_features(
                 features=features,
-                entity_rows={key: [value] for key, value in (row or {DUMMY_ENTITY_ID: ""}).items()},
+                entity_rows={key: [row[key] for row in rows] for key in rows[0]} or {DUMMY_ENTITY_ID: [""] * len(rows)},
                 full_feature_names=full_names,
             )
         except Exception as error:  # stores raise their drivers' errors, on-demand views whatever the user's code does
-            if not isinstance(error, FeastError):
-                self._forget_connections()
+            broken = not isinstance(error, FeastError) and not _is_of_a_transformation(error)
             raise SourceError(f"feast '{self._name}': {_reason(error)}") from error
+        finally:
+            with self._counting:
+                self._calls -= 1
+                if broken:
+                    self._forget_connections()
         proto = response.proto
         return dict(zip(proto.metadata.feature_names.val, proto.results, strict=True))
 
     def _forget_connections(self) -> None:
-        """Stores keep a connection that has failed: let them make a new one."""
+        """Stores keep a connection that has failed: let them make a new one.
+
+        One that another thread is in the middle of using must not be closed under it: with SQLite that would end the
+        process. It is closed when that thread has let go of it.
+        """
         self._connected = False
-        _close(self._sdk._get_provider().online_store)
+        _let_go_of(self._sdk._get_provider().online_store, close=self._calls == 0)
 
     def close(self) -> None:
-        _close(self._sdk._get_provider().online_store)
-        _close(getattr(self._sdk, "_registry", None))
+        with self._counting:
+            self._forget_connections()
+        _let_go_of(getattr(self._sdk, "_registry", None), close=True)
 
 
-def _config(name: str, path: Path) -> RepoConfig:
+def _config(path: Path) -> RepoConfig:
     if not path.is_dir():
-        raise SourceError(f"feast '{name}': there is no folder {path}")
+        raise SourceError(f"there is no folder {path}")
     try:
         return load_repo_config(path, get_default_yaml_file_path(path))
     except FileNotFoundError:
-        raise SourceError(f"feast '{name}': there is no feature_store.yaml in {path}") from None
+        raise SourceError(f"there is no feature_store.yaml in {path}") from None
     except Exception as error:  # YAML's, pydantic's and Feast's own
-        raise SourceError(f"feast '{name}': cannot read feature_store.yaml: {_reason(error)}") from error
+        raise SourceError(f"cannot read feature_store.yaml: {_reason(error)}") from error
 
 
-def _check_registry_file(name: str, path: Path, config: RepoConfig) -> None:
+def _check_registry_file(path: Path, config: RepoConfig) -> None:
     """The SDK would make an empty registry where there is none."""
     registry = config.registry
     if registry.registry_type != "file" or registry.registry_store_type or "://" in registry.path:
         return
     file = path / registry.path
     if not file.exists():
-        raise SourceUnavailable(f"feast '{name}': there is no registry {file}; run `feast apply` in {path}")
+        raise SourceUnavailable(f"there is no registry {file}; run `feast apply` in {path}")
 
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+TRANSFORMATIONS = ("feast.on_demand_feature_view", "feast.transformation.")
+
+
+def _is_of_a_transformation(error: Exception) -> bool:
+    """Whether an on-demand feature view raised it: its user's code, which has nothing to do with the store."""
+    frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    return any(str(frame.f_globals.get("__name__")).startswith(TRANSFORMATIONS) for frame in frames)
 
 
 def _let_go(sdk: FeatureStore) -> None:
@@ -205,26 +241,29 @@ def _fingerprint(sdk: FeatureStore) -> tuple[float, int] | None:
 CLIENTS = ("_client", "_conn", "_conn_pool", "_glide_client", "engine", "read_engine", "write_engine")
 
 
-def _close(holder: Any) -> None:
-    """Close what an online store or a registry holds open, of which few have a method."""
+def _let_go_of(holder: Any, *, close: bool) -> None:
+    """Close, or only forget, what an online store or a registry holds open, of which few have a method."""
     for name in CLIENTS:
         client = getattr(holder, name, None)
         end = getattr(client, "close", None) or getattr(client, "dispose", None)
-        if end is not None:
+        if end is not None and not close:
+            if name.startswith("_"):
+                setattr(holder, name, None)
+        elif end is not None:
             with suppress(Exception):  # a connection that is broken already
                 end()
             if name.startswith("_"):
                 setattr(holder, name, None)
 
 
-def _found(view: View, answer: Mapping[str, Any], limit: float | None) -> Found:
+def _found(view: View, answer: Mapping[str, Any], row: int, limit: float | None) -> Found:
     """Sort out what is there: a store may call a missing entity's features present, with null and no timestamp."""
     values: dict[str, Any] = {}
     expired = False
     least = None if limit is None else oldest(limit)
     for feature in view.features:
         vector = answer[f"{view.name}__{feature.name}"]
-        status, stamp = vector.statuses[0], vector.event_timestamps[0]
+        status, stamp = vector.statuses[row], vector.event_timestamps[row]
         seconds = stamp.seconds + stamp.nanos / 1e9
         if status == FieldStatus.OUTSIDE_MAX_AGE:
             expired = True
@@ -232,7 +271,7 @@ def _found(view: View, answer: Mapping[str, Any], limit: float | None) -> Found:
             if least is not None and seconds < least:
                 expired = True
             else:
-                values[feature.name] = vector.values[0]
+                values[feature.name] = vector.values[row]
     return values, expired
 
 
@@ -261,7 +300,9 @@ def _redis(repository: Repository, options: FeastOptions, threads: Threads) -> S
     )
 
 
-def _postgresql(repository: Repository, options: FeastOptions, threads: Threads) -> Store:
+def _postgresql(repository: Repository, options: FeastOptions, threads: Threads) -> Store | None:
+    if "," in repository._config.online_store.host or find_spec("asyncpg") is None:
+        return None
     from orchestrator_source_feast.postgresql import PostgreSQLStore
 
     return PostgreSQLStore(

@@ -13,6 +13,7 @@ from attrs import evolve, frozen
 
 from orchestrator_core.plugin_api import (
     JSON,
+    CallInspection,
     EntityNotFound,
     Finding,
     HttpOptions,
@@ -22,13 +23,16 @@ from orchestrator_core.plugin_api import (
     InvalidParam,
     OpenContext,
     OperationFacts,
+    OrchestratorError,
     SourceError,
     TlsOptions,
 )
 from orchestrator_source_feast.asked import Asked, AskedOperation
 from orchestrator_source_feast.binding import ENTITY_ID, FEATURE_REFS
+from orchestrator_source_feast.inspection import needs_references, references_findings
 from orchestrator_source_feast.keys import Unfit, shown, to_present
 from orchestrator_source_feast.lookup import duplicates
+from orchestrator_source_feast.many import Answers, CallMany, in_turns, one_by_one, shared_out
 from orchestrator_source_feast.options import FeastOptions, split_reference
 
 __all__ = ["FeatureServer", "open_server"]
@@ -38,6 +42,7 @@ PATH = "/get-online-features"
 HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
 TRANSIENT = frozenset({429, 502, 503, 504})
 NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
+ROWS_AT_ONCE = 500
 NEVER = "1970-01-01T00:00:00Z"
 REASON_LENGTH = 200
 
@@ -67,26 +72,48 @@ class FeatureServer:
             asked.wanted()
             _check_distinct(asked)
         self._check_names(asked, names)
-        columns = [
-            (asked.entity_key or ENTITY_ID if name == ENTITY_ID else name, index)
-            for index, name in enumerate(names)
-            if name != FEATURE_REFS
-        ]
-        at = names.index(FEATURE_REFS) if FEATURE_REFS in names else None
+        row_of, at = _row_of(asked, names), names.index(FEATURE_REFS) if FEATURE_REFS in names else None
 
         async def call(*values: Any) -> JSON:
-            one = asked
-            if at is not None:
-                one = evolve(asked, features=asked.references(values[at]), service="")
-                _check_distinct(one)
-            row = {}
-            for column, index in columns:
-                row[column] = values[index]
-                if column == asked.entity_key:
-                    _check_present(operation, names[index], values[index])
-            return _result(one, row, await self._ask(one, row))
+            one = asked if at is None else _by_references(asked, asked.references(values[at]))
+            row = row_of(values)
+            (result,) = await self._ask_for(one, [row])
+            if isinstance(result, OrchestratorError):
+                raise result
+            return result
 
         return call
+
+    def prepare_many(self, operation: str, param_names: Sequence[str]) -> CallMany:
+        """Return what asks for many entities in one POST.
+
+        Where the server refuses them together they are asked for one by one: one of them may be to blame.
+        """
+        call = self.prepare(operation, param_names)
+        asked, names = self._asked.of(operation), tuple(param_names)
+        row_of, at = _row_of(asked, names), names.index(FEATURE_REFS) if FEATURE_REFS in names else None
+
+        def group_of(values: Sequence[Any]) -> tuple[tuple[str, ...] | None, tuple[type, ...]]:
+            """Items of the same features and of the same types: Feast reads a column by the type of its values."""
+            references = None if at is None else asked.references(values[at])
+            return references, tuple(type(value) for value in row_of(values).values())
+
+        async def of_same(group: tuple[tuple[str, ...] | None, Any], items: Sequence[Sequence[Any]]) -> Answers:
+            references, _ = group
+            one = asked if references is None else _by_references(asked, references)
+            answers: list[JSON | OrchestratorError] = []
+            for start in range(0, len(items), ROWS_AT_ONCE):
+                part = items[start : start + ROWS_AT_ONCE]
+                try:
+                    answers += await self._ask_for(one, [row_of(values) for values in part])
+                except SourceError as error:
+                    unknown = isinstance(error, Refused) and error.kind.endswith("NotFoundException")
+                    if error.transient or unknown or len(part) == 1:
+                        raise
+                    answers += await one_by_one(call, part, self._asked.options.pool_size)
+            return answers
+
+        return shared_out(group_of, of_same)
 
     async def fetch(self, operation: str, params: Mapping[str, JSON]) -> JSON:
         return await self.prepare(operation, list(params))(*params.values())
@@ -103,17 +130,40 @@ class FeatureServer:
         findings: list[Finding] = []
         for operation in self._asked.declared:
             asked = self._asked.of(operation)
-            if not asked.names_features or asked.entity_key is None:
+            if not asked.names_features:
                 continue
+            row = {} if asked.entity_key is None else {asked.entity_key: "0"}
+            fields = tuple(_field(asked, *split_reference(reference)) for reference in asked.features) or None
             try:
-                answer = await self._ask(asked, {asked.entity_key: "0"})
+                answer = await self._ask(asked, [row]) if row else None
             except Refused as refused:
                 if refused.kind.endswith("NotFoundException"):
                     findings.append(_finding(asked, refused.reason))
-                continue
-            fields = tuple(field for field, _, _ in _vectors(asked, answer, {asked.entity_key: ""}))
-            facts[operation] = OperationFacts(required=(ENTITY_ID,), optional=None, fields=fields)
+                    continue
+                answer = None  # it needs join keys or request-time inputs that nobody has told us
+            if answer is not None:
+                fields = tuple(field for field, _, _ in _vectors(asked, answer, row, 0))
+            facts[operation] = OperationFacts(required=(ENTITY_ID,) if row else (), optional=None, fields=fields)
         return Inspection(facts, tuple(findings))
+
+    def inspect_call(
+        self, operation: str, param_names: Sequence[str], constants: Mapping[str, JSON]
+    ) -> CallInspection | None:
+        """Tell the fields of a step that names its features. Whether there are such features only the server knows."""
+        asked = self._asked.of(operation)
+        if FEATURE_REFS not in param_names:
+            return None if asked.names_features else needs_references(asked)
+        required = (FEATURE_REFS,) if asked.entity_key is None else (ENTITY_ID, FEATURE_REFS)
+        if FEATURE_REFS not in constants:
+            return CallInspection(OperationFacts(required))
+        references = asked.references_or_flaws(constants[FEATURE_REFS])
+        if isinstance(references, tuple):
+            fields = tuple(_field(asked, *split_reference(reference)) for reference in references)
+            flaws = duplicates(references, fields)
+            if not flaws:
+                return CallInspection(OperationFacts(required, None, fields))
+            references = flaws
+        return CallInspection(findings=tuple(references_findings(asked, references)))
 
     def _check_names(self, asked: AskedOperation, names: Sequence[str]) -> None:
         if ENTITY_ID in names and asked.entity_key is None:
@@ -126,10 +176,24 @@ class FeatureServer:
             message = f"{asked.name}: there is no parameter '{asked.entity_key}'; it is filled by entity_id"
             raise InvalidParam(str(asked.entity_key), message)
 
-    async def _ask(self, asked: AskedOperation, row: Mapping[str, Any]) -> Any:
+    async def _ask_for(
+        self, asked: AskedOperation, rows: Sequence[Mapping[str, Any]]
+    ) -> Sequence[JSON | OrchestratorError]:
+        answer = await self._ask(asked, rows)
+
+        def result(item: tuple[int, Mapping[str, Any]]) -> JSON | OrchestratorError:
+            index, row = item
+            try:
+                return _result(asked, row, _vectors(asked, answer, row, index))
+            except OrchestratorError as error:
+                return error
+
+        return await in_turns(enumerate(rows), result)
+
+    async def _ask(self, asked: AskedOperation, rows: Sequence[Mapping[str, Any]]) -> Any:
         features = {"feature_service": asked.service} if asked.service else {"features": asked.features}
         full = asked.full_names if asked.service else _ambiguous(asked)
-        entities = {column: [value] for column, value in row.items()}
+        entities = {column: [row[column] for row in rows] for column in rows[0]}
         try:
             body = orjson.dumps({**features, "entities": entities, "full_feature_names": full})
         except TypeError as error:
@@ -148,6 +212,31 @@ class FeatureServer:
         return Refused(
             f"{message}{f': {reason}' if reason else ''}", kind, reason, transient=answer.status in TRANSIENT
         )
+
+
+def _row_of(asked: AskedOperation, names: Sequence[str]) -> Callable[[Sequence[Any]], dict[str, Any]]:
+    """Return what makes of an item's values its columns, as Feast names them. That raises ``InvalidParam``."""
+    columns = [
+        (asked.entity_key or ENTITY_ID if name == ENTITY_ID else name, index)
+        for index, name in enumerate(names)
+        if name != FEATURE_REFS
+    ]
+
+    def row_of(values: Sequence[Any]) -> dict[str, Any]:
+        row = {}
+        for column, index in columns:
+            row[column] = values[index]
+            if column == asked.entity_key:
+                _check_present(asked.name, names[index], values[index])
+        return row
+
+    return row_of
+
+
+def _by_references(asked: AskedOperation, references: tuple[str, ...]) -> AskedOperation:
+    one = evolve(asked, features=references, service="")
+    _check_distinct(one)
+    return one
 
 
 def _check_distinct(asked: AskedOperation) -> None:
@@ -176,23 +265,26 @@ def _ambiguous(asked: AskedOperation) -> bool:
 
 @frozen
 class Vector:
-    """A feature's value for the one entity that was asked for."""
+    """A feature's value for one entity."""
 
     value: Any
     status: str
     stamp: str
 
 
-def _vectors(asked: AskedOperation, answer: Any, row: Mapping[str, Any]) -> list[tuple[str, str, Vector]]:
-    """Return field, feature view and vector of each feature. Raise ``SourceError`` for an answer of another shape."""
+def _vectors(asked: AskedOperation, answer: Any, row: Mapping[str, Any], index: int) -> list[tuple[str, str, Vector]]:
+    """Return field, feature view and vector of each feature, for the entity that was asked for as the ``index``-th.
+
+    Raise ``SourceError`` for an answer of another shape.
+    """
     try:
         names = answer["metadata"]["feature_names"]
         names = names["val"] if isinstance(names, dict) else names
         vectors = {
             name: Vector(
-                each["values"][0],
-                each["statuses"][0],
-                (each.get("event_timestamps") or [NEVER])[0],
+                each["values"][index],
+                each["statuses"][index],
+                each["event_timestamps"][index] if each.get("event_timestamps") else NEVER,
             )
             for name, each in zip(names, answer["results"], strict=True)
         }
@@ -211,8 +303,9 @@ def _vectors(asked: AskedOperation, answer: Any, row: Mapping[str, Any]) -> list
     return found
 
 
-def _result(asked: AskedOperation, row: Mapping[str, Any], answer: Any) -> dict[str, Any]:
-    vectors = _vectors(asked, answer, row)
+def _result(
+    asked: AskedOperation, row: Mapping[str, Any], vectors: Sequence[tuple[str, str, Vector]]
+) -> dict[str, Any]:
     # Some stores call the features of an unknown entity present, all of them null and without a time.
     known = {view for _, view, vector in vectors if vector.value is not None or vector.stamp != NEVER}
     result: dict[str, Any] = {}
@@ -263,8 +356,11 @@ def _finding(asked: AskedOperation, reason: str) -> Finding:
     words = set(reason.split())
     if asked.service:
         return Finding(asked.name, reason, ("feature_service",), asked.service)
-    index = next((at for at, each in enumerate(asked.features) if words & set(split_reference(each))), 0)
-    return Finding(asked.name, reason, ("features", index))
+    for index, reference in enumerate(asked.features):
+        for part in split_reference(reference):
+            if part in words:
+                return Finding(asked.name, reason, ("features", index), part)
+    return Finding(asked.name, reason, ("features",))
 
 
 @asynccontextmanager

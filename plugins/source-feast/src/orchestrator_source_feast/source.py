@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from copy import copy
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -14,19 +13,21 @@ from attrs import frozen
 
 from orchestrator_core.plugin_api import (
     JSON,
-    Finding,
+    CallInspection,
     Inspection,
     InvalidParam,
     OpenContext,
-    OperationFacts,
     OrchestratorError,
     SourceError,
+    SourceUnavailable,
 )
 from orchestrator_source_feast.answer import Answer
 from orchestrator_source_feast.asked import Asked, AskedOperation
-from orchestrator_source_feast.binding import FEATURE_REFS, Binding, bind, params_of
-from orchestrator_source_feast.keys import Encoder, Unfit, encoder
+from orchestrator_source_feast.binding import FEATURE_REFS, Binding, bind
+from orchestrator_source_feast.inspection import inspect_call, inspect_operations
+from orchestrator_source_feast.keys import CONVERTERS, Encoder, Unfit, encoder
 from orchestrator_source_feast.lookup import Lookup, OnDemand, Unresolved, Wanted
+from orchestrator_source_feast.many import Answers, CallMany, again, in_turns, one_by_one, shared_out
 from orchestrator_source_feast.options import FeastOptions
 from orchestrator_source_feast.repository import Repository
 from orchestrator_source_feast.stores import Found, Store
@@ -37,10 +38,12 @@ __all__ = ["FeastSource", "open_repository"]
 
 Call: TypeAlias = Callable[..., Awaitable[JSON]]
 Find: TypeAlias = Callable[[Sequence[Any]], Awaitable[Sequence[Found]]]
+FindMany: TypeAlias = Callable[[Sequence[Any]], Awaitable[Sequence[Sequence[Found] | OrchestratorError]]]
 Build: TypeAlias = Callable[[Sequence[Found], Sequence[Any]], dict[str, Any]]
 Key: TypeAlias = tuple[str, tuple[str, ...], tuple[str, ...] | None]
 OPEN_SECONDS = 300.0
 MOST_FEATURE_LISTS = 256
+ROWS_AT_ONCE = 500  # in one call of the SDK
 DUMMY_ENTITY_ID = "__dummy_id"
 log = logging.getLogger(__name__)
 
@@ -94,33 +97,42 @@ class FeastSource:
             await self._store.check_ready()
 
     async def inspect(self) -> Inspection:
-        """Hold each declared operation against the registry."""
-        facts: dict[str, OperationFacts] = {}
-        findings: list[Finding] = []
-        for operation in self._asked.declared:
-            asked = self._asked.of(operation)
-            if not asked.names_features:
-                continue
-            try:
-                lookup = self._repository.resolve(asked.wanted())
-            except Unresolved as unresolved:
-                findings += _findings(operation, unresolved)
-                continue
-            if asked.own_entity_key and asked.entity_key not in lookup.join_keys:
-                keys = ", ".join(lookup.join_keys) or "none"
-                message = f"these features have no join key '{asked.entity_key}' (theirs: {keys})"
-                findings.append(Finding(operation, message, ("entity_key",), asked.entity_key or ""))
-                continue
-            facts[operation] = OperationFacts(
-                required=tuple(params_of(lookup, asked.entity_key)), optional=(FEATURE_REFS,), fields=lookup.fields
-            )
-        return Inspection(facts, tuple(findings))
+        """Hold the source and each declared operation against the registry."""
+        return inspect_operations(self._asked, self._repository.resolve, self._repository.join_keys)
+
+    def inspect_call(
+        self, operation: str, param_names: Sequence[str], constants: Mapping[str, JSON]
+    ) -> CallInspection | None:
+        """Hold one step's ``feature_refs`` and constants against the registry."""
+        repository = self._repository
+        return inspect_call(self._asked.of(operation), repository.resolve, repository.join_keys, param_names, constants)
+
+    def prepare_many(self, operation: str, param_names: Sequence[str]) -> CallMany | None:
+        """Return what reads many entities at once, or None for on-demand features, which are computed one by one.
+
+        Computed together they may come out otherwise: a data frame's column has one type for all its rows.
+        """
+        self.prepare(operation, param_names)
+        names = tuple(param_names)
+        if FEATURE_REFS in names:
+            return self._many_by_references(self._asked.of(operation), names)
+        bound, key = self._bound, (operation, names, None)
+        if (lookup := bound[key].lookup) is not None and lookup.on_demand:
+            return None
+
+        async def many(items: Sequence[Sequence[Any]]) -> Answers:
+            return await bound[key].many(items)
+
+        return many
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
     def _by_declaration(self, operation: str, names: tuple[str, ...], wanted: Wanted) -> Call:
         bound, key = self._bound, (operation, names, None)
-        bound[key] = self._bind(operation, names, wanted)
+        try:
+            bound[key] = self._bind(operation, names, wanted)
+        except SourceUnavailable as unavailable:  # a feature view that is not ready may be after a refresh
+            bound[key] = _failing(wanted, unavailable)
 
         def call(*values: Any) -> Awaitable[JSON]:
             return bound[key].call(*values)
@@ -128,24 +140,34 @@ class FeastSource:
         return call
 
     def _by_references(self, asked: AskedOperation, names: tuple[str, ...]) -> Call:
-        """Features that each request names, usually always the same ones: what they come to is kept."""
         at = names.index(FEATURE_REFS)
 
         async def call(*values: Any) -> JSON:
-            references = asked.references(values[at])
-            key = (asked.name, names, references)
-            bound = self._bound.get(key)
-            if bound is None:
-                bound = await self._registry_thread.run(
-                    partial(self._bind, asked.name, names, asked.wanted(references))
-                )
-                lists = [other for other in self._bound if other[2] is not None]
-                if len(lists) >= MOST_FEATURE_LISTS:
-                    del self._bound[lists[0]]
-                self._bound[key] = bound
+            bound = await self._bound_by(asked, names, asked.references(values[at]))
             return await bound.call(*values)
 
         return call
+
+    def _many_by_references(self, asked: AskedOperation, names: tuple[str, ...]) -> CallMany:
+        """Items of the same features, which usually all of them are, are read at once."""
+        at = names.index(FEATURE_REFS)
+
+        async def of_same(references: tuple[str, ...], items: Sequence[Sequence[Any]]) -> Answers:
+            return await (await self._bound_by(asked, names, references)).many(items)
+
+        return shared_out(lambda values: asked.references(values[at]), of_same)
+
+    async def _bound_by(self, asked: AskedOperation, names: tuple[str, ...], references: tuple[str, ...]) -> Bound:
+        """Features that each request names, usually always the same ones: what they come to is kept."""
+        key = (asked.name, names, references)
+        bound = self._bound.get(key)
+        if bound is None:
+            bound = await self._registry_thread.run(partial(self._bind, asked.name, names, asked.wanted(references)))
+            lists = [other for other in self._bound if other[2] is not None]
+            if len(lists) >= MOST_FEATURE_LISTS:
+                del self._bound[lists[0]]
+            self._bound[key] = bound
+        return bound
 
     def _bind(self, operation: str, names: tuple[str, ...], wanted: Wanted) -> Bound:
         try:
@@ -154,9 +176,10 @@ class FeastSource:
             if FEATURE_REFS in names:
                 raise InvalidParam(FEATURE_REFS, f"{operation}: {unresolved}") from None
             raise SourceError(f"{operation}: {unresolved}") from None
-        return Bound(wanted, lookup, self._call(self._asked.of(operation), names, lookup))
+        return self._bound_to(operation, names, lookup)
 
-    def _call(self, asked: AskedOperation, names: tuple[str, ...], lookup: Lookup) -> Call:
+    def _bound_to(self, operation: str, names: tuple[str, ...], lookup: Lookup) -> Bound:
+        asked = self._asked.of(operation)
         binding = bind(asked.name, lookup, asked.entity_key, names)
         direct = self._store if lookup.direct else None
         build = Answer.of(
@@ -166,37 +189,32 @@ class FeastSource:
             allow_missing=asked.allow_missing,
             entity=binding.entity,
         ).build
-        if not lookup.on_demand and direct and lookup.views:
-            keys_of, read = _keys_of(binding, lookup), direct.bind(lookup.views, asked.max_age_seconds)
+        if direct and lookup.views:
+            way = _directly(direct, lookup, binding, build, asked.max_age_seconds)
+        else:
+            way = self._by_sdk(lookup, binding, build, asked.max_age_seconds)
+        call = self._computing(binding, lookup, way.find, build) if lookup.on_demand else way.call
+        many = way.many
+        if lookup.on_demand or not all(type_ in CONVERTERS for type_ in lookup.join_keys.values()):
+            # The SDK reads a column of keys by the type of one of them.
+            many = partial(one_by_one, call, most=self._asked.options.pool_size)
+        return Bound(lookup.wanted, lookup, call, many)
 
-            async def call(*values: Any) -> JSON:
-                return build(await read(keys_of(values)), values)
+    def _by_sdk(self, lookup: Lookup, binding: Binding, build: Build, max_age_seconds: float | None) -> Way:
+        async def find_many(entities: Sequence[Mapping[str, Any]]) -> list[Sequence[Found]]:
+            found: list[Sequence[Found]] = []
+            for start in range(0, len(entities), ROWS_AT_ONCE):
+                part = entities[start : start + ROWS_AT_ONCE]
+                found += await self._threads.run(partial(self._repository.read, lookup, part, max_age_seconds))
+            return found
 
-            return call
-        find = self._finder(binding, lookup, direct, asked.max_age_seconds)
-        if lookup.on_demand:
-            return self._computing(binding, lookup, find, build)
+        async def find(values: Sequence[Any]) -> Sequence[Found]:
+            return (await find_many([binding.convert(values)]))[0]
 
-        async def call_sdk(*values: Any) -> JSON:
+        async def call(*values: Any) -> JSON:
             return build(await find(values), values)
 
-        return call_sdk
-
-    def _finder(self, binding: Binding, lookup: Lookup, store: Store | None, max_age_seconds: float | None) -> Find:
-        """Return what reads the stored features, those that on-demand features are computed from among them."""
-        if store is not None and lookup.views:
-            keys_of, read = _keys_of(binding, lookup), store.bind(lookup.views, max_age_seconds)
-
-            async def find(values: Sequence[Any]) -> Sequence[Found]:
-                return await read(keys_of(values))
-
-            return find
-
-        async def find_by_sdk(values: Sequence[Any]) -> Sequence[Found]:
-            entity = binding.convert(values)
-            return await self._threads.run(partial(self._repository.read, lookup, entity, max_age_seconds))
-
-        return find_by_sdk
+        return Way(call, find, _many(call, binding.convert, find_many, build))
 
     def _computing(self, binding: Binding, lookup: Lookup, find: Find, build: Build) -> Call:
         views = {view.name: view for view in lookup.views}
@@ -232,12 +250,20 @@ class FeastSource:
     # --- the registry, in the background -----------------------------------------------------------------------------
 
     async def refresh_for_ever(self, seconds: float) -> None:
+        reason = ""
         while True:
             await asyncio.sleep(seconds)
             try:
                 await self.refresh()
-            except Exception:  # whatever a registry raises: what was read before goes on serving
-                log.warning("feast '%s': the registry could not be read anew", self._name, exc_info=True)
+            except Exception as error:  # whatever a registry raises: what was read before goes on serving
+                before, reason = reason, f"{type(error).__name__}: {error}"
+                if reason != before:
+                    what = "the registry cannot be read, and what was read before stays in use"
+                    log.warning("feast '%s': %s: %s", self._name, what, reason)
+            else:
+                if reason:
+                    log.warning("feast '%s': the registry can be read again", self._name)
+                reason = ""
 
     async def refresh(self) -> None:
         """Read the registry anew and bind anew what has changed; calls go on meanwhile with what was there."""
@@ -250,9 +276,7 @@ class FeastSource:
             try:
                 lookup = await self._registry_thread.run(partial(self._repository.resolve, before.wanted))
                 if lookup != before.lookup:
-                    self._bound[key] = Bound(
-                        before.wanted, lookup, self._call(self._asked.of(operation), names, lookup)
-                    )
+                    self._bound[key] = self._bound_to(operation, names, lookup)
             except Unresolved as unresolved:
                 self._bound[key] = _failing(before.wanted, SourceError(f"{operation}: {unresolved}"))
             except OrchestratorError as error:  # a feature view that is not ready, or parameters that no longer fit
@@ -266,13 +290,68 @@ class Bound:
     wanted: Wanted
     lookup: Lookup | None
     call: Call
+    many: CallMany
 
 
 def _failing(wanted: Wanted, error: OrchestratorError) -> Bound:
-    async def call(*values: Any) -> JSON:
-        raise copy(error)
+    async def call(*values: Any) -> Any:
+        raise again(error)
 
-    return Bound(wanted, None, call)
+    return Bound(wanted, None, call, call)
+
+
+def _many(call: Call, key_of: Callable[[Sequence[Any]], Any], find_many: FindMany, build: Build) -> CallMany:
+    """Return what reads many items at once; ``key_of`` makes of an item what ``find_many`` takes."""
+
+    def key_or_error(values: Sequence[Any]) -> Any:
+        try:
+            return key_of(values)
+        except OrchestratorError as error:
+            return error
+
+    def answer(pair: tuple[Sequence[Found] | OrchestratorError, Sequence[Any]]) -> JSON | OrchestratorError:
+        found, values = pair
+        if isinstance(found, OrchestratorError):
+            return found
+        try:
+            return build(found, values)
+        except OrchestratorError as error:
+            return error
+
+    async def many(items: Sequence[Sequence[Any]]) -> Answers:
+        if len(items) == 1:
+            return await one_by_one(call, items, 1)
+        answers: list[Any] = await in_turns(items, key_or_error)
+        places = [place for place, key in enumerate(answers) if not isinstance(key, OrchestratorError)]
+        if places:
+            found = await find_many([answers[place] for place in places])
+            built = await in_turns(zip(found, [items[place] for place in places], strict=True), answer)
+            for place, each in zip(places, built, strict=True):
+                answers[place] = each
+        return answers
+
+    return many
+
+
+@frozen(eq=False)
+class Way:
+    """How stored features are read: to a result, as they are found, and those of many items."""
+
+    call: Call
+    find: Find
+    many: CallMany
+
+
+def _directly(store: Store, lookup: Lookup, binding: Binding, build: Build, max_age_seconds: float | None) -> Way:
+    keys_of, read = _keys_of(binding, lookup), store.bind(lookup.views, max_age_seconds)
+
+    async def find(values: Sequence[Any]) -> Sequence[Found]:
+        return await read(keys_of(values))
+
+    async def call(*values: Any) -> JSON:
+        return build(await read(keys_of(values)), values)
+
+    return Way(call, find, _many(call, keys_of, store.bind_many(lookup.views, max_age_seconds), build))
 
 
 def _keys_of(binding: Binding, lookup: Lookup) -> Callable[[Sequence[Any]], Sequence[bytes]]:
@@ -302,24 +381,11 @@ def _keys_of(binding: Binding, lookup: Lookup) -> Callable[[Sequence[Any]], Sequ
     return keys
 
 
-def _findings(operation: str, unresolved: Unresolved) -> list[Finding]:
-    return [
-        Finding(
-            operation,
-            flaw.message,
-            ("feature_service",) if flaw.index is None else ("features", flaw.index),
-            flaw.near,
-            flaw.hint,
-        )
-        for flaw in unresolved.flaws
-    ]
-
-
 @asynccontextmanager
 async def open_repository(options: FeastOptions, context: OpenContext) -> AsyncIterator[FeastSource]:
     """Open the SDK and the registry in a thread. The online store need not be up."""
     assert options.repo_path is not None
-    path, name = context.path(options.repo_path), context.name
+    path, name = context.path(options.repo_path), context.name.removeprefix("feast.")
     async with AsyncExitStack() as stack:
         registry_thread = await stack.enter_async_context(
             Threads(name, 1, wait_seconds=OPEN_SECONDS, call_seconds=OPEN_SECONDS)

@@ -13,13 +13,15 @@ from datetime import UTC, datetime
 from functools import partial
 from math import inf
 from pathlib import Path
+from threading import Lock
 from time import perf_counter
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from orchestrator_core.plugin_api import OrchestratorError, SourceError, SourceUnavailable
+from orchestrator_core.plugin_api import OrchestratorError, SourceError
 from orchestrator_source_feast.lookup import View
-from orchestrator_source_feast.stores import Found, Read, age_limits, oldest
+from orchestrator_source_feast.many import in_turns
+from orchestrator_source_feast.stores import Found, Read, ReadMany, age_limits, oldest
 from orchestrator_source_feast.threads import Threads
 
 __all__ = ["SqliteStore"]
@@ -29,6 +31,7 @@ LOOP_SECONDS = 0.001
 PROVEN_SECONDS = 0.0005
 STEPS_BETWEEN_LOOKS = 1_000
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+MOST_KEYS = 256  # in one statement
 NOT_ON_THE_LOOP = (*BUSY, sqlite3.SQLITE_INTERRUPT)
 
 
@@ -40,15 +43,30 @@ class _Statement:
         columns = "feature_name, value" if limit is None else "feature_name, value, event_ts"
         self._names = tuple(feature.name for feature in view.features)
         self._limit = limit
-        self._sql = f'SELECT {columns} FROM "{table}" WHERE entity_key = ?'
         # A search by the table's key costs about twice what reading one more row of the entity does.
         if 2 * len(self._names) <= view.count:
-            self._sql += f" AND feature_name IN ({', '.join('?' * len(self._names))})"
+            which = f" AND feature_name IN ({', '.join('?' * len(self._names))})"
         else:
-            self._names = ()
+            which, self._names = "", ()
+        self._sql = f'SELECT {columns} FROM "{table}" WHERE entity_key = ?{which}'
+        self._sql_many = f'SELECT entity_key, {columns} FROM "{table}" WHERE entity_key IN (%s){which}'
 
     def run(self, connection: sqlite3.Connection, key: bytes) -> Found:
-        rows = connection.execute(self._sql, (key, *self._names)).fetchall()
+        return self.found(connection.execute(self._sql, (key, *self._names)).fetchall())
+
+    def run_many(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, list[tuple[Any, ...]]]:
+        """Return the rows of each key that has any, for :meth:`found`."""
+        rows: dict[bytes, list[tuple[Any, ...]]] = {}
+        for start in range(0, len(keys), MOST_KEYS):
+            part = list(keys[start : start + MOST_KEYS])
+            part += part[-1:] * (_power_of_two(len(part)) - len(part))  # few lengths: the statements stay prepared
+            statement = self._sql_many % ", ".join("?" * len(part))
+            for key, *row in connection.execute(statement, (*part, *self._names)):
+                rows.setdefault(key, []).append(tuple(row))
+        return rows
+
+    def found(self, rows: Sequence[tuple[Any, ...]]) -> Found:
+        """Take apart the rows of one entity."""
         if self._limit is None:
             return dict(rows), False
         limit, found, expired = oldest(self._limit), {}, False
@@ -61,6 +79,10 @@ class _Statement:
             else:
                 expired = True
         return found, expired
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << max(0, least - 1).bit_length()
 
 
 def _unix_time(stamp: Any) -> float:
@@ -116,6 +138,33 @@ class SqliteStore:
 
         return read
 
+    def bind_many(self, views: Sequence[View], max_age_seconds: float | None) -> ReadMany:
+        """Return what reads on a thread, whose statements give the loop its turns."""
+        limits = age_limits(views, max_age_seconds)
+        statements = [_Statement(self._project, view, limit) for view, limit in zip(views, limits, strict=True)]
+
+        def job(connection: sqlite3.Connection, keys: Sequence[Sequence[bytes]]) -> list[dict[bytes, list[Any]]]:
+            return [statement.run_many(connection, each) for statement, each in zip(statements, keys, strict=True)]
+
+        async def read_many(entities: Sequence[Sequence[bytes]]) -> Sequence[Sequence[Found] | OrchestratorError]:
+            if not entities:
+                return []
+            keys = [list(dict.fromkeys(column)) for column in zip(*entities, strict=True)]
+            rows = await self._on_thread(partial(job, keys=keys))
+
+            def found(entity: Sequence[bytes]) -> list[Found] | OrchestratorError:
+                try:
+                    return [
+                        statement.found(of.get(key, ()))
+                        for statement, of, key in zip(statements, rows, entity, strict=True)
+                    ]
+                except OrchestratorError as error:
+                    return error
+
+            return await in_turns(entities, found)
+
+        return read_many
+
     async def check_ready(self) -> None:
         await self._on_thread(lambda connection: connection.execute("PRAGMA schema_version").fetchall())
 
@@ -161,6 +210,7 @@ class SqliteStore:
     async def _on_thread(self, job: Callable[[sqlite3.Connection], T]) -> T:
         generation = self._generation
         lent: list[sqlite3.Connection] = []
+        lending = Lock()  # a connection that was put back may be another's already: it must not be interrupted
 
         def run() -> T:
             connection = self._free.pop() if self._free else self._connect(self._lock_seconds)
@@ -168,15 +218,17 @@ class SqliteStore:
             try:
                 return job(connection)
             finally:
-                lent.clear()
+                with lending:
+                    lent.clear()
                 if generation == self._generation:
                     self._free.append(connection)
                 else:
                     connection.close()
 
         def give_up() -> None:
-            for connection in lent[:]:
-                connection.interrupt()
+            with lending:
+                for connection in lent:
+                    connection.interrupt()
 
         try:
             return await self._threads.run(run, give_up=give_up)
@@ -191,7 +243,7 @@ class SqliteStore:
                 f"feast '{self._name}': the online store stayed locked for {seconds:g} s", transient=True
             )
         if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB):
-            return SourceUnavailable(f"feast '{self._name}': cannot open the online store {self._file}: {error}")
+            return SourceError(f"feast '{self._name}': cannot open the online store {self._file}: {error}")
         if str(error).startswith("no such table: "):
             return SourceError(f"feast '{self._name}': the online store has {error}; has `feast apply` been run?")
         return SourceError(f"feast '{self._name}': the online store failed: {error}")

@@ -1,0 +1,140 @@
+"""What an open source finds out about one call, at the line where the step makes it."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from orchestrator_core.plugin_api import (
+    CallInspection,
+    Finding,
+    Inspection,
+    OperationFacts,
+    SourceKind,
+    SourceUnavailable,
+    hookimpl,
+)
+from orchestrator_core.testing import check_problems
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from orchestrator_core.plugin_api import JSON, OpenContext
+
+COLUMNS = ("name", "size")
+
+
+@frozen
+class TableOptions:
+    down: bool = False
+
+
+class Table:
+    """A source whose parameter ``columns`` decides what comes back."""
+
+    def __init__(self, options: TableOptions) -> None:
+        self.down = options.down
+
+    async def fetch(self, operation: str, params: Mapping[str, JSON]) -> JSON:
+        return dict.fromkeys(params["columns"])  # type: ignore[arg-type]
+
+    async def inspect(self) -> Inspection:
+        if self.down:
+            raise SourceUnavailable("nobody at home")
+        facts = {"read": OperationFacts(("columns",), ("limit",), ("name",))}
+        return Inspection(facts, (Finding("", "there is no schema 'shp'", ("down",), "false"),))
+
+    def inspect_call(
+        self, operation: str, param_names: Sequence[str], constants: Mapping[str, JSON]
+    ) -> CallInspection | None:
+        columns = constants.get("columns")
+        if not isinstance(columns, list):
+            return None if "columns" not in param_names else CallInspection()
+        findings = tuple(
+            Finding(operation, f"there is no column '{column}'", ("columns", index), str(column), "look again")
+            for index, column in enumerate(columns)
+            if column not in COLUMNS
+        )
+        facts = OperationFacts(("columns",), (), tuple(map(str, columns)))
+        return CallInspection(None if findings else facts, findings)
+
+
+@asynccontextmanager
+async def open_table(options: TableOptions, context: OpenContext) -> AsyncIterator[Table]:
+    yield Table(options)
+
+
+class TablePlugin:
+    @hookimpl
+    def orchestrator_source_kinds(self) -> list[SourceKind[Any]]:
+        return [SourceKind("table", "A table.", TableOptions, open_table)]
+
+
+def told(steps: str, *, response: str = "null", down: bool = False) -> list[tuple[str, int, str, str]]:
+    files = {
+        "integrations/table.yaml": f"table:\n  sources:\n    default: {{down: {str(down).lower()}}}\n",
+        "domains/shop.yaml": f"endpoints:\n  get:\n    data_sources:\n{steps}\n    response_mapping: {response}\n",
+    }
+    found = check_problems(files, plugins={"table": TablePlugin()})
+    return [
+        (problem.code, problem.line, problem.message, problem.source_line[problem.column - 1 :][: problem.length])
+        for problem in found
+        if problem.file == "domains/shop.yaml"
+    ]
+
+
+def test_findings_point_at_the_parameter_of_the_step() -> None:
+    step = '      - {name: a, type: table, operation: read, params: {columns: ["name", "siez", "z"]}}'
+    assert told(step, response="$a.name") == [
+        ("ORC602", 4, "there is no column 'siez'", "siez"),
+        ("ORC602", 4, "there is no column 'z'", "z"),
+    ]
+
+
+def test_facts_of_the_call_replace_those_of_the_operation() -> None:
+    step = "      - {name: a, type: table, operation: read, params: {columns: [size]}}"
+    assert told(step, response="$a.size") == []
+    assert told(step, response="$a.name") == [("ORC505", 5, "the step 'a' returns no field 'name'", "$a.name")]
+    limited = step.replace("[size]", "[size], limit: 1")
+    assert told(limited) == [("ORC407", 4, "table.default read takes no parameter 'limit'", "limit")]
+
+
+def test_the_operations_facts_hold_where_nothing_is_said_of_the_call() -> None:
+    step = "      - {name: a, type: table, operation: read, params: {}}"
+    assert told(step) == [("ORC407", 4, "table.default read needs the parameter 'columns'", step.strip(" -"))]
+
+
+def test_an_expression_is_no_constant_and_a_call_may_be_unknown() -> None:
+    step = '      - {name: a, type: table, operation: read, params: {columns: "$request.body", other: 1}}'
+    assert told(step, response="$a.whatever") == []
+
+
+def test_a_parameter_that_a_transform_changes_is_no_constant() -> None:
+    transform = "transform: {params: {columns: [{select: [x]}]}}"
+    step = f"      - {{name: a, type: table, operation: read, params: {{columns: [{{x: 1}}]}}, {transform}}}"
+    assert told(step, response="$a.whatever") == []
+
+
+def test_a_source_that_cannot_be_reached_is_not_asked_about_calls() -> None:
+    step = "      - {name: a, type: table, operation: read, params: {columns: [siez]}}"
+    assert told(step, down=True) == []
+
+
+def test_calls_of_an_endpoint_that_has_other_problems_are_looked_at_too() -> None:
+    step = '      - {name: a, type: table, operation: read, params: {columns: [siez], x: "$nobody.x"}}'
+    assert [(code, message) for code, _, message, _ in told(step)] == [
+        ("ORC602", "there is no column 'siez'"),
+        ("ORC502", "there is no step 'nobody'"),
+    ]
+
+
+def test_a_finding_without_an_operation_is_about_the_source() -> None:
+    files = {"integrations/table.yaml": "table:\n  sources:\n    default: {down: false}\n"}
+    (problem,) = check_problems(files, plugins={"table": TablePlugin()})
+    assert str(problem) == (
+        "integrations/table.yaml:3:21: ORC602 there is no schema 'shp'\n"
+        "    3 |     default: {down: false}\n"
+        "      |                     ^^^^^"
+    )
