@@ -74,7 +74,7 @@ def lightgbm_model(
     classes: Array | None = None
     if class_name == "lightgbm.basic.Booster":
         try:
-            booster = lightgbm.Booster(model_str=data.decode("utf-8"), params={"verbosity": -1})
+            booster = lightgbm.Booster(model_str=data.decode("utf-8"))
         except (lightgbm.basic.LightGBMError, UnicodeDecodeError) as error:
             raise SourceError(f"{location.name_of(name)} cannot be loaded as LightGBM's text: {error}") from error
     else:

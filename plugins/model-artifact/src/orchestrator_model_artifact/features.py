@@ -196,9 +196,10 @@ class Frame:
         frame = self._pandas.DataFrame(self._by_name(rows))
         for name in self._times:
             try:
-                frame[name] = self._pandas.to_datetime(frame[name], format="ISO8601")
+                times = self._pandas.to_datetime(frame[name], format="ISO8601", utc=True)
             except (ValueError, TypeError, OverflowError) as error:
                 raise InvalidParam("features", f"feature '{name}' must be a time as ISO 8601 writes it: {error}") from error
+            frame[name] = times.dt.tz_localize(None)  # MLflow takes times without a zone only: they are in UTC
         return frame
 
 

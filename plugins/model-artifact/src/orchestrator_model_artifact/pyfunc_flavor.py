@@ -73,13 +73,14 @@ def pyfunc_model(
 
 def _loaded(location: Location, trust: Trust) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    with needs("mlflow", "an MLflow model without a flavor that is loaded natively"):
-        import mlflow.pyfunc
-    with needs("mlflow", "the model"), own_code(location, None, trust), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on packages whose versions differ: we say so in our own words
+        with needs("mlflow", "an MLflow model without a flavor that is loaded natively"):
+            import mlflow.pyfunc
         try:
-            return mlflow.pyfunc.load_model(str(location.path))
-        except ModuleNotFoundError:
+            with needs("mlflow", "the model"), own_code(location, None, trust):
+                return mlflow.pyfunc.load_model(str(location.path))
+        except SourceError:
             raise
         except Exception as error:  # it is the model's own code that fails
             raise SourceError(f"MLflow cannot load the model: {type(error).__name__}: {error}") from error

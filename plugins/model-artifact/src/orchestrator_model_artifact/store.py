@@ -61,7 +61,7 @@ def is_movable(uri: str) -> bool:
 def stores_of(tracking_uri: str | None, registry_uri: str | None, config_dir: Path) -> Stores:
     """Return the stores with paths made absolute. Raises :class:`SourceError` when none is named anywhere."""
     tracking = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    registry = registry_uri or os.environ.get("MLFLOW_REGISTRY_URI")
+    registry = registry_uri or (None if tracking_uri else os.environ.get("MLFLOW_REGISTRY_URI"))
     if not tracking and not registry:
         raise SourceError(
             "a model of a registry or a run needs tracking_uri, such as http://127.0.0.1:5000 or sqlite:///mlflow.db,"
