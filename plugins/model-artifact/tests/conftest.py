@@ -14,6 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from orchestrator_core.testing.pytest_plugin import run_on_each_loop
+
+__all__ = ["run_on_each_loop"]
+
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 NUMBERS = ["credit_score", "annual_income", "debt"]
@@ -210,3 +214,121 @@ def run() -> Callable[[Callable[[], Awaitable[None]]], None]:
             runner.run(main())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def boosted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with MLflow models of XGBoost and LightGBM, and pyfunc models."""
+    import lightgbm
+    import mlflow.lightgbm
+    import mlflow.xgboost
+    import xgboost
+    from mlflow.models import infer_signature
+
+    root = tmp_path_factory.mktemp("boosted")
+    (root / "config").mkdir()
+    data = frame()
+    numbers, target = data[NUMBERS], bad(data)
+    classifier = xgboost.XGBClassifier(n_estimators=10, max_depth=3).fit(numbers, target)
+    light = lightgbm.LGBMClassifier(n_estimators=10, verbose=-1).fit(numbers, np.where(target == 1, "bad", "good"))
+    three = lightgbm.LGBMClassifier(n_estimators=5, verbose=-1).fit(numbers, data.region)
+    saved: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+        "xgb_classifier": (mlflow.xgboost, classifier, {}),
+        "xgb_booster": (mlflow.xgboost, classifier.get_booster(), {}),
+        "xgb_regressor": (mlflow.xgboost, xgboost.XGBRegressor(n_estimators=10).fit(numbers, data.debt * 2), {}),
+        "lgb_classifier": (mlflow.lightgbm, light, {}),
+        "lgb_three": (mlflow.lightgbm, three, {}),
+        "lgb_booster": (mlflow.lightgbm, light.booster_, {}),
+        "lgb_pickled": (mlflow.lightgbm, light, {"serialization_format": "cloudpickle"}),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # mlflow, on types and on pickles
+        signature = infer_signature(numbers, target)
+        for name, (flavor, model, options) in saved.items():
+            flavor.save_model(model, str(root / name), signature=signature, pip_requirements=[], **options)
+        _make_pyfunc_models(root, numbers)
+    return root
+
+
+def _make_pyfunc_models(root: Path, numbers: pd.DataFrame) -> None:
+    import mlflow.pyfunc
+    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
+
+    modules = root / "modules"
+    modules.mkdir()
+    (modules / "own_rules.py").write_text("def ratio(debt, income):\n    return debt / income\n")
+
+    class Ratio(mlflow.pyfunc.PythonModel):
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads them
+            from own_rules import ratio
+
+            return pd.DataFrame({"ratio": ratio(model_input.debt, model_input.annual_income), "tier": "low"})
+
+    class Lists(mlflow.pyfunc.PythonModel):
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads them
+            assert str(model_input.at.dtype).startswith("datetime64")
+            return [{"sum": float(sum(values)), "year": int(at.year)} for values, at in zip(model_input.amounts, model_input.at)]
+
+    inputs = numbers.astype({"credit_score": "int32", "debt": "float32"})
+    mlflow.pyfunc.save_model(
+        str(root / "ratio"),
+        python_model=Ratio(),
+        code_paths=[str(modules / "own_rules.py")],
+        signature=infer_signature(inputs, pd.DataFrame({"ratio": [0.5], "tier": ["low"]})),
+        pip_requirements=[],
+    )
+    schema = Schema([ColSpec(Array(DataType.double), "amounts"), ColSpec("datetime", "at")])
+    mlflow.pyfunc.save_model(
+        str(root / "lists"), python_model=Lists(), signature=ModelSignature(inputs=schema), pip_requirements=[]
+    )
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return a real tracking store and registry with the model ``credit_risk`` in two versions, and its ids."""
+    import mlflow
+    from mlflow.models import infer_signature
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    root = tmp_path_factory.mktemp("store")
+    (root / "config").mkdir()
+    uri = f"sqlite:///{root / 'mlflow.db'}"
+    before = dict(os.environ)
+    data = frame()
+    numbers, target = data[NUMBERS], bad(data)
+    runs = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        try:
+            client = mlflow.MlflowClient()
+            experiment = client.create_experiment("credit", artifact_location=(root / "artifacts").as_uri())
+            for penalty in (1.0, 0.01):
+                model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty)).fit(numbers, target)
+                with mlflow.start_run(experiment_id=experiment) as run:
+                    info = mlflow.sklearn.log_model(
+                        model,
+                        name="model",
+                        registered_model_name="credit_risk",
+                        signature=infer_signature(numbers, target),
+                        pip_requirements=[],
+                    )
+                runs.append((run.info.run_id, str(info.model_id)))
+            client.set_registered_model_alias("credit_risk", "champion", "1")
+            client.create_registered_model("empty")
+        finally:
+            mlflow.set_tracking_uri(None)
+            mlflow.set_registry_uri(None)
+            os.environ.clear()  # where MLflow keeps them too
+            os.environ.update(before)
+    return {
+        "root": str(root),
+        "uri": uri,
+        **{f"run{number}": run for number, (run, _) in enumerate(runs, 1)},
+        **{f"model{number}": model for number, (_, model) in enumerate(runs, 1)},
+    }

@@ -20,6 +20,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from orchestrator_model_artifact.loading import LoadedModel, Request, load
+from orchestrator_model_artifact.location import locate
 from orchestrator_model_artifact.options import ArtifactOptions, Output
 from orchestrator_model_artifact.plugin import orchestrator_model_kinds
 
@@ -51,7 +52,8 @@ equality = settings(max_examples=25, deadline=None, suppress_health_check=[Healt
 
 def loaded(models: Path, path: str, **options: Any) -> LoadedModel:
     (models / "config").mkdir(exist_ok=True)
-    return load(Request("credit_model", ArtifactOptions(path=f"../{path}", **options), models / "config"))
+    given = ArtifactOptions(path=f"../{path}", **options)
+    return load(Request("credit_model", given, locate(given, models / "config")))
 
 
 def refused(models: Path, path: str, **options: Any) -> str:
@@ -367,7 +369,8 @@ def test_a_folder_or_file_of_an_unknown_format(models: Path) -> None:
     (models / "model.h5").write_bytes(b"")
     assert refused(models, "empty") == f"{models / 'empty'} is no MLflow model: it has no file 'MLmodel'"
     assert refused(models, "model.h5") == (
-        "the format of model.h5 cannot be told from its name: expected an MLflow model folder or an .onnx file"
+        "nothing here can load model.h5: its name has no suffix that is known: expected an MLflow model folder,"
+        " an ONNX, skops, joblib or pickle file, or an MLflow URI"
     )
     assert refused(models, "model.h5", format="mlflow") == (
         f"{models / 'model.h5'} is a file: format 'mlflow' is a folder with a file 'MLmodel'"
@@ -408,7 +411,11 @@ def altered(models: Path, tmp_path: Path, change: dict[str, Any]) -> Path:
             {"pickled_model": "model.pkl", "serialization_format": None},
             PICKLE,
         ),
-        ("model.skops", {}, "model.skops is no skops file: File is not a zip file"),
+        (
+            "model.skops",
+            {},
+            "model.skops is a pickle and not a skops file: it would run code when it is loaded: look where it comes from",
+        ),
         (
             "model.skops",
             {"code": "code"},
@@ -429,14 +436,16 @@ def test_what_would_run_code_is_not_loaded_without_trust(
 def test_a_pickle_that_is_called_onnx_does_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "has_run"
     (tmp_path / "model.onnx").write_bytes(pickle.dumps(Payload(marker)))
-    assert refused(tmp_path, "model.onnx").startswith("model.onnx cannot be loaded as ONNX: ")
+    assert refused(tmp_path, "model.onnx") == (
+        "model.onnx is a pickle and not ONNX: it would run code when it is loaded: look where it comes from"
+    )
     assert not marker.exists()
 
 
 def test_skops_types_that_are_not_known_to_be_harmless_need_trust(models: Path) -> None:
     assert refused(models, "forest") == (
         "model.skops holds types that skops does not know to be harmless (sklearn.tree._tree.Tree):"
-        " set trust: true if you know who made it"
+        " name those that you know in trusted_types, or set trust: true if you know who made it"
     )
 
 
@@ -454,10 +463,10 @@ def test_a_model_file_outside_its_folder_is_refused(models: Path, tmp_path: Path
 def test_a_flavor_that_cannot_be_loaded_is_named(models: Path, tmp_path: Path) -> None:
     folder = altered(models, tmp_path, {})
     mlmodel = yaml.safe_load((folder / "MLmodel").read_text())
-    mlmodel["flavors"] = {"python_function": {}, "pytorch": {}}
+    mlmodel["flavors"] = {"pytorch": {}}
     (folder / "MLmodel").write_text(yaml.safe_dump(mlmodel))
     assert refused(folder.parent, "altered") == (
-        "the MLflow model has the flavors python_function, pytorch: only sklearn and onnx can be loaded"
+        "the MLflow model has the flavors pytorch: only onnx, sklearn, xgboost, lightgbm, python_function can be loaded"
     )
 
 
@@ -505,10 +514,14 @@ def test_loading_does_not_import_mlflow(models: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from orchestrator_model_artifact.loading import Request, load\n"
+        "from orchestrator_model_artifact.location import locate\n"
         "from orchestrator_model_artifact.options import ArtifactOptions\n"
-        f"load(Request('m', ArtifactOptions(path={str(models / 'mlflow_onnx')!r}), Path({str(models / 'config')!r})))\n"
+        "def loaded(path):\n"
+        "    given = ArtifactOptions(path=path)\n"
+        f"    load(Request('m', given, locate(given, Path({str(models / 'config')!r}))))\n"
+        f"loaded({str(models / 'mlflow_onnx')!r})\n"
         "print(sorted({'mlflow', 'pandas', 'sklearn', 'onnx'} & set(sys.modules)))\n"
-        f"load(Request('m', ArtifactOptions(path={str(models / 'logistic')!r}), Path({str(models / 'config')!r})))\n"
+        f"loaded({str(models / 'logistic')!r})\n"
         "print('mlflow' in sys.modules)"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -519,7 +532,7 @@ def test_loading_does_not_import_mlflow(models: Path) -> None:
     ("package", "path", "message"),
     [
         ("onnxruntime", "described.onnx", "an ONNX model needs the package 'onnxruntime'"),
-        ("skops", "logistic", "an MLflow model with the sklearn flavor needs the package 'skops'"),
+        ("skops", "logistic", "model.skops, a skops file, needs the package 'skops'"),
         ("pandas", "columns", "a model that looks its columns up by name needs the package 'pandas'"),
     ],
 )

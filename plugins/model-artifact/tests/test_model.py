@@ -17,7 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from orchestrator_model_artifact.cost import LOOP_LIMIT_SECONDS, Cost, gil_wait_seconds, measure
-from orchestrator_model_artifact.model import ArtifactModel, InThreads, OnLoop, OnLoopWhileQuick
+from orchestrator_model_artifact.model import ArtifactModel
+from orchestrator_model_artifact.runners import InThreads, Measured, OnLoop
 from orchestrator_model_artifact.options import ArtifactOptions
 from orchestrator_model_artifact.plugin import ARTIFACT
 from orchestrator_model_artifact.pools import Processes, thread_pool
@@ -115,7 +116,7 @@ def test_concurrent_callers_of_processes_each_get_their_own_rows_answer(models: 
 def test_a_quick_model_runs_on_the_loop(models: Path, run: Run) -> None:
     async def test() -> None:
         async with opened(models, "matrix.onnx", **MATRIX) as model:
-            assert isinstance(model.runner, OnLoopWhileQuick)
+            assert isinstance(model.runner, Measured)
 
     run(test)
 
@@ -150,7 +151,7 @@ def test_a_model_that_computes_in_python_for_50_ms_runs_in_processes_and_the_loo
 def test_a_large_batch_of_a_quick_model_leaves_the_loop(models: Path, run: Run) -> None:
     async def test() -> None:
         async with opened(models, "matrix.onnx", **MATRIX) as model:
-            assert isinstance(model.runner, OnLoopWhileQuick)
+            assert isinstance(model.runner, Measured)
             rows = customers(100) * 300
             assert model.runner.cost.expected(len(rows)) > LOOP_LIMIT_SECONDS
             ticks, results = await ticks_during(model.predict(rows))
@@ -188,7 +189,7 @@ def test_a_slow_call_is_seen_where_it_happens(run: Run) -> None:
             return list(rows)
 
         async with thread_pool("m", 1) as threads:
-            runner = OnLoopWhileQuick(score, threads, Cost(10e-6, 0.0))
+            runner = Measured(score, threads, Cost(10e-6, 0.0))
             for _ in range(40):
                 await runner.run([ROW])
             ticks, _ = await ticks_during(runner.run([ROW]))
@@ -265,7 +266,7 @@ def test_no_worker_process_outlives_a_service_that_is_killed(models: Path) -> No
     code = f"""
 import asyncio, os, signal
 from pathlib import Path
-from orchestrator_model_artifact.model import open_artifact
+from orchestrator_model_artifact.plugin import open_artifact
 from orchestrator_model_artifact.options import ArtifactOptions
 from orchestrator_core.plugin_api import OpenContext
 
@@ -336,7 +337,7 @@ def test_an_accelerated_model_predicts_what_the_model_predicts(
             expected: Sequence[Any] = await model.predict(rows)
         async with opened(models, path, accelerate="onnx", **options) as model:
             results: Sequence[Any] = await model.predict(rows)
-            assert isinstance(model.runner, OnLoopWhileQuick)
+            assert isinstance(model.runner, Measured)
             assert model.facts().outputs == ("label", "probability", "probabilities")
         assert [result["label"] for result in results] == [result["label"] for result in expected]
         assert [result["probabilities"] for result in results] == [

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from orchestrator_model_artifact import one_row
 from orchestrator_model_artifact.cost import LOOP_LIMIT_SECONDS, Cost
 from orchestrator_model_artifact.loading import LoadedModel, Request, load
-from orchestrator_model_artifact.model import ArtifactModel, OnLoopWhileQuick
+from orchestrator_model_artifact.model import ArtifactModel
+from orchestrator_model_artifact.runners import Measured
+from orchestrator_model_artifact.location import locate
 from orchestrator_model_artifact.options import ArtifactOptions, Output
 from orchestrator_model_artifact.plugin import ARTIFACT
 
@@ -86,7 +88,8 @@ async def opened(models: Path, path: str, **options: Any) -> AsyncIterator[Artif
 
 def loaded(models: Path, path: str, **options: Any) -> LoadedModel:
     (models / "config").mkdir(exist_ok=True)
-    return load(Request("credit_model", ArtifactOptions(path=f"../{path}", **options), models / "config"))
+    given = ArtifactOptions(path=f"../{path}", **options)
+    return load(Request("credit_model", given, locate(given, models / "config")))
 
 
 def outcome(call: Awaitable[Any]) -> str:
@@ -193,7 +196,7 @@ def test_a_model_that_turns_slow_leaves_the_loop_for_single_rows_too_and_comes_b
     async def test() -> None:
         nonlocal step
         async with opened(models, "described.onnx") as model:
-            assert isinstance(model.runner, OnLoopWhileQuick)
+            assert isinstance(model.runner, Measured)
             cost, score = model.runner.cost, model.runner._score
             in_threads = 0
 

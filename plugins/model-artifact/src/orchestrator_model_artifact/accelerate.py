@@ -15,7 +15,7 @@ import numpy as np
 
 from orchestrator_core.plugin_api import JSON, SourceError
 from orchestrator_model_artifact.features import Column, Matrix, Row, made_up_rows
-from orchestrator_model_artifact.onnx_flavor import OnnxModel, onnx_model
+from orchestrator_model_artifact.onnx_flavor import OnnxFile, OnnxModel, onnx_model
 from orchestrator_model_artifact.packages import needs
 from orchestrator_model_artifact.sklearn_flavor import SklearnModel
 
@@ -42,7 +42,7 @@ def converted(model: SklearnModel, example: Sequence[Row], tolerance: float) -> 
     for bits in (64, 32):
         try:
             data = _convert(model, bits)
-            _prove(model, onnx_model(data, model.columns), rows, expected, tolerance)
+            _prove(model, onnx_model(OnnxFile("the converted model", data), model.columns), rows, expected, tolerance)
         except SourceError as error:
             reasons.append(f"with {bits}-bit floats, {error}")
         else:

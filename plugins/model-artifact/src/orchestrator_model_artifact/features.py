@@ -20,7 +20,7 @@ from attrs import frozen
 
 from orchestrator_core.plugin_api import JSON, InvalidParam
 
-FeatureType: TypeAlias = Literal["number", "integer", "boolean", "string"]
+FeatureType: TypeAlias = Literal["number", "integer", "boolean", "string", "any"]
 Row: TypeAlias = Mapping[str, JSON]
 Score: TypeAlias = Callable[[Sequence[Row]], "list[JSON]"]
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
@@ -39,12 +39,16 @@ _WORDS: dict[FeatureType, str] = {
     "integer": "a whole number",
     "boolean": "true or false",
     "string": "a string",
+    "any": "a value",
 }
 
 
 @frozen
 class Column:
-    """One feature that a model asks for; ``nullable`` says that null is a value it knows."""
+    """One feature that a model asks for; ``nullable`` says that null is a value it knows.
+
+    ``any`` is what MLflow has further types for, such as lists and times: the value goes to the model as it is.
+    """
 
     name: str
     type: FeatureType = "number"
@@ -138,7 +142,7 @@ class ByName:
     def __call__(self, rows: Sequence[Row]) -> dict[str, Array]:
         values = zip(*(_present(row, self._columns) for row in rows), strict=True)
         return {
-            column.name: np.array([convert(value) for value in cells], dtype=dtype).reshape(self._shape)
+            column.name: _array([convert(value) for value in cells], dtype, column.type).reshape(self._shape)
             for column, convert, dtype, cells in zip(self._columns, self._convert, self._dtypes, values, strict=True)
         }
 
@@ -157,6 +161,15 @@ class ByName:
         return Layout(names, f"={''.join(codes)}", 8 * len(found), tuple(inputs), tuple(conditions))
 
 
+def _array(values: list[Any], dtype: str, type: FeatureType) -> Array:
+    if type != "any":
+        return np.array(values, dtype=dtype)
+    array = np.empty(len(values), dtype=object)  # numpy would make a matrix of lists that are equally long
+    for index, value in enumerate(values):
+        array[index] = value
+    return array
+
+
 class ObjectMatrix:
     """Rows to one ``[N, F]`` array of Python objects, for models fitted on one."""
 
@@ -168,16 +181,26 @@ class ObjectMatrix:
 
 
 class Frame:
-    """Rows to a DataFrame, for models that look their columns up by name."""
+    """Rows to a DataFrame, for models that look their columns up by name. ``times`` are columns of ISO 8601 times."""
 
-    def __init__(self, columns: Sequence[Column]) -> None:
+    def __init__(
+        self, columns: Sequence[Column], typecodes: Mapping[str, Typecode] | None = None, times: Sequence[str] = ()
+    ) -> None:
         import pandas
 
-        self._frame = pandas.DataFrame
-        self._by_name = ByName(columns, {})
+        self._pandas = pandas
+        self._by_name = ByName(columns, typecodes or {})
+        self._times = times
 
     def __call__(self, rows: Sequence[Row]) -> Any:
-        return self._frame(self._by_name(rows))
+        frame = self._pandas.DataFrame(self._by_name(rows))
+        for name in self._times:
+            try:
+                times = self._pandas.to_datetime(frame[name], format="ISO8601", utc=True)
+            except (ValueError, TypeError, OverflowError) as error:
+                raise InvalidParam("features", f"feature '{name}' must be a time as ISO 8601 writes it: {error}") from error
+            frame[name] = times.dt.tz_localize(None)  # MLflow takes times without a zone only: they are in UTC
+        return frame
 
 
 def made_up_rows(columns: Sequence[Column], count: int) -> list[Row]:
@@ -188,6 +211,7 @@ def made_up_rows(columns: Sequence[Column], count: int) -> list[Row]:
         "integer": lambda row: random.randrange(10 ** (1 + row % 3)),
         "boolean": lambda _: random.random() < 0.5,
         "string": lambda row: "abc"[row % 3],
+        "any": lambda _: None,
     }
     return [{column.name: values[column.type](row) for column in columns} for row in range(count)]
 
@@ -214,6 +238,7 @@ def _dtype(column: Column, typecode: Typecode | None) -> str:
     # A missing value has no place among integers and booleans: such columns are float and object, as in pandas.
     return {
         "string": "O",
+        "any": "O",
         "boolean": "O" if column.nullable else "?",
         "integer": "d" if column.nullable else "q",
         "number": "d",
@@ -254,4 +279,14 @@ def _converter(column: Column, typecode: Typecode) -> Callable[[JSON], Any]:
             return value
         raise unfit(value)
 
-    return {"string": string, "number": number, "integer": number, "boolean": boolean}[column.type]
+    def as_it_is(value: JSON) -> JSON:
+        return value
+
+    converters: dict[FeatureType, Callable[[Any], Any]] = {
+        "string": string,
+        "number": number,
+        "integer": number,
+        "boolean": boolean,
+        "any": as_it_is,
+    }
+    return converters[column.type]

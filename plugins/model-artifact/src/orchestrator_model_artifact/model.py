@@ -1,88 +1,44 @@
-"""The open model: where each prediction runs, and the life of what it runs in."""
+"""The open model that is scored inside the service, and how it is decided where."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from time import perf_counter
-from typing import Protocol
 
 from attrs import evolve
 
 from orchestrator_core.plugin_api import JSON, Identity, ModelFacts, OpenContext, SourceError
-from orchestrator_model_artifact.cost import (
-    GIL_LIMIT_SECONDS,
-    LOOP_LIMIT_SECONDS,
-    Cost,
-    gil_wait_seconds,
-    measure,
-)
-from orchestrator_model_artifact.features import Row, Score
-from orchestrator_model_artifact.loading import LoadedModel, Request, convert, load
+from orchestrator_model_artifact.cost import GIL_LIMIT_SECONDS, LOOP_LIMIT_SECONDS, Cost, gil_wait_seconds, measure
+from orchestrator_model_artifact.features import Row
+from orchestrator_model_artifact.loading import LoadedModel, Request, convert, load, look
 from orchestrator_model_artifact.one_row import PredictOne
 from orchestrator_model_artifact.options import ArtifactOptions
 from orchestrator_model_artifact.pools import Threads, process_pool, thread_pool
+from orchestrator_model_artifact.preparing import Watch, prepare
+from orchestrator_model_artifact.runners import InThreads, Measured, OnLoop, Runner, measured
 from orchestrator_model_artifact.worker import WorkerDied, worker
 
-
-class Runner(Protocol):
-    """Where predictions run."""
-
-    async def run(self, rows: Sequence[Row]) -> list[JSON]: ...
-
-
-class OnLoop:
-    """On the event loop, whatever it costs."""
-
-    def __init__(self, score: Score) -> None:
-        self._score = score
-
-    async def run(self, rows: Sequence[Row]) -> list[JSON]:
-        return self._score(rows)
-
-
-class InThreads:
-    """In the thread pool."""
-
-    def __init__(self, score: Score, threads: Threads) -> None:
-        self._score = score
-        self._threads = threads
-
-    async def run(self, rows: Sequence[Row]) -> list[JSON]:
-        return await self._threads.run(self._score, rows)
-
-
-class OnLoopWhileQuick:
-    """On the event loop while a call is expected to be quick, in the thread pool when it is not."""
-
-    def __init__(self, score: Score, threads: Threads, cost: Cost) -> None:
-        self._score = score
-        self._threads = threads
-        self.cost = cost
-
-    async def run(self, rows: Sequence[Row]) -> list[JSON]:
-        if self.cost.expected(len(rows)) > LOOP_LIMIT_SECONDS:
-            return await self._threads.run(self._timed, rows)
-        return self._timed(rows)
-
-    def _timed(self, rows: Sequence[Row]) -> list[JSON]:
-        before = perf_counter()
-        results = self._score(rows)
-        self.cost.observe(len(rows), perf_counter() - before)
-        return results
+log = logging.getLogger(__name__)
 
 
 class ArtifactModel:
     """A loaded model. ``runner`` says where its predictions run, ``predict_one`` scores a single row."""
 
     def __init__(
-        self, runner: Runner, facts: ModelFacts, identity: Identity, predict_one: PredictOne | None = None
+        self,
+        runner: Runner,
+        facts: ModelFacts,
+        identity: Identity,
+        watch: Watch,
+        predict_one: PredictOne | None = None,
     ) -> None:
         self.runner = runner
         self.predict_one = predict_one or _through(runner)
         self._facts = facts
         self._identity = identity
+        self._watch = watch
 
     async def predict(self, rows: Sequence[Row]) -> Sequence[JSON]:
         """Score N rows.
@@ -97,6 +53,13 @@ class ArtifactModel:
     def identity(self) -> Identity:
         return self._identity
 
+    async def changed(self) -> bool:
+        """Return whether other content lies at the path now, or an alias means another version.
+
+        The files are read only when their times or sizes differ.
+        """
+        return await self._watch()
+
 
 def _through(runner: Runner) -> PredictOne:
     async def predict_one(row: Row) -> JSON:
@@ -107,24 +70,27 @@ def _through(runner: Runner) -> PredictOne:
 
 
 @asynccontextmanager
-async def open_artifact(options: ArtifactOptions, context: OpenContext) -> AsyncIterator[ArtifactModel]:
+async def open_loaded(options: ArtifactOptions, context: OpenContext) -> AsyncIterator[ArtifactModel]:
     """Load the model and decide where it runs. Raises :class:`SourceError` when it cannot or must not be loaded."""
-    request = Request(context.name, options, context.config_dir)
     workers = options.workers or min(4, len(os.sched_getaffinity(0)))
     async with AsyncExitStack() as stack:
+        threads = await stack.enter_async_context(thread_pool(context.name, workers))
+        request, watch = await prepare(options, context, stack, threads)
         if options.accelerate == "onnx":
             request = evolve(request, onnx=await _converted(request))
-        if options.run_in == "process":
-            yield await _in_processes(stack, request, workers)
+        found = await threads.run(look, options, request.location)
+        # Modules that two models bring by the same name must not meet in one process.
+        if options.run_in == "process" or (options.run_in == "auto" and found.runs_own_code and request.onnx is None):
+            yield await _in_processes(stack, request, workers, watch)
             return
-        threads = await stack.enter_async_context(thread_pool(context.name, workers))
         loaded = await threads.run(load, request)
-        runner = await _chosen_runner(options, loaded, threads)
+        runner = await _chosen_runner(stack, request, loaded, threads, workers)
         if runner is None:
             del loaded
-            yield await _in_processes(stack, request, workers)
+            yield await _in_processes(stack, request, workers, watch)
         else:
-            yield ArtifactModel(runner, loaded.facts, loaded.identity, _quick_row(runner, loaded))
+            _tell(request.name, loaded.doubts)
+            yield ArtifactModel(runner, loaded.facts, loaded.identity, watch, _quick_row(runner, loaded))
 
 
 async def _converted(request: Request) -> bytes:
@@ -135,31 +101,40 @@ async def _converted(request: Request) -> bytes:
         raise SourceError(f"accelerate: onnx: {error} while it converted the model") from error
 
 
-async def _chosen_runner(options: ArtifactOptions, loaded: LoadedModel, threads: Threads) -> Runner | None:
+async def _chosen_runner(
+    stack: AsyncExitStack, request: Request, loaded: LoadedModel, threads: Threads, workers: int
+) -> Runner | None:
     """Return the runner that was asked for or that the measured cost asks for; None for processes."""
-    if options.run_in == "loop":
+    if request.options.run_in == "loop":
         return OnLoop(loaded.score)
-    if options.run_in == "thread":
+    if request.options.run_in == "thread":
         return InThreads(loaded.score, threads)
     cost = await threads.run(measure, loaded.score, loaded.sample)
-    if cost is None:
-        return InThreads(loaded.score, threads)
-    if cost.expected(1) <= GIL_LIMIT_SECONDS:
-        return OnLoopWhileQuick(loaded.score, threads, cost)
-    wait = await threads.run(gil_wait_seconds, loaded.score, loaded.sample[:1])
-    return None if wait > GIL_LIMIT_SECONDS else InThreads(loaded.score, threads)
+    if cost is None:  # nothing is known of it: it begins in threads, and what its calls take tells the rest
+        cost = Cost(2 * LOOP_LIMIT_SECONDS, 0.0)
+    elif cost.expected(1) > GIL_LIMIT_SECONDS:
+        wait = await threads.run(gil_wait_seconds, loaded.score, loaded.sample[:1])
+        if wait > GIL_LIMIT_SECONDS:
+            return None
+    return await stack.enter_async_context(measured(request, loaded.score, threads, cost, workers))
 
 
 def _quick_row(runner: Runner, loaded: LoadedModel) -> PredictOne | None:
     """Return the model's own way for one row, where it has one and the runner is on the event loop."""
     if loaded.one_row is None or isinstance(runner, InThreads):
         return None
-    return loaded.one_row.bind(_through(runner), runner.cost if isinstance(runner, OnLoopWhileQuick) else None)
+    return loaded.one_row.bind(_through(runner), runner.cost if isinstance(runner, Measured) else None)
 
 
-async def _in_processes(stack: AsyncExitStack, request: Request, workers: int) -> ArtifactModel:
+async def _in_processes(stack: AsyncExitStack, request: Request, workers: int, watch: Watch) -> ArtifactModel:
     try:
         processes = await stack.enter_async_context(process_pool(request, workers))
     except WorkerDied as error:
         raise SourceError(f"{error} while it loaded the model") from error
-    return ArtifactModel(processes, processes.facts, processes.identity)
+    _tell(request.name, processes.doubts)
+    return ArtifactModel(processes, processes.facts, processes.identity, watch)
+
+
+def _tell(name: str, doubts: Sequence[str]) -> None:
+    for doubt in doubts:
+        log.warning("%s: %s: it may predict something else, or fail", name, doubt)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from orchestrator_core.plugin_api import JSON, SourceError
 from orchestrator_model_artifact.features import (
@@ -24,6 +24,9 @@ from orchestrator_model_artifact.features import (
     made_up_rows,
 )
 from orchestrator_model_artifact.fields import Head
+from orchestrator_model_artifact.formats import check_content
+from orchestrator_model_artifact.location import Location
+from orchestrator_model_artifact.onnx_files import external_files
 from orchestrator_model_artifact.packages import needs
 
 _TYPECODES: dict[str, Typecode] = {
@@ -75,8 +78,27 @@ class OnnxModel:
         return unzipped
 
 
+@frozen
+class OnnxFile:
+    """A model's bytes, with those of the files that it keeps weights in, by the names it has for them."""
+
+    name: str
+    data: bytes
+    others: Mapping[str, bytes] = field(factory=dict)
+
+
+def onnx_file(location: Location, name: str) -> OnnxFile:
+    """Read the model and what it refers to. Raises :class:`SourceError` when that is not beside it."""
+    data = location.read(name)
+    shown = location.name_of(name)
+    check_content(shown, "onnx", data)
+    folder = PurePosixPath(name).parent
+    others = {other: location.read(location.inside(str(folder / other))) for other in external_files(data)}
+    return OnnxFile(shown, data, others)
+
+
 def onnx_model(
-    model: Path | bytes, columns: Sequence[Column] = (), features: Sequence[str] | None = None, nullable: bool = False
+    model: OnnxFile, columns: Sequence[Column] = (), features: Sequence[str] | None = None, nullable: bool = False
 ) -> OnnxModel:
     """Open an ONNX model.
 
@@ -98,7 +120,7 @@ def onnx_model(
     return OnnxModel(session, found, heads, str(metadata.version or ""), layout, feed)
 
 
-def _session(model: Path | bytes) -> Any:
+def _session(model: OnnxFile) -> Any:
     with needs("onnx", "an ONNX model"):
         import onnxruntime
 
@@ -108,12 +130,13 @@ def _session(model: Path | bytes) -> Any:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # its errors are raised; it would also print them
-    source = model if isinstance(model, bytes) else str(model)
+    if model.others:
+        contents = list(model.others.values())
+        options.add_external_initializers_from_files_in_memory(list(model.others), contents, list(map(len, contents)))
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model.data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a class for each of its status codes, without a common base
-        name = "the converted model" if isinstance(model, bytes) else model.name
-        raise SourceError(f"{name} cannot be loaded as ONNX: {error}") from error
+        raise SourceError(f"{model.name} cannot be loaded as ONNX: {error}") from error
 
 
 def _json_list(metadata: Mapping[str, str], key: str) -> list[Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
-from attrs import frozen
+from attrs import fields_dict, frozen
 
-from orchestrator_core.plugin_api import option
+from orchestrator_core.plugin_api import Duration, option
 
 Take: TypeAlias = Literal["value", "label", "probability", "probabilities", "list"]
 
@@ -79,20 +80,75 @@ def _positive(_: Any, __: Any, value: float | None) -> None:
         raise ValueError(f"expected more than 0, got {value}")
 
 
+def _port(_: Any, __: Any, value: int | None) -> None:
+    if value is not None and not 0 < value < 65536:
+        raise ValueError(f"expected a port between 1 and 65535, got {value}")
+
+
+def _url_path(_: Any, __: Any, value: str | None) -> None:
+    if value is not None and not value.startswith("/"):
+        raise ValueError(f"expected a path that starts with /, got '{value}'")
+
+
+def _command(_: Any, __: Any, value: str | list[str] | None) -> None:
+    if value is None:
+        return
+    try:
+        words = shlex.split(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"startup_command cannot be split as a shell would: {str(error).lower()}") from None
+    if not words or not words[0]:
+        raise ValueError("startup_command is empty")
+
+
+def _names(_: Any, __: Any, value: Mapping[str, str]) -> None:
+    if wrong := next((name for name in value if not name or "=" in name or "\0" in name), None):
+        raise ValueError(f"'{wrong}' cannot name an environment variable")
+
+
+@frozen
+class Readiness:
+    """How a model server is found to be ready."""
+
+    path: str | None = option(
+        None, validator=_url_path, help="A path that answers 2xx when it is. Default: any answer to `GET /` will do."
+    )
+    timeout: Duration = option(Duration(60.0), validator=_positive, help="Longest time to become ready.")
+    interval: Duration = option(Duration(0.2), validator=_positive, help="Time between two tries.")
+
+
 @frozen
 class ArtifactOptions:
-    """A model that lies in a file or a folder and is scored inside the service."""
+    """A model that lies in a file, a folder or an MLflow store and is scored inside the service, or a model server."""
 
-    path: str = option(
-        help="The model: an MLflow model folder, or an `.onnx` file. Relative to the configuration folder."
+    path: str | None = option(
+        None,
+        help="The model: an MLflow model folder, an `.onnx`, `.skops`, `.joblib` or `.pkl` file, or an MLflow URI"
+        " such as `models:/credit_risk@champion`. Relative to the configuration folder.",
     )
-    format: Literal["auto", "mlflow", "onnx"] = option("auto", help="What lies at `path`; `auto` looks.")
+    format: Literal["auto", "mlflow", "onnx", "skops", "joblib", "pickle"] = option(
+        "auto", help="What lies at `path`; `auto` looks at its name and its content."
+    )
+    flavor: Literal["auto", "onnx", "sklearn", "xgboost", "lightgbm", "pyfunc"] = option(
+        "auto", help="Which flavor of an MLflow model is used; `auto` takes the first that it has of these, in order."
+    )
+    tracking_uri: str | None = option(
+        None, help="For an MLflow URI: the tracking store. Default: the environment variable MLFLOW_TRACKING_URI."
+    )
+    registry_uri: str | None = option(None, help="The model registry, where it is not the tracking store's.")
     model_root: str | None = option(
         None,
         help="The folder that the model must lie in, symlinks resolved. Default: the configuration folder's parent.",
     )
     trust: bool = option(
-        False, help="Allow formats that run code when loaded: pickle, cloudpickle, skops with types it does not know."
+        False,
+        help="Allow formats that run code when loaded: pickle, joblib, cloudpickle, pyfunc, code that comes with the"
+        " model, skops with types it does not know.",
+    )
+    trusted_types: list[str] | None = option(
+        None,
+        validator=_unique,
+        help="For skops: types that may be loaded besides those that skops knows to be harmless.",
     )
     sha256: str | None = option(
         None, validator=_hex, help="Load only this content: the SHA-256 of the file, or of the folder's listing."
@@ -120,3 +176,60 @@ class ArtifactOptions:
     workers: int | None = option(
         None, validator=_positive, help="How many threads or processes. Default: the usable CPUs, at most 4."
     )
+    startup_command: str | list[str] | None = option(
+        None,
+        validator=_command,
+        help="Start this model server and send it the features. No shell: a list, or a string split as a shell would."
+        " `{port}` and `{path}` in it are replaced.",
+    )
+    port: int | None = option(
+        None, validator=_port, help="The port that the server listens on. Default: any free one, as `{port}` and PORT."
+    )
+    environment: dict[str, str] = option(
+        factory=dict, validator=_names, help="Environment variables of the server, besides the service's own."
+    )
+    working_dir: str | None = option(
+        None, help="The folder that the server is started in. Default: the configuration folder."
+    )
+    readiness: Readiness = option(factory=Readiness, help="How the server is found to be ready.")
+    startup_delay: Duration = option(
+        Duration(0.0), help="A server may take at least this long to become ready: lifts the readiness timeout."
+    )
+    stop_timeout: Duration = option(
+        Duration(10.0), validator=_positive, help="How long the server has after SIGTERM before it gets SIGKILL."
+    )
+    endpoint: str | None = option(None, validator=_url_path, help="The server's path for predictions.")
+    protocol: str | None = option(None, help="How the server is spoken to, as for a model of the type http.")
+    timeout: Duration | None = option(None, validator=_positive, help="Longest time for one request to the server.")
+    version: str | None = option(None, help="The version of the server's model, for execution records.")
+    http: dict[str, Any] = option(
+        factory=dict, help="Any other option of a model of the type http, such as `rows`, `headers` or `health`."
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.startup_command is None:
+            if self.path is None:
+                raise ValueError("expected path, or startup_command")
+            if given := self._given(_OF_SERVERS):
+                raise ValueError(f"{given} needs startup_command: it is for a model server")
+        elif given := self._given(_OF_FILES):
+            raise ValueError(f"{given} is for a model that is loaded, and startup_command starts a server")
+
+    def _given(self, names: Sequence[str]) -> str | None:
+        """Return the first of the options that has another value than its default."""
+        attributes = fields_dict(type(self))
+        return next((name for name in names if getattr(self, name) != _default(attributes[name].default)), None)
+
+
+def _default(default: Any) -> Any:
+    return default.factory() if type(default).__name__ == "Factory" else default
+
+
+_OF_SERVERS = (
+    *("port", "environment", "working_dir", "readiness", "startup_delay", "stop_timeout"),
+    *("endpoint", "protocol", "timeout", "version", "http"),
+)
+_OF_FILES = (
+    *("format", "flavor", "tracking_uri", "registry_uri", "trust", "trusted_types"),
+    *("features", "nulls", "outputs", "accelerate", "run_in", "workers"),
+)

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-from orchestrator_core.plugin_api import ModelKind, hookimpl
-from orchestrator_model_artifact.model import open_artifact
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from orchestrator_core.plugin_api import Model, ModelFacts, ModelKind, OpenContext, hookimpl
+from orchestrator_model_artifact.model import open_loaded
 from orchestrator_model_artifact.options import ArtifactOptions
+from orchestrator_model_artifact.serving import look_at_served, open_served
+
+
+@asynccontextmanager
+async def open_artifact(options: ArtifactOptions, context: OpenContext) -> AsyncIterator[Model]:
+    """Load the model, or start its server."""
+    opening = open_served(options, context) if options.startup_command else open_loaded(options, context)
+    async with opening as model:
+        yield model
+
+
+async def look_at_artifact(options: ArtifactOptions, context: OpenContext) -> ModelFacts | None:
+    """Return what is known of the model without starting a server. A file is loaded: nothing else tells its fields."""
+    if options.startup_command:
+        await look_at_served(options, context)
+        return None
+    async with open_loaded(options, context) as model:
+        return model.facts()
+
 
 ARTIFACT = ModelKind(
     name="artifact",
     aliases=("local_artifact",),
-    summary="A model file or folder, loaded and scored inside the service: MLflow (sklearn, onnx) and ONNX.",
+    summary="A model from a file, a folder or an MLflow store, scored inside the service or by a server it starts.",
     options=ArtifactOptions,
     open=open_artifact,
+    look=look_at_artifact,
 )
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from attrs import define
 
@@ -16,6 +16,8 @@ from orchestrator_model_artifact.loading import LoadedModel, Request, load
 from orchestrator_model_artifact.worker import Worker, WorkerDied, start_worker
 
 T = TypeVar("T")
+Loaded: TypeAlias = "tuple[ModelFacts, Identity, tuple[str, ...]]"
+"""What a worker process tells of the model it has loaded: facts, identity, doubts."""
 
 
 class Threads:
@@ -60,9 +62,8 @@ class _Slot:
 class Processes:
     """A bounded pool of worker processes that each hold the model."""
 
-    def __init__(self, request: Request, slots: Sequence[_Slot], facts: ModelFacts, identity: Identity) -> None:
-        self.facts = facts
-        self.identity = identity
+    def __init__(self, request: Request, slots: Sequence[_Slot], loaded: Loaded) -> None:
+        self.facts, self.identity, self.doubts = loaded
         self._request = request
         self._idle: asyncio.LifoQueue[_Slot] = asyncio.LifoQueue()
         self._calls: set[asyncio.Task[list[JSON]]] = set()
@@ -110,8 +111,8 @@ async def process_pool(request: Request, workers: int) -> AsyncIterator[Processe
         for slot in slots:
             slot.worker = await start_worker()
         answers = [slot.worker.call(load_in_worker, request) for slot in slots if slot.worker]
-        (facts, identity), *_ = await asyncio.gather(*answers)
-        pool = Processes(request, slots, facts, identity)
+        loaded, *_ = await asyncio.gather(*answers)
+        pool = Processes(request, slots, loaded)
         yield pool
     finally:
         await asyncio.shield(_end(pool, slots))
@@ -128,10 +129,10 @@ async def _end(pool: Processes | None, slots: Sequence[_Slot]) -> None:
 _loaded: list[LoadedModel] = []
 
 
-def load_in_worker(request: Request) -> tuple[ModelFacts, Identity]:
+def load_in_worker(request: Request) -> Loaded:
     """Load the model that this process is for."""
     _loaded[:] = [load(request)]
-    return _loaded[0].facts, _loaded[0].identity
+    return _loaded[0].facts, _loaded[0].identity, _loaded[0].doubts
 
 
 def score_in_worker(rows: Sequence[Row]) -> list[JSON]:

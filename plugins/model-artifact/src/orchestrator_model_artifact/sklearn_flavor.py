@@ -6,10 +6,7 @@ answers in a tenth of that. A DataFrame is still made for models that look their
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +17,7 @@ from orchestrator_model_artifact.features import Array, Column, Frame, Matrix, O
 from orchestrator_model_artifact.fields import Head
 from orchestrator_model_artifact.location import Location
 from orchestrator_model_artifact.packages import needs
+from orchestrator_model_artifact.serialized import Trust, load_object
 
 EXTRA = "sklearn"
 
@@ -58,23 +56,30 @@ class SklearnModel:
         return both
 
 
-def load_estimator(location: Location, flavor: Mapping[str, Any], trust: bool) -> Any:
+def load_estimator(location: Location, flavor: Mapping[str, Any], trust: Trust) -> Any:
     """Load the flavor's estimator. Raises :class:`SourceError` when that would run code and is not trusted."""
-    path = location.inside(str(flavor.get("pickled_model") or "model.pkl"))
-    serialization = flavor.get("serialization_format") or "pickle"
-    if flavor.get("code") and not trust:
-        raise SourceError(
-            f"the model brings Python code of its own ('{flavor['code']}'), which runs when it is loaded:"
-            " set trust: true if you know who made it"
-        )
-    with needs(EXTRA, "an MLflow model with the sklearn flavor"), _own_code(location, flavor.get("code")):
-        import sklearn  # noqa: F401  # before what is loaded asks for it: a missing package is named by its extra
+    name = location.inside(str(flavor.get("pickled_model") or "model.pkl"))
+    serialization = str(flavor.get("serialization_format") or "pickle")
+    return load_estimator_file(location, name, serialization, trust)
 
-        estimator = _load_skops(path, trust) if serialization == "skops" else _load_pickle(path, serialization, trust)
+
+def load_estimator_file(location: Location, name: str, serialization: str, trust: Trust) -> Any:
+    """Load an estimator from one file. Raises as :func:`load_estimator` does."""
+    with needs(EXTRA, f"the model in {location.name_of(name)}"):
+        import sklearn  # noqa: F401  # before what is loaded asks for it: a missing package is named by its extra
+    estimator = load_object(location.name_of(name), location.read(name), serialization, trust, EXTRA)
+    single_threaded(estimator)
+    return estimator
+
+
+def single_threaded(estimator: Any) -> None:
+    """Have each prediction take one thread: what is concurrent in a service is requests."""
     for part in _estimators(estimator):
         if "n_jobs" in vars(part):
-            part.n_jobs = None  # one prediction is one job: a pool of joblib's per call costs more than it saves
-    return estimator
+            # A pool of joblib's per call costs sklearn more than it saves; to the others None means every CPU.
+            part.n_jobs = None if type(part).__module__.startswith("sklearn.") else 1
+        if "_Booster" in vars(part) and hasattr(part, "get_booster"):
+            part.get_booster().set_param({"nthread": 1})
 
 
 def sklearn_model(
@@ -85,7 +90,7 @@ def sklearn_model(
         raise SourceError(f"{type(estimator).__name__} has no predict: it is not a model but a step of one")
     parts = list(_estimators(estimator))
     fitted_names = getattr(estimator, "feature_names_in_", None)
-    columns = _ordered(tuple(columns), features, fitted_names, getattr(estimator, "n_features_in_", None))
+    columns = ordered(tuple(columns), features, fitted_names, getattr(estimator, "n_features_in_", None))
     columns = tuple(evolve(column, nullable=column.nullable or nullable) for column in columns)
     has_strings = any(column.type == "string" for column in columns)
     by_name = any(map(_looks_up_names, parts)) or any(not _is_sklearn(part) for part in parts)
@@ -102,63 +107,6 @@ def sklearn_model(
             # about an array on each call.
             vars(part).pop("feature_names_in_", None)
     return SklearnModel(estimator, columns, _heads(estimator), gather)
-
-
-def probed(model: SklearnModel, sample: Sequence[Row]) -> SklearnModel:
-    """Return the model with the width of what it predicts, seen on a row; unchanged where the row does not fit it."""
-    try:
-        arrays = model.bind(model.heads)(sample[:1])
-    except Exception:  # a made-up row may hold a category that the model has never seen
-        return model
-    widths = [array.shape[1] if array.ndim > 1 else None for array in arrays]
-    heads = tuple(evolve(head, width=width) for head, width in zip(model.heads, widths, strict=True))
-    return evolve(model, heads=heads)
-
-
-# --- loading -----------------------------------------------------------------------------------------------------
-
-
-def _load_skops(path: Path, trust: bool) -> Any:
-    import skops.io
-
-    try:
-        untrusted = skops.io.get_untrusted_types(file=path)
-    except Exception as error:  # whatever a damaged or hostile file provokes in the parser: nothing has run yet
-        raise SourceError(f"{path.name} is no skops file: {error}") from error
-    if untrusted and not trust:
-        raise SourceError(
-            f"{path.name} holds types that skops does not know to be harmless ({', '.join(untrusted)}):"
-            " set trust: true if you know who made it"
-        )
-    return skops.io.load(path, trusted=untrusted)
-
-
-def _load_pickle(path: Path, serialization: str, trust: bool) -> Any:
-    if serialization not in ("pickle", "cloudpickle"):
-        raise SourceError(
-            f"the model's serialization_format '{serialization}' is not one of skops, cloudpickle, pickle"
-        )
-    if not trust:
-        raise SourceError(
-            f"{path.name} is a pickle, which runs code when it is loaded: log the model with"
-            " serialization_format='skops', or set trust: true if you know who made it"
-        )
-    import cloudpickle
-
-    with path.open("rb") as file:
-        return cloudpickle.load(file)
-
-
-@contextmanager
-def _own_code(location: Location, code: str | None) -> Iterator[None]:
-    """Make the modules that were logged with the model importable, without leaving byte code in its folder."""
-    if code:
-        sys.path.insert(0, str(location.inside(code)))
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        yield
-    finally:
-        sys.dont_write_bytecode = before
 
 
 # --- looking at the estimator ------------------------------------------------------------------------------------
@@ -186,8 +134,9 @@ def _estimators(value: Any, seen: set[int] | None = None) -> Iterator[Any]:
 
 
 def _is_sklearn(part: Any) -> bool:
+    """Return whether it takes an array for what it was fitted on, a DataFrame too."""
     module = type(part).__module__
-    return module.startswith("sklearn.") and type(part).__name__ != "FunctionTransformer"
+    return module.startswith(("sklearn.", "xgboost.")) and type(part).__name__ != "FunctionTransformer"
 
 
 def _looks_up_names(part: Any) -> bool:
@@ -205,8 +154,8 @@ def _looks_up_names(part: Any) -> bool:
     )
 
 
-def _ordered(
-    columns: tuple[Column, ...], features: Sequence[str] | None, fitted: Sequence[str] | None, count: int | None
+def ordered(
+    columns: Sequence[Column], features: Sequence[str] | None, fitted: Sequence[str] | None, count: int | None
 ) -> tuple[Column, ...]:
     """Return the columns in the order in which the model was fitted, from all that is said about them."""
     signature = [column.name for column in columns]

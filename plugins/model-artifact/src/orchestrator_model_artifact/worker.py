@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
-from orchestrator_core.plugin_api import InvalidParam, OrchestratorError, SourceError
+from orchestrator_core.plugin_api import InvalidParam, OrchestratorError, SourceError, SourceUnavailable
 
 T = TypeVar("T")
 
@@ -53,6 +53,11 @@ class Worker:
         done: T = result
         return done
 
+    def kill(self) -> None:
+        """End the process at once; a call that is under way then raises :class:`WorkerDied`."""
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
     async def end(self) -> None:
         """Let the process end; kill it when it takes too long."""
         self._requests.close()
@@ -60,8 +65,7 @@ class Worker:
             async with asyncio.timeout(_END_SECONDS):
                 await self._process.wait()
         except TimeoutError:
-            with suppress(ProcessLookupError):
-                self._process.kill()
+            self.kill()
             await self._process.wait()
 
 
@@ -111,6 +115,8 @@ def _frame(value: Any) -> bytes:
 def _encoded(error: Exception) -> tuple[str, str, bool]:
     if isinstance(error, InvalidParam):
         return "param", str(error), False
+    if isinstance(error, SourceUnavailable):
+        return "unavailable", str(error), bool(error.started)
     if isinstance(error, OrchestratorError):
         return "source", str(error), getattr(error, "transient", False)
     return "defect", "".join(traceback.format_exception(error)), False
@@ -120,6 +126,8 @@ def _decoded(error: tuple[str, str, bool]) -> Exception:
     kind, message, transient = error
     if kind == "param":
         return InvalidParam("features", message)
+    if kind == "unavailable":
+        return SourceUnavailable(message, started=transient)
     if kind == "source":
         return SourceError(message, transient=transient)
     return RuntimeError(f"in the worker process:\n{message}")
