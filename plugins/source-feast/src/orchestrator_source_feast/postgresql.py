@@ -15,7 +15,7 @@ from feast.infra.online_stores.postgres_online_store.postgres import PostgreSQLO
 from orchestrator_core.plugin_api import OrchestratorError, SourceError, SourceUnavailable
 from orchestrator_source_feast.lookup import View
 from orchestrator_source_feast.many import in_turns
-from orchestrator_source_feast.stores import Found, Read, ReadMany, age_limits, oldest
+from orchestrator_source_feast.stores import Found, NoAnswer, Read, ReadMany, age_limits, oldest
 
 __all__ = ["PostgreSQLStore"]
 
@@ -161,7 +161,7 @@ class PostgreSQLStore:
                     self._mend(held)
                     if isinstance(error, TimeoutError):
                         message = f"feast '{self._name}': PostgreSQL gave no answer within {self._seconds:g} s"
-                        raise SourceError(message, transient=True) from None
+                        raise NoAnswer(message) from None
                     raise
                 await self._put_back(held)
                 return result

@@ -22,7 +22,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from orchestrator_core.plugin_api import OrchestratorError, SourceError, SourceUnavailable
 from orchestrator_source_feast.lookup import View
 from orchestrator_source_feast.many import in_turns
-from orchestrator_source_feast.stores import Found, Read, ReadMany, age_limits, oldest
+from orchestrator_source_feast.stores import Found, NoAnswer, Read, ReadMany, age_limits, oldest
 
 __all__ = ["Address", "RedisStore", "address"]
 
@@ -181,8 +181,11 @@ class RedisStore:
             try:
                 return await connection.ask(command, count)
             except ConnectionLost as lost:
-                if last or lost.timed_out:
-                    raise SourceError(f"feast '{self._name}': {self._where}: {lost}", transient=True) from None
+                message = f"feast '{self._name}': {self._where}: {lost}"
+                if lost.timed_out:
+                    raise NoAnswer(message) from None
+                if last:
+                    raise SourceError(message, transient=True) from None
         raise AssertionError("unreachable")
 
     async def _connect(self) -> Connection:

@@ -6,10 +6,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from orchestrator_core.plugin_api import OrchestratorError
+from orchestrator_core.plugin_api import OrchestratorError, SourceError
 from orchestrator_source_feast.lookup import View
 
-__all__ = ["Found", "Read", "ReadMany", "Store", "age_limits", "oldest"]
+__all__ = ["Found", "NoAnswer", "Read", "ReadMany", "Store", "age_limits", "oldest"]
 
 Found: TypeAlias = tuple[Mapping[str, Any], bool]
 """What a view has for an entity: stored values by feature, and whether others had expired."""
@@ -17,6 +17,16 @@ Read: TypeAlias = Callable[[Sequence[bytes]], Awaitable[Sequence[Found]]]
 """Takes one entity key for each view and returns what each view has."""
 ReadMany: TypeAlias = Callable[[Sequence[Sequence[bytes]]], Awaitable[Sequence[Sequence[Found] | OrchestratorError]]]
 """Does the same for many entities at once. An error in place of an answer is that entity's alone."""
+
+
+class NoAnswer(SourceError):
+    """The store did not answer in time: 504 for the client, as for everything that hangs."""
+
+    status = 504
+    title = "deadline passed"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, transient=True)
 
 
 class Store(Protocol):

@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from orchestrator_core.plugin_api import SourceError, SourceUnavailable
+from orchestrator_core.plugin_api import SourceUnavailable
+from orchestrator_source_feast.stores import NoAnswer
 
 __all__ = ["Threads"]
 
@@ -72,7 +73,5 @@ class Threads:
             if give_up is not None and not running.done():
                 give_up()
             if isinstance(error, TimeoutError) and not running.done():
-                raise SourceError(
-                    f"feast '{self._name}': no answer within {self._call_seconds:g} s", transient=True
-                ) from None
+                raise NoAnswer(f"feast '{self._name}': no answer within {self._call_seconds:g} s") from None
             raise
