@@ -414,7 +414,8 @@ def altered(models: Path, tmp_path: Path, change: dict[str, Any]) -> Path:
         (
             "model.skops",
             {},
-            "model.skops is a pickle and not a skops file: it would run code when it is loaded: look where it comes from",
+            "model.skops is a pickle and not a skops file: it would run code when it is loaded:"
+            " look where it comes from",
         ),
         (
             "model.skops",

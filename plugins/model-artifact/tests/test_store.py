@@ -83,16 +83,16 @@ def test_every_way_to_name_a_version_gives_that_version_and_its_digest(store: di
 
 
 WITHOUT = [
-        ("models:/nothing/1", "has no such model: Model Version (name=nothing, version=1) not found"),
-        ("models:/credit_risk/9", "has no such model: Model Version (name=credit_risk, version=9) not found"),
-        ("models:/credit_risk@nobody", "has no such model: Registered model alias nobody not found."),
-        ("models:/nothing@champion", "has no such model: Registered Model with name=nothing not found"),
-        ("models:/empty/latest", "the registered model 'empty' has no version yet"),
-        ("models:/nothing/latest", "has no such model: Registered Model with name=nothing not found"),
-        ("models:/credit_risk", "names no version: write models:/<name>/<number>"),
-        ("models:/credit_risk/Production", "names no version: write models:/<name>/<number>"),
-        (f"runs:/{'f' * 32}/model", f"has no such model: Run with id={'f' * 32} not found"),
-        ("runs:/abc", "names no model: write runs:/<run id>/<path of the model in the run>"),
+    ("models:/nothing/1", "has no such model: Model Version (name=nothing, version=1) not found"),
+    ("models:/credit_risk/9", "has no such model: Model Version (name=credit_risk, version=9) not found"),
+    ("models:/credit_risk@nobody", "has no such model: Registered model alias nobody not found."),
+    ("models:/nothing@champion", "has no such model: Registered Model with name=nothing not found"),
+    ("models:/empty/latest", "the registered model 'empty' has no version yet"),
+    ("models:/nothing/latest", "has no such model: Registered Model with name=nothing not found"),
+    ("models:/credit_risk", "names no version: write models:/<name>/<number>"),
+    ("models:/credit_risk/Production", "names no version: write models:/<name>/<number>"),
+    (f"runs:/{'f' * 32}/model", f"has no such model: Run with id={'f' * 32} not found"),
+    ("runs:/abc", "names no model: write runs:/<run id>/<path of the model in the run>"),
 ]
 
 
@@ -172,13 +172,17 @@ def test_without_a_store_the_option_is_named(store: dict[str, str], run: Run, mo
 
 
 def test_an_alias_that_moves_is_a_change_and_a_number_is_none(store: dict[str, str], run: Run) -> None:
+    from mlflow import MlflowClient
+
     def move(version: str) -> None:
-        code = f"from mlflow import MlflowClient; MlflowClient({store['uri']!r}).set_registered_model_alias('credit_risk', 'moving', '{version}')"
-        subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+        MlflowClient(store["uri"]).set_registered_model_alias("credit_risk", "moving", version)
 
     async def test() -> None:
         move("1")
-        async with opened(store, "models:/credit_risk@moving") as model, opened(store, "models:/credit_risk/1") as fixed:
+        async with (
+            opened(store, "models:/credit_risk@moving") as model,
+            opened(store, "models:/credit_risk/1") as fixed,
+        ):
             assert model.identity().version == "credit_risk/1"
             assert not await model.changed()
             move("2")
@@ -193,7 +197,12 @@ def test_stores_of_paths_lie_beside_the_configuration(tmp_path: Path) -> None:
         f"sqlite:///{tmp_path / 'm.db'}", (tmp_path / "registry").as_uri()
     )
     assert stores_of("http://host:5000", None, tmp_path) == Stores("http://host:5000", None)
-    assert [is_store_uri(path) for path in ("models:/a/1", "runs:/b/m", "models/a", "../models")] == [True, True, False, False]
+    assert [is_store_uri(path) for path in ("models:/a/1", "runs:/b/m", "models/a", "../models")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert [is_movable(uri) for uri in ("models:/a@b", "models:/a/latest", "models:/a/1")] == [True, True, False]
 
 
@@ -224,7 +233,9 @@ def test_folders_of_services_that_were_killed_are_removed() -> None:
         "    print(folder, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    left = Path(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout.strip())
+    left = Path(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
+    )
     assert (left / "x").exists()
     with private.private_folder() as ours:
         assert not left.exists()

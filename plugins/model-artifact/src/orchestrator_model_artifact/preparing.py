@@ -55,7 +55,7 @@ async def _fetched(
     try:
         async with worker() as asked:
             found = await _asked(asked, uri, stores)
-            path = Path(await asked.call(fetch, uri, found, stores, str(folder))).resolve()
+            path = await asked.call(fetch, uri, found, stores, str(folder))
     except WorkerDied as error:
         raise SourceError(f"{uri}: {error} while it fetched the model") from error
     location = await threads.run(located, path, path, options.sha256)

@@ -137,5 +137,3 @@ def _plain(values: Any) -> Array:
     for index, item in enumerate(items):
         array[index] = item
     return array
-
-

@@ -47,8 +47,7 @@ def load_object(name: str, data: bytes, serialization: str, trust: Trust, extra:
         kind = "a joblib file" if serialization == "joblib" else "a pickle"
         advice = "save the model with skops" if serialization == "joblib" else _LOG_WITH_SKOPS
         raise SourceError(
-            f"{name} is {kind}, which runs code when it is loaded: {advice},"
-            " or set trust: true if you know who made it"
+            f"{name} is {kind}, which runs code when it is loaded: {advice}, or set trust: true if you know who made it"
         )
     check_content(name, "pickle", data)
     return _load_pickle(name, data, extra)

@@ -1,8 +1,8 @@
 """One model server for all services of a host that serve the same configuration: who starts it, adopts it, ends it.
 
 What the services know of it stands in a lease, by model: for each set of options the server's process and port. All
-decisions are made while the lease is held exclusively. A service that is killed leaves its server running; the next that
-comes takes it over, or ends it when it was started with options that nobody has any more.
+decisions are made while the lease is held exclusively. A service that is killed leaves its server running; the next
+that comes takes it over, or ends it when it was started with options that nobody has any more.
 """
 
 from __future__ import annotations
