@@ -270,7 +270,7 @@ def _make_pyfunc_models(root: Path, numbers: pd.DataFrame) -> None:
         def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads them
             assert str(model_input.at.dtype).startswith("datetime64")
             return [
-                {"sum": float(sum(values)), "year": int(at.year)}
+                {"sum": np.sum(values), "year": int(at.year)}
                 for values, at in zip(model_input.amounts, model_input.at, strict=True)
             ]
 

@@ -33,6 +33,7 @@ SETTLED_SECONDS = 30.0
 OUTPUT_LINES = 20
 _KILL_SECONDS = 5.0
 _POLL_SECONDS = 0.02
+_WATCH_SECONDS = 0.25
 
 Entry = dict[str, Any]
 
@@ -186,7 +187,9 @@ async def wait_until_ended(process: ProcessId) -> None:
     loop = asyncio.get_running_loop()
     try:
         descriptor = os.pidfd_open(process.pid)
-    except OSError:
+    except OSError:  # it has ended, or the kernel does not give such descriptors
+        while process.is_alive():  # noqa: ASYNC110 - nothing else tells
+            await asyncio.sleep(_WATCH_SECONDS)
         return
     ended = asyncio.Event()
     try:
