@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from orchestrator_model_artifact import private
 from orchestrator_model_artifact.model import ArtifactModel
@@ -75,7 +76,7 @@ def test_every_way_to_name_a_version_gives_that_version_and_its_digest(store: di
         assert latest[0] != number[0]
         digest = number[2].removeprefix("sha256:")
         assert f"expected {digest}" in await refused(store, "models:/credit_risk/2", sha256=digest)
-        (probability,) = logged.predict_proba([list(ROW.values())])[:, 1]
+        (probability,) = logged.predict_proba(pd.DataFrame([ROW]))[:, 1]
         assert number[0] == {"score": pytest.approx(float(probability), rel=1e-12)}
 
     run(test)
@@ -171,7 +172,7 @@ def test_without_a_store_the_option_is_named(store: dict[str, str], run: Run, mo
     run(test)
 
 
-def test_an_alias_that_moves_is_a_change_and_a_number_is_none(store: dict[str, str], run: Run) -> None:
+def test_an_alias_that_moves_is_a_change(store: dict[str, str], run: Run) -> None:
     from mlflow import MlflowClient
 
     def move(version: str) -> None:
@@ -179,15 +180,11 @@ def test_an_alias_that_moves_is_a_change_and_a_number_is_none(store: dict[str, s
 
     async def test() -> None:
         move("1")
-        async with (
-            opened(store, "models:/credit_risk@moving") as model,
-            opened(store, "models:/credit_risk/1") as fixed,
-        ):
+        async with opened(store, "models:/credit_risk@moving") as model:
             assert model.identity().version == "credit_risk/1"
             assert not await model.changed()
             move("2")
             assert await model.changed()
-            assert not await fixed.changed()
 
     run(test)
 
