@@ -47,7 +47,7 @@ domain_id: bench
 endpoints:
   score:
     methods: [POST]
-    path: "/"
+    path: "/row"
     data_sources:
       - {name: risk, type: ml, source_id: risk, operation: predict, params: {features: "$request.body"}}
 """
@@ -84,7 +84,7 @@ def ours(name: str, model: Path, more: str, output: str) -> Contestant:
         serve = ("-m", "orchestrator_core", "serve", "--config", str(folder), "--port", str(port), "--admin-port", "0")
         return [sys.executable, *serve]
 
-    return Contestant(name, command, "/orchestrator/bench/score/", dict, lambda answer: float(answer["score"]))
+    return Contestant(name, command, "/orchestrator/bench/score/row", dict, lambda answer: float(answer["score"]))
 
 
 def mlflow_serve(model: Path) -> Contestant:
@@ -213,6 +213,8 @@ async def compare(
 async def run(rounds: int, seconds: float) -> list[Target]:
     cores = divide_cores()
     os.sched_setaffinity(0, cores.load)
+    # mlflow starts uvicorn by its name, which need not be the one of this environment.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     folder = Path(tempfile.mkdtemp(prefix="orchestrator-bench-models-"))
     try:
         onnx, forest, rows = await asyncio.to_thread(make_models, folder)

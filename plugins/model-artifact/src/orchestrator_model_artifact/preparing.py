@@ -20,7 +20,7 @@ from orchestrator_model_artifact.worker import Worker, WorkerDied, worker
 Watch: TypeAlias = "Callable[[], Awaitable[bool]]"
 """Asks whether other content lies at the path now."""
 
-STORE_SECONDS = 60.0
+STORE_SECONDS = 180.0
 """How long an MLflow store may take to say which version is meant; importing MLflow is part of it."""
 
 
