@@ -268,8 +268,11 @@ def _make_pyfunc_models(root: Path, numbers: pd.DataFrame) -> None:
 
     class Lists(mlflow.pyfunc.PythonModel):
         def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads them
-            assert str(model_input.at.dtype).startswith("datetime64")
-            return [{"sum": float(sum(values)), "year": int(at.year)} for values, at in zip(model_input.amounts, model_input.at)]
+            assert str(model_input["at"].dtype).startswith("datetime64")
+            return [
+                {"sum": np.sum(values), "year": int(at.year)}
+                for values, at in zip(model_input["amounts"], model_input["at"], strict=True)
+            ]
 
     inputs = numbers.astype({"credit_score": "int32", "debt": "float32"})
     mlflow.pyfunc.save_model(

@@ -101,7 +101,9 @@ def test_lightgbm_classes_in_a_pickle_need_trust(boosted: Path) -> None:
     assert refused(boosted, "lgb_classifier").startswith("model.skops holds types that skops does not know")
 
 
-@pytest.mark.parametrize(("path", "words"), [("xgb_booster", "XGBoost's JSON or UBJSON"), ("lgb_booster", "LightGBM's text")])
+@pytest.mark.parametrize(
+    ("path", "words"), [("xgb_booster", "XGBoost's JSON or UBJSON"), ("lgb_booster", "LightGBM's text")]
+)
 def test_a_damaged_file_of_trees_is_refused_in_words(boosted: Path, tmp_path: Path, path: str, words: str) -> None:
     (tmp_path / "config").mkdir()
     (tmp_path / "m").mkdir()

@@ -30,8 +30,11 @@ from orchestrator_core.plugin_api import Identity, ModelFacts
 ROW = {"credit_score": 700, "annual_income": 50_000.0, "debt": 12_000.5}
 FULL = {**ROW, "region": "south"}
 PICKLE = (
-    "model.pkl is a pickle, which runs code when it is loaded: log the model with"
-    " serialization_format='skops', or set trust: true if you know who made it"
+    "model.pkl is a pickle, which runs code when it is loaded: save the model with skops (in MLflow:"
+    " serialization_format='skops'), or set trust: true if you know who made it"
+)
+PICKLED_SKOPS = (
+    "model.skops is a pickle and not a skops file: it would run code when it is loaded: look where it comes from"
 )
 OWN_CODE = (
     "the model brings Python code of its own ('code'), which runs when it is loaded:"
@@ -414,7 +417,7 @@ def altered(models: Path, tmp_path: Path, change: dict[str, Any]) -> Path:
         (
             "model.skops",
             {},
-            "model.skops is a pickle and not a skops file: it would run code when it is loaded: look where it comes from",
+            PICKLED_SKOPS,
         ),
         (
             "model.skops",

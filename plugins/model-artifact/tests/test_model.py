@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +18,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from orchestrator_model_artifact.cost import LOOP_LIMIT_SECONDS, Cost, gil_wait_seconds, measure
+from orchestrator_model_artifact.loading import Request, load
+from orchestrator_model_artifact.location import Location, locate
 from orchestrator_model_artifact.model import ArtifactModel
-from orchestrator_model_artifact.runners import InThreads, Measured, OnLoop
 from orchestrator_model_artifact.options import ArtifactOptions
 from orchestrator_model_artifact.plugin import ARTIFACT
 from orchestrator_model_artifact.pools import Processes, thread_pool
+from orchestrator_model_artifact.runners import SLOW_CALLS, InThreads, Measured, OnLoop, measured
 
 from orchestrator_core.errors import InvalidParam, SourceError, SourceUnavailable
 from orchestrator_core.http_client import HttpClient
@@ -189,11 +192,118 @@ def test_a_slow_call_is_seen_where_it_happens(run: Run) -> None:
             return list(rows)
 
         async with thread_pool("m", 1) as threads:
-            runner = Measured(score, threads, Cost(10e-6, 0.0))
-            for _ in range(40):
+            request = Request("m", ArtifactOptions(path="x"), Location(Path("x"), Path("x"), ""))
+            runner = Measured(request, score, threads, Cost(10e-6, 0.0), 1)
+            for _ in range(SLOW_CALLS - 1):
                 await runner.run([ROW])
             ticks, _ = await ticks_during(runner.run([ROW]))
             assert ticks > 0
+
+    run(test)
+
+
+@asynccontextmanager
+async def seemingly_quick(models: Path) -> AsyncIterator[Measured]:
+    """Open a model that holds the interpreter's lock for 50 ms, and was measured when it did not."""
+    options = ArtifactOptions(path="../busy", trust=True)
+    request = Request("m", options, locate(options, models / "config"))
+    async with thread_pool("m", 1) as threads:
+        loaded = await threads.run(load, request)
+        async with measured(request, loaded.score, threads, Cost(10e-6, 0.0), 1) as runner:
+            yield runner
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_model_that_turns_out_to_hold_others_up_moves_to_processes(models: Path, run: Run) -> None:
+    async def test() -> None:
+        async with seemingly_quick(models) as runner:
+            async with asyncio.timeout(60):
+                while runner.processes is None:
+                    assert await runner.run([ROW]) == [{"label": 1}]
+            ticks, results = await ticks_during(asyncio.gather(*(runner.run([ROW]) for _ in range(3))))
+        assert results == [[{"label": 1}]] * 3
+        assert ticks > 10
+
+    run(test)
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_model_that_is_closed_while_it_moves_leaves_nothing_behind(models: Path, run: Run) -> None:
+    async def test() -> None:
+        async with seemingly_quick(models) as runner:
+            for _ in range(SLOW_CALLS + 1):
+                await runner.run([ROW])
+
+    run(test)
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_model_with_code_of_its_own_runs_in_processes(boosted: Path, run: Run) -> None:
+    async def test() -> None:
+        async with opened(boosted, "ratio", trust=True, workers=1) as model:
+            assert isinstance(model.runner, Processes)
+            assert model.facts().outputs == ("ratio", "tier")
+            assert await model.predict([ROW]) == [{"ratio": pytest.approx(0.24001), "tier": "low"}]
+        assert "own_rules" not in sys.modules
+
+    run(test)
+
+
+def test_a_slow_model_does_not_hold_up_a_quick_one(models: Path, run: Run) -> None:
+    async def test() -> None:
+        async with (
+            opened(models, "busy", trust=True, workers=1) as slow,
+            opened(models, "matrix.onnx", **MATRIX) as quick,
+        ):
+            behind = [asyncio.ensure_future(slow.predict([ROW])) for _ in range(4)]
+            answered = 0
+            while not all(call.done() for call in behind):
+                await quick.predict([ROW])
+                answered += 1
+                await asyncio.sleep(0)
+            assert answered > 100  # in at least 200 ms
+
+    run(test)
+
+
+# --- what lies at the path changes -----------------------------------------------------------------------------------
+
+
+def test_other_content_at_the_path_is_a_change_and_other_times_are_none(models: Path, tmp_path: Path, run: Run) -> None:
+    async def test() -> None:
+        (tmp_path / "config").mkdir()
+        shutil.copy(models / "matrix.onnx", tmp_path / "m.onnx")
+        shutil.copytree(models / "logistic", tmp_path / "folder")
+        for path, options in (("m.onnx", MATRIX), ("folder", {})):
+            async with opened(tmp_path, path, **options) as model:
+                assert not await model.changed()
+                changing = tmp_path / path if path == "m.onnx" else tmp_path / "folder" / "MLmodel"
+                os.utime(changing, (1, 1))
+                assert not await model.changed()
+                before = changing.read_bytes()
+                changing.write_bytes(before + b"\n")
+                assert await model.changed()
+                changing.write_bytes(before)
+                assert not await model.changed()
+                (tmp_path / path).rename(tmp_path / "away")
+                assert await model.changed()
+                (tmp_path / "away").rename(tmp_path / path)
+
+    run(test)
+
+
+def test_a_pinned_model_stays_what_it_was_whatever_lies_at_its_path(models: Path, tmp_path: Path, run: Run) -> None:
+    async def test() -> None:
+        (tmp_path / "config").mkdir()
+        shutil.copytree(models / "exits", tmp_path / "m")
+        async with opened(tmp_path, "m", trust=True) as model:
+            digest = model.identity().digest
+        async with opened(tmp_path, "m", trust=True, sha256=digest, run_in="process", workers=1) as model:
+            shutil.rmtree(tmp_path / "m")
+            assert not await model.changed()
+            with pytest.raises(SourceUnavailable):
+                await model.predict([{**ROW, "credit_score": -1}])
+            assert await model.predict([ROW]) == [{"label": 1}]  # a new process, of the same content
 
     run(test)
 

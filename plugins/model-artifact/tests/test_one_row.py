@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from orchestrator_model_artifact import one_row
 from orchestrator_model_artifact.cost import LOOP_LIMIT_SECONDS, Cost
 from orchestrator_model_artifact.loading import LoadedModel, Request, load
-from orchestrator_model_artifact.model import ArtifactModel
-from orchestrator_model_artifact.runners import Measured
 from orchestrator_model_artifact.location import locate
+from orchestrator_model_artifact.model import ArtifactModel
 from orchestrator_model_artifact.options import ArtifactOptions, Output
 from orchestrator_model_artifact.plugin import ARTIFACT
+from orchestrator_model_artifact.runners import Measured
 
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.plugin_api import InvalidParam, OpenContext, PredictsOne

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from orchestrator_model_artifact import private
 from orchestrator_model_artifact.model import ArtifactModel
@@ -24,6 +26,19 @@ from orchestrator_core.testing import open_model
 Run = Callable[[Callable[[], Awaitable[None]]], None]
 
 ROW = {"credit_score": 700, "annual_income": 50_000.0, "debt": 12_000.5}
+
+
+@pytest.fixture(autouse=True)
+def stores_of_this_test_only() -> Iterator[None]:
+    """Have MLflow, which is otherwise asked in a process of its own, forget what it was told in this one."""
+    import mlflow
+
+    before = dict(os.environ)
+    yield
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @asynccontextmanager
@@ -59,23 +74,21 @@ def test_every_way_to_name_a_version_gives_that_version_and_its_digest(store: di
             return result, model.identity().version, model.identity().digest
 
     async def test() -> None:
-        paths = (
-            "models:/credit_risk/1",
-            "models:/credit_risk@champion",
-            f"runs:/{store['run1']}/model",
-            f"models:/{store['model1']}",
-            "models:/credit_risk/latest",
-        )
-        number, alias, of_run, of_model, latest = await asyncio.gather(*map(score, paths))
-        assert number[1] == "credit_risk/1"
-        assert alias == number
-        assert (of_run[0], of_run[2]) == (of_model[0], of_model[2]) == (number[0], number[2])
-        assert (of_run[1], of_model[1]) == (f"{store['run1']}/model", store["model1"])
-        assert latest[1] == "credit_risk/2"
-        assert latest[0] != number[0]
+        stores = Stores(store["uri"], None)
+        versions = {
+            "models:/credit_risk/1": "credit_risk/1",
+            "models:/credit_risk@champion": "credit_risk/1",
+            "models:/credit_risk/latest": "credit_risk/2",
+            f"models:/{store['model2']}": store["model2"],
+            f"runs:/{store['run1']}/model": f"{store['run1']}/model",
+        }
+        assert {uri: find(uri, stores).version for uri in versions} == versions
+        number, of_run = [await score(uri) for uri in ("models:/credit_risk@champion", f"runs:/{store['run1']}/model")]
+        assert (number[1], of_run[1]) == ("credit_risk/1", f"{store['run1']}/model")
+        assert (number[0], number[2]) == (of_run[0], of_run[2])
         digest = number[2].removeprefix("sha256:")
         assert f"expected {digest}" in await refused(store, "models:/credit_risk/2", sha256=digest)
-        (probability,) = logged.predict_proba([list(ROW.values())])[:, 1]
+        (probability,) = logged.predict_proba(pd.DataFrame([ROW]))[:, 1]
         assert number[0] == {"score": pytest.approx(float(probability), rel=1e-12)}
 
     run(test)
@@ -83,16 +96,16 @@ def test_every_way_to_name_a_version_gives_that_version_and_its_digest(store: di
 
 
 WITHOUT = [
-        ("models:/nothing/1", "has no such model: Model Version (name=nothing, version=1) not found"),
-        ("models:/credit_risk/9", "has no such model: Model Version (name=credit_risk, version=9) not found"),
-        ("models:/credit_risk@nobody", "has no such model: Registered model alias nobody not found."),
-        ("models:/nothing@champion", "has no such model: Registered Model with name=nothing not found"),
-        ("models:/empty/latest", "the registered model 'empty' has no version yet"),
-        ("models:/nothing/latest", "has no such model: Registered Model with name=nothing not found"),
-        ("models:/credit_risk", "names no version: write models:/<name>/<number>"),
-        ("models:/credit_risk/Production", "names no version: write models:/<name>/<number>"),
-        (f"runs:/{'f' * 32}/model", f"has no such model: Run with id={'f' * 32} not found"),
-        ("runs:/abc", "names no model: write runs:/<run id>/<path of the model in the run>"),
+    ("models:/nothing/1", "has no such model: Model Version (name=nothing, version=1) not found"),
+    ("models:/credit_risk/9", "has no such model: Model Version (name=credit_risk, version=9) not found"),
+    ("models:/credit_risk@nobody", "has no such model: Registered model alias nobody not found."),
+    ("models:/nothing@champion", "has no such model: Registered Model with name=nothing not found"),
+    ("models:/empty/latest", "the registered model 'empty' has no version yet"),
+    ("models:/nothing/latest", "has no such model: Registered Model with name=nothing not found"),
+    ("models:/credit_risk", "names no version: write models:/<name>/<number>"),
+    ("models:/credit_risk/Production", "names no version: write models:/<name>/<number>"),
+    (f"runs:/{'f' * 32}/model", f"has no such model: Run with id={'f' * 32} not found"),
+    ("runs:/abc", "names no model: write runs:/<run id>/<path of the model in the run>"),
 ]
 
 
@@ -139,8 +152,7 @@ def test_a_server_that_answers_no_mlflow_is_waited_for(store: dict[str, str], ru
         async with server:
             uri = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             with pytest.raises(SourceUnavailable) as caught:
-                async with opened(store, "models:/credit_risk/1", tracking_uri=uri):
-                    pass
+                await asyncio.to_thread(find, "models:/credit_risk/1", Stores(uri, None))
             assert str(caught.value).startswith(f"models:/credit_risk/1: {uri} did not answer as it should: ")
 
     run(test)
@@ -171,19 +183,19 @@ def test_without_a_store_the_option_is_named(store: dict[str, str], run: Run, mo
     run(test)
 
 
-def test_an_alias_that_moves_is_a_change_and_a_number_is_none(store: dict[str, str], run: Run) -> None:
+def test_an_alias_that_moves_is_a_change(store: dict[str, str], run: Run) -> None:
+    from mlflow import MlflowClient
+
     def move(version: str) -> None:
-        code = f"from mlflow import MlflowClient; MlflowClient({store['uri']!r}).set_registered_model_alias('credit_risk', 'moving', '{version}')"
-        subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+        MlflowClient(store["uri"], store["uri"]).set_registered_model_alias("credit_risk", "moving", version)
 
     async def test() -> None:
         move("1")
-        async with opened(store, "models:/credit_risk@moving") as model, opened(store, "models:/credit_risk/1") as fixed:
+        async with opened(store, "models:/credit_risk@moving") as model:
             assert model.identity().version == "credit_risk/1"
             assert not await model.changed()
             move("2")
             assert await model.changed()
-            assert not await fixed.changed()
 
     run(test)
 
@@ -193,7 +205,12 @@ def test_stores_of_paths_lie_beside_the_configuration(tmp_path: Path) -> None:
         f"sqlite:///{tmp_path / 'm.db'}", (tmp_path / "registry").as_uri()
     )
     assert stores_of("http://host:5000", None, tmp_path) == Stores("http://host:5000", None)
-    assert [is_store_uri(path) for path in ("models:/a/1", "runs:/b/m", "models/a", "../models")] == [True, True, False, False]
+    assert [is_store_uri(path) for path in ("models:/a/1", "runs:/b/m", "models/a", "../models")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert [is_movable(uri) for uri in ("models:/a@b", "models:/a/latest", "models:/a/1")] == [True, True, False]
 
 
@@ -224,7 +241,9 @@ def test_folders_of_services_that_were_killed_are_removed() -> None:
         "    print(folder, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    left = Path(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout.strip())
+    left = Path(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
+    )
     assert (left / "x").exists()
     with private.private_folder() as ours:
         assert not left.exists()

@@ -82,7 +82,11 @@ def test_a_pickle_under_the_name_of_an_onnx_model(folder: Path, marker: Path) ->
 
 def test_a_loader_module_of_a_pyfunc(folder: Path, marker: Path) -> None:
     code = f"from pathlib import Path\nPath({str(marker)!r}).touch()\ndef _load_pyfunc(path): return None\n"
-    mlflow_folder(folder, {"python_function": {"loader_module": "evil_loader", "code": "code"}}, {"code/evil_loader.py": code.encode()})
+    mlflow_folder(
+        folder,
+        {"python_function": {"loader_module": "evil_loader", "code": "code"}},
+        {"code/evil_loader.py": code.encode()},
+    )
     assert refused(folder, "model") == (
         "the model is a pyfunc: MLflow loads it by running its loader_module 'evil_loader', and with that code of the"
         " model's: set trust: true if you know who made it"
@@ -93,9 +97,7 @@ def test_a_loader_module_of_a_pyfunc(folder: Path, marker: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["sklearn", "python_function"])
-def test_code_paths_of_a_model_that_is_itself_harmless(
-    folder: Path, marker: Path, models: Path, where: str
-) -> None:
+def test_code_paths_of_a_model_that_is_itself_harmless(folder: Path, marker: Path, models: Path, where: str) -> None:
     shutil.copytree(models / "logistic", folder / "model")
     written = yaml.safe_load((folder / "model" / "MLmodel").read_text())
     written["flavors"][where]["code"] = "code"
@@ -127,7 +129,13 @@ def test_a_skops_file_with_a_type_that_is_not_known_to_be_harmless(
     (folder / "model.skops").write_bytes(skops.io.dumps(evil))
     mlflow_folder(
         folder,
-        {"sklearn": {"pickled_model": "model.skops", "serialization_format": "skops", "skops_trusted_types": ["evil_types.Evil"]}},
+        {
+            "sklearn": {
+                "pickled_model": "model.skops",
+                "serialization_format": "skops",
+                "skops_trusted_types": ["evil_types.Evil"],
+            }
+        },
         {"model.skops": skops.io.dumps(evil)},
     )
     monkeypatch.delitem(sys.modules, "evil_types")
@@ -155,7 +163,11 @@ def _archive(files: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> 
 def test_a_joblib_file_inside_an_mlflow_folder(folder: Path, marker: Path, flavor: str, claimed: str | None) -> None:
     buffer = io.BytesIO()
     joblib.dump({"model": Payload(marker), "weights": np.zeros(10)}, buffer)
-    settings = {"pickled_model": "model.joblib", "data": "model.joblib", "model_class": "lightgbm.sklearn.LGBMClassifier"}
+    settings = {
+        "pickled_model": "model.joblib",
+        "data": "model.joblib",
+        "model_class": "lightgbm.sklearn.LGBMClassifier",
+    }
     mlflow_folder(folder, {flavor: {**settings, "serialization_format": claimed}}, {"model.joblib": buffer.getvalue()})
     message = refused(folder, "model")
     assert RUNS_CODE in message or message == (
@@ -166,9 +178,7 @@ def test_a_joblib_file_inside_an_mlflow_folder(folder: Path, marker: Path, flavo
 
 @pytest.mark.parametrize("compress", [0, ("zlib", 3), ("gzip", 3), ("bz2", 3), ("xz", 3), ("lzma", 3)])
 @pytest.mark.parametrize("name", ["model.joblib", "model.pkl", "model.bin", "model", "model.skops"])
-def test_a_pickle_of_any_name_and_compression(
-    folder: Path, marker: Path, name: str, compress: Any
-) -> None:
+def test_a_pickle_of_any_name_and_compression(folder: Path, marker: Path, name: str, compress: Any) -> None:
     joblib.dump(Payload(marker), folder / name, compress=compress)
     message = refused(folder, name)
     assert RUNS_CODE in message or "it would run code when it is loaded" in message
@@ -190,8 +200,12 @@ def test_an_array_of_objects_inside_a_skops_file(folder: Path, marker: Path) -> 
         "__class__": "ndarray", "__module__": "numpy", "__loader__": "NdArrayNode", "__id__": 1,
         "type": "numpy", "file": "1.npy", "protocol": 2, "_skops_version": "0.13.0",
     }  # fmt: skip
-    (folder / "model.skops").write_bytes(_archive({"schema.json": json.dumps(schema).encode(), "1.npy": buffer.getvalue()}))
-    assert refused(folder, "model.skops").startswith("model.skops cannot be loaded: ValueError: Object arrays cannot be loaded")
+    (folder / "model.skops").write_bytes(
+        _archive({"schema.json": json.dumps(schema).encode(), "1.npy": buffer.getvalue()})
+    )
+    assert refused(folder, "model.skops").startswith(
+        "model.skops cannot be loaded: ValueError: Object arrays cannot be loaded"
+    )
     assert not marker.exists()
 
 
@@ -199,7 +213,8 @@ def test_a_skops_file_that_would_fill_the_memory(folder: Path) -> None:
     bomb = _archive({"schema.json": b"{}", "1.npy": bytes(300 * 2**20)}, zipfile.ZIP_DEFLATED)
     (folder / "model.skops").write_bytes(bomb)
     assert refused(folder, "model.skops") == (
-        f"model.skops has {len(bomb)} bytes and claims to hold {300 * 2**20 + 2}: it is not unpacked without trust: true"
+        f"model.skops has {len(bomb)} bytes and claims to hold {300 * 2**20 + 2}:"
+        " it is not unpacked without trust: true"
     )
 
 
@@ -236,7 +251,9 @@ def test_a_class_that_an_xgboost_model_names(folder: Path, class_name: str) -> N
 
 
 @pytest.mark.parametrize("path", ["../../secret.pkl", "/etc/passwd", "code/../../../secret.pkl"])
-@pytest.mark.parametrize(("flavor", "key"), [("sklearn", "pickled_model"), ("onnx", "data"), ("xgboost", "data"), ("lightgbm", "data")])
+@pytest.mark.parametrize(
+    ("flavor", "key"), [("sklearn", "pickled_model"), ("onnx", "data"), ("xgboost", "data"), ("lightgbm", "data")]
+)
 def test_a_file_that_an_mlflow_model_names_outside_its_folder(folder: Path, path: str, flavor: str, key: str) -> None:
     mlflow_folder(folder, {flavor: {key: path, "serialization_format": "skops"}}, {"x": b""})
     assert f"'{path}' leads outside the model's folder" in refused(folder, "model", trust=True)
@@ -297,7 +314,7 @@ def test_weights_that_are_a_link_out_of_model_root_are_not_read(folder: Path, tm
     assert "which is outside its folder" in refused(folder, "onnx/model.onnx", features=["a", "b"])
 
 
-# --- what is trusted is what is loaded ---------------------------------------------------------------------------------
+# --- what is trusted is what is loaded -------------------------------------------------------------------------------
 
 
 def test_a_trusted_pickle_has_to_have_the_sha256_before_anything_of_it_runs(folder: Path, marker: Path) -> None:

@@ -1,7 +1,7 @@
 """MLflow's xgboost and lightgbm flavors, predicted without MLflow: the library's own model on numpy.
 
-Both libraries' own formats hold trees and numbers and run no code. MLflow saves LightGBM's sklearn classes with skops or
-as a pickle, which are held to the same trust as any other.
+Both libraries' own formats hold trees and numbers and run no code. MLflow saves LightGBM's sklearn classes with skops
+or as a pickle, which are held to the same trust as any other.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def xgboost_model(
     module, _, class_name = str(flavor.get("model_class") or "xgboost.core.Booster").rpartition(".")
     # The name comes from the model: only what is known here is made from it.
     if module.partition(".")[0] != "xgboost" or class_name not in ("Booster", *_XGBOOST_CLASSES):
-        raise SourceError(f"model_class '{module}.{class_name}' is none of XGBoost's: Booster, {', '.join(_XGBOOST_CLASSES)}")
+        raise SourceError(
+            f"model_class '{module}.{class_name}' is none of XGBoost's: Booster, {', '.join(_XGBOOST_CLASSES)}"
+        )
     with needs("xgboost", "an MLflow model with the xgboost flavor"):
         import xgboost
     model = getattr(xgboost, class_name)()
@@ -91,7 +93,9 @@ def lightgbm_model(
     assert fitted is not None
     if all(name == f"Column_{index}" for index, name in enumerate(fitted)):
         fitted = None  # it was fitted on an array
-    found = _numbers(ordered(columns, features, _unsanitized(fitted, columns, features), booster.num_feature()), nullable)
+    found = _numbers(
+        ordered(columns, features, _unsanitized(fitted, columns, features), booster.num_feature()), nullable
+    )
     if classes is None:
         return ArrayModel(
             found,

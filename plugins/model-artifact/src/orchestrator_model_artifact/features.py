@@ -198,7 +198,9 @@ class Frame:
             try:
                 times = self._pandas.to_datetime(frame[name], format="ISO8601", utc=True)
             except (ValueError, TypeError, OverflowError) as error:
-                raise InvalidParam("features", f"feature '{name}' must be a time as ISO 8601 writes it: {error}") from error
+                raise InvalidParam(
+                    "features", f"feature '{name}' must be a time as ISO 8601 writes it: {error}"
+                ) from error
             frame[name] = times.dt.tz_localize(None)  # MLflow takes times without a zone only: they are in UTC
         return frame
 

@@ -45,7 +45,9 @@ def format_of(name: str, data: bytes) -> FileFormat:
         if by_content in ("skops", "pickle", "joblib"):
             return by_content  # type: ignore[return-value]  # one of the three
         found = f", and it is {_WORDS[by_content]}" if by_content else ""
-        raise SourceError(f"nothing here can load {name}: its name has no suffix that is known{found}: expected {_LOADABLE}")
+        raise SourceError(
+            f"nothing here can load {name}: its name has no suffix that is known{found}: expected {_LOADABLE}"
+        )
     check_content(name, by_name, data)
     return by_name
 

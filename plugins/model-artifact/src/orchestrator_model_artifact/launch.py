@@ -79,6 +79,8 @@ def reaped(pid: int) -> str:
 
 def planned(options: ArtifactOptions, location: Location | None, config_dir: Path) -> Launch:
     """Return what the options say is to be started. Raises :class:`SourceError` when that cannot be."""
+    if not Path("/proc/self/stat").exists():
+        raise SourceError("startup_command is for Linux: a server is found again by what /proc says of it")
     words = options.startup_command or ()
     command = list(shlex.split(words) if isinstance(words, str) else words)
     environment = dict(options.environment)

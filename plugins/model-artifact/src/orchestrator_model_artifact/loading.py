@@ -93,7 +93,7 @@ class Found:
 
 
 def look(options: ArtifactOptions, location: Location) -> Found:
-    """Find out what lies there, by reading and without loading. Raises :class:`SourceError` when nothing can load it."""
+    """Find out what lies there, without loading it. Raises :class:`SourceError` when nothing can load it."""
     if not location.is_file:
         if options.format not in ("auto", "mlflow"):
             raise SourceError(f"{location.path} is a folder: format '{options.format}' is a file")
@@ -168,7 +168,9 @@ def _flavor(options: ArtifactOptions, mlmodel: MLmodel) -> str:
     if options.flavor != "auto":
         wanted = "python_function" if options.flavor == "pyfunc" else options.flavor
         if wanted not in has:
-            raise SourceError(f"the MLflow model has the flavors {', '.join(mlmodel.flavors)}, and not {options.flavor}")
+            raise SourceError(
+                f"the MLflow model has the flavors {', '.join(mlmodel.flavors)}, and not {options.flavor}"
+            )
         return wanted
     if not has:
         raise SourceError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from attrs import evolve
+
 from orchestrator_core.plugin_api import Model, ModelFacts, ModelKind, OpenContext, hookimpl
 from orchestrator_model_artifact.model import open_loaded
 from orchestrator_model_artifact.options import ArtifactOptions
@@ -24,7 +26,7 @@ async def look_at_artifact(options: ArtifactOptions, context: OpenContext) -> Mo
     if options.startup_command:
         await look_at_served(options, context)
         return None
-    async with open_loaded(options, context) as model:
+    async with open_loaded(evolve(options, workers=1), context) as model:
         return model.facts()
 
 

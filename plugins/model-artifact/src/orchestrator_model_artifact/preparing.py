@@ -20,7 +20,7 @@ from orchestrator_model_artifact.worker import Worker, WorkerDied, worker
 Watch: TypeAlias = "Callable[[], Awaitable[bool]]"
 """Asks whether other content lies at the path now."""
 
-STORE_SECONDS = 60.0
+STORE_SECONDS = 180.0
 """How long an MLflow store may take to say which version is meant; importing MLflow is part of it."""
 
 
@@ -55,7 +55,7 @@ async def _fetched(
     try:
         async with worker() as asked:
             found = await _asked(asked, uri, stores)
-            path = Path(await asked.call(fetch, uri, found, stores, str(folder))).resolve()
+            path = await asked.call(fetch, uri, found, stores, str(folder))
     except WorkerDied as error:
         raise SourceError(f"{uri}: {error} while it fetched the model") from error
     location = await threads.run(located, path, path, options.sha256)

@@ -29,7 +29,7 @@ def private_folder() -> Iterator[Path]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which its process's death gives up. Raises ``OSError`` when another holds it, or owns it."""
+    """Hold the folder's lock until the process's death. Raises ``OSError`` when another has it, or owns the folder."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.fstat(descriptor).st_uid != os.getuid():

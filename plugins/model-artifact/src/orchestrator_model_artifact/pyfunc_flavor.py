@@ -135,7 +135,14 @@ def _plain(values: Any) -> Array:
         items = list(values)
     array = np.empty(len(items), dtype=object)
     for index, item in enumerate(items):
-        array[index] = item
+        array[index] = _without_numpy(item)
     return array
 
 
+def _without_numpy(item: Any) -> Any:
+    """Return what a model has put together for one row, with plain numbers and lists for numpy's."""
+    if isinstance(item, Mapping):
+        return {str(key): _without_numpy(value) for key, value in item.items()}
+    if isinstance(item, list | tuple):
+        return [_without_numpy(value) for value in item]
+    return item.tolist() if isinstance(item, np.generic | np.ndarray) else item

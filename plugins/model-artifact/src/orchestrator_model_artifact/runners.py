@@ -89,7 +89,9 @@ class Measured:
     def _note_slow(self, rows: Sequence[Row]) -> None:
         self._slow_calls += 1
         if self._slow_calls >= self._look_again_at and self._moving is None:
-            self._look_again_at = self._slow_calls * 10  # a model that was found fit for threads is asked ever less often
+            self._look_again_at = (
+                self._slow_calls * 10
+            )  # a model that was found fit for threads is asked ever less often
             self._last = rows
             self._moving = asyncio.create_task(self._look_again())
 

@@ -45,16 +45,12 @@ def load_object(name: str, data: bytes, serialization: str, trust: Trust, extra:
         return _load_skops(name, data, trust, extra)
     if not trust.everything:
         kind = "a joblib file" if serialization == "joblib" else "a pickle"
-        advice = "save the model with skops" if serialization == "joblib" else _LOG_WITH_SKOPS
         raise SourceError(
-            f"{name} is {kind}, which runs code when it is loaded: {advice},"
-            " or set trust: true if you know who made it"
+            f"{name} is {kind}, which runs code when it is loaded: save the model with skops (in MLflow:"
+            " serialization_format='skops'), or set trust: true if you know who made it"
         )
     check_content(name, "pickle", data)
     return _load_pickle(name, data, extra)
-
-
-_LOG_WITH_SKOPS = "log the model with serialization_format='skops'"
 
 
 def _load_skops(name: str, data: bytes, trust: Trust, extra: str) -> Any:

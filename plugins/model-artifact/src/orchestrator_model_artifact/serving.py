@@ -1,4 +1,4 @@
-"""A model that a server of its own scores: started, probed until it is ready, and spoken to through the kind ``http``."""
+"""A model that a server of its own scores: started, probed until ready, and spoken to through the kind ``http``."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def http_options(options: ArtifactOptions, port: int) -> dict[str, Any]:
 
 
 async def _check_protocol(options: ArtifactOptions, context: OpenContext) -> None:
-    """Find out whether there is a kind ``http`` that takes the options, before anything is started; it sends nothing."""
+    """Find out, before anything is started, whether there is a kind ``http`` that takes the options. Sends nothing."""
     async with context.open_model("http", http_options(options, options.port or 1)):
         pass
 
@@ -161,9 +161,7 @@ async def _until_ready(server: Server, options: ArtifactOptions, context: OpenCo
     async with context.http.origin(f"http://{HOST}:{server.port}", http) as origin:
         while monotonic() < deadline:
             if not server.process.is_alive():
-                raise SourceUnavailable(
-                    f"the model server {server.how_it_ended()}", started=True
-                )
+                raise SourceUnavailable(f"the model server {server.how_it_ended()}", started=True)
             try:
                 answer = await origin.request("GET", path or "/")
             except OrchestratorError as error:
@@ -182,5 +180,3 @@ async def _trim(server: Server) -> None:
     while True:
         await asyncio.sleep(_TRIM_SECONDS)
         await asyncio.to_thread(cut_down, server.output)
-
-

@@ -1,8 +1,8 @@
 """One model server for all services of a host that serve the same configuration: who starts it, adopts it, ends it.
 
 What the services know of it stands in a lease, by model: for each set of options the server's process and port. All
-decisions are made while the lease is held exclusively. A service that is killed leaves its server running; the next that
-comes takes it over, or ends it when it was started with options that nobody has any more.
+decisions are made while the lease is held exclusively. A service that is killed leaves its server running; the next
+that comes takes it over, or ends it when it was started with options that nobody has any more.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ SETTLED_SECONDS = 30.0
 OUTPUT_LINES = 20
 _KILL_SECONDS = 5.0
 _POLL_SECONDS = 0.02
+_WATCH_SECONDS = 0.25
 
 Entry = dict[str, Any]
 
@@ -186,7 +187,9 @@ async def wait_until_ended(process: ProcessId) -> None:
     loop = asyncio.get_running_loop()
     try:
         descriptor = os.pidfd_open(process.pid)
-    except OSError:
+    except OSError:  # it has ended, or the kernel does not give such descriptors
+        while process.is_alive():  # noqa: ASYNC110 - nothing else tells
+            await asyncio.sleep(_WATCH_SECONDS)
         return
     ended = asyncio.Event()
     try:

@@ -85,17 +85,18 @@ def find(uri: str, stores: Stores) -> Found:
         return _of_registry(uri, client, stores)
 
 
-def fetch(uri: str, found: Found, stores: Stores, into: str) -> str:
+def fetch(uri: str, found: Found, stores: Stores, into: str) -> Path:
     """Copy the version's files into a folder of ours, and return the path of the copy."""
     _client(stores)
     from mlflow.artifacts import download_artifacts
 
     with _explained(uri, stores):
-        path = str(download_artifacts(artifact_uri=found.artifacts, dst_path=into, tracking_uri=stores.tracking))
-    if not Path(path, "MLmodel").is_file():
+        fetched = download_artifacts(artifact_uri=found.artifacts, dst_path=into, tracking_uri=stores.tracking)
+    path = Path(str(fetched)).resolve()
+    if not (path / "MLmodel").is_file():
         raise SourceError(f"{uri}: what lies there is no MLflow model: it has no file 'MLmodel'")
     # MLflow's own note of where it fetched from: the digest is to be that of the model as it was logged.
-    Path(path, "registered_model_meta").unlink(missing_ok=True)
+    (path / "registered_model_meta").unlink(missing_ok=True)
     return path
 
 
@@ -128,7 +129,9 @@ def _of_registry(uri: str, client: Any, stores: Stores) -> Found:
             f"'{uri}' names no version: write models:/<name>/<number>, models:/<name>@<alias> or models:/<name>/latest"
         )
     if version.status != "READY":
-        raise SourceUnavailable(f"{uri}: version {version.version} is not ready in {stores.shown}: {version.status}", started=False)
+        raise SourceUnavailable(
+            f"{uri}: version {version.version} is not ready in {stores.shown}: {version.status}", started=False
+        )
     return Found(
         f"{version.name}/{version.version}", client.get_model_version_download_uri(version.name, version.version)
     )
@@ -159,7 +162,9 @@ def _explained(uri: str, stores: Stores) -> Iterator[None]:
     except MlflowException as error:
         reason = str(error).strip().splitlines()[0]
         if error.error_code in _UNREACHABLE:
-            raise SourceUnavailable(f"{uri}: {stores.shown} did not answer as it should: {reason}", started=False) from error
+            raise SourceUnavailable(
+                f"{uri}: {stores.shown} did not answer as it should: {reason}", started=False
+            ) from error
         raise SourceError(f"{uri}: {stores.shown} has no such model: {reason}") from error
     except OSError as error:
         raise SourceUnavailable(f"{uri}: its files cannot be fetched: {error}", started=False) from error
@@ -167,7 +172,9 @@ def _explained(uri: str, stores: Stores) -> Iterator[None]:
         raise
     except Exception as error:  # a database's driver or a cloud's client can raise anything
         reason = (str(error).strip().splitlines() or [""])[0]
-        raise SourceUnavailable(f"{uri}: {stores.shown} failed: {type(error).__name__}: {reason}", started=False) from error
+        raise SourceUnavailable(
+            f"{uri}: {stores.shown} failed: {type(error).__name__}: {reason}", started=False
+        ) from error
 
 
 def _absolute(uri: str, config_dir: Path) -> str:
