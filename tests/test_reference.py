@@ -173,7 +173,7 @@ It is started with the service.
 |---|---|---|---|
 | `image` | string | required | The image. |
 | `pull` | `always` or `never` | `never` | When to pull; see `docker pull`. |
-| `wait` | duration | `60s` | How long it may take to start. |
+| `wait` | duration | `1m` | How long it may take to start. |
 | `limits` | [mapping](#limits) | `{}` | Limits of the container. |
 | `volumes` | [mapping of names to string or mapping](#volumesname) | `{}` | Folders by &lt;name>. |
 | `ports` | list of integers | `[]` | Ports. |

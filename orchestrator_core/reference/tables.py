@@ -171,7 +171,10 @@ def _is_all_defaults(value: Any) -> bool:
 def _yaml(value: Any) -> str:
     """Return a value as one writes it in YAML."""
     if isinstance(value, Duration):
-        return f"{value * 1000:g}ms" if value < 1 else f"{value:g}s"
+        for unit, seconds in (("h", 3600), ("m", 60)):
+            if value and value % seconds == 0:
+                return f"{value / seconds:g}{unit}"
+        return f"{value * 1000:g}ms" if 0 < value < 1 else f"{value:g}s"
     if isinstance(value, Size):
         for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
             if value >= factor and value % factor == 0:

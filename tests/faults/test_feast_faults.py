@@ -28,7 +28,7 @@ FEAST = """
           repo_path: "{folder}"
           entity_key: customer_id
           timeout: 500ms
-          connect_timeout: 300ms
+          connect_timeout: 5s
           pool_size: 1
           pool_timeout: 200ms
       operations:
@@ -165,7 +165,7 @@ def store_is_down(answer: Answer, target: str = visits(FRESH)) -> str:
     title = {502: "source failed", 503: "not available", 504: "deadline passed"}[answer.status]
     assert answer.json == problem(answer, said, "behaviour", title, target)
     assert ("Retry-After" in answer.headers) == (answer.status == 503)
-    assert said.startswith("step 'behaviour': ")
+    assert said.startswith("step 'behaviour'")
     return said
 
 
