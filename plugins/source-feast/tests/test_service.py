@@ -151,9 +151,9 @@ def check_fault(outcome: Coroutine[Any, Any, tuple[int, str, str]], status: int,
 
 def test_an_unknown_or_expired_entity_is_404(repo: Made) -> None:
     where = "in feature view 'customer'"
-    missing = f"get_features: there is no customer_id='99' {where} of the online store"
+    missing = f"step 'features': get_features: there is no customer_id='99' {where} of the online store"
     check_fault(answer_of(repo.folder, 99), 404, missing)
-    expired = f"get_features: what is stored for customer_id='3' {where} has expired"
+    expired = f"step 'features': get_features: what is stored for customer_id='3' {where} has expired"
     check_fault(answer_of(repo.folder, 3), 404, expired)
 
 
@@ -176,9 +176,7 @@ def test_a_server_that_is_down_is_502(store: str, made: Callable[[str], Made], t
 
 
 @pytest.mark.parametrize("store", ["redis", "postgresql"])
-def test_a_server_that_hangs_is_given_up_after_the_timeout(
-    store: str, made: Callable[[str], Made], tmp_path: Path
-) -> None:
+def test_a_server_that_hangs_is_given_up_in_time(store: str, made: Callable[[str], Made], tmp_path: Path) -> None:
     async def main() -> None:
         way = way_to(made(store))
         way.swallows = True
