@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator_core.config.yaml import MAX_DEPTH, load_document, parse_document
@@ -351,10 +351,20 @@ def test_what_json_can_hold_comes_back_from_json_text(value: Any) -> None:
     assert identical(document.data, value), text
 
 
+class QuotingDumper(yaml.SafeDumper):
+    """PyYAML writes what YAML 1.1 takes for a string without quotes, such as 0E0, which YAML 1.2 takes for a number."""
+
+
+QuotingDumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+)
+
+
 @given(VALUES)
+@example("0E0")
 @settings(max_examples=200, deadline=None)
 def test_what_json_can_hold_comes_back_from_a_yaml_dump(value: Any) -> None:
-    text = yaml.safe_dump(value)
+    text = yaml.dump(value, Dumper=QuotingDumper)
     document = parse_document(text, "f.yaml")
     assert document.problems == ()
     assert identical(document.data, value), text
