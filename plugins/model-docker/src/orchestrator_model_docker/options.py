@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from attrs import fields, frozen
+from attrs import Attribute, fields, frozen
 
 from orchestrator_core.plugin_api import Duration, OptionError, Size, option
 
@@ -159,7 +159,18 @@ class CallOptions:
         return {"base_url": base_url, **given, **({"health": health} if health else {})}
 
 
-@frozen(kw_only=True)
+_FOR_CALLS = {attribute.name for attribute in fields(CallOptions)}
+
+
+def own_first(_: type, attributes: list[Attribute[Any]]) -> list[Attribute[Any]]:
+    """Put what a class adds first and what is for calls last, as a reader of the reference looks for it."""
+    return sorted(
+        attributes,
+        key=lambda each: (each.name in _FOR_CALLS, each.inherited),  # type: ignore[attr-defined]  # not in the stubs
+    )
+
+
+@frozen(kw_only=True, field_transformer=own_first)
 class ContainerOptions(CallOptions):
     """All that can be said of a container but for its image. The model type ``ecr`` shares it."""
 
@@ -260,7 +271,7 @@ def _on_host(volume: Volume, config_dir: Path) -> Path:
     return (config_dir / Path(volume.source).expanduser()).resolve()
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=own_first)
 class DockerOptions(ContainerOptions):
     """A model in a Docker container: one container, however many processes serve the configuration."""
 
@@ -278,5 +289,6 @@ __all__ = [
     "ReadinessOptions",
     "RegistryCredentials",
     "Volume",
+    "own_first",
     "read_volumes",
 ]

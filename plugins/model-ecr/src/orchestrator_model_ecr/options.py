@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from attrs import frozen
-from orchestrator_model_docker.options import ContainerOptions
+from orchestrator_model_docker.options import ContainerOptions, own_first
 
 from orchestrator_core.plugin_api import OptionError, option
 
@@ -44,7 +44,7 @@ def _http_url(_: Any, __: Any, url: str | None) -> None:
         raise ValueError("expected a URL that starts with http:// or https://")
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=own_first)
 class EcrOptions(ContainerOptions):
     """A model in a container, made from an image of AWS's registry ECR. Everything of the type ``docker`` holds too."""
 
