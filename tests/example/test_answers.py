@@ -6,6 +6,7 @@ import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from itertools import combinations
 from pathlib import Path
 from threading import Timer
@@ -21,6 +22,16 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Feast and what it imports w
 
 FETCHES = ("applicant", "behavior_features", "credit_data")
 PARTNER_SECONDS = 0.3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def feast_is_imported() -> None:
+    """Import what the source imports in a thread, before anything else does.
+
+    CPython 3.11 counts the depth of a syntax tree once for all threads: where the feature store and a model are opened
+    at the same time, both parsing, it can raise a SystemError. A gc callback, which hypothesis has, makes that likely.
+    """
+    import_module("orchestrator_source_feast.source")
 
 
 @contextmanager
