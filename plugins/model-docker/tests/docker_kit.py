@@ -65,7 +65,7 @@ class Engine:
         self.client = client
         self.api = client.api
         self.prefix = f"{PREFIX}-{uuid.uuid4().hex[:8]}"
-        self.images: list[str] = []
+        self.images: set[str] = set()
 
     def image(
         self,
@@ -83,7 +83,7 @@ class Engine:
             changes=[f"CMD {json.dumps(list(command))}", "ENV PATH=/bin", "EXPOSE 8080", *changes],
         )  # fmt: skip
         assert '"error"' not in str(done), done
-        self.images.append(reference)
+        self.images |= {reference, self.api.inspect_image(reference)["Id"]}  # one that is made again loses its name
         return reference
 
     def containers(self, **filters: Any) -> list[Any]:
