@@ -23,7 +23,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -83,6 +83,7 @@ class Options:
     contestants: tuple[str, ...]
     rounds: int
     seconds: float
+    ids: int
     postgresql: str
     redis: str
     json: Path | None
@@ -114,6 +115,7 @@ def parse(arguments: Sequence[str]) -> Options:
     )
     parser.add_argument("--rounds", type=at_least_one, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of load for each contestant in each round")
+    parser.add_argument("--ids", type=at_least_one, default=IDS, help="how many customers are asked for")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to a file too")
     parser.add_argument(
         "--postgresql", default="postgresql://postgres@127.0.0.1:5432/postgres", metavar="URL", help="of the server"
@@ -208,7 +210,7 @@ async def run_flow(
     """Start the flow's contestants, verify them and measure them round by round. The results are by load."""
     settings, backend_pids = there.of(flow)
     say(f"\n{FLOWS[flow]}")
-    count = 1 if flow == "engine" else SLOW_IDS if flow in ALONE else IDS
+    count = 1 if flow == "engine" else min(SLOW_IDS, options.ids) if flow in ALONE else options.ids
     ids = random.Random(flow).sample(range(1, CUSTOMERS + 1), count)
     async with AsyncExitStack() as stack:
         servers: dict[str, Process] = {}
@@ -368,8 +370,15 @@ def machine(cores: Cores) -> dict[str, str]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": f"server {sorted(cores.server)}, load and backends {sorted(cores.load)}",
-        **{name: version(name) for name in packages},
+        **{name: found for name in packages if (found := _version(name))},
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a contestant's that does not take part
+        return ""
 
 
 async def run(options: Options) -> None:
