@@ -127,10 +127,16 @@ class _Chain:
 
 
 def _chains(steps: Sequence[PlannedStep]) -> list[_Chain]:
-    """Divide the steps into chains: each step goes on a chain whose last step it waits for, if there is one."""
+    """Divide the steps into chains: each step goes on a chain whose last step it waits for, if there is one.
+
+    Of the steps that wait for nothing, those that surely leave the process come first: their requests are on the way
+    while others are answered on the spot, such as a read of SQLite on the event loop.
+    """
     chains: list[_Chain] = []
     position = {step.name: index for index, step in enumerate(steps)}
-    for step in steps:
+    for step in sorted(
+        steps, key=lambda step: (bool(step.waits_for), not step.waits_for and step.spec.kind.in_process)
+    ):
         on = next((chain for chain in chains if chain.steps[-1].name in step.waits_for), None)
         if on:
             on.steps.append(step)

@@ -50,7 +50,11 @@ async def open_direct(options: DirectOptions, context: OpenContext) -> AsyncIter
 
 
 DIRECT = SourceKind(
-    name="direct", summary="Returns its params, to name a value.", options=DirectOptions, open=open_direct
+    name="direct",
+    summary="Returns its params, to name a value.",
+    options=DirectOptions,
+    open=open_direct,
+    in_process=True,
 )
 
 

@@ -293,7 +293,8 @@ class SourceKind(Generic[Options]):
     one entry of ``operations``. Without an ``operation`` class the operations need not be declared: any name is
     passed to ``fetch``. With one, an undeclared operation is a problem unless ``undeclared_operations`` is true.
     ``facts`` tells, from the options alone and without touching the backend, what each operation takes.
-    ``idempotent`` says that a fetch may be repeated without harm.
+    ``in_process`` says that a call may be answered without a pause of the event loop, as from memory or a local file:
+    steps that wait for something else are then begun before it.
     """
 
     name: str
@@ -303,6 +304,7 @@ class SourceKind(Generic[Options]):
     operation: type[Any] | None = None
     undeclared_operations: bool = False
     facts: Callable[[Options, Mapping[str, Any]], Mapping[str, OperationFacts]] | None = None
+    in_process: bool = False
 
 
 @frozen

@@ -348,3 +348,16 @@ def test_a_plan_can_run_in_many_tasks_at_once(run_on_each_loop: RunFixture) -> N
         assert got == [str(number) if number % 7 == 0 else [number, number] for number in range(200)]
 
     run_on_each_loop(main())
+
+
+def test_what_leaves_the_process_is_begun_before_what_is_answered_on_the_spot(run: RunFixture) -> None:
+    async def main() -> None:
+        here = {"name": "here", "type": "direct", "params": {"x": 1}}
+        both = step("both", params={"x": "$here.x + $there.x"})
+        async with planned(Lab(), here, step("there", params={"x": 2}), both) as ready:
+            got = await ran(ready)
+            assert got.result["both"] == {"x": 3}
+            assert list(got.steps) == ["here", "there", "both"]
+            assert got.steps["there"].start_seconds < got.steps["here"].start_seconds
+
+    run(main())

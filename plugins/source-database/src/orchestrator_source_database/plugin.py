@@ -147,6 +147,7 @@ DATABASE: SourceKind[Any] = SourceKind(
     operation=OperationOptions,
     open=open_database,
     facts=database_facts,
+    in_process=True,
 )
 
 

@@ -42,6 +42,7 @@ FEAST: SourceKind[Any] = SourceKind(
     operation=OperationOptions,
     open=open_feast,
     undeclared_operations=True,
+    in_process=True,
 )
 
 
