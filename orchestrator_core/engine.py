@@ -11,11 +11,10 @@ from time import time
 from typing import Any
 
 import structlog
-from attrs import field, frozen
+from attrs import frozen
 
 from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.errors import (
-    BadRequest,
     DeadlineExceeded,
     ExpressionError,
     InvalidRequest,
@@ -25,13 +24,12 @@ from orchestrator_core.errors import (
 )
 from orchestrator_core.expressions import MISSING, Missing
 from orchestrator_core.plugin_api import JSON
-from orchestrator_core.run import Deadline, Request, Run, clock, culprit, describe, request_error
+from orchestrator_core.run import CLIENT_CLOSED_REQUEST, Deadline, Request, Run, clock, culprit, describe, request_error
 from orchestrator_core.schemas import coerce, coerce_all
 from orchestrator_core.snapshot import ReadyPlan
 
 log = structlog.get_logger("orchestrator.engine")
 
-CLIENT_CLOSED_REQUEST = 499
 _random = random.Random(os.urandom(32))
 _NO_TEXTS: Mapping[str, list[str]] = {}
 
@@ -115,7 +113,6 @@ class Failure:
     step: str = ""
     errors: Sequence[Mapping[str, str]] = ()
     retry_after_seconds: float | None = None
-    headers: Mapping[str, str] = field(factory=dict)
 
     def problem(self, execution_id: str, instance: str = "") -> dict[str, Any]:
         """Return ``{"type", "title", "status", "detail", "execution_id", …}``."""
@@ -166,7 +163,6 @@ def finish(run: Run, http_status: int, error: BaseException | None, redactor: Re
 
 __all__ = [
     "CLIENT_CLOSED_REQUEST",
-    "BadRequest",
     "Failure",
     "execute",
     "failure_of",

@@ -7,7 +7,7 @@ person reads is made from them afterwards.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from time import perf_counter, time
 from typing import Any, Protocol
 
@@ -33,6 +33,9 @@ FAILED: StepStatus = "failed"
 CANCELLED: StepStatus = "cancelled"
 
 clock = perf_counter
+
+CLIENT_CLOSED_REQUEST = 499
+"""The status that is noted for a request whose client has gone; nobody is answered with it."""
 
 
 class Request:
@@ -251,7 +254,7 @@ class Run:
         return max(0.0, end - self.started - busy)
 
     def status(self) -> ExecutionStatus:
-        if self.http_status == 499:
+        if self.http_status == CLIENT_CLOSED_REQUEST:
             return "cancelled"
         if self.http_status >= 400:
             return "failed"
@@ -416,18 +419,15 @@ class Deadline:
         return self.passed and self._task is not None and self._task.uncancel() == 0
 
 
-Compiled = Callable[[Request, Run], Awaitable[JSON]]
-
 __all__ = [
     "CANCELLED",
+    "CLIENT_CLOSED_REQUEST",
     "DEFAULT",
     "FAILED",
     "OK",
     "SKIPPED",
     "Branches",
-    "Compiled",
     "Deadline",
-    "ExpressionError",
     "Items",
     "Request",
     "Run",
