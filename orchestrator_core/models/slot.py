@@ -151,7 +151,8 @@ class Slot:
     # --- a call while the model is not ready -------------------------------------------------------------------------
 
     def _waits_for_load(self) -> bool:
-        return self.is_enabled and not self.closed and (self.state == "stopped" or (self.state == "loading" and self.on_demand))
+        may_load = self.is_enabled and not self.closed
+        return may_load and (self.state == "stopped" or (self.state == "loading" and self.on_demand))
 
     async def _load(self) -> bool:
         """Have the model loaded, once for all who wait, if this is its first use. Return whether it is ready."""

@@ -251,7 +251,7 @@ def test_those_who_give_up_waiting_do_not_end_the_load(run: RunFixture) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("enabled", ["false", "\"${env:HAS_ENGINE:-false}\""])
+@pytest.mark.parametrize("enabled", ["false", '"${env:HAS_ENGINE:-false}"'])
 def test_a_model_that_is_switched_off_is_left_alone(
     enabled: str, run: RunFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
