@@ -154,7 +154,10 @@ def _image(engine: Any, data: Path, report: Report) -> str:
         "USER 65534:65534",
         f"LABEL {LABEL}={owner}",
     ]
-    content = image.root_file_system(data)
+    try:
+        content = image.root_file_system(data)
+    except OSError as error:  # a file that this user may not read, or no `ldd`
+        raise LeftOut(f"its image cannot be made from this machine's Python: {error}") from error
     said = engine.api.import_image_from_data(content, repository=NAME, tag=tag, changes=changes)
     if '"error"' in str(said):
         raise LeftOut(f"the engine does not take the image: {said}")
