@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -54,17 +55,29 @@ def get(url: str) -> Any:
 
 
 def read_until(process: subprocess.Popen[str], word: str) -> str:
+    """Return what it says up to a word; with ``READY``, when the models are loaded too, which a busy machine delays."""
     assert process.stderr
     read = ""
     for line in process.stderr:
         read += line
         if word in line:
+            if word == READY:
+                served = re.search(r"documentation +(http://\S+)/docs", read)
+                assert served, read
+                wait_until(lambda: is_ready(served[1]))
             return read
     raise AssertionError(read)
 
 
+def is_ready(base: str) -> bool:
+    try:
+        return bool(get(f"{base}/health/ready"))
+    except OSError:
+        return False
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
