@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def read_until(process: subprocess.Popen[str], word: str) -> str:
             if word == READY:
                 served = re.search(r"documentation +(http://\S+)/docs", read)
                 assert served, read
-                wait_until(lambda: is_ready(served[1]))
+                wait_until(partial(is_ready, served[1]))
             return read
     raise AssertionError(read)
 
