@@ -43,6 +43,7 @@ constraints: $(TOX)  ## write constraints.txt anew, with today's versions
 	@.tox/constraints/bin/python -m pip freeze --exclude-editable > constraints.txt
 
 clean:  ## remove what the other targets made
+	@[ ! -x .tox/demo/bin/python ] || .tox/demo/bin/python -m example --clean
 	rm -rf .venv .tox .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
 
 $(TOX):

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from example import containers
 from example.build import NotInstalled, build, is_built
 from example.places import CONFIG, FOLDER
 from example.processes import MODELS, PARTNER, CannotStart, Server, running, wanted_port
@@ -26,6 +27,7 @@ TRY = (
     ("credit_risk/predict/1002", "... the database alone, by which the risk is low"),
     ("churn/predict/1003", "she is likely to leave"),
     ("recommendations/predict/1003", "what she may like"),
+    ("model_loading/compare/1003", "one model, brought in four ways: null where its engine is not here"),
     ("recommendations/predict/1007", "nothing: the feature store has not heard of her yet"),
 )
 
@@ -37,10 +39,14 @@ class Wanted(NamedTuple):
     admin_port: int
     servers: Mapping[Server, int | None]
     partner_delay: float
+    clean: bool
 
 
 def main(arguments: Sequence[str]) -> None:
     wanted = parse(arguments)
+    if wanted.clean:
+        containers.clean(FOLDER, say)
+        return
     for port in (wanted.port, wanted.admin_port):
         refuse_if_taken(port)
     if not is_built(FOLDER):
@@ -65,6 +71,9 @@ def parse(arguments: Sequence[str]) -> Wanted:
     parser.add_argument(
         "--partner-delay", type=float, default=0.0, metavar="SECONDS", help="how long the partner takes for each answer"
     )
+    parser.add_argument(
+        "--clean", action="store_true", help="do not serve: remove the images and containers that the example has made"
+    )
     given = parser.parse_args(arguments)
     port = given.port
     if port is None:
@@ -86,7 +95,7 @@ def parse(arguments: Sequence[str]) -> Wanted:
     for number in servers.values():
         if number is not None and not 0 <= number <= 65535:
             parser.error(f"{number} is no port: take one from 1 to 65535, or 0 for any free one")
-    return Wanted(port, admin_port, servers, given.partner_delay)
+    return Wanted(port, admin_port, servers, given.partner_delay, given.clean)
 
 
 def refuse_if_taken(port: int) -> None:
@@ -108,8 +117,8 @@ def serve(wanted: Wanted) -> None:
     say("starting   the partner API and the model server")
     delay = ["--delay", str(wanted.partner_delay)]
     try:
-        with running(FOLDER, wanted.servers, say, delay) as environment:
-            os.environ.update(environment)
+        with running(FOLDER, wanted.servers, say, delay) as environment, containers.offered(FOLDER, say) as switches:
+            os.environ.update({**environment, **switches})
             say("starting   the service: the feature store takes a few seconds\n")
             invite(wanted)
             from orchestrator_core.cli import main as orchestrator

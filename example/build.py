@@ -28,6 +28,7 @@ from example.people import CUSTOMERS, customers
 from example.places import (
     CHURN_MODEL,
     CREDIT_MODEL,
+    CREDIT_WEIGHTS,
     DATABASE,
     FEATURE_REPO,
     FEATURES,
@@ -107,7 +108,8 @@ def make(folder: Path, made_by: str) -> None:
             training.write_churn_model(people, folder / CHURN_MODEL)
             training.write_recommender(people, folder / RECOMMENDER)
         with step(progress, "logging the credit model with MLflow"):
-            training.log_credit_model(people, folder / CREDIT_MODEL, mlflow, pandas, made_by)
+            model = training.log_credit_model(people, folder / CREDIT_MODEL, mlflow, pandas, made_by)
+            training.write_credit_weights(model, folder / CREDIT_WEIGHTS)
 
 
 @contextmanager
@@ -148,7 +150,8 @@ def _imports() -> tuple[Any, Any, Any, Any]:
             "  = or, by hand, from the repository's folder:\n"
             "    pip install --group example -e . -e plugins/source-database -e plugins/source-api"
             " -e plugins/source-feast \\\n"
-            "      -e 'plugins/model-artifact[sklearn,onnx]' -e plugins/model-http -e plugins/transform-standard"
+            "      -e 'plugins/model-artifact[sklearn,onnx]' -e plugins/model-http -e plugins/model-docker \\\n"
+            "      -e plugins/model-ecr -e plugins/transform-standard"
         ) from error
     return features, training, mlflow, pandas
 

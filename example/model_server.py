@@ -1,4 +1,4 @@
-"""The example's model server: churn and recommendations, each an HTTP POST of one customer's features.
+"""The example's model server: credit, churn and recommendations, each an HTTP POST of one customer's features.
 
 It knows nothing of the orchestrator, and the orchestrator nothing of its models. `python -m example` starts it; alone
 it is `python -m example.model_server --port 9002`.
@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import exp
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-from example.places import CHURN_MODEL, RECOMMENDER
+from example.credit import Features, Predict, Unfit, credit, number
+from example.places import CHURN_MODEL, CREDIT_WEIGHTS, RECOMMENDER
 from example.serving import options, serve
 
 PORT = 9002
 MOST_RECOMMENDED = 3
-Features = Mapping[str, Any]
-Predict = Callable[[Features], dict[str, Any]]
-
-
-class Unfit(Exception):
-    """A feature is missing, or is not what the model takes."""
 
 
 def churn(folder: Path) -> Predict:
@@ -35,7 +30,7 @@ def churn(folder: Path) -> Predict:
     def predict(features: Features) -> dict[str, Any]:
         odds = model["intercept"]
         for name, weight in model["weights"].items():
-            odds += weight * _number(features, name)
+            odds += weight * number(features, name)
         probability = round(1 / (1 + exp(-odds)), 4)
         level = next(word for word, bound in model["tiers"].items() if probability <= bound)
         return {"probability": probability, "risk_level": level}
@@ -64,23 +59,17 @@ def recommender(folder: Path) -> Predict:
         for product, category in categories.items():
             if product not in history:
                 shared = sum(also_bought[bought][product] for bought in history) / len(history)
-                relevance[product] = round(shared * (1 + _number(affinity, category)) / 2, 3)
+                relevance[product] = round(shared * (1 + number(affinity, category)) / 2, 3)
         best = sorted(relevance, key=lambda product: (-relevance[product], product))[:MOST_RECOMMENDED]
         return {"recommended_products": best, "relevance_scores": [relevance[product] for product in best]}
 
     return predict
 
 
-def _number(features: Features, name: str) -> float:
-    value = features.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Unfit(f"feature '{name}': expected a number, got {json.dumps(value)}")
-    return value
-
-
 def create_app(folder: Path) -> web.Application:
     """Return the server of the models that the builder has written to the folder."""
     app = web.Application()
+    app.router.add_post("/credit/predict", _handler(credit(folder / CREDIT_WEIGHTS)))
     app.router.add_post("/churn/predict", _handler(churn(folder)))
     app.router.add_post("/recommender/predict", _handler(recommender(folder)))
 

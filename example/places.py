@@ -13,12 +13,13 @@ REGISTRY = Path("data", "registry.db")
 ONLINE_STORE = Path("data", "online_store.db")
 CREDIT_MODEL = Path("models", "credit_risk")
 LOAN_MODEL = Path("models", "loan_approval.onnx")
+CREDIT_WEIGHTS = Path("models", "credit.json")
 CHURN_MODEL = Path("models", "churn.json")
 RECOMMENDER = Path("models", "recommender.json")
 STAMP = Path("data", ".built")
 
 PARTS = (
     *(DATABASE, PARTNER, FEATURES, REGISTRY, ONLINE_STORE),
-    *(CREDIT_MODEL, LOAN_MODEL, CHURN_MODEL, RECOMMENDER),
+    *(CREDIT_MODEL, CREDIT_WEIGHTS, LOAN_MODEL, CHURN_MODEL, RECOMMENDER),
 )
 """What is built, and not committed."""

@@ -37,7 +37,7 @@ class Server(NamedTuple):
 
 
 PARTNER = Server("partner API", "example.partner", "PARTNER_PORT", 9001, "churn and loan_approval")
-MODELS = Server("model server", "example.model_server", "MODELS_PORT", 9002, "churn and recommendations")
+MODELS = Server("model server", "example.model_server", "MODELS_PORT", 9002, "churn, recommendations and model_loading")
 
 
 def wanted_port(server: Server) -> int | None:

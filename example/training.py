@@ -2,6 +2,7 @@
 
 ========== ================================== ==============================================
 credit     an MLflow model folder             scored in the service, by scikit-learn
+the same   numbers in a JSON file             scored by ``credit``, behind HTTP and in containers
 loan       an ONNX file with two outputs      scored in the service, by onnxruntime
 churn      numbers in a JSON file             scored by ``model_server``, behind HTTP
 recommender counts in a JSON file             the same
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 CREATED = "2026-01-01 00:00:00"  # what the credit model says of itself: it is the same whenever it is built
+CREDIT_FEATURES = ("credit_score", "income")
 LOAN_FEATURES = ("age", "income", "payment_history", "credit_score")
 CHURN_FEATURES = ("tenure", "monthly_charges")
 CHURN_TIERS = {"low": 0.25, "medium": 0.6, "high": 1.0}
@@ -38,16 +40,17 @@ OPSET, IR_VERSION = 17, 8  # old enough for every onnxruntime that the plugin ta
 # --- credit: MLflow -------------------------------------------------------------------------------------------------
 
 
-def log_credit_model(people: People, folder: Path, mlflow: Any, pandas: Any, made_by: str) -> None:
-    """Learn how likely a default is, and log the model with its signature and an input example."""
+def log_credit_model(people: People, folder: Path, mlflow: Any, pandas: Any, made_by: str) -> Pipeline:
+    """Learn how likely a default is, log the model with its signature and an input example, and return it."""
     rows = [(who.credit_score, who.annual_income, past.defaulted) for who, past in people if past]
     history = pandas.DataFrame(rows, columns=["credit_score", "income", "defaulted"])
     history = history.astype({"income": float, "defaulted": int})
-    features = history[["credit_score", "income"]]
+    features = history[list(CREDIT_FEATURES)]
+    model = _classifier(features, history["defaulted"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow warns of its own type hints
         mlflow.sklearn.save_model(
-            _classifier(features, history["defaulted"]),
+            model,
             folder,
             serialization_format="skops",  # loads without running code, unlike a pickle
             signature=_credit_signature(),
@@ -55,6 +58,14 @@ def log_credit_model(people: People, folder: Path, mlflow: Any, pandas: Any, mad
             pip_requirements=[f"{package}=={version(package)}" for package in ("scikit-learn", "skops")],
             mlflow_model=mlflow.models.Model(utc_time_created=CREATED, model_uuid=made_by[:32]),
         )
+    return model
+
+
+def write_credit_weights(model: Pipeline, path: Path) -> None:
+    """Write the numbers of the credit model: the same model for a server that has no scikit-learn."""
+    weights, intercept = _linear(model)
+    numbers = {"weights": dict(zip(CREDIT_FEATURES, weights, strict=True)), "intercept": intercept}
+    path.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
 def _classifier(features: Any, happened: Any) -> Pipeline:

@@ -300,7 +300,9 @@ def shipped() -> Registry:
     feast = pytest.importorskip("orchestrator_source_feast.plugin").FEAST
     artifact = pytest.importorskip("orchestrator_model_artifact.plugin").ARTIFACT
     http = pytest.importorskip("orchestrator_model_http.plugin").HTTP
-    models = {"artifact": artifact, "local_artifact": artifact, "http": http}
+    docker = pytest.importorskip("orchestrator_model_docker.plugin").DOCKER
+    ecr = pytest.importorskip("orchestrator_model_ecr.plugin").ECR
+    models = {"artifact": artifact, "local_artifact": artifact, "http": http, "docker": docker, "ecr": ecr}
     return Registry(
         sources={kind.name: Provided(kind, PLUGIN) for kind in (DIRECT, ML, database, api, feast)},
         models={name: Provided(kind, PLUGIN) for name, kind in models.items()},

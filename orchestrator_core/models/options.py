@@ -24,6 +24,11 @@ def _positive(instance: Any, attribute: Any, value: float | None) -> None:
         raise ValueError(f"expected more than 0, got {value:g}")
 
 
+def _switch(instance: Any, attribute: Any, value: bool | str) -> None:
+    if value not in (True, False, "true", "false"):  # what it is instead may be a secret
+        raise ValueError("expected true or false, or a variable with one of these words")
+
+
 @frozen
 class BatchOptions:
     """Micro-batching: concurrent requests share one call of the model."""
@@ -68,6 +73,12 @@ class CommonOptions:
     type: str = option("http", help="Model type: http, artifact, docker, ecr or another that a plugin provides.")
     batch: BatchOptions | None = option(None, help="Micro-batching of concurrent requests; off by default.")
     preload: bool = option(True, help="Load at the start; `false` loads on first use.")
+    enabled: bool | str = option(
+        True,
+        help="`false` switches the model off where it is not to be had: it is neither looked at nor loaded, and calls "
+        "get 503, or the fallback. As text too, so that a variable can say it: `${env:HAS_GPU:-false}`.",
+        validator=_switch,
+    )
     warm_up: list[dict[str, Any]] = option(
         factory=list, help="Rows of features that are scored before the model counts as ready."
     )
@@ -78,6 +89,10 @@ class CommonOptions:
         help="Unload the model when no request has asked for it for so long; the next one loads it again.",
         validator=_positive,
     )
+
+    @property
+    def is_enabled(self) -> bool:
+        return self.enabled in (True, "true")
 
 
 @frozen

@@ -28,6 +28,7 @@ PredictOne = Callable[[Row], Awaitable["JSON | Degraded"]]
 PredictRows = Callable[[Sequence[Row]], Awaitable["Sequence[JSON] | Degraded"]]
 
 RETRY_AFTER_FAILED_SECONDS = 60.0
+SWITCHED_OFF = "it is switched off (enabled: false)"
 _KEPT_IDENTITIES = 256
 
 
@@ -88,7 +89,8 @@ class Slot:
         self.since = time()
         self.starts = 0
         self.restarts = 0
-        self.last_error = ""
+        self.is_enabled = spec.common.is_enabled
+        self.last_error = "" if self.is_enabled else SWITCHED_OFF
         self.last_error_at = 0.0
         self.next_try = 0.0
         self.was_ready = False
@@ -124,7 +126,8 @@ class Slot:
     @property
     def holds_up(self) -> bool:
         """Return whether the service should not take requests yet because of this model."""
-        return self.spec.common.preload and not self.was_ready and not (self.falls_back and self.last_error)
+        preloaded = self.spec.common.preload and self.is_enabled
+        return preloaded and not self.was_ready and not (self.falls_back and self.last_error)
 
     def answered_by(self, start: float, end: float) -> Identity | None:
         """Return which model answered a call between two moments of ``perf_counter``."""
@@ -137,7 +140,7 @@ class Slot:
         return SourceUnavailable(message, retry_after_seconds=self._retry_after())
 
     def _retry_after(self) -> float:
-        if self.state == "failed":
+        if self.state == "failed" or not self.is_enabled:
             return RETRY_AFTER_FAILED_SECONDS
         if self.next_try:
             return max(0.0, self.next_try - time()) + self._took
@@ -148,7 +151,8 @@ class Slot:
     # --- a call while the model is not ready -------------------------------------------------------------------------
 
     def _waits_for_load(self) -> bool:
-        return not self.closed and (self.state == "stopped" or (self.state == "loading" and self.on_demand))
+        may_load = self.is_enabled and not self.closed
+        return may_load and (self.state == "stopped" or (self.state == "loading" and self.on_demand))
 
     async def _load(self) -> bool:
         """Have the model loaded, once for all who wait, if this is its first use. Return whether it is ready."""
@@ -177,7 +181,7 @@ class Slot:
 
     def want(self, *, on_demand: bool = False) -> None:
         """Ask for the model to be loaded."""
-        if not self.wanted:
+        if self.is_enabled and not self.wanted:
             self.wanted, self.on_demand = True, on_demand
             if self._attempt.done():
                 self._attempt = asyncio.get_running_loop().create_future()

@@ -116,7 +116,8 @@ class MlSource:
 
     async def check_ready(self) -> None:
         for model in self.models.values():
-            if model.spec.common.preload and model.slot.state != "ready":
+            common = model.spec.common
+            if common.preload and common.is_enabled and model.slot.state != "ready":
                 raise model.slot.not_ready()
 
 
@@ -199,11 +200,12 @@ async def open_models(
                     spec, label_of(context.name, spec.name), context.named(f"{context.name}.{spec.name}")
                 )
         fresh = {name: model for name, model in models.items() if name not in kept}
-        looks = {name for name, model in fresh.items() if opening.look and model.spec.kind.look is not None}
+        enabled = {name: model for name, model in fresh.items() if model.spec.common.is_enabled}
+        looks = {name for name, model in enabled.items() if opening.look and model.spec.kind.look is not None}
         awaited = []
         for name, model in fresh.items():
             wanted = model.spec.common.preload or opening.look if opening.only is None else name in opening.only
-            load = wanted and name not in looks
+            load = wanted and name in enabled and name not in looks
             fallback = model.fallback if opening.only is None or wanted else None
             model.start(load=load, fallback=fallback is not None)
             awaited += [model] if load else []

@@ -120,7 +120,7 @@ class Supervisor:
 
     def restart(self) -> None:
         """Close the model and start it anew, with its failures forgotten."""
-        self.slot.wanted = True
+        self.slot.wanted = self.slot.is_enabled
         self._interrupt()
 
     def unload(self) -> None:

@@ -19,7 +19,8 @@ from tests.example.workspace import build as build_by_hand
 
 SAME_BYTES = (
     *(places.DATABASE, places.PARTNER, places.FEATURES),
-    *(places.CREDIT_MODEL / "MLmodel", places.LOAN_MODEL, places.CHURN_MODEL, places.RECOMMENDER),
+    *(places.CREDIT_MODEL / "MLmodel", places.CREDIT_WEIGHTS, places.LOAN_MODEL),
+    *(places.CHURN_MODEL, places.RECOMMENDER),
 )
 
 

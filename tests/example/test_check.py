@@ -30,14 +30,14 @@ def orchestrator(
 def test_the_configuration_is_clean(workspace: Path, environment: Mapping[str, str]) -> None:
     done = orchestrator(workspace, "check", "--config", "example/config", environment=environment)
     assert done.returncode == 0, done.stdout
-    assert done.stdout.startswith("example/config: 4 endpoints, 8 sources: no problems (")
+    assert done.stdout.startswith("example/config: 9 endpoints, 11 sources: no problems (")
 
 
 def test_offline_it_is_clean_with_nothing_built_and_nothing_running(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "example" / "config", tmp_path / "example" / "config")
     done = orchestrator(tmp_path, "check", "--offline", "--config", "example/config")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("example/config: 4 endpoints, 8 sources: no problems (")
+    assert done.stdout.startswith("example/config: 9 endpoints, 11 sources: no problems (")
 
 
 def test_a_model_server_that_is_down_is_named_with_its_address(workspace: Path) -> None:

@@ -2,65 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from example import processes
-from tests.example.workspace import ENVIRONMENT
-
-
-@contextmanager
-def started(folder: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """Run `python -m example` of the workspace, not of the repository."""
-    where = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(folder), ENVIRONMENT["PYTHONPATH"]]), **environment}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "example", *arguments], cwd=folder, env=where, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def get(url: str) -> Any:
-    from urllib.request import urlopen
-
-    with urlopen(url, timeout=10) as answer:
-        return json.load(answer)
-
-
-def read_until(process: subprocess.Popen[str], word: str) -> str:
-    assert process.stderr
-    read = ""
-    for line in process.stderr:
-        read += line
-        if word in line:
-            return read
-    raise AssertionError(read)
-
-
-READY = "  admin "
+from tests.example.demo import READY, get, ports_of_its_own, read_until, started, wait_until, words
 
 
 def children(process: subprocess.Popen[str]) -> dict[str, int]:
@@ -93,21 +47,9 @@ def is_there(process_id: int) -> bool:
     return True
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.fixture
 def ports() -> dict[str, str]:
-    names = ("--port", "--admin-port", "--partner-port", "--models-port")
-    return {name: str(free_port()) for name in names}
-
-
-def words(ports: dict[str, str]) -> list[str]:
-    return [word for pair in ports.items() for word in pair]
+    return ports_of_its_own()
 
 
 def test_it_serves_what_is_built_and_leaves_nothing_behind_on_ctrl_c(workspace: Path, ports: dict[str, str]) -> None:
@@ -135,7 +77,7 @@ def test_it_serves_what_is_built_and_leaves_nothing_behind_on_ctrl_c(workspace: 
 def test_what_it_invites_to_try_can_be_tried(workspace: Path, ports: dict[str, str]) -> None:
     with started(workspace, *words(ports)) as process:
         invited = re.findall(r"curl '?(http://\S+?)'? ", read_until(process, READY))
-        assert len(invited) == 7
+        assert len(invited) == 8
         for url in invited:
             if url.endswith("recommendations/predict/1007"):
                 with pytest.raises(OSError, match="404"):

@@ -251,6 +251,51 @@ def test_those_who_give_up_waiting_do_not_end_the_load(run: RunFixture) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("enabled", ["false", '"${env:HAS_ENGINE:-false}"'])
+def test_a_model_that_is_switched_off_is_left_alone(
+    enabled: str, run: RunFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HAS_ENGINE", raising=False)
+    plugin = Plugin()
+    off = "the model ml.m is stopped: it is switched off (enabled: false)"
+
+    async def main() -> None:
+        async with serving(plugin, files(f"enabled: {enabled}, {QUICK}")) as shop:
+            assert (await shop.get("/health/ready")).status == 200
+            for action in ("load", "restart", "unload"):
+                assert (await shop.admin("POST", f"/models/m/{action}")).status == 202
+            answer = await score(shop)
+            assert refusal(answer) == (503, f"step 's': {off}", "s")
+            assert answer.headers["Retry-After"] == "60"
+            shown = await model(shop)
+            assert (shown["state"], shown["starts"]) == ("stopped", 0)
+            assert shown["last_error"] == "it is switched off (enabled: false)"
+
+    run(main())
+    assert check_problems(files(f"enabled: {enabled}"), plugins={"scripted": plugin}) == []
+    assert (plugin["m"].opens, plugin["m"].looks) == (0, 0)
+
+
+def test_a_variable_switches_a_model_on(run: RunFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAS_ENGINE", "true")
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin, files(f'enabled: "${{env:HAS_ENGINE:-false}}", {QUICK}')) as shop:
+            assert (await score(shop)).json["y"] == 10
+
+    run(main())
+
+
+def test_a_switch_is_true_or_false(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAS_ENGINE", "perhaps")
+    (problem,) = check_problems(files('enabled: "${env:HAS_ENGINE:-false}"'), plugins={"scripted": Plugin()})
+    assert (problem.code, problem.message) == (
+        "ORC204",
+        "expected true or false, or a variable with one of these words",
+    )
+
+
 def test_a_load_that_fails_answers_all_who_wait_for_it(run: RunFixture) -> None:
     plugin = Plugin()
     plugin["m"].failures = [SourceError("the digest is another")]

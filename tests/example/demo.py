@@ -1,0 +1,93 @@
+"""`python -m example` as tests start it, and how they speak to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.example.workspace import ENVIRONMENT
+
+READY = "  admin "
+
+
+@contextmanager
+def started(folder: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """Run `python -m example` of the workspace, not of the repository; without a Docker engine, unless one is named."""
+    where = {
+        **ENVIRONMENT,
+        "PYTHONPATH": os.pathsep.join([str(folder), ENVIRONMENT["PYTHONPATH"]]),
+        "DOCKER_HOST": f"unix://{folder}/no-docker.sock",
+        **environment,
+    }
+    if not where["DOCKER_HOST"]:
+        del where["DOCKER_HOST"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "example", *arguments], cwd=folder, env=where, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def get(url: str) -> Any:
+    from urllib.request import urlopen
+
+    with urlopen(url, timeout=10) as answer:
+        return json.load(answer)
+
+
+def read_until(process: subprocess.Popen[str], word: str) -> str:
+    """Return what it says up to a word; with ``READY``, when the models are loaded too, which a busy machine delays."""
+    assert process.stderr
+    read = ""
+    for line in process.stderr:
+        read += line
+        if word in line:
+            if word == READY:
+                served = re.search(r"documentation +(http://\S+)/docs", read)
+                assert served, read
+                wait_until(partial(is_ready, served[1]))
+            return read
+    raise AssertionError(read)
+
+
+def is_ready(base: str) -> bool:
+    try:
+        return bool(get(f"{base}/health/ready"))
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def ports_of_its_own() -> dict[str, str]:
+    names = ("--port", "--admin-port", "--partner-port", "--models-port")
+    return {name: str(free_port()) for name in names}
+
+
+def words(ports: dict[str, str]) -> list[str]:
+    return [word for pair in ports.items() for word in pair]
