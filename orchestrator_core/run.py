@@ -80,7 +80,7 @@ class Running(Protocol):
     @property
     def models(self) -> Mapping[str, CalledModel]: ...
     @property
-    def request_only(self) -> Mapping[str, frozenset[str]]: ...
+    def request_only(self) -> Mapping[str, Mapping[str, str]]: ...
     @property
     def on_request_only(self) -> frozenset[str]: ...
 
@@ -221,9 +221,10 @@ class Run:
 
     def blamed(self, step: str, error: Exception) -> Exception:
         """Return the error as the answer shows it: one that the caller's own values caused is the caller's."""
-        if isinstance(error, InvalidParam) and error.param in self.plan.request_only.get(step, ()):
-            message = f"step '{step}': {error}"
-            return InvalidRequest(message, [{"pointer": f"/{error.param}", "message": str(error)}])
+        if isinstance(error, InvalidParam):
+            pointer = self.plan.request_only.get(step, {}).get(error.param)
+            if pointer is not None:
+                return InvalidRequest(f"step '{step}': {error}", [{"pointer": pointer, "message": str(error)}])
         if isinstance(error, MissingReference):
             return request_error(error)
         if isinstance(error, ExpressionError) and step in self.plan.on_request_only:

@@ -594,6 +594,31 @@ def test_an_unfit_parameter_is_the_caller_s_only_when_it_came_from_the_request(
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("value", "pointer"),
+    [
+        ("$request.body.ids[0]", "/body/ids/0"),
+        ("$request.query_params.customer", "/query_params/customer"),
+        ("$request.body['a/b~c']", "/body/a~1b~0c"),
+        ("$request.id", "/id"),
+        ("{{ $request.id }}", "/key"),
+    ],
+)
+def test_the_pointer_of_an_unfit_parameter_leads_to_its_value_in_the_request(
+    run: RunFixture, value: str, pointer: str
+) -> None:
+    lab = Lab({"a": fails(InvalidParam("key", "key must be a number"))})
+
+    async def main() -> None:
+        body = {"ids": ["x"], "a/b~c": "x", "id": "x"}
+        async with planned(lab, step("a", params={"key": value})) as ready:
+            got = await ran(ready, request(body, customer="x"))
+        assert isinstance(got.error, InvalidRequest)
+        assert got.error.errors == [{"pointer": pointer, "message": "key must be a number"}]
+
+    run(main())
+
+
 def test_what_is_not_found_names_the_step(run: RunFixture) -> None:
     async def main() -> None:
         async with planned(Lab({"a": fails(EntityNotFound("no customer 42"))}), step("a")) as ready:
