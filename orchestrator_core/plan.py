@@ -556,11 +556,10 @@ class _Compiler:
         return self.transforms(config.transforms.result, located, *result_at), conversions
 
     def transforms(self, entries: Sequence[Any], located: Located, *key: str | int) -> tuple[Transform, ...]:
-        built = []
-        for index, entry in enumerate(entries):
-            if transform := self.transform(entry, located, *key, index):
-                built.append(transform)
-        return tuple(built)
+        """Return the transforms; one with a problem holds its place, so that nothing is concluded from its absence."""
+        return tuple(
+            self.transform(entry, located, *key, index) or _unreadable_transform for index, entry in enumerate(entries)
+        )
 
     def transform(self, entry: Any, located: Located, *at: str | int) -> Transform | None:
         if isinstance(entry, str):
@@ -637,6 +636,10 @@ class _Compiler:
         for name in {name for name in names if names.count(name) > 1}:
             self.report(located, "ORC411", f"the parameter '{name}' stands twice in the path", "path")
         return rest, tuple(names), False
+
+
+def _unreadable_transform(value: JSON) -> JSON:
+    return value
 
 
 def _conversion(param: str, transforms: Sequence[Transform]) -> Transform:

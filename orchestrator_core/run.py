@@ -80,7 +80,7 @@ class Running(Protocol):
     @property
     def models(self) -> Mapping[str, CalledModel]: ...
     @property
-    def request_only(self) -> Mapping[str, frozenset[str]]: ...
+    def request_only(self) -> Mapping[str, Mapping[str, str]]: ...
     @property
     def on_request_only(self) -> frozenset[str]: ...
 
@@ -111,6 +111,7 @@ class Run:
         "ended",
         "error",
         "failed_step",
+        "failure",
         "http_status",
         "id",
         "items",
@@ -132,6 +133,7 @@ class Run:
         self.degraded_steps: tuple[str, ...] = ()
         self.items: dict[int, Items] | None = None
         self.failed_step = ""
+        self.failure: Exception | None = None
         self.error = ""
         self.http_status = 200
 
@@ -156,14 +158,19 @@ class Run:
         return result  # type: ignore[return-value]  # mypy does not narrow by the exact type
 
     def failed(self, index: int, started: float, error: Exception) -> Exception:
-        """Note that a required step failed, and return the exception to raise."""
+        """Note that a required step failed, and return the exception to raise.
+
+        When several steps fail in the same moment, each raises the first one's: the answer's error and the step
+        that it blames belong together, whichever of them is heard of first.
+        """
         name = self.plan.step_names[index]
         self.count_failure(name, error)
         error = self.blamed(name, error)
         self.steps[index] = (FAILED, started, clock(), describe(error))
-        if not self.failed_step:
+        if self.failure is None:
+            self.failure = error
             self.failed_step = culprit(error, name)
-        return error
+        return self.failure
 
     def fallback(self, index: int, started: float, error: Exception, default: JSON) -> JSON:
         """Note that a step failed which the request can do without, and return its default."""
@@ -214,9 +221,10 @@ class Run:
 
     def blamed(self, step: str, error: Exception) -> Exception:
         """Return the error as the answer shows it: one that the caller's own values caused is the caller's."""
-        if isinstance(error, InvalidParam) and error.param in self.plan.request_only.get(step, ()):
-            message = f"step '{step}': {error}"
-            return InvalidRequest(message, [{"pointer": f"/{error.param}", "message": str(error)}])
+        if isinstance(error, InvalidParam):
+            pointer = self.plan.request_only.get(step, {}).get(error.param)
+            if pointer is not None:
+                return InvalidRequest(f"step '{step}': {error}", [{"pointer": pointer, "message": str(error)}])
         if isinstance(error, MissingReference):
             return request_error(error)
         if isinstance(error, ExpressionError) and step in self.plan.on_request_only:

@@ -18,7 +18,7 @@ from orchestrator_core.config.structure import Located, structure
 from orchestrator_core.config.yaml import Document
 from orchestrator_core.each import AtOnce
 from orchestrator_core.errors import ConfigError, OrchestratorError, Problem, SourceError, SourceUnavailable
-from orchestrator_core.expressions import Literal, references
+from orchestrator_core.expressions import Literal, Node, ReferenceNode, references
 from orchestrator_core.facts import check_facts, inspect_call
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.models import ML, MlSource, Opening, Slot, Supervisor, Trouble, WarmUpFailed, open_models
@@ -114,19 +114,28 @@ class ReadyPlan:
         self.run: Coroutine = self.generated.compile(calls)
 
 
-def _request_only(step: PlannedStep) -> frozenset[str]:
-    """Return the parameters whose values come from the request alone, and are the caller's to mend."""
+def _request_only(step: PlannedStep) -> dict[str, str]:
+    """Return the parameters whose values come from the request alone, and are the caller's to mend.
+
+    Each has the pointer to its value in the request, or to the parameter where the value is computed.
+    """
     listed = () if step.for_each is None else references(step.for_each)
     items_are = bool(listed) and all(reference.root == "request" for reference in listed)
-    return frozenset(
-        name
+    return {
+        name: _pointer(name, node)
         for name, node in step.params
         if not isinstance(node, Literal)
         and all(
             reference.root == "request" or (reference.root in ITEM_ROOTS and items_are)
             for reference in references(node)
         )
-    )
+    }
+
+
+def _pointer(name: str, node: Node) -> str:
+    if isinstance(node, ReferenceNode) and node.root == "request" and node.path:
+        return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in node.path)
+    return f"/{name}"
 
 
 @define(eq=False)

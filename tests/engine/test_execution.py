@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -197,6 +198,35 @@ def test_two_steps_that_fail_at_the_same_moment_give_one_of_their_errors_and_lea
                 got = await ran(ready)
                 assert str(got.error) in {"a broke", "b broke", "c broke"}
                 await asyncio.sleep(0)  # a cancellation left over would strike here
+
+    run_on_each_loop(main())
+
+
+def test_the_error_and_the_step_that_is_blamed_belong_together_when_several_steps_fail_in_one_moment(
+    run_on_each_loop: RunFixture,
+) -> None:
+    async def fails_in_this_order(*names: str) -> None:
+        turns = {name: asyncio.get_running_loop().create_future() for name in names}
+
+        def behaviour_of(name: str) -> Any:
+            async def behaviour(_: Any) -> Any:
+                await turns[name]
+                raise SourceError(f"{name} broke")
+
+            return behaviour
+
+        lab = Lab({name: behaviour_of(name) for name in names})
+        async with planned(lab, step("a"), step("b"), step("c"), step("d", params={"x": ["$a", "$b", "$c"]})) as ready:
+            running = asyncio.create_task(ran(ready))
+            await lab.started(names)
+            for turn in turns.values():  # all of them in one turn of the loop
+                turn.set_result(None)
+            got = await running
+        assert (str(got.error), got.run.failed_step) == (f"{names[0]} broke", names[0])
+
+    async def main() -> None:
+        for names in permutations("abc"):
+            await fails_in_this_order(*names)
 
     run_on_each_loop(main())
 
@@ -560,6 +590,31 @@ def test_an_unfit_parameter_is_the_caller_s_only_when_it_came_from_the_request(
         assert isinstance(got.error, error)
         assert got.error.status == status
         assert str(got.error) == message
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("value", "pointer"),
+    [
+        ("$request.body.ids[0]", "/body/ids/0"),
+        ("$request.query_params.customer", "/query_params/customer"),
+        ("$request.body['a/b~c']", "/body/a~1b~0c"),
+        ("$request.id", "/id"),
+        ("{{ $request.id }}", "/key"),
+    ],
+)
+def test_the_pointer_of_an_unfit_parameter_leads_to_its_value_in_the_request(
+    run: RunFixture, value: str, pointer: str
+) -> None:
+    lab = Lab({"a": fails(InvalidParam("key", "key must be a number"))})
+
+    async def main() -> None:
+        body = {"ids": ["x"], "a/b~c": "x", "id": "x"}
+        async with planned(lab, step("a", params={"key": value})) as ready:
+            got = await ran(ready, request(body, customer="x"))
+        assert isinstance(got.error, InvalidRequest)
+        assert got.error.errors == [{"pointer": pointer, "message": "key must be a number"}]
 
     run(main())
 

@@ -117,6 +117,12 @@ def test_a_parameter_that_a_transform_changes_is_no_constant() -> None:
     assert told(step, response="$a.whatever") == []
 
 
+def test_nothing_is_concluded_from_a_result_whose_transformer_has_a_problem() -> None:
+    step = "      - {name: a, type: table, operation: read, params: {columns: [name]}, transform: [{renam: {name: who}}]}"
+    problems = [(code, message) for code, _, message, _ in told(step, response="$a.who")]
+    assert problems == [("ORC401", "no installed plugin provides the transformer 'renam'")]
+
+
 def test_a_source_that_cannot_be_reached_is_not_asked_about_calls() -> None:
     step = "      - {name: a, type: table, operation: read, params: {columns: [siez]}}"
     assert told(step, down=True) == []

@@ -10,6 +10,7 @@ from feast_kit import ADA, ADA_FEATURES, ALL, BO, NAN, OLD, UNKNOWN, Made
 
 from orchestrator_core.plugin_api import EntityNotFound, InvalidParam, SourceError
 from orchestrator_core.testing import run
+from orchestrator_source_feast.keys import INPUT_CONVERTERS, Unfit
 
 
 def test_a_feature_that_is_null_in_the_store_is_null(repo: Made) -> None:
@@ -117,6 +118,36 @@ def test_on_demand_features_from_a_stored_one_and_a_request_time_input(repo: Mad
     assert got == {name if full else name.partition("__")[2]: value for name, value in expected.items()}
 
 
+def test_a_request_time_input_from_a_query_string_gets_the_type_of_the_registry(repo: Made) -> None:
+    for amount in ("6", "6.0", 6):
+        got = repo.fetch({"features": ["on_demand:per_visit"]}, {"entity_id": str(ADA), "amount": amount})
+        assert got == {"per_visit": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("type_", "value", "converted"),
+    [
+        ("BOOL", "true", True),
+        ("BOOL", False, False),
+        ("FLOAT", "2.5", 2.5),
+        ("DOUBLE", 3, 3),
+        ("INT64", "7", 7),
+        ("INT32", 7.0, 7),
+        ("STRING", "7", "7"),
+        ("STRING", None, None),
+    ],
+)
+def test_the_types_of_request_time_inputs(type_: str, value: Any, converted: Any) -> None:
+    got = INPUT_CONVERTERS[type_](value)
+    assert (got, type(got)) == (converted, type(converted))
+
+
+@pytest.mark.parametrize(("type_", "value"), [("BOOL", "yes"), ("BOOL", 1), ("INT32", "2.5"), ("STRING", 7)])
+def test_values_that_are_not_of_a_request_time_input_s_type(type_: str, value: Any) -> None:
+    with pytest.raises(Unfit):
+        INPUT_CONVERTERS[type_](value)
+
+
 def test_a_feature_service_with_an_on_demand_view(repo: Made) -> None:
     got = repo.fetch({"feature_service": "priced"}, {"entity_id": "1", "amount": 24.0})
     assert got == {"visits": 12, "per_visit": 2.0}
@@ -134,7 +165,7 @@ def test_an_on_demand_feature_of_an_unknown_entity_is_not_computed(repo: Made) -
 
 def test_what_an_on_demand_view_raises_is_a_source_error(sqlite: Made) -> None:
     with pytest.raises(SourceError) as caught:
-        sqlite.fetch({"features": ["on_demand:per_visit"]}, {"entity_id": ADA, "amount": "six"})
+        sqlite.fetch({"features": ["on_demand:per_visit"]}, {"entity_id": ADA, "amount": None})
     assert str(caught.value).startswith("feast 'default': TypeError: unsupported operand type(s) for /")
 
 
@@ -153,6 +184,10 @@ def test_what_an_on_demand_view_raises_is_a_source_error(sqlite: Made) -> None:
             "entity_id",
             "get: parameter 'entity_id' expected integer of at most 64 bits, got 9223372036854775808",
         ),
+        ({"entity_id": 1, "amount": "six"}, "amount", "get: parameter 'amount' expected number, got 'six'"),
+        ({"entity_id": 1, "amount": "nan"}, "amount", "get: parameter 'amount' expected number, got 'nan'"),
+        ({"entity_id": 1, "amount": True}, "amount", "get: parameter 'amount' expected number, got true"),
+        ({"entity_id": 1, "amount": [6.0]}, "amount", "get: parameter 'amount' expected number, got a list"),
     ],
 )
 def test_parameters_that_do_not_fit(sqlite: Made, params: dict[str, Any], param: str, message: str) -> None:

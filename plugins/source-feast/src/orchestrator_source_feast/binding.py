@@ -8,7 +8,15 @@ from typing import Any
 from attrs import frozen
 
 from orchestrator_core.plugin_api import InvalidParam, did_you_mean
-from orchestrator_source_feast.keys import CONVERTERS, Converter, Unfit, shown, to_present
+from orchestrator_source_feast.keys import (
+    CONVERTERS,
+    INPUT_CONVERTERS,
+    Converter,
+    Unfit,
+    as_it_is,
+    shown,
+    to_present,
+)
 from orchestrator_source_feast.lookup import Lookup, View
 
 __all__ = ["ENTITY_ID", "FEATURE_REFS", "Binding", "bind", "not_filled", "params_of"]
@@ -19,12 +27,12 @@ FEATURE_REFS = "feature_refs"
 
 @frozen(eq=False)
 class Binding:
-    """The order in which a caller passes the values. ``keys`` holds join key, index and converter."""
+    """The order in which a caller passes the values. ``keys`` and ``inputs`` hold name, index and converter."""
 
     operation: str
     names: tuple[str, ...]
     keys: tuple[tuple[str, int, Converter], ...]
-    inputs: tuple[tuple[str, int], ...]
+    inputs: tuple[tuple[str, int, Converter], ...]
 
     def convert(self, values: Sequence[Any]) -> dict[str, Any]:
         """Return the entity by join key, in the types of the keys."""
@@ -33,8 +41,15 @@ class Binding:
         except Unfit:
             raise self.invalid(values) from None
 
+    def row(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Return the entity and the request-time inputs by name, in the types that the registry has for them."""
+        try:
+            return {name: convert(values[index]) for name, index, convert in (*self.keys, *self.inputs)}
+        except Unfit:
+            raise self.invalid(values) from None
+
     def invalid(self, values: Sequence[Any]) -> InvalidParam:
-        for _, index, convert in self.keys:
+        for _, index, convert in (*self.keys, *self.inputs):
             try:
                 convert(values[index])
             except Unfit as unfit:
@@ -88,5 +103,9 @@ def bind(operation: str, lookup: Lookup, entity_key: str | None, names: Sequence
             for name, target in params.items()
             if target in types
         ),
-        tuple((target, index[name]) for name, target in params.items() if target not in types),
+        tuple(
+            (target, index[name], INPUT_CONVERTERS.get(lookup.inputs[target], as_it_is))
+            for name, target in params.items()
+            if target not in types
+        ),
     )

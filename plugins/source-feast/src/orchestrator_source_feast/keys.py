@@ -7,10 +7,11 @@ import binascii
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from math import isfinite
 from struct import Struct, pack
 from typing import Any, Final, TypeAlias
 
-__all__ = ["CONVERTERS", "Converter", "Encoder", "Unfit", "encoder", "shown"]
+__all__ = ["CONVERTERS", "INPUT_CONVERTERS", "Converter", "Encoder", "Unfit", "as_it_is", "encoder", "shown"]
 
 Converter: TypeAlias = Callable[[Any], Any]
 """Takes a value and returns it in the join key's type, or raises :class:`Unfit`."""
@@ -78,6 +79,44 @@ def to_present(value: Any) -> Any:
         raise Unfit("single value")
     return value
 
+
+def to_number(value: Any) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    try:
+        number = float(to_string(value))
+    except (ValueError, Unfit):
+        raise Unfit("number") from None
+    if not isfinite(number):
+        raise Unfit("number")
+    return number
+
+
+def to_boolean(value: Any) -> bool:
+    found = value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value))
+    if found is None:
+        raise Unfit("true or false")
+    return found
+
+
+def or_null(convert: Converter) -> Converter:
+    return lambda value: None if value is None else convert(value)
+
+
+def as_it_is(value: Any) -> Any:
+    """A value of a type that JSON has no counterpart of: an on-demand view's function knows what it takes."""
+    return value
+
+
+INPUT_CONVERTERS: Final[dict[str, Converter]] = {
+    "BOOL": or_null(to_boolean),
+    "DOUBLE": or_null(to_number),
+    "FLOAT": or_null(to_number),
+    "INT32": or_null(to_int32),
+    "INT64": or_null(to_int64),
+    "STRING": or_null(to_string),
+}
+"""For the request-time inputs of on-demand views, which may be null."""
 
 CONVERTERS: Final[dict[str, Converter]] = {
     "BYTES": to_bytes,

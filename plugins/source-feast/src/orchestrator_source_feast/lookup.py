@@ -60,14 +60,17 @@ class OnDemand:
 
 @frozen
 class Lookup:
-    """All that there is to know before the first request. Equal lookups read the same in the same way."""
+    """All that there is to know before the first request. Equal lookups read the same in the same way.
+
+    ``join_keys`` and ``inputs``, those of a request to on-demand views, have the names of their value types.
+    """
 
     wanted: Wanted
     fields: tuple[str, ...]
     views: tuple[View, ...]
     on_demand: tuple[OnDemand, ...]
     join_keys: Mapping[str, str]
-    inputs: tuple[str, ...]
+    inputs: Mapping[str, str]
 
     @property
     def direct(self) -> bool:

@@ -75,7 +75,7 @@ def resolve(registered: Registered, wanted: Wanted) -> Lookup:
         _check_servable(registered.store, each.view)
     stored = [each for each in picked.values() if not _is_on_demand(each.view)]
     types, mixed = _key_types(registered, stored, on_demand)
-    inputs = sorted({name for each in on_demand for name in each.view.get_request_data_schema()})
+    inputs = {name: type_.name for each in on_demand for name, type_ in each.view.get_request_data_schema().items()}
     exact = not (special or mixed) and registered.store.config.entity_key_serialization_version == 3
     return Lookup(
         wanted,
@@ -83,7 +83,7 @@ def resolve(registered: Registered, wanted: Wanted) -> Lookup:
         tuple(_view(registered, each, types, exact) for each in stored if each.fields),
         tuple(_on_demand(each) for each in on_demand),
         {name: types[name] for name in sorted(types) if name != DUMMY_ENTITY_ID},
-        tuple(inputs),
+        dict(sorted(inputs.items())),
     )
 
 

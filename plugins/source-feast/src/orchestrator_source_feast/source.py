@@ -228,11 +228,11 @@ class FeastSource:
             )
 
         async def call(*values: Any) -> JSON:
+            row = binding.row(values)
             found = await find(values)
             result = build(found, values)
             by_view = dict(zip(views, found, strict=True))
             computed = [each.name for each in lookup.on_demand if is_there(each, by_view)]
-            row = binding.convert(values) | {name: values[index] for name, index in binding.inputs}
             messages = {}
             if computed:
                 messages = await self._threads.run(partial(self._repository.compute, lookup, computed, row))
