@@ -111,6 +111,7 @@ def test_a_container_that_exits_at_once_is_started_five_times_and_then_failed(
     assert model["last_error"].endswith("exited with status 3; its last lines:\ncannot read the weights")
     answer = process.score()
     assert (answer.status, answer.headers["Retry-After"]) == (503, "60")
+    assert answer.json["detail"].endswith("exited with status 3")
     assert process.ask("/orchestrator/d/hello").json == "hello"
     assert engine.containers() == []
     process.stop()
