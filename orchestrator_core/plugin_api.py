@@ -86,6 +86,7 @@ __all__ = [
     "Describes",
     "Duration",
     "EgressOptions",
+    "EndedByOthers",
     "Ends",
     "EntityNotFound",
     "Execution",
@@ -480,6 +481,15 @@ class PredictsOne(Protocol):
         ...
 
 
+class EndedByOthers(str):
+    """How a model ended whose end was none of its own doing: it was killed or stopped by hand, its engine went away.
+
+    Such an end of a model that was ready is none of the starts that ``restart.max_starts`` limits.
+    """
+
+    __slots__ = ()
+
+
 @runtime_checkable
 class Ends(Protocol):
     """A model that runs outside this process and may end there: a container, a server process."""
@@ -487,6 +497,7 @@ class Ends(Protocol):
     async def ended(self) -> str:
         """Wait until it has ended, and return how: the exit status and its last lines of output.
 
+        Return :class:`EndedByOthers` when it did not end by itself, as far as that can be told.
         The core then closes the model, and opens it again with growing pauses.
         """
         ...

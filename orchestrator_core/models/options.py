@@ -62,7 +62,7 @@ class RestartOptions:
     )
     max_backoff: Duration = option(Duration(30), help="Longest pause.", validator=_positive)
     reset_after: Duration = option(
-        Duration(60), help="How long a model has to be ready for its starts to be forgotten."
+        Duration(10), help="How long a model has to be ready for its starts to be forgotten."
     )
 
 

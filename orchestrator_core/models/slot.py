@@ -135,7 +135,9 @@ class Slot:
 
     def not_ready(self) -> SourceUnavailable:
         """Return the 503 that says in which state the model is and why."""
-        why = self.last_error.partition("\n")[0]
+        why, _, output = self.last_error.partition("\n")
+        if output and why.endswith(":"):
+            why = why.rpartition(";")[0] or why[:-1]  # the words that lead over to the lines that are not shown
         message = f"the model {self.label} is {self.state}{f': {why}' if why and self.state != 'loading' else ''}"
         return SourceUnavailable(message, retry_after_seconds=self._retry_after())
 

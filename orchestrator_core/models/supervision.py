@@ -24,6 +24,7 @@ from orchestrator_core.plugin_api import (
     JSON,
     Changes,
     Describes,
+    EndedByOthers,
     Ends,
     KeepsLogs,
     Model,
@@ -41,13 +42,20 @@ T = TypeVar("T")
 CONFIRM_SECONDS = 0.1
 DRAIN_SECONDS = 10.0
 LINGER_SECONDS = 1.0
+SOON_SECONDS = 4.0
+"""The longest pause before the next start of a model that somebody else has ended."""
+
 _IDLE_LOOKS = 4
 
 _random = random.Random()
 
 
 class ModelEnded(Exception):
-    """A model that was open has ended by itself; the message says how."""
+    """A model that was open has ended; the message says how."""
+
+    def __init__(self, message: str, *, by_others: bool) -> None:
+        super().__init__(message)
+        self.by_others = by_others
 
 
 class WarmUpFailed(SourceError):
@@ -228,18 +236,24 @@ class Supervisor:
     def _missed(self, error: Exception) -> None:
         """Note that a start failed, or that the model ended, and decide what follows."""
         slot, restart = self.slot, self.spec.common.restart
-        if self._ready_at is not None and monotonic() - self._ready_at >= restart.reset_after:
+        longest = restart.max_backoff
+        if self._ready_at is None:
+            self._tries += _counts(error, slot.was_ready)
+        elif monotonic() - self._ready_at >= restart.reset_after:
             self._tries = self._misses = 0
+        elif isinstance(error, ModelEnded) and error.by_others:
+            self._tries, longest = 0, min(longest, SOON_SECONDS)
+        else:
+            self._tries += 1
         self._misses += 1
-        self._tries += _counts(error, slot.was_ready)
         slot.blame(_words(error))
         if self._tries >= restart.max_starts or (not slot.was_ready and is_definite(error)):
             slot.enter("failed")
             tell = log.debug if self.reported else log.error
             tell("model failed", model=slot.label, starts=slot.starts, error=slot.last_error)
         else:
-            longest = min(restart.max_backoff, restart.backoff * 2.0 ** min(self._misses - 1, 40))
-            pause = longest * _random.uniform(0.5, 1.0)
+            pause = min(longest, restart.backoff * 2.0 ** min(self._misses - 1, 40))
+            pause *= _random.uniform(0.5, 1.0)
             slot.next_try = time() + pause
             slot.enter("restarting")
             tell = log.debug if self.reported else log.warning
@@ -450,7 +464,7 @@ class Supervisor:
 
 async def _ended(model: Ends) -> None:
     how = await model.ended()
-    raise ModelEnded(f"it ended: {how}" if how else "it ended")
+    raise ModelEnded(f"it ended: {how}" if how else "it ended", by_others=isinstance(how, EndedByOthers))
 
 
 async def _warm_up(model: Model, index: int, row: Row) -> None:

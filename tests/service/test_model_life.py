@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator_core.errors import ConfigError, InvalidParam, SourceError, SourceUnavailable
+from orchestrator_core.plugin_api import EndedByOthers
 from orchestrator_core.testing import RunningService, check_problems, leaves_nothing, service
 from tests.service.scripted_models import Plugin, eventually, model, state
 
@@ -470,6 +471,35 @@ def test_a_model_that_lasted_has_its_earlier_failures_forgotten(run: RunFixture)
                 plugin["m"].model.end("killed")
                 await eventually(lambda number=number: len(plugin["m"].models) == number, "started again")
                 await state(shop, "ready")
+
+    run(main())
+
+
+def test_a_model_that_others_end_comes_back_soon_however_often(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin, files("restart: {max_starts: 2, backoff: 1ms}")) as shop:
+            for number in range(2, 8):
+                plugin["m"].model.end(EndedByOthers("killed by hand"))
+                await eventually(lambda number=number: len(plugin["m"].models) == number, "started again")
+                shown = await state(shop, "ready")
+                assert shown["last_error"] == "it ended: killed by hand"
+
+    run(main())
+
+
+def test_a_model_that_ends_by_itself_soon_after_it_was_ready_is_given_up(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin, files("restart: {max_starts: 3, backoff: 1ms}")) as shop:
+            for number in range(1, 4):
+                await eventually(lambda number=number: len(plugin["m"].models) == number, "started")
+                await state(shop, "ready")
+                plugin["m"].model.end("exit status 1")
+            shown = await state(shop, "failed")
+            assert (shown["starts"], plugin["m"].opens) == (3, 3)
 
     run(main())
 

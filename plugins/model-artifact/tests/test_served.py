@@ -23,7 +23,7 @@ from orchestrator_model_artifact.serving import ServedModel
 from orchestrator_model_http.plugin import HTTP
 
 from orchestrator_core.errors import SourceError, SourceUnavailable
-from orchestrator_core.plugin_api import Ends, KeepsLogs, ReadyCheck
+from orchestrator_core.plugin_api import EndedByOthers, Ends, KeepsLogs, ReadyCheck
 from orchestrator_core.testing import open_model
 
 Run = Callable[[Callable[[], Awaitable[None]]], None]
@@ -227,16 +227,29 @@ def test_the_death_of_a_server_is_told_within_a_moment_with_status_and_output(
                 how == "the model server was killed by SIGKILL; its last output:\n"
                 f"serving on {model.server.port} as {pid} with []"
             )
-            with pytest.raises(SourceUnavailable, match="the model server ended"):
+            assert isinstance(how, EndedByOthers)
+            with pytest.raises(SourceUnavailable, match="the model server was killed by SIGKILL"):
                 await model.check_ready()
         async with opened(folder) as model:
             with suppress(Exception):
                 await asyncio.to_thread(
                     __import__("urllib.request").request.urlopen, f"http://127.0.0.1:{model.server.port}/crash"
                 )
-            assert (await model.ended()).startswith("the model server ended with status 7; its last output:")
+            how = await model.ended()
+            assert how.startswith("the model server ended with status 7; its last output:")
+            assert not isinstance(how, EndedByOthers)
 
     run_on_each_loop(test())
+
+
+def test_a_server_that_is_killed_again_and_again_is_started_again_each_time(folder: Path, run: Run) -> None:
+    async def test() -> None:
+        for _ in range(7):
+            async with opened(folder) as model:
+                os.kill(await pid_of(model), signal.SIGKILL)
+                await model.ended()
+
+    run(test)
 
 
 def test_the_whole_group_is_ended_also_what_does_not_listen(folder: Path, run: Run) -> None:

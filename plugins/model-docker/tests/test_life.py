@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -110,8 +111,35 @@ def test_a_container_that_exits_at_once_is_started_five_times_and_then_failed(
     assert model["last_error"].endswith("exited with status 3; its last lines:\ncannot read the weights")
     answer = process.score()
     assert (answer.status, answer.headers["Retry-After"]) == (503, "60")
+    assert answer.json["detail"].endswith("exited with status 3")
     assert process.ask("/orchestrator/d/hello").json == "hello"
     assert engine.containers() == []
+    process.stop()
+
+
+@pytest.mark.parametrize("by_hand", [["kill"], ["rm", "-f"]], ids=["kill", "remove"])
+def test_a_container_that_somebody_ends_again_and_again_comes_back_soon_each_time(
+    by_hand: list[str], engine: Engine, score_image: str, tmp_path: Path, start: Start
+) -> None:
+    process = start(configuration(tmp_path / "config", score_image)).ready()
+    for ends in range(1, 7):
+        began = time.monotonic()
+        subprocess.run(["docker", *by_hand, engine.only().id], check=True, stdout=subprocess.DEVNULL)
+        wait_until(lambda ends=ends: (_state(process), process.model()["restarts"]) == ("ready", ends), 15, "ready")
+        assert time.monotonic() - began < 5 + 2  # the longest pause, and the start on a busy machine
+    process.stop()
+    assert engine.containers() == []
+
+
+def test_a_container_that_exits_soon_after_it_was_ready_is_started_five_times_and_then_failed(
+    engine: Engine, machine: Engine, tmp_path: Path, start: Start
+) -> None:
+    image = machine.image("exits-soon", command=["sh", "-c", "httpd -p 8080 -h /www; sleep 1; exit 3"])
+    process = start(configuration(tmp_path / "config", image, restart={"backoff": "100ms"}))
+    wait_until(lambda: _state(process) == "failed", 60, "the state failed")
+    model = process.model()
+    assert (model["starts"], model["restarts"]) == (5, 4)
+    assert "exited with status 3" in model["last_error"]
     process.stop()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from docker_kit import Engine, opened
 
-from orchestrator_core.plugin_api import SourceUnavailable
+from orchestrator_core.plugin_api import EndedByOthers, SourceUnavailable
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,7 @@ def test_an_end_is_noticed_within_a_moment_and_the_next_opening_works(
             began = time.monotonic()
             how = await asyncio.wait_for(noticing, 2)
             print(f"noticed {1000 * (time.monotonic() - began):.0f} ms after the command was done")
+            assert isinstance(how, EndedByOthers)
             assert how.startswith("the container ")
             assert how.endswith(says)
             with pytest.raises(SourceUnavailable):

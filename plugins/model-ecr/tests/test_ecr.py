@@ -299,6 +299,22 @@ def test_what_aws_refuses(
     assert "\n" not in str(error)
 
 
+def test_a_page_in_place_of_an_answer_is_told_in_one_line_with_a_doubt_about_the_region(
+    ecr: Ecr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator_model_ecr.aws._ATTEMPTS", 2)
+    ecr.api.errors = [(500, "", "<!doctype html>\n<title>500</title>\n<p>It is " + "overloaded " * 60 + "</p>\n")] * 2
+    error = ecr.failure(tmp_path, tag="v1", region="eu-wst-1")
+    assert isinstance(error, SourceUnavailable)
+    start = (
+        "ECR: AWS answered 500: it is tried again; 'eu-wst-1' is no region that is known: did you mean 'eu-west-1'? "
+        "(500 It is overloaded "
+    )
+    assert str(error).startswith(start)
+    assert str(error).endswith("…)")
+    assert "\n" not in str(error)
+
+
 def test_a_throttled_request_is_repeated(ecr: Ecr, score_image: str, tmp_path: Path, run: Run) -> None:
     ecr.create()
     ecr.push(score_image, "v1")

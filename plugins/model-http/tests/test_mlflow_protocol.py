@@ -35,6 +35,7 @@ def test_rows_are_posted_as_a_split_data_frame(run: Run) -> None:
         ([[0.2, 0.8], [0.7, 0.3]], None, [{"value": [0.2, 0.8]}, {"value": [0.7, 0.3]}]),
         ([[0.2, 0.8], [0.7, 0.3]], {"score": 1}, [{"score": 0.8}, {"score": 0.3}]),
         ([1, 2], {"score": 0}, [{"score": 1}, {"score": 2}]),
+        ([1, 2], {"score": "value"}, [{"score": 1}, {"score": 2}]),
         ([{"p": 1}, {"p": 2}], None, [{"p": 1}, {"p": 2}]),
         ([{"p": [1, 4]}, {"p": [2, 5]}], {"score": "p[1]"}, [{"score": 4}, {"score": 5}]),
         ({"p": [1, 2], "q": ["a", "b"]}, None, [{"p": 1, "q": "a"}, {"p": 2, "q": "b"}]),
@@ -63,7 +64,7 @@ def test_predictions_become_a_result_for_each_row(
         (
             {"predictions": [1]},
             {"s": "p"},
-            "outputs.s: the prediction has no names, so no 'p'; give a column by number",
+            "outputs.s: the prediction has no names, so no 'p'; give a column by number, or 'value'",
         ),
         (
             {"predictions": [{"score": 1}]},

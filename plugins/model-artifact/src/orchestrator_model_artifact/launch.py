@@ -21,6 +21,8 @@ from orchestrator_model_artifact.process_table import MARK
 
 HOST = "127.0.0.1"
 _children: dict[int, subprocess.Popen[bytes]] = {}  # the kernel's own fact, which has no other place: ours to wait for
+_statuses: dict[int, int] = {}  # of those that were waited for: the kernel tells it once
+_SENT_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM}
 
 MOST_OUTPUT = 4 * 2**20
 """A server's output is cut down to half of this when it has grown to it."""
@@ -61,20 +63,27 @@ class Launch:
             except OSError as error:
                 raise SourceError(f"startup_command: '{command[0]}' cannot be started: {error.strerror}") from error
         _children[child.pid] = child
+        _statuses.pop(child.pid, None)
         return child.pid
 
 
 def reaped(pid: int) -> str:
     """Return how the process has ended, as far as that can be known; without this a child of ours stays a zombie."""
     for other, child in list(_children.items()):
-        if other != pid and child.poll() is not None:
+        if (code := child.poll()) is not None:
+            _statuses[other] = code
             del _children[other]
-    child_or_none = _children.get(pid)
-    code = child_or_none.poll() if child_or_none else None
-    if code is None:
+    status = _statuses.get(pid)
+    if status is None:
         return "ended"
-    del _children[pid]
-    return f"ended with status {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+    return f"ended with status {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
+
+
+def ended_by_others(pid: int) -> bool:
+    """Return whether a process that has ended got a signal that somebody sends, or was never ours to know it of."""
+    reaped(pid)
+    status = _statuses.get(pid)
+    return status is None or -status in _SENT_SIGNALS
 
 
 def planned(options: ArtifactOptions, location: Location | None, config_dir: Path) -> Launch:

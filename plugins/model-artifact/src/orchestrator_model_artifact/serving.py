@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator_core.plugin_api import (
     JSON,
     Describes,
+    EndedByOthers,
     HttpOptions,
     Identity,
     Model,
@@ -22,7 +23,7 @@ from orchestrator_core.plugin_api import (
     SourceUnavailable,
 )
 from orchestrator_model_artifact.features import Row
-from orchestrator_model_artifact.launch import HOST, cut_down, planned, tail
+from orchestrator_model_artifact.launch import HOST, cut_down, ended_by_others, planned, tail
 from orchestrator_model_artifact.location import Location, has_changed
 from orchestrator_model_artifact.options import ArtifactOptions
 from orchestrator_model_artifact.preparing import server_location
@@ -79,7 +80,8 @@ class ServedModel:
     async def ended(self) -> str:
         """Wait until the server has ended, and return its exit status and its last lines of output."""
         await wait_until_ended(self.server.process)
-        return f"the model server {self.server.how_it_ended()}"
+        how = f"the model server {self.server.how_it_ended()}"
+        return EndedByOthers(how) if ended_by_others(self.server.process.pid) else how
 
     async def logs(self, lines: int) -> str:
         """Return the server's last lines of output, standard output and error together."""

@@ -22,13 +22,13 @@ from typing import Any
 from attrs import asdict, frozen
 
 from orchestrator_core.plugin_api import Lease, SourceError, SourceUnavailable, hold_lease, is_held
-from orchestrator_model_artifact.launch import Launch, port_for, reaped, tail
+from orchestrator_model_artifact.launch import Launch, ended_by_others, port_for, reaped, tail
 from orchestrator_model_artifact.process_table import ProcessId, members, process_id, signal_all
 
 MOST_STARTS = 5
 START_WINDOW_SECONDS = 300.0
-SETTLED_SECONDS = 30.0
-"""A server that was ready for so long has not failed to start."""
+SETTLED_SECONDS = 10.0
+"""A server that was ready for so long has not failed to start; nor has one that was ready and killed by others."""
 
 OUTPUT_LINES = 20
 _KILL_SECONDS = 5.0
@@ -69,11 +69,13 @@ async def shared_server(
     async with hold_lease(family) as lease, hold_lease(f"{family}.{digest}") as share:
         place = _Place(lease, share, family, digest, stop_seconds)
         server = await place.enter(launch, port)
-        since = time.monotonic()
+        since, used = time.monotonic(), False
         try:
             yield server
+            used = True  # whoever cannot use it, as it never became ready, raises
         finally:
-            leaving = asyncio.ensure_future(place.leave(settled=time.monotonic() - since > SETTLED_SECONDS))
+            settled = time.monotonic() - since > SETTLED_SECONDS
+            leaving = asyncio.ensure_future(place.leave(settled=settled, used=used))
             try:
                 await asyncio.shield(leaving)
             except asyncio.CancelledError:
@@ -150,7 +152,7 @@ class _Place:
                 )
         return port_for(port)
 
-    async def leave(self, *, settled: bool) -> None:
+    async def leave(self, *, settled: bool, used: bool) -> None:
         async with self.lease.exclusive():
             servers = self._servers()
             entry = servers.get(self.digest)
@@ -160,7 +162,7 @@ class _Place:
             died = process is not None and not process.is_alive()
             if died:
                 assert process is not None
-                reaped(process.pid)
+                settled = settled or (used and ended_by_others(process.pid))
             if died and settled:
                 entry["starts"] = []
             if self.share.last():

@@ -27,6 +27,7 @@ _NOT_TEXT = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 _NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_.-]+")
 _LOG_SIZE = {"max-size": "10m", "max-file": "3"}
 _LAST_SIGNAL = 64
+_SENT_SIGNALS = {1, 2, 9, 15}
 _SIGNALS = {137: "SIGKILL", 139: "SIGSEGV, a crash in native code", 143: "SIGTERM", 134: "SIGABRT"}
 
 
@@ -300,6 +301,12 @@ async def describe_end(engine: Engine, found: Mapping[str, Any]) -> str:
     elif said:
         how += f": {said}"
     return f"{how}; its last lines:\n{output}" if output else f"{how}, without any output"
+
+
+def ended_by_others(found: Mapping[str, Any]) -> bool:
+    """Return whether a container was ended by a signal that somebody sends, such as ``docker kill`` or ``stop`` do."""
+    state = found["State"]
+    return not state.get("OOMKilled") and int(state["ExitCode"]) - 128 in _SENT_SIGNALS
 
 
 def ended_at(found: Mapping[str, Any]) -> float:

@@ -119,9 +119,14 @@ class Share:
     async def _bury(self, found: Mapping[str, Any] | None) -> None:
         """Take an ended container away, and note how it ended."""
         if found is None:
+            self._starts.gone()
             return
         if found["State"]["Status"] != "created":
-            self._starts.ended(await containers.describe_end(self._engine, found), containers.ended_at(found))
+            self._starts.ended(
+                await containers.describe_end(self._engine, found),
+                containers.ended_at(found),
+                by_others=containers.ended_by_others(found),
+            )
         await containers.remove(self._engine, found["Id"])
 
     async def _take_away(self) -> None:

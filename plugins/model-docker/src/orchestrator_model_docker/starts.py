@@ -65,13 +65,19 @@ class Starts:
         if not state.get("ready"):
             self._lease.note({**state, "ready": time()})
 
-    def ended(self, why: str, ended_at: float) -> None:
-        """Note that the container has ended, and why."""
+    def ended(self, why: str, ended_at: float, *, by_others: bool = False) -> None:
+        """Note that the container has ended, and why. One that was ready and ended by others has not failed."""
         state = self._lease.state()
-        if state.get("ready") and ended_at - state["ready"] >= STAYED_UP_SECONDS:
+        if state.get("ready") and (by_others or ended_at - state["ready"] >= STAYED_UP_SECONDS):
             self._forget(state)
             return
-        self._lease.note({**state, "failed": time(), "why": why})
+        self._lease.note({**state, "ready": 0.0, "failed": time(), "why": why})
+
+    def gone(self) -> None:
+        """Note that there is no container: the one that was ready, if there was one, has been removed by somebody."""
+        state = self._lease.state()
+        if state.get("ready"):
+            self._forget(state)
 
     def seen(self) -> None:
         """Note that this process knows of the last failure."""

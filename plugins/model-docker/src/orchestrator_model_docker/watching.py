@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator_core.plugin_api import SourceError, SourceUnavailable
+from orchestrator_core.plugin_api import EndedByOthers, SourceError, SourceUnavailable
 from orchestrator_model_docker import containers
 from orchestrator_model_docker.engine import Engine
 
@@ -25,15 +25,16 @@ async def until_ended(engine: Engine, container: Mapping[str, Any], address: tup
             async with engine.end_of(container["Id"]) as heard:
                 found = await containers.find(engine, container["Id"])
                 if found is None:
-                    return "the container was removed"
+                    return EndedByOthers("the container was removed")
                 if not containers.is_running(found):
-                    return await containers.describe_end(engine, found)
+                    how = await containers.describe_end(engine, found)
+                    return EndedByOthers(how) if containers.ended_by_others(found) else how
                 if found["State"]["StartedAt"] != container["State"]["StartedAt"]:
-                    return "the container was restarted by somebody, maybe with another port"
+                    return EndedByOthers("the container was restarted by somebody, maybe with another port")
                 await heard
         except (SourceUnavailable, SourceError) as error:
             if not await _answers(address):
-                return f"the container went away with the Docker engine: {error}"
+                return EndedByOthers(f"the container went away with the Docker engine: {error}")
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from base64 import b64decode
 from collections.abc import Callable
@@ -19,6 +20,9 @@ RENEW_BEFORE_SECONDS = 600
 _CONNECT_SECONDS, _READ_SECONDS, _ATTEMPTS = 3, 10, 4
 _HURRY = (2, 3, 2)
 """Where an image is here already, its model does not wait long for AWS."""
+
+_TAGS = re.compile(r"<[^>]*>")
+_LONGEST_SAID = 300
 
 _WRONG_KEYS = {
     "UnrecognizedClientException",
@@ -146,7 +150,7 @@ class Aws:
 
     def _refused(self, error: Any) -> SourceError | SourceUnavailable:
         code = error.response.get("Error", {}).get("Code", "")
-        said = error.response.get("Error", {}).get("Message", "") or str(error)
+        said = _one_line(error.response.get("Error", {}).get("Message", "") or str(error))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         options = self._options
         if code == "RepositoryNotFoundException":
@@ -172,7 +176,10 @@ class Aws:
         if code in _THROTTLED or status == 429:
             return SourceUnavailable(f"ECR: AWS limits the rate of requests: it is tried again ({said})", started=False)
         if status >= 500:
-            return SourceUnavailable(f"ECR: AWS answered {status}: it is tried again ({said})", started=False)
+            doubt = self._unknown_region()
+            return SourceUnavailable(
+                f"ECR: AWS answered {status}: it is tried again{f'; {doubt}' if doubt else ''} ({said})", started=False
+            )
         return SourceError(f"ECR: AWS refuses the request: {code}: {said}")
 
     def _failed(self, error: Any) -> SourceError | SourceUnavailable:
@@ -203,12 +210,23 @@ class Aws:
 
     def _about_region(self) -> str:
         """Return a doubt about the region, whose name is a part of the address."""
-        if self._options.endpoint_url or not self._options.region:
-            return ": check the network"
+        doubt = "" if self._options.endpoint_url else self._unknown_region()
+        return f": {doubt or 'check the network'}"
+
+    def _unknown_region(self) -> str:
+        """Return that the region is none that is known, if it is so."""
+        region = self._options.region
+        if not region:
+            return ""
         from boto3.session import Session
 
         known = Session().get_available_regions("ecr")
-        if self._options.region in known:
-            return ": check the network"
-        hint = did_you_mean(self._options.region, known)
-        return f": '{self._options.region}' is no region that is known: {hint or 'check region'}"
+        if region in known:
+            return ""
+        return f"'{region}' is no region that is known: {did_you_mean(region, known) or 'check region'}"
+
+
+def _one_line(said: str) -> str:
+    """Return what was said in one line: what stands before AWS, or in its place, may answer with a page."""
+    line = " ".join(_TAGS.sub(" ", said).split())
+    return line if len(line) <= _LONGEST_SAID else f"{line[:_LONGEST_SAID]}…"

@@ -52,7 +52,12 @@ def result_of(outputs: Mapping[str, Take] | None) -> Callable[[JSON], JSON]:
 def _taken(prediction: Any, name: str | None, index: int | None, field: str) -> JSON:
     if name is not None:
         if not isinstance(prediction, dict):
-            raise SourceError(f"outputs.{field}: the prediction has no names, so no '{name}'; give a column by number")
+            if name == VALUE:  # as it is called where nothing renames it
+                prediction = {VALUE: prediction}
+            else:
+                raise SourceError(
+                    f"outputs.{field}: the prediction has no names, so no '{name}'; give a column by number, or 'value'"
+                )
         if name not in prediction:
             hint = did_you_mean(name, prediction)
             raise SourceError(f"outputs.{field}: the prediction has no '{name}'{f'; {hint}' if hint else ''}")
