@@ -118,7 +118,8 @@ def test_a_parameter_that_a_transform_changes_is_no_constant() -> None:
 
 
 def test_nothing_is_concluded_from_a_result_whose_transformer_has_a_problem() -> None:
-    step = "      - {name: a, type: table, operation: read, params: {columns: [name]}, transform: [{renam: {name: who}}]}"
+    transform = "[{renam: {name: who}}]"
+    step = f"      - {{name: a, type: table, operation: read, params: {{columns: [name]}}, transform: {transform}}}"
     problems = [(code, message) for code, _, message, _ in told(step, response="$a.who")]
     assert problems == [("ORC401", "no installed plugin provides the transformer 'renam'")]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from feast_kit import ADA, ADA_FEATURES, ALL, BO, NAN, OLD, UNKNOWN, Made
+from orchestrator_source_feast.keys import INPUT_CONVERTERS, Unfit
 
 from orchestrator_core.plugin_api import EntityNotFound, InvalidParam, SourceError
 from orchestrator_core.testing import run
-from orchestrator_source_feast.keys import INPUT_CONVERTERS, Unfit
 
 
 def test_a_feature_that_is_null_in_the_store_is_null(repo: Made) -> None:
