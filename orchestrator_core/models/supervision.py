@@ -236,7 +236,7 @@ class Supervisor:
     def _missed(self, error: Exception) -> None:
         """Note that a start failed, or that the model ended, and decide what follows."""
         slot, restart = self.slot, self.spec.common.restart
-        longest = restart.max_backoff
+        longest: float = restart.max_backoff
         if self._ready_at is None:
             self._tries += _counts(error, slot.was_ready)
         elif monotonic() - self._ready_at >= restart.reset_after:
