@@ -105,6 +105,11 @@ def test_a_compressed_answer_is_read() -> None:
     assert result(ok(gzip.compress(b'{"a":1}'), "Content-Encoding: gzip")) == {"a": 1}
 
 
+def test_a_byte_order_mark_before_the_json_is_ignored() -> None:
+    assert result(ok(b'\xef\xbb\xbf{"a":1}')) == {"a": 1}
+    assert result(ok(b"\xef\xbb\xbf")) is None
+
+
 def test_the_content_type_of_json_does_not_matter() -> None:
     assert result(ok({"a": 1}, content_type="text/plain")) == {"a": 1}
 

@@ -202,9 +202,11 @@ def test_on_demand_features_are_computed_one_by_one(sqlite: Made) -> None:
             assert source.prepare_many("get", ["entity_id", "amount"]) is None
             many = source.prepare_many("any", ["entity_id", "amount", "feature_refs"])
             references = ["on_demand:per_visit"]
-            got = await many([[ADA, 6.0, references], [BO, 6.0, references], [ADA, "six", references]])
+            amounts = [(ADA, 6.0), (BO, 6.0), (ADA, None), (ADA, "six")]
+            got = await many([[entity, amount, references] for entity, amount in amounts])
             assert got[:2] == [{"per_visit": 0.5}, {"per_visit": 2.0}]
             assert isinstance(got[2], SourceError)
+            assert str(got[3]) == "any: parameter 'amount' expected number, got 'six'"
 
     run(main())
 

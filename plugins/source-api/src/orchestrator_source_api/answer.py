@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -85,7 +86,7 @@ def reader(request: Request, options: OperationOptions) -> Read:
 
 
 def _parsed(name: str, answer: HttpResponse) -> JSON:
-    raw = answer.body
+    raw = answer.body.removeprefix(BOM_UTF8)  # some servers begin with one, which RFC 8259 lets a reader ignore
     if not raw:
         return None
     try:
