@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from orchestrator_core.reference.pages import reference_pages
 
 def main(arguments: list[str]) -> int:
     """Write the pages of the kinds that installed plugins provide. Other files in the folder stay."""
-    folder = Path(arguments[0] if arguments else "docs/reference")
+    parser = argparse.ArgumentParser(prog="python -m orchestrator_core.reference", description=main.__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("docs/reference"), help="default: %(default)s")
+    folder: Path = parser.parse_args(arguments).folder
     registry = discover()
     failed = [f"{plugin}: {plugin.error.strip().splitlines()[-1]}" for plugin in registry.plugins if plugin.error]
     if failed:

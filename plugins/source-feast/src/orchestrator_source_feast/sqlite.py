@@ -31,6 +31,8 @@ LOOP_SECONDS = 0.001
 PROVEN_SECONDS = 0.0005
 STEPS_BETWEEN_LOOKS = 1_000
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+LOCK_SHARE = 0.8
+"""Of the timeout, how long a lock is waited for: so that a lock is told from a store that does not answer at all."""
 MOST_KEYS = 256  # in one statement
 NOT_ON_THE_LOOP = (*BUSY, sqlite3.SQLITE_INTERRUPT)
 
@@ -213,7 +215,7 @@ class SqliteStore:
         lending = Lock()  # a connection that was put back may be another's already: it must not be interrupted
 
         def run() -> T:
-            connection = self._free.pop() if self._free else self._connect(self._lock_seconds)
+            connection = self._free.pop() if self._free else self._connect(self._lock_seconds * LOCK_SHARE)
             lent.append(connection)
             try:
                 return job(connection)
