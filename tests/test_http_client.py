@@ -783,6 +783,20 @@ def test_a_request_is_sent_again_once_and_not_on_another_kept_connection(run: Ru
     run(scenario())
 
 
+def test_a_request_that_is_sent_again_is_not_handed_a_connection_that_others_kept(run: Run) -> None:
+    dead = answers_then_closes_on_next_request(ok())
+
+    async def scenario() -> None:
+        options = HttpOptions(max_connections=1)
+        async with connected(in_turn(dead, dead, always(ok(b"new"))), options) as (server, origin):
+            await origin.request("GET", "/")
+            again, other = await asyncio.gather(origin.request("GET", "/"), origin.request("GET", "/"))
+            assert (again.body, other.body) == (b"new", b"ok")
+            assert server.connections == 3
+
+    run(scenario())
+
+
 def test_a_get_that_fails_on_a_fresh_connection_is_not_sent_again(run: Run) -> None:
     async def scenario() -> None:
         async with connected(closes_unanswered) as (server, origin):

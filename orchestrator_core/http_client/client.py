@@ -191,7 +191,7 @@ class HttpOrigin:
         except StaleConnection:
             if not head.form.may_resend:
                 raise
-        connection = await self._pool.acquire(head, deadline, seconds)
+        connection = await self._pool.acquire(head, deadline, seconds, fresh=True)
         return await self._exchange(connection, head, body, deadline, seconds)
 
     async def _exchange(

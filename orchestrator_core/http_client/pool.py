@@ -108,15 +108,19 @@ class Pool:
             self._free_slot()
         return None
 
-    async def acquire(self, head: RequestHead, deadline: float, total_seconds: float) -> Connection:
-        """A new connection, or in turn one that another caller has just been answered on."""
+    async def acquire(
+        self, head: RequestHead, deadline: float, total_seconds: float, *, fresh: bool = False
+    ) -> Connection:
+        """A new connection, or in turn, unless it must be ``fresh``, one that another caller was just answered on."""
         self._refuse_if_closed(head)
         if self._slots < self._options.max_connections:
             self._slots += 1
         else:
             connection = await self._wait_in_line(head, deadline, total_seconds)
             if connection is not None:
-                return connection
+                if not fresh:
+                    return connection
+                connection.abort()
         try:
             return await self._connect(head, deadline, total_seconds)
         except BaseException:
