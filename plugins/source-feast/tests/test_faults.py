@@ -314,7 +314,7 @@ def test_what_an_on_demand_view_raises_leaves_the_connections_alone(sqlite: Made
             assert await call(ADA, 6.0) == {"per_visit": 0.5}
             connection = source._repository._sdk._get_provider().online_store._conn
             outcomes = await asyncio.gather(
-                *(call(ADA, 6.0 if number % 2 else "six") for number in range(20)), return_exceptions=True
+                *(call(ADA, 6.0 if number % 2 else None) for number in range(20)), return_exceptions=True
             )
             assert outcomes[1::2] == [{"per_visit": 0.5}] * 10
             assert all(isinstance(outcome, SourceError) for outcome in outcomes[::2])
