@@ -45,11 +45,13 @@ def test_a_model_server_that_is_down_is_named_with_its_address(workspace: Path) 
     assert done.returncode == 1
     found = re.findall(r"^(\S+?):\d+:\d+: (ORC\d+) (\S+ cannot be reached: GET \S+)", done.stdout, re.MULTILINE)
     models = "example/config/integrations/models.yaml"
+    strategies = "example/config/integrations/credit_strategies.yaml"
     assert found == [
+        (strategies, "ORC604", "ml.credit_http cannot be reached: GET http://127.0.0.1:1/health:"),
         (models, "ORC604", "ml.churn_model cannot be reached: GET http://127.0.0.1:1/health:"),
         (models, "ORC604", "ml.recommender_model cannot be reached: GET http://127.0.0.1:1/health:"),
     ]
-    assert done.stdout.endswith("2 problems in 1 file\n")
+    assert done.stdout.endswith("3 problems in 2 files\n")
 
 
 def test_a_partner_that_is_down_fails_the_step_that_asks_it(workspace: Path) -> None:
