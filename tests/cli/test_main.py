@@ -82,8 +82,11 @@ def test_an_interrupt_exits_with_130_and_says_nothing(orchestrator: Invoke, monk
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(check_command, "check", interrupted)
-
-    result = orchestrator("check")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    try:
+        result = orchestrator("check")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
     assert result.exit_code == 130
     assert result.output == ""
