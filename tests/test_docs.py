@@ -20,7 +20,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tomllib
@@ -39,7 +38,7 @@ from orchestrator_core.cli import main as orchestrator_command
 from orchestrator_core.config.load import CORE_KEYS
 from orchestrator_core.config.model import DomainFile
 from orchestrator_core.config.yaml import parse_document
-from orchestrator_core.testing import check_problems
+from orchestrator_core.testing import check_problems, free_port
 from tests.example.workspace import ENVIRONMENT, ROOT, make_workspace, servers
 
 PAGES = sorted(
@@ -191,7 +190,7 @@ def services(workspace: Path) -> Iterator[Mapping[str, Running]]:
 
 @contextmanager
 def serving(command: list[str], folder: Path, environment: Mapping[str, str]) -> Iterator[Running]:
-    ports = dict(zip((8000, 8001), free_ports(2), strict=True))
+    ports = dict(zip((8000, 8001), (free_port(), free_port()), strict=True))
     with subprocess.Popen(
         [*command, "--port", str(ports[8000]), "--admin-port", str(ports[8001])],
         cwd=folder, env=environment, stderr=subprocess.PIPE, text=True,
@@ -210,14 +209,6 @@ def serving(command: list[str], folder: Path, environment: Mapping[str, str]) ->
             process.terminate()
             process.communicate(timeout=30)
             assert process.returncode == 0
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(closing(socket.socket())) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 @pytest.mark.parametrize("session", sessions(), ids=str)

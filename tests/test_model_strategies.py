@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from orchestrator_core.testing import free_port
+
 # For the plugins' kits: pytest's importlib mode adds no folder.
 sys.path += [str(Path(__file__).parents[1] / "plugins" / plugin / "tests") for plugin in ("model-docker", "model-ecr")]
 
-from docker_kit import FEATURES, SERVER, answers, credit_model, free_port, python_image, python_options, wait_until
+from docker_kit import FEATURES, SERVER, answers, credit_model, python_image, python_options, wait_until
 from ecr_kit import Ecr, made_ecr
 
 ROWS = [

@@ -10,6 +10,7 @@ from orchestrator_core.testing.leaks import leaves_nothing
 from orchestrator_core.testing.models import ModelConformance
 from orchestrator_core.testing.opening import open_model, open_source, structured
 from orchestrator_core.testing.outcomes import Call
+from orchestrator_core.testing.ports import free_port
 from orchestrator_core.testing.running import run
 from orchestrator_core.testing.service import Answer, RunningService, check_problems, service
 from orchestrator_core.testing.sources import SourceConformance
@@ -21,6 +22,7 @@ __all__ = [
     "RunningService",
     "SourceConformance",
     "check_problems",
+    "free_port",
     "leaves_nothing",
     "open_model",
     "open_source",

@@ -32,6 +32,7 @@ import orjson
 import uvloop
 from attrs import evolve, frozen
 
+from orchestrator_core.testing import free_port
 from tests.bench import ours
 from tests.bench.backends import (
     CUSTOMERS,
@@ -44,7 +45,7 @@ from tests.bench.backends import (
 )
 from tests.bench.features import feature_repository, redis_server
 from tests.bench.load import Measured, fetch, measure, request
-from tests.bench.process import ROOT, Cores, Process, Unusable, divide_cores, free_port, move_backends, started
+from tests.bench.process import ROOT, Cores, Process, Unusable, divide_cores, move_backends, started
 from tests.bench.report import ALONE, FLOOR, FLOOR_SECONDS, FLOWS, Contestant, as_json, doubts, table, targets
 from tests.bench.task import SLOW_API_SECONDS, SLOW_MODEL_SECONDS, Settings, path
 

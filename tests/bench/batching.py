@@ -24,8 +24,9 @@ from pathlib import Path
 
 import uvloop
 
+from orchestrator_core.testing import free_port
 from tests.bench.load import Measured, fetch, measure, request
-from tests.bench.process import Process, Unusable, divide_cores, free_port, started
+from tests.bench.process import Process, Unusable, divide_cores, started
 from tests.bench.task import FEATURES
 
 REQUESTS = 500

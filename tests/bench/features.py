@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from tests.bench.process import free_port, started
+from orchestrator_core.testing import free_port
+from tests.bench.process import started
 from tests.bench.task import BEHAVIOR, BEHAVIOR_VIEW
 
 DEFAULT_REDIS = "127.0.0.1:6379,db=3"

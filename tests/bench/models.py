@@ -26,8 +26,9 @@ from typing import Any
 import uvloop
 from attrs import frozen
 
+from orchestrator_core.testing import free_port
 from tests.bench.load import Measured, measure
-from tests.bench.process import Cores, Process, Unusable, divide_cores, free_port, started
+from tests.bench.process import Cores, Process, Unusable, divide_cores, started
 from tests.bench.report import Target, throughput
 
 FEATURES = ("age", "annual_income", "credit_score", "debt_ratio", "loan_amount", "months_employed")

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator_core.testing import free_port
 from tests.bench.backends import CUSTOMERS, report_of
 from tests.bench.load import Measured, fetch
-from tests.bench.process import ROOT, Process, free_port, started
+from tests.bench.process import ROOT, Process, started
 from tests.bench.report import Contestant, targets
 
 SLOW = "database and API (10 ms) at once, to HTTP model (20 ms)"

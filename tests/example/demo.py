@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from orchestrator_core.testing import free_port
 from tests.example.workspace import ENVIRONMENT
 
 READY = "  admin "
@@ -39,13 +39,6 @@ def started(folder: Path, *arguments: str, **environment: str) -> Iterator[subpr
     finally:
         process.kill()
         process.communicate()
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def get(url: str) -> Any:

@@ -28,7 +28,7 @@ from orchestrator_model_docker.plugin import DOCKER
 from orchestrator_model_http.plugin import HTTP
 
 from orchestrator_core.plugin_api import SourceError, SourceUnavailable
-from orchestrator_core.testing import open_model, run
+from orchestrator_core.testing import free_port, open_model, run
 from orchestrator_core.testing.service import write_files
 
 APPLETS = (
@@ -139,13 +139,6 @@ def connect() -> Engine:
     except DockerException as error:
         pytest.skip(f"no Docker engine answers: {error}")
     return Engine(client)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_until(true: Callable[[], Any], seconds: float = 20, what: str = "it") -> Any:

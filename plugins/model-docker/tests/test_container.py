@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from docker_kit import Engine, failure, free_port, opened
+from docker_kit import Engine, failure, opened
 from orchestrator_model_docker.plugin import DOCKER, orchestrator_model_kinds
 
 from orchestrator_core.plugin_api import Ends, Identified, KeepsLogs, ReadyCheck, SourceError
+from orchestrator_core.testing import free_port
 
 SHOW = """#!/bin/sh
 printf 'Content-Type: application/json\\r\\n\\r\\n'

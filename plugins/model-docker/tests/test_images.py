@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from docker_kit import HTTP, Engine, Registry, failure, free_port, opened, registry
+from docker_kit import HTTP, Engine, Registry, failure, opened, registry
 from orchestrator_model_docker.images import split_reference
 from orchestrator_model_docker.plugin import DOCKER
 
 from orchestrator_core.plugin_api import SourceError, SourceUnavailable
-from orchestrator_core.testing import check_problems
+from orchestrator_core.testing import check_problems, free_port
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from docker_kit import Engine, Process, configuration, free_port, opened, wait_until
+from docker_kit import Engine, Process, configuration, opened, wait_until
 from orchestrator_model_docker import sharing
 
 from orchestrator_core.plugin_api import SourceError, SourceUnavailable
+from orchestrator_core.testing import free_port
 
 Start = Callable[..., Process]
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from docker_kit import Engine, free_port
+from docker_kit import Engine
 from ecr_kit import ACCOUNT, PASSWORD, REGION, Ecr
 from orchestrator_model_ecr.aws import LOGINS, Aws
 from orchestrator_model_ecr.options import EcrOptions
 from orchestrator_model_ecr.plugin import ECR, orchestrator_model_kinds
 
 from orchestrator_core.plugin_api import Identity, SourceError, SourceUnavailable
-from orchestrator_core.testing import check_problems
+from orchestrator_core.testing import check_problems, free_port
 
 Run = Callable[..., Any]
 

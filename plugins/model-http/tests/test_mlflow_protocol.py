@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peers import ROWS, Peer, failure, free_port, predicting, stub, train
+from peers import ROWS, Peer, failure, predicting, stub, train
 
 from orchestrator_core.plugin_api import InvalidParam, SourceError
+from orchestrator_core.testing import free_port
 
 Run = Callable[[Awaitable[Any]], Any]
 

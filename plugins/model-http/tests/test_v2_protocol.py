@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from orchestrator_model_http.v2_protocol import Metadata, Tensor, plan_inputs, read_metadata
-from peers import ROWS, Peer, failure, free_port, opened, predicting, stub, train
+from peers import ROWS, Peer, failure, opened, predicting, stub, train
 
 from orchestrator_core.plugin_api import Identity, InvalidParam, ModelFacts, OptionError, SourceError, SourceUnavailable
+from orchestrator_core.testing import free_port
 
 Run = Callable[[Awaitable[Any]], Any]
 MLSERVER = Path(__file__).parents[3] / ".tox" / "mlserver" / "bin" / "mlserver"

@@ -273,12 +273,6 @@ def moved(made: Made, folder: Path, **store: Any) -> Made:
     return Made(made.store, folder, made.sdk)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Way:
     """A TCP relay to a server, which can swallow what is said, and end every connection."""
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from feast_kit import ADA, POSTGRESQL_URL, REDIS, REDIS_DATABASE, Made, behind, free_port, lock, moved, way_to
+from feast_kit import ADA, POSTGRESQL_URL, REDIS, REDIS_DATABASE, Made, behind, lock, moved, way_to
 
 from orchestrator_core.plugin_api import SourceError, SourceUnavailable
-from orchestrator_core.testing import leaves_nothing, run
+from orchestrator_core.testing import free_port, leaves_nothing, run
 
 VISITS = {"get": {"features": ["customer:visits"]}}
 

@@ -19,7 +19,6 @@ from feast_kit import (
     OLD,
     UNKNOWN,
     Made,
-    free_port,
     moved,
     open_server,
     serving,
@@ -34,7 +33,7 @@ from orchestrator_core.plugin_api import (
     OrchestratorError,
     SourceError,
 )
-from orchestrator_core.testing import run
+from orchestrator_core.testing import free_port, run
 
 OPERATIONS: Mapping[str, Any] = {
     "get": {"features": ALL},

@@ -16,9 +16,9 @@ import orchestrator_source_feast.plugin as feast_plugin
 import pytest
 from aiohttp import web
 from attrs import evolve
-from feast_kit import ADA, Made, behind, free_port, lock, moved, stub, way_to
+from feast_kit import ADA, Made, behind, lock, moved, stub, way_to
 
-from orchestrator_core.testing import check_problems, leaves_nothing, run, service
+from orchestrator_core.testing import check_problems, free_port, leaves_nothing, run, service
 
 FEAST = """
     feast:
