@@ -76,6 +76,7 @@ endpoints:
 OF_MANY = """\
 endpoints:
   {flow}:
+    input_schema: {{properties: {{entity_id: {{type: integer}}}}}}
     data_sources:
       - {{name: customer, type: database, operation: get_customer,
          params: {{customer_id: "$request.path_params.entity_id"}}}}
