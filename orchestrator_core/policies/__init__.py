@@ -1,0 +1,1 @@
+"""What stands around one call of a source: timeout, retry, circuit breaker, concurrency limit, cache."""

@@ -1,0 +1,78 @@
+"""What stands in YAML for the policies around a call: on a source, and on a step, where it wins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import frozen
+
+from orchestrator_core.plugin_api import Duration, option
+
+
+def _positive(instance: Any, attribute: Any, value: float | None) -> None:
+    if value is not None and value <= 0:
+        raise ValueError(f"expected more than 0, got {value:g}")
+
+
+def _not_negative(instance: Any, attribute: Any, value: float) -> None:
+    if value < 0:
+        raise ValueError(f"expected 0 or more, got {value:g}")
+
+
+def _at_least_one(instance: Any, attribute: Any, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"expected at least 1, got {value}")
+
+
+@frozen
+class RetryOptions:
+    """Trying again after a transient failure. ``retry: false`` switches it off."""
+
+    attempts: int = option(3, help="Most attempts of one call, the first included.", validator=_at_least_one)
+    backoff: Duration = option(
+        Duration(0.05),
+        help="Longest pause before the second attempt; it doubles with each, jittered.",
+        validator=_positive,
+    )
+    max_backoff: Duration = option(Duration(1), help="Longest pause.", validator=_positive)
+    non_idempotent: bool = option(False, help="Try calls again that may have had their effect already, such as a POST.")
+
+
+@frozen
+class BreakerOptions:
+    """Refusing calls of a source that fails. ``circuit_breaker: false`` switches it off."""
+
+    failures: int = option(
+        5, help="How many failures within the window open it: in a row, or half of the calls.", validator=_at_least_one
+    )
+    window: Duration = option(Duration(10), help="How long a failure counts.", validator=_positive)
+    reset: Duration = option(
+        Duration(5), help="How long it stays open; then one call is let through as a probe.", validator=_positive
+    )
+
+
+@frozen
+class ConcurrencyOptions:
+    """How many calls are under way at once, and how many wait for their turn."""
+
+    max: int = option(help="Most calls at once.", validator=_at_least_one)
+    queue: int = option(100, help="Most calls that wait; one more is refused.", validator=_not_negative)
+
+
+@frozen
+class CacheOptions:
+    """Keeping results. Concurrent calls for the same key share one."""
+
+    ttl: Duration = option(help="How long a result is fresh.", validator=_positive)
+    key: str | tuple[str, ...] | None = option(
+        None, help="What tells results apart: parameters, or an expression; default all parameters."
+    )
+    stale_while_revalidate: Duration = option(
+        Duration(0), help="How long after that it is still given while a new one is fetched.", validator=_not_negative
+    )
+    stale_if_error: Duration = option(
+        Duration(0), help="How long after that it is still given when the source fails.", validator=_not_negative
+    )
+    max_entries: int = option(
+        10_000, help="Most results kept in memory; the oldest used go first.", validator=_at_least_one
+    )
