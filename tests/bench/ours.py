@@ -10,7 +10,7 @@ from tests.bench.task import BEHAVIOR, BEHAVIOR_REFERENCES, FEATURES, POOL_SIZE,
 DATABASE = """\
 database:
   sources:
-    default: {{connection_string: "{url}", pool_size: {pool_size}}}
+    default: {{connection_string: "{url}", pool_size: {pool_size}{off}}}
   operations:
     get_customer:
       query: "{select}:customer_id"
@@ -21,7 +21,7 @@ MODELS = {
     "onnx": """\
 ml:
   sources:
-    risk:
+    risk:{off_lines}
       source:
         type: artifact
         path: {model}
@@ -32,7 +32,7 @@ ml:
     "http": """\
 ml:
   sources:
-    risk:
+    risk:{off_lines}
       base_url: "{model_url}"
       models:
         default: {{endpoint: /predict, timeout: 10s}}
@@ -42,7 +42,7 @@ ml:
 API = """\
 api:
   sources:
-    bureau: {{base_url: "{api_url}", timeout: 10s}}
+    bureau: {{base_url: "{api_url}", timeout: 10s{off}}}
   operations:
     get_report: {{path: "/reports/{{customer_id}}"}}
 """
@@ -50,10 +50,19 @@ api:
 FEAST = """\
 feast:
   sources:
-    default: {{repo_path: "{feast}", entity_key: customer_id}}
+    default: {{repo_path: "{feast}", entity_key: customer_id{off}}}
   operations:
     get_behavior: {{features: [{features}]}}
 """
+
+POLICIES_OFF = {"retry": "false", "circuit_breaker": "false"}
+EXTRAS = {
+    "": "server: {}\n",
+    "lean": "logging: {requests: false}\ntelemetry: false\n",
+    "full": "logging: {requests: false}\ntelemetry: {}\n"
+    "tracking: {store: {type: sql, url: 'sqlite:///executions.db'}}\n",
+}
+"""What config.yaml says: as it is by default, with nothing that can be left out, and with all that is there."""
 
 NOOP = """\
 endpoints:
@@ -91,6 +100,15 @@ endpoints:
 BEHAVIOR_STEP = """\
       - {name: behavior, type: feast, operation: get_behavior,
          params: {entity_id: "$request.path_params.entity_id"}}
+"""
+
+CACHED = """\
+  cached:
+    path: "/{entity_id}"
+    data_sources:
+      - {name: customer, type: database, operation: get_customer, cache: {ttl: 1h},
+         params: {customer_id: "$request.path_params.entity_id"}}
+    response_mapping: {entity_id: "$customer.customer_id"}
 """
 
 INSTANT = """\
@@ -134,9 +152,9 @@ MAPPING_BEHAVIOR = """\
 """
 
 
-def command(folder: Path, given: Settings, profile: Path | None = None) -> list[str]:
-    """Write the flow's configuration and return the command that serves it."""
-    write_configuration(folder, given)
+def command(folder: Path, given: Settings, profile: Path | None = None, extras: str = "") -> list[str]:
+    """Write the flow's configuration, with one of the ``EXTRAS``, and return the command that serves it."""
+    write_configuration(folder, given, extras)
     profiler = ["-m", "cProfile", "-o", str(profile)] if profile else []
     return [
         *(sys.executable, *profiler, "-m", "orchestrator_core", "serve"),
@@ -144,32 +162,39 @@ def command(folder: Path, given: Settings, profile: Path | None = None) -> list[
     ]
 
 
-def write_configuration(folder: Path, given: Settings) -> None:
+def write_configuration(folder: Path, given: Settings, extras: str = "") -> None:
     (folder / "domains").mkdir(parents=True)
     (folder / "integrations").mkdir()
-    (folder / "config.yaml").write_text("server: {}\n")
+    (folder / "config.yaml").write_text(EXTRAS[extras])
     (folder / "domains" / "bench.yaml").write_text(endpoints(given.flow))
     if given.flow in ("noop", "engine"):
         return
-    url = f"sqlite:///{given.sqlite}" if given.flow == "sqlite" else given.postgresql
-    (folder / "database.yaml").write_text(DATABASE.format(url=url, pool_size=POOL_SIZE, select=SELECT))
+    policies = POLICIES_OFF if extras == "lean" else {}
+    off = "".join(f", {name}: {value}" for name, value in policies.items())
+    off_lines = "".join(f"\n      {name}: {value}" for name, value in policies.items())
+    url = f"sqlite:///{given.sqlite}" if given.flow in ("sqlite", "cached") else given.postgresql
+    (folder / "database.yaml").write_text(DATABASE.format(url=url, pool_size=POOL_SIZE, select=SELECT, off=off))
+    if given.flow == "cached":
+        return
     model = MODELS["onnx" if given.flow in ("sqlite", "postgresql") else "http"]
     link = folder / "model.onnx"
     if given.flow in ("sqlite", "postgresql"):
         link.write_bytes(Path(given.model).read_bytes())
     if given.kind in ("multi", "loan"):
-        (folder / "integrations" / "api.yaml").write_text(API.format(api_url=given.api_url))
+        (folder / "integrations" / "api.yaml").write_text(API.format(api_url=given.api_url, off=off))
     if given.kind == "loan":
-        text = FEAST.format(feast=given.feast, features=", ".join(BEHAVIOR_REFERENCES))
+        text = FEAST.format(feast=given.feast, features=", ".join(BEHAVIOR_REFERENCES), off=off)
         (folder / "integrations" / "feast.yaml").write_text(text)
     (folder / "integrations" / "ml.yaml").write_text(
-        model.format(model=link.name, features=", ".join(FEATURES), model_url=given.model_url)
+        model.format(model=link.name, features=", ".join(FEATURES), model_url=given.model_url, off_lines=off_lines)
     )
 
 
 def endpoints(flow: str) -> str:
     if flow == "noop":
         return NOOP
+    if flow == "cached":
+        return NOOP + CACHED
     if flow == "engine":
         return INSTANT.format(mapping=MAPPING)
     by_name = ", ".join(f"{name}: $customer.{name}" for name in FEATURES)

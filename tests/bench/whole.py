@@ -1,0 +1,191 @@
+"""What the service costs with everything on: policies, telemetry and SQL tracking, against the same without them.
+
+    python -m tests.bench.whole [--flows noop,sqlite] [--rounds 5] [--seconds 3] [--parts flows,cache,workers]
+
+``lean`` has no policies, no telemetry and keeps its records in memory only; ``full`` has the policies' defaults,
+Prometheus metrics and every execution in a SQLite file. A cache hit is held against the no-op on the same server, and
+two workers against one, with both cores for server and load. Rounds and ratios are those of :mod:`tests.bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from statistics import median
+
+import uvloop
+from attrs import evolve, frozen
+
+from orchestrator_core.testing import free_port
+from tests.bench import ours
+from tests.bench.__main__ import CONNECTIONS, IDS, WARM_UP_SECONDS, Backends, Options, backends, keep_off, parse, say
+from tests.bench.backends import CUSTOMERS
+from tests.bench.load import Measured, fetch, measure, request
+from tests.bench.process import Cores, Process, Unusable, divide_cores, started
+from tests.bench.report import FLOWS, per_cpu_second, throughput
+from tests.bench.task import Settings, path
+
+PARTS = ("flows", "cache", "workers")
+WHOLE_FLOWS = ("noop", "sqlite", "postgresql", "http", "multi", "loan")
+KEEPS = 0.85
+CACHE_HIT = 0.8
+TWO_WORKERS = 1.4
+
+
+@frozen
+class Outcome:
+    """One ratio and what it is to reach."""
+
+    name: str
+    bound: float
+    ratio: float
+    detail: str
+
+    def line(self) -> str:
+        verdict = "reached" if self.ratio >= self.bound else "NOT REACHED"
+        return f"  {verdict:<12} {self.ratio:5.2f}x  at least {self.bound:g}x: {self.name} ({self.detail})"
+
+
+async def load_on(server: Process, paths: Sequence[str], seconds: float, seed: int) -> Measured:
+    """Verify that the paths are answered, each time with the same bytes, and measure them."""
+    answers = await fetch(server, paths)
+    for asked, answer in zip(paths, answers, strict=True):
+        if answer.status != 200:
+            raise Unusable(f"{server.name} answers {answer.status} for {asked}: {answer.body!r}")
+    return await measure(
+        server,
+        [request(asked) for asked in paths],
+        [answer.body for answer in answers],
+        connections=CONNECTIONS,
+        warm_up_seconds=WARM_UP_SECONDS,
+        seconds=seconds,
+        seed=seed,
+    )
+
+
+def asked_ids(flow: str) -> list[int]:
+    return random.Random(flow).sample(range(1, CUSTOMERS + 1), IDS)
+
+
+async def flow_kept(flow: str, options: Options, there: Backends, folder: Path, cores: Cores) -> Outcome:
+    """Measure how much of the requests a CPU second is left with everything on."""
+    settings, _ = there.of(flow)
+    paths = [f"{path(flow)}{number}" for number in asked_ids(flow)]
+    rounds: dict[str, list[Measured]] = {"lean": [], "full": []}
+    async with AsyncExitStack() as stack:
+        servers = []
+        for name in rounds:
+            given = evolve(settings, port=free_port())
+            command = ours.command(folder / f"{name}-{flow}", given, extras=name)
+            log = folder / f"{name}-{flow}.log"
+            servers.append(await stack.enter_async_context(started(name, command, given.port, cores.server, log)))
+        for number in range(options.rounds):
+            for server in servers:
+                if settings.postgresql:
+                    await keep_off(settings.postgresql, cores)
+                rounds[server.name].append(await load_on(server, paths, options.seconds, number))
+    kept = median(per_cpu_second(full) / per_cpu_second(lean) for lean, full in zip(*rounds.values(), strict=True))
+    micros = {name: median(one.cpu_micros for one in measured) for name, measured in rounds.items()}
+    detail = ", ".join(f"{name} {micro:.0f} µs" for name, micro in micros.items())
+    return Outcome(f"{FLOWS[flow]}: requests a CPU second with everything on over without", KEEPS, kept, detail)
+
+
+async def cache_hit(options: Options, folder: Path, cores: Cores, settings: Settings) -> Outcome:
+    """Measure an endpoint whose step is answered from the cache beside the no-op of the same server."""
+    given = evolve(settings, flow="cached", port=free_port())
+    command = ours.command(folder / "cached", given)
+    hits: list[Measured] = []
+    noops: list[Measured] = []
+    async with started("cached", command, given.port, cores.server, folder / "cached.log") as server:
+        ids = asked_ids("cached")
+        for number in range(options.rounds):
+            for flow, measured in (("cached", hits), ("noop", noops)):
+                paths = [f"{path(flow)}{one}" for one in ids]
+                measured.append(await load_on(server, paths, options.seconds, number))
+    over = median(per_cpu_second(hit) / per_cpu_second(noop) for hit, noop in zip(hits, noops, strict=True))
+    detail = f"{median(map(throughput, hits)):,.0f}/s, no-op {median(map(throughput, noops)):,.0f}/s"
+    return Outcome("a cache hit over the no-op, requests a CPU second", CACHE_HIT, over, detail)
+
+
+async def two_workers(options: Options, folder: Path, cores: Cores, settings: Settings) -> Outcome:
+    """Measure one and two workers with both cores for them and the load."""
+    both = cores.server | cores.load
+    rounds: dict[int, list[Measured]] = {1: [], 2: []}
+    paths = [f"{path('sqlite')}{number}" for number in asked_ids("sqlite")]
+    async with AsyncExitStack() as stack:
+        servers = {}
+        for workers in rounds:
+            given = evolve(settings, flow="sqlite", port=free_port())
+            command = [*ours.command(folder / f"workers-{workers}", given), "--workers", str(workers)]
+            log = folder / f"workers-{workers}.log"
+            servers[workers] = await stack.enter_async_context(started(f"{workers}", command, given.port, both, log))
+        for number in range(options.rounds):
+            for workers, server in servers.items():
+                rounds[workers].append(await load_on(server, paths, options.seconds, number))
+    over = median(throughput(two) / throughput(one) for one, two in zip(*rounds.values(), strict=True))
+    detail = ", ".join(f"{count}: {median(map(throughput, measured)):,.0f}/s" for count, measured in rounds.items())
+    return Outcome(
+        "two workers over one, database (SQLite) to ONNX model, requests a second", TWO_WORKERS, over, detail
+    )
+
+
+async def run(options: Options, parts: Sequence[str]) -> list[Outcome]:
+    cores = divide_cores()
+    os.sched_setaffinity(0, cores.load)
+    folder = Path(tempfile.mkdtemp(prefix="orchestrator-bench-"))
+    outcomes: list[Outcome] = []
+
+    def done(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        say(outcome.line())
+
+    try:
+        flows = options.flows if "flows" in parts else ()
+        needed = evolve(options, flows=tuple(dict.fromkeys((*flows, "sqlite"))))
+        async with backends(needed, folder, cores) as there:
+            for flow in flows:
+                if why := there.missing.get(flow):
+                    say(f"  left out: {FLOWS[flow]}. {why}")
+                else:
+                    done(await flow_kept(flow, options, there, folder, cores))
+            if "cache" in parts:
+                done(await cache_hit(options, folder, cores, there.settings))
+            if "workers" in parts:
+                os.sched_setaffinity(0, cores.server | cores.load)
+                done(await two_workers(options, folder, cores, there.settings))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return outcomes
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser("python -m tests.bench.whole", add_help=False)
+    parser.add_argument("--parts", default=",".join(PARTS))
+    own, rest = parser.parse_known_args(arguments)
+    parts = own.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"--parts: {unknown.pop()} is none of {', '.join(PARTS)}")
+    options = parse(
+        rest if any(one.startswith("--flows") for one in rest) else [*rest, "--flows", ",".join(WHOLE_FLOWS)]
+    )
+    try:
+        uvloop.run(run(options, parts))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        say("\nstopped")
+        return 130
+    except Unusable as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
