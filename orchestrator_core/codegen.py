@@ -7,6 +7,8 @@ The source is compiled once, kept with the plan and put into :mod:`linecache`, s
   does the exact form run, which names the reference that found nothing.
 - A chain of steps is a row of ``await``. Where steps can run at once, one line of them stays in the main coroutine and
   every other is a branch in a task: n steps that are ready together are n - 1 tasks and one ``await``.
+- A call with policies around it, or of which something is to be noted, is :class:`Guarded`: it is also given the run
+  and the step's number, and keeps the step's own timeout. Every other is awaited as it is.
 - A step with ``for_each`` makes a list of each item's values, of which :mod:`orchestrator_core.each` makes the results.
 """
 
@@ -16,7 +18,7 @@ import asyncio
 import keyword
 import linecache
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import define, evolve, field, frozen
@@ -40,6 +42,7 @@ from orchestrator_core.expressions import (
 )
 from orchestrator_core.plan import ITEM_ROOTS, Plan, PlannedStep
 from orchestrator_core.plugin_api import JSON
+from orchestrator_core.policies.notes import Guarded
 from orchestrator_core.run import OK, SKIPPED, Branches, Request, Run, clock, located
 
 Call = Callable[..., Awaitable[JSON]]
@@ -78,7 +81,7 @@ class Generated:
         if entry is not None and len(entry) == 4 and entry[2] is self.lines:
             del linecache.cache[self.filename]
 
-    def compile(self, calls: Mapping[str, Call | AtOnce]) -> Coroutine:
+    def compile(self, calls: Mapping[str, Call | AtOnce | Guarded]) -> Coroutine:
         """Return the coroutine function, bound to what each step calls."""
         each = {
             f"each_{step}": evolve(self.constants[f"each_{step}"], call=call)
@@ -88,7 +91,7 @@ class Generated:
         scope: dict[str, Any] = {
             **namespace(),
             **self.constants,
-            **{f"call_{step}": call for step, call in calls.items()},
+            **{f"call_{step}": call.call if isinstance(call, Guarded) else call for step, call in calls.items()},
             **each,
             "Branches": Branches,
             "LOOKUP": LOOKUP,
@@ -110,9 +113,9 @@ def _future() -> asyncio.Future[None]:
     return asyncio.get_running_loop().create_future()
 
 
-def generate(plan: Plan, generation: str = "") -> Generated:
-    """Write the module of a plan."""
-    return _Writer(plan, f"<plan {plan.id}{f' {generation}' if generation else ''}>").write()
+def generate(plan: Plan, generation: str = "", guarded: Collection[str] = ()) -> Generated:
+    """Write the module of a plan. ``guarded`` are the steps whose calls are given the run and the step's number."""
+    return _Writer(plan, f"<plan {plan.id}{f' {generation}' if generation else ''}>", guarded).write()
 
 
 # --- which steps run one after the other -----------------------------------------------------------------------------
@@ -147,8 +150,9 @@ def _chains(steps: Sequence[PlannedStep]) -> list[_Chain]:
 
 
 class _Writer:
-    def __init__(self, plan: Plan, filename: str) -> None:
+    def __init__(self, plan: Plan, filename: str, guarded: Collection[str]) -> None:
         self.plan = plan
+        self.guarded_calls = guarded
         self.filename = filename
         self.lines: list[str] = []
         self.depth = 0
@@ -329,12 +333,14 @@ class _Writer:
             exact = self.exact_call(f"{variable}_params", nodes)
             assignments = [(name, self.source(node)) for name, node in zip(arguments, nodes, strict=True)]
             self.guarded(assignments, f"({', '.join(arguments)},) = {exact}")
-        call = f"await call_{step.name}({', '.join(self.converted(step, arguments))})"
+        is_guarded = step.name in self.guarded_calls
+        head = ["run", str(self.index[step.name])] if is_guarded else []
+        call = f"await call_{step.name}({', '.join([*head, *self.converted(step, arguments)])})"
         facts = step.spec.facts.get(step.operation)
         if facts is not None and facts.degrades:
             call = f"run.settle({self.index[step.name]}, {call})"
         call = self.transformed(step, call)
-        if step.config.timeout is not None:
+        if step.config.timeout is not None and not is_guarded:
             self.line(f"async with timeout({float(step.config.timeout)!r}):")
             self.line(f"    {variable} = {call}")
         else:

@@ -11,7 +11,10 @@ from orchestrator_core.plugin_api import Execution, Identity, StepRecord
 
 
 def execution_json(execution: Execution) -> dict[str, Any]:
-    """Return the execution with times in milliseconds; ``started_at`` is ISO 8601 in UTC."""
+    """Return the execution with times in milliseconds; ``started_at`` is ISO 8601 in UTC.
+
+    A step has ``items``, ``items_failed``, ``cache``, ``breaker`` and ``waited_ms`` where there is something to say.
+    """
     return {
         "id": execution.id,
         "domain": execution.domain,
@@ -40,6 +43,9 @@ def _step_json(step: StepRecord) -> dict[str, Any]:
         "attempts": step.attempts,
         "error": step.error,
         **items,
+        **({"cache": step.cache} if step.cache else {}),
+        **({"breaker": step.breaker} if step.breaker else {}),
+        **({"waited_ms": _milliseconds(step.waited_seconds)} if step.waited_seconds else {}),
     }
 
 
@@ -73,6 +79,9 @@ def _step_of(document: Mapping[str, Any]) -> StepRecord:
         error=document["error"],
         items=document.get("items"),
         items_failed=document.get("items_failed", 0),
+        cache=document.get("cache", ""),
+        breaker=document.get("breaker", ""),
+        waited_seconds=document.get("waited_ms", 0.0) / 1000,
     )
 
 

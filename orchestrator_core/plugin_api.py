@@ -541,9 +541,14 @@ ExecutionStatus = Literal["ok", "degraded", "failed", "cancelled"]
 class StepRecord:
     """What one step did. Times are seconds, ``start_seconds`` counted from the start of the execution.
 
-    ``attempts`` is 0 for a step that was never called. ``error`` is the message of its failure, or empty. ``items`` is
-    how many items a step with ``for_each`` ran for, and ``items_failed`` how many of them have its default instead of a
-    result; the error is then that of the first.
+    ``attempts`` is how often the source was called: 0 for a step that was not, or that a cache answered; the items of
+    a ``for_each`` count as one attempt, and each further attempt of an item as one more. ``error`` is the message of
+    its failure, or empty. ``items`` is how many items a step with ``for_each`` ran for, and ``items_failed`` how many
+    of them have its default instead of a result; the error is then that of the first.
+
+    ``cache`` says how a cache answered: ``hit``, ``stale``, ``shared`` with a call that was under way, or not at all:
+    an empty string. ``breaker`` is ``open`` where the circuit breaker refused the call, ``half_open`` where the call
+    was its probe. ``waited_seconds`` is how long the call waited for its turn.
     """
 
     name: str
@@ -554,6 +559,9 @@ class StepRecord:
     error: str = ""
     items: int | None = None
     items_failed: int = 0
+    cache: str = ""
+    breaker: str = ""
+    waited_seconds: float = 0.0
 
 
 @frozen

@@ -35,9 +35,10 @@ from orchestrator_core.plugin_api import (
     Source,
 )
 from orchestrator_core.plugins import Registry
+from orchestrator_core.policies.notes import Guarded
 
 PlanKey = tuple[str, str]
-Call = Callable[..., Awaitable[JSON]] | AtOnce
+Call = Callable[..., Awaitable[JSON]] | Guarded | AtOnce
 
 
 @frozen
@@ -110,7 +111,8 @@ class ReadyPlan:
         self.models: dict[str, Slot] = {}
         self.request_only = {step.name: _request_only(step) for step in plan.steps}
         self.on_request_only = frozenset(step.name for step in plan.steps if not step.waits_for)
-        self.generated: Generated = generate(plan, generation)
+        guarded = {name for name, call in calls.items() if isinstance(call, Guarded)}
+        self.generated: Generated = generate(plan, generation, guarded)
         self.run: Coroutine = self.generated.compile(calls)
 
 

@@ -14,7 +14,7 @@ from aiohttp.helpers import rfc822_formatted_time
 
 from orchestrator_core.engine import Failure
 from orchestrator_core.errors import SourceError
-from orchestrator_core.run import OK, Run, clock
+from orchestrator_core.run import CACHED, OK, Run, clock
 
 JSON_TYPE = "application/json"
 PROBLEM_TYPE = "application/problem+json"
@@ -116,9 +116,12 @@ def run_headers(run: Run) -> str:
 def server_timing(run: Run) -> str:
     """Return ``customer_data;dur=1.234, engine;dur=0.056``: a metric per step and one for the engine's own time."""
     metrics = ""
+    cached = run.cached_steps() if run.notes else ()
     for name, step in zip(run.plan.step_names, run.steps, strict=True):
         if isinstance(step, tuple):
             status, start, stop, _ = step
+            if name in cached:
+                status = CACHED
             if status is OK:
                 metrics += f"{name};dur={(stop - start) * MILLI:.3f}, "
             else:
