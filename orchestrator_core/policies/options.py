@@ -76,3 +76,23 @@ class CacheOptions:
     max_entries: int = option(
         10_000, help="Most results kept in memory; the oldest used go first.", validator=_at_least_one
     )
+
+
+def _redis_url(instance: Any, attribute: Any, value: str) -> None:
+    if not value.startswith(("redis://", "rediss://")):
+        raise ValueError("expected redis://… or rediss://…")
+    if "?" in value or "#" in value:
+        raise ValueError("expected an address with nothing after it: options stand beside url")
+
+
+@frozen
+class SharedCacheOptions:
+    """A Redis that all processes keep cached results in, each beside its own memory."""
+
+    url: str = option(help="`redis://host:6379/0`, or `rediss://` for TLS.", validator=_redis_url)
+    secret: str = option("", help="Signs what is kept, so that others with access to the Redis cannot change it.")
+    prefix: str = option("orchestrator", help="What the names of all entries start with.")
+    timeout: Duration = option(
+        Duration(0.05), help="How long an answer may take; then a request does without.", validator=_positive
+    )
+    max_connections: int = option(20, help="Most connections of one process.", validator=_at_least_one)
