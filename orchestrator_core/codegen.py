@@ -57,6 +57,9 @@ _NOT_A_WORD = re.compile(r"\W", re.ASCII)
 _DERIVED_START = re.compile(r"_|call_|convert_|default_|each_|transform_|response")
 _DERIVED_END = re.compile(r"_(params|condition|wanted|ready|task|branch|list|each|given|[0-9]+)\Z")
 
+CACHE_KEY = "cache key"
+"""The name of the value that follows a call's parameters where its step says what tells cached results apart."""
+
 LOOKUP = (KeyError, TypeError, IndexError, ExpressionError)
 """What a plain subscript raises when a reference finds nothing, and an operator that cannot work on its operands."""
 
@@ -203,8 +206,13 @@ class _Writer:
         names = {reference.root for node in nodes for reference in references(node)}
         return [variable for root, variable in self.variables.items() if root in names]
 
+    def passed(self, step: PlannedStep) -> list[tuple[str, Node]]:
+        """Return what the call is given: the parameters and, behind them, what tells its result apart in a cache."""
+        key = step.cache_key if step.name in self.guarded_calls else None
+        return [*step.params, *([] if key is None else [(CACHE_KEY, key)])]
+
     def exact_params(self, step: PlannedStep) -> None:
-        nodes = [node for _, node in step.params]
+        nodes = [node for _, node in self.passed(step)]
         if step.for_each is not None:
             self.exact_items(step, step.for_each)
         elif any(not isinstance(node, Literal) for node in nodes):
@@ -215,7 +223,7 @@ class _Writer:
             self.exact(f"{self.variables[step.name]}_condition", [step.condition], f"return {condition}")
 
     def exact_items(self, step: PlannedStep, for_each: Node) -> None:
-        variable, nodes = self.variables[step.name], [node for _, node in step.params]
+        variable, nodes = self.variables[step.name], [node for _, node in self.passed(step)]
         if not isinstance(for_each, Literal):
             exact = emit(for_each, self.roots, exact=True)
             self.exact(f"{variable}_list", [for_each], f"return {exact}")
@@ -325,8 +333,9 @@ class _Writer:
             self.call_for_each(step, step.for_each)
             return
         variable = self.variables[step.name]
-        arguments = [f"{variable}_{_identifier(name)}_{index}" for index, (name, _) in enumerate(step.params)]
-        nodes = [node for _, node in step.params]
+        passed = self.passed(step)
+        arguments = [f"{variable}_{_identifier(name)}_{index}" for index, (name, _) in enumerate(passed)]
+        nodes = [node for _, node in passed]
         if all(isinstance(node, Literal) for node in nodes):
             arguments = [self.source(node) for node in nodes]
         else:
@@ -354,7 +363,7 @@ class _Writer:
 
     def call_for_each(self, step: PlannedStep, for_each: Node) -> None:
         variable, each = self.variables[step.name], f"each_{step.name}"
-        items, given, nodes = f"{variable}_each", f"{variable}_given", [node for _, node in step.params]
+        items, given, nodes = f"{variable}_each", f"{variable}_given", [node for _, node in self.passed(step)]
         self.constants[each] = _for_each(step, for_each, self.index[step.name])
         if isinstance(for_each, Literal):
             self.line(f"{items} = {self.source(for_each)}")
@@ -365,7 +374,7 @@ class _Writer:
         self.line("try:")
         self.depth += 1
         values = self.converted(step, [self.source(node) for node in nodes])
-        for index, (name, node) in enumerate(step.params):
+        for index, (name, node) in enumerate(self.passed(step)):
             if not _of_item(node) and (name in step.conversions or not isinstance(node, Literal)):
                 shared = f"{variable}_{_identifier(name)}_{index}"
                 self.line(f"{shared} = {values[index]}")

@@ -13,7 +13,8 @@ from orchestrator_core.plugin_api import Execution, Identity, StepRecord
 def execution_json(execution: Execution) -> dict[str, Any]:
     """Return the execution with times in milliseconds; ``started_at`` is ISO 8601 in UTC.
 
-    A step has ``items``, ``items_failed``, ``cache``, ``breaker`` and ``waited_ms`` where there is something to say.
+    It has ``cache`` and ``cached_from`` where a cache gave the whole answer. A step has ``items``, ``items_failed``,
+    ``cache``, ``breaker`` and ``waited_ms`` where there is something to say.
     """
     return {
         "id": execution.id,
@@ -29,6 +30,7 @@ def execution_json(execution: Execution) -> dict[str, Any]:
         "degraded": list(execution.degraded),
         "models": [identity_json(identity) for identity in execution.models],
         "error": execution.error,
+        **({"cache": execution.cache, "cached_from": execution.cached_from} if execution.cache else {}),
         "steps": [_step_json(step) for step in execution.steps],
     }
 
@@ -66,6 +68,8 @@ def execution_of(document: Mapping[str, Any]) -> Execution:
         models=tuple(Identity(**model) for model in document["models"]),
         steps=tuple(_step_of(step) for step in document["steps"]),
         error=document["error"],
+        cache=document.get("cache", ""),
+        cached_from=document.get("cached_from", ""),
     )
 
 

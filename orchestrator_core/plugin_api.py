@@ -224,6 +224,10 @@ class OperationFacts:
     ``fields`` are the names in the result, or ``None`` where they are not known; ``many`` says that the result is
     a list of such objects. ``inputs`` names the keys that an object parameter must have, such as
     ``{"features": ("income", "age")}``. ``degrades`` says that a result can be :class:`Degraded`.
+
+    ``idempotent`` says that a second call does no harm, as for a read: then the core tries again after a failure that
+    is :attr:`SourceError.transient`. ``in_process`` says that a call never leaves this process, so that nothing about
+    its failures is transient. Both are taken from the ``facts`` of the kind: they have to be known before it is opened.
     """
 
     required: tuple[str, ...] = ()
@@ -232,6 +236,8 @@ class OperationFacts:
     many: bool = False
     inputs: Mapping[str, tuple[str, ...]] = field(factory=dict)
     degrades: bool = False
+    idempotent: bool = False
+    in_process: bool = False
 
 
 @frozen
@@ -295,7 +301,8 @@ class SourceKind(Generic[Options]):
     passed to ``fetch``. With one, an undeclared operation is a problem unless ``undeclared_operations`` is true.
     ``facts`` tells, from the options alone and without touching the backend, what each operation takes.
     ``in_process`` says that a call may be answered without a pause of the event loop, as from memory or a local file:
-    steps that wait for something else are then begun before it.
+    steps that wait for something else are then begun before it. ``idempotent`` says that a second call of any of its
+    operations does no harm; where that differs, ``facts`` say so of each.
     """
 
     name: str
@@ -306,6 +313,7 @@ class SourceKind(Generic[Options]):
     undeclared_operations: bool = False
     facts: Callable[[Options, Mapping[str, Any]], Mapping[str, OperationFacts]] | None = None
     in_process: bool = False
+    idempotent: bool = False
 
 
 @frozen
@@ -320,6 +328,9 @@ class ModelKind(Generic[Options]):
 
     ``look`` tells what is known of the model without starting anything, for ``orchestrator check``; it raises as
     ``open`` does. A kind without it is opened and closed for that.
+
+    ``idempotent`` says that asking such a model twice does no harm, and ``in_process``, of a model's options, that it
+    is scored inside this process: see :class:`OperationFacts`.
     """
 
     name: str
@@ -328,6 +339,8 @@ class ModelKind(Generic[Options]):
     open: Callable[[Options, OpenContext], AbstractAsyncContextManager[Model]]
     aliases: tuple[str, ...] = ()
     look: Callable[[Options, OpenContext], Awaitable[ModelFacts | None]] | None = None
+    idempotent: bool = False
+    in_process: Callable[[Options], bool] | None = None
 
 
 @frozen
@@ -569,7 +582,8 @@ class Execution:
     """One run of an endpoint. ``started_at`` is a Unix time in seconds; durations are seconds.
 
     ``engine_seconds`` is the part of the duration in which no step was under way. ``generation`` is the hash of
-    the configuration that answered, ``models`` the identities of the models that were called.
+    the configuration that answered, ``models`` the identities of the models that were called. ``cache`` says how a
+    cache gave the whole answer (``hit``, ``stale`` or ``shared``), ``cached_from`` is the execution that made it then.
     """
 
     id: str
@@ -586,3 +600,5 @@ class Execution:
     models: tuple[Identity, ...]
     steps: tuple[StepRecord, ...]
     error: str = ""
+    cache: str = ""
+    cached_from: str = ""

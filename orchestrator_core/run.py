@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from math import inf
 from time import perf_counter, time
 from typing import Any, Protocol
 
 import structlog
+from attrs import frozen
 
 from orchestrator_core.errors import (
     DeadlineExceeded,
@@ -23,7 +25,7 @@ from orchestrator_core.errors import (
 )
 from orchestrator_core.expressions import MISSING, Missing
 from orchestrator_core.plugin_api import JSON, Degraded, Execution, ExecutionStatus, Identity, StepRecord, StepStatus
-from orchestrator_core.policies.notes import StepNote
+from orchestrator_core.policies.notes import Cached, StepNote
 
 log = structlog.get_logger("orchestrator.engine")
 
@@ -105,11 +107,26 @@ class Items:
         self.defect = False
 
 
+@frozen
+class KeptAnswer:
+    """Where the answer of a run is from that executed nothing: how the cache had it, whose it is, and since when.
+
+    ``made_at`` is a Unix time in seconds.
+    """
+
+    how: Cached
+    execution_id: str
+    made_at: float
+
+
 class NoDeadline:
     """The deadline of a run that is not being executed."""
 
     __slots__ = ()
     passed = False
+
+    def remaining(self) -> float:
+        return inf
 
 
 NO_DEADLINE = NoDeadline()
@@ -119,8 +136,8 @@ class Run:
     """One execution. ``steps`` has, by the plan's order, None, the start of a step under way, or its outcome.
 
     ``notes`` is what the policies around a step's call have to say of it, by the step's place in that order: None until
-    there is something. ``deadline`` is the request's own while it is being executed: a call that is cancelled learns
-    from ``deadline.passed`` whether time is up or the client has gone.
+    there is something; ``kept`` says the same of the whole answer. ``deadline`` is the request's own while it is being
+    executed: a call that is cancelled learns from ``deadline.passed`` whether time is up or the client has gone.
     """
 
     __slots__ = (
@@ -133,6 +150,7 @@ class Run:
         "http_status",
         "id",
         "items",
+        "kept",
         "notes",
         "plan",
         "started",
@@ -152,6 +170,7 @@ class Run:
         self.degraded_steps: tuple[str, ...] = ()
         self.items: dict[int, Items] | None = None
         self.notes: dict[int, StepNote] | None = None
+        self.kept: KeptAnswer | None = None
         self.deadline: Deadline | NoDeadline = NO_DEADLINE
         self.failed_step = ""
         self.failure: Exception | None = None
@@ -315,6 +334,8 @@ class Run:
             models=tuple(identity for identity, _ in self._identities().values()),
             steps=tuple(map(self._step_record, range(len(self.steps)))),
             error=self.error,
+            cache=self.kept.how if self.kept else "",
+            cached_from=self.kept.execution_id if self.kept else "",
         )
 
     def _identities(self) -> dict[str, tuple[Identity, StepStatus]]:
@@ -330,7 +351,7 @@ class Run:
     def _step_record(self, index: int) -> StepRecord:
         name, step = self.plan.step_names[index], self.steps[index]
         if step is None:
-            return StepRecord(name, CANCELLED)
+            return StepRecord(name, CACHED, cache=self.kept.how) if self.kept else StepRecord(name, CANCELLED)
         items = self.items.get(index) if self.items else None
         counts = (items.count, items.failed) if items else (None, 0)
         note = self.notes.get(index) if self.notes else None
@@ -466,6 +487,10 @@ class Deadline:
         if self._task is not None:
             self._task.cancel()
 
+    def remaining(self) -> float:
+        """Return how many seconds are left; 0 or less when it has passed."""
+        return self._timer.when() - asyncio.get_running_loop().time()
+
     def stop(self) -> None:
         self._timer.cancel()
 
@@ -486,6 +511,7 @@ __all__ = [
     "Branches",
     "Deadline",
     "Items",
+    "KeptAnswer",
     "NoDeadline",
     "Request",
     "Run",

@@ -43,6 +43,8 @@ def draw(execution: Execution, to: Console) -> None:
     head = Text(f"{execution.id}  {execution.domain}.{execution.endpoint}  ")
     head.append(execution.status, style=COLOURS[execution.status])
     head.append(f"  {execution.http_status}  {milliseconds(execution.duration_seconds)}")
+    if execution.cache:
+        head.append(f"  {_CACHES.get(execution.cache, execution.cache)}, of {execution.cached_from}", style="cyan")
     head.append(f"  (engine {milliseconds(execution.engine_seconds)})")
     to.print(head, soft_wrap=True)
     to.print(_bars(execution))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from functools import cache
 from http import HTTPStatus
+from time import time
 from typing import Any
 
 import orjson
@@ -106,8 +107,11 @@ def common_headers(execution_id: str, timing: str) -> str:
 
 
 def run_headers(run: Run) -> str:
-    """Return the headers of a finished run: its id, its step timings in milliseconds, and what is degraded."""
+    """Return the headers of a finished run: its id, its step timings in milliseconds, a cache, what is degraded."""
     headers = f"X-Execution-Id: {run.id}\r\nServer-Timing: {server_timing(run)}\r\n"
+    if run.kept is not None:
+        age = max(0, int(time() - run.kept.made_at))
+        headers += f"X-Orchestrator-Cache: {run.kept.how}\r\nAge: {age}\r\n"
     if run.degraded_steps:
         headers += f"X-Orchestrator-Degraded: {', '.join(run.degraded_steps)}\r\n"
     return headers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -13,6 +13,7 @@ import orjson
 import structlog
 from aiohttp import web
 
+from orchestrator_core.answer_cache import Make
 from orchestrator_core.engine import (
     CLIENT_CLOSED_REQUEST,
     execute,
@@ -38,8 +39,8 @@ from orchestrator_core.http.openapi import openapi
 from orchestrator_core.http.routing import ROOT, Route, listing, make_routes
 from orchestrator_core.plugin_api import JSON
 from orchestrator_core.reload import Live
-from orchestrator_core.run import Run, clock
-from orchestrator_core.snapshot import Snapshot
+from orchestrator_core.run import Request, Run, clock
+from orchestrator_core.snapshot import ReadyPlan, Snapshot
 from orchestrator_core.tracking import ExecutionLog
 
 log = structlog.get_logger("orchestrator.http")
@@ -99,7 +100,11 @@ class PublicApp:
                 raise SourceUnavailable("the service is shutting down")
             body = await read_json(request, ready.timeout) if request.body_exists else MISSING
             texts = parse_query(query) if query else _NO_QUERY
-            content = encode(await execute(ready, make_request(ready, params, texts, headers, body), run))
+            given = make_request(ready, params, texts, headers, body)
+            if ready.answers is None:
+                content = encode(await execute(ready, given, run))
+            else:
+                content = await ready.answers.answer(given, run, _make(ready), self._renewing(serving, ready))
         except asyncio.CancelledError as cancelled:
             finish(run, CLIENT_CLOSED_REQUEST, cancelled, serving.redact)
             raise
@@ -119,6 +124,30 @@ class PublicApp:
             if serving.logs_requests:
                 log_request(request, run)
         return response
+
+    def _renewing(self, serving: _Serving, ready: ReadyPlan) -> Callable[[Request], Awaitable[tuple[bytes, Run]]]:
+        """Return what makes a kept answer anew, in an execution that no client waits for."""
+        snapshot, make = serving.snapshot, _make(ready)
+
+        async def renew(given: Request) -> tuple[bytes, Run]:
+            run = Run(ready, new_execution_id())
+            snapshot.running += 1
+            try:
+                content = await make(given, run)
+            except asyncio.CancelledError as cancelled:
+                finish(run, CLIENT_CLOSED_REQUEST, cancelled, serving.redact)
+                raise
+            except Exception as error:
+                finish(run, failure_of(error, run, serving.redact).status, error, serving.redact)
+                raise
+            else:
+                finish(run, 200, None, serving.redact)
+            finally:
+                snapshot.leave()
+                self.executions.add(run)
+            return content, run
+
+        return renew
 
     # --- everything else -------------------------------------------------------------------------------------------
 
@@ -171,6 +200,13 @@ class PublicApp:
             if asset is not None:
                 return 200, asset.body, asset.content_type, asset.headers
         return None
+
+
+def _make(ready: ReadyPlan) -> Make:
+    async def make(given: Request, run: Run) -> bytes:
+        return encode(await execute(ready, given, run))
+
+    return make
 
 
 class _Serving:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from attrs import frozen
 
@@ -10,7 +10,7 @@ from orchestrator_core.plugin_api import Duration, option
 
 
 def _positive(instance: Any, attribute: Any, value: float | None) -> None:
-    if value is not None and value <= 0:
+    if value is not None and value is not False and value <= 0:
         raise ValueError(f"expected more than 0, got {value:g}")
 
 
@@ -96,3 +96,38 @@ class SharedCacheOptions:
         Duration(0.05), help="How long an answer may take; then a request does without.", validator=_positive
     )
     max_connections: int = option(20, help="Most connections of one process.", validator=_at_least_one)
+
+
+Off: TypeAlias = Literal[False]
+"""``false``, which switches a policy off."""
+
+
+@frozen
+class PolicyOptions:
+    """What every source takes besides its kind's own options. A key that the kind has itself stays the kind's."""
+
+    timeout: Duration | Off | None = option(
+        None, help="Longest time for one attempt; default the request's own `timeout`.", validator=_positive
+    )
+    retry: RetryOptions | bool | None = option(
+        None, help="Trying again after a transient failure; on by default for calls that are idempotent."
+    )
+    circuit_breaker: BreakerOptions | bool | None = option(
+        None, help="Refusing calls while the source fails; on by default."
+    )
+    concurrency: ConcurrencyOptions | Off | None = option(
+        None, help="How many calls are under way at once; unlimited by default."
+    )
+    cache: CacheOptions | Off | None = option(None, help="Keeping results; off by default.")
+
+
+@frozen
+class DefaultPolicies:
+    """The policies of every source that does not have its own."""
+
+    timeout: Duration | Off | None = option(None, help="Longest time for one attempt.", validator=_positive)
+    retry: RetryOptions | bool | None = option(None, help="Trying again after a transient failure.")
+    circuit_breaker: BreakerOptions | bool | None = option(None, help="Refusing calls while a source fails.")
+    concurrency: ConcurrencyOptions | Off | None = option(
+        None, help="How many calls of one source are under way at once."
+    )
