@@ -40,6 +40,7 @@ from orchestrator_core.plugin_api import (
 from orchestrator_core.plugins import Registry
 from orchestrator_core.policies.notes import Guarded
 from orchestrator_core.policies.shared import MissingExtra
+from orchestrator_core.stores import StoreSpec, find_store
 
 PlanKey = tuple[str, str]
 Call = Callable[..., Awaitable[JSON]] | Guarded | AtOnce
@@ -58,6 +59,7 @@ class Draft:
     endpoints: tuple[Compiled, ...]
     plans: Mapping[PlanKey, Plan]
     problems: tuple[Problem, ...]
+    store: StoreSpec | None = None
 
     @property
     def errors(self) -> list[Problem]:
@@ -67,7 +69,8 @@ class Draft:
 def draft(configuration: Configuration, registry: Registry) -> Draft:
     """Compile every endpoint. Pure computation: safe to run in a thread."""
     catalog = build_catalog(configuration, registry)
-    problems = [*configuration.problems, *registry.problems, *catalog.problems]
+    store, unfit_store = find_store(configuration, registry)
+    problems = [*configuration.problems, *registry.problems, *catalog.problems, *unfit_store]
     at = configuration.app_located
     said = at["policies"] if at is not None and "policies" in at.data else None
     defaults = Defaults(configuration.app.policies, said)
@@ -80,7 +83,7 @@ def draft(configuration: Configuration, registry: Registry) -> Draft:
         endpoints.append(compiled)
         if compiled.plan and not unfit:
             plans[endpoint.domain, endpoint.name] = compiled.plan
-    return Draft(configuration, registry, catalog, tuple(endpoints), plans, tuple(sorted(set(problems))))
+    return Draft(configuration, registry, catalog, tuple(endpoints), plans, tuple(sorted(set(problems))), store)
 
 
 def _declared_facts(step: PlannedStep) -> CallInspection:
@@ -182,6 +185,7 @@ class Snapshot:
         sources: Mapping[SourceKey, OpenSource],
         problems: Sequence[Problem],
         memory: Memory,
+        store: StoreSpec | None = None,
     ) -> None:
         self.configuration = configuration
         self.registry = registry
@@ -191,6 +195,7 @@ class Snapshot:
         self.sources = sources
         self.problems = tuple(problems)
         self.memory = memory
+        self.store = store
         self.running = 0
         self._idle: asyncio.Event | None = None
 
@@ -261,7 +266,9 @@ async def open_snapshot(
         await memory.release()
         await asyncio.gather(*(source.release() for source in opened.values()))
         raise
-    return Snapshot(prepared.configuration, prepared.registry, prepared.catalog, plans, opened, problems, memory)
+    return Snapshot(
+        prepared.configuration, prepared.registry, prepared.catalog, plans, opened, problems, memory, prepared.store
+    )
 
 
 async def _remember(prepared: Draft, opened: Mapping[SourceKey, OpenSource], previous: Snapshot | None) -> Memory:

@@ -99,6 +99,28 @@ class TrackingOptions:
     """Execution records."""
 
     capacity: int = option(1000, help="How many of the latest executions are kept in memory.", validator=_positive)
+    store: Mapping[str, Any] | None = option(
+        None, help="Where executions are kept for longer: {type: …} and the options of that type."
+    )
+    mode: Literal["buffered", "durable"] = option(
+        "buffered",
+        help="Buffered never holds up a request; durable answers once the execution is stored, else with 503.",
+    )
+    queue: int = option(
+        10_000, help="How many executions may wait for the store; those beyond are dropped.", validator=_at_least_one
+    )
+    retry_window: Duration = option(
+        Duration(60), help="How long an execution is tried again while the store fails; then it is dropped."
+    )
+    commit_timeout: Duration = option(
+        Duration(2), help="How long a durable answer waits for its execution to be stored.", validator=_positive
+    )
+    retention: Duration | None = option(
+        Duration(30 * 24 * 3600), help="How long the store keeps an execution; null for ever.", validator=_positive
+    )
+    max_executions: int | None = option(
+        None, help="How many executions the store keeps at most: the newest.", validator=_positive
+    )
 
 
 @frozen

@@ -41,7 +41,7 @@ from orchestrator_core.plugin_api import JSON
 from orchestrator_core.reload import Live
 from orchestrator_core.run import Request, Run, clock
 from orchestrator_core.snapshot import ReadyPlan, Snapshot
-from orchestrator_core.tracking import ExecutionLog
+from orchestrator_core.tracking import ExecutionLog, Unrecorded
 
 log = structlog.get_logger("orchestrator.http")
 
@@ -89,6 +89,7 @@ class PublicApp:
         ready, snapshot = route.ready, serving.snapshot
         headers = request.headers
         run = Run(ready, new_execution_id(), trace_id(headers))
+        waits = self.executions.durable
         snapshot.running += 1
         try:
             params = route.match(segments[4:])
@@ -98,6 +99,7 @@ class PublicApp:
                 raise BadRequest(f"{request.method} is not among the endpoint's methods", 405)
             if self.stopping:
                 raise SourceUnavailable("the service is shutting down")
+            self.executions.refuse()
             body = await read_json(request, ready.timeout) if request.body_exists else MISSING
             texts = parse_query(query) if query else _NO_QUERY
             given = make_request(ready, params, texts, headers, body)
@@ -106,11 +108,13 @@ class PublicApp:
             else:
                 content = await ready.answers.answer(given, run, _make(ready), self._renewing(serving, ready))
         except asyncio.CancelledError as cancelled:
+            waits = False
             finish(run, CLIENT_CLOSED_REQUEST, cancelled, serving.redact)
             raise
         except Exception as error:  # the one boundary at which every failure of a request becomes its answer
             failure = failure_of(error, run, serving.redact)
             finish(run, failure.status, error, serving.redact)
+            waits = waits and not isinstance(error, Unrecorded)
             lines = run_headers(run)
             if failure.status == 405:
                 lines += f"Allow: {', '.join(sorted(route.methods))}\r\n"
@@ -120,7 +124,24 @@ class PublicApp:
             response = Answer(200, content, JSON_TYPE, run_headers(run))
         finally:
             snapshot.leave()
-            self.executions.add(run)
+            stored = self.executions.add(run)
+            if serving.logs_requests and not waits:
+                log_request(request, run)
+        return await self._durable(request, serving, run, response, stored) if waits else response
+
+    async def _durable(
+        self, request: web.BaseRequest, serving: _Serving, run: Run, response: Answer, stored: bool
+    ) -> Answer:
+        """Return the answer once its execution is stored; a refusal in its place if that cannot be."""
+        try:
+            if not stored:
+                raise Unrecorded("too many executions are waiting for the store")
+            await self.executions.stored(run)
+        except Unrecorded as error:
+            failure = failure_of(error, None, serving.redact)
+            run.http_status, run.error = failure.status, failure.detail
+            response = problem(failure, run.id, run_headers(run), request.path)
+        finally:
             if serving.logs_requests:
                 log_request(request, run)
         return response
