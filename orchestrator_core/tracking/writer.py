@@ -36,6 +36,8 @@ FLUSH_SECONDS = 2.0
 """How long a question waits for what is on its way to the store."""
 OPEN_SECONDS = 10.0
 """How long the start waits for the store; then the service starts without it."""
+LAST_SECONDS = 5.0
+"""How long the end waits for the store to take what is left, at most."""
 PRUNE_EVERY_SECONDS = 60.0
 PRUNE_PAUSE_SECONDS = 0.05
 
@@ -347,7 +349,7 @@ class Writer:
 
 @asynccontextmanager
 async def writing(writer: Writer | None, grace_seconds: float) -> AsyncIterator[None]:
-    """Run a writer until the block is left, and then for as long as it needs, but no longer than the grace.
+    """Run a writer until the block is left, and then until all is written, a few seconds or the grace at most.
 
     Raises :class:`ConfigError` when the store can never be used as it is.
     """
@@ -365,7 +367,7 @@ async def writing(writer: Writer | None, grace_seconds: float) -> AsyncIterator[
         yield
     finally:
         writer.stop()
-        done, _ = await asyncio.wait([task], timeout=grace_seconds)
+        done, _ = await asyncio.wait([task], timeout=min(grace_seconds, LAST_SECONDS))
         if not done:
             writer.give_up()
             await asyncio.wait([task])

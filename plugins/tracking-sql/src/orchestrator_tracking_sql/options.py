@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from attrs import Attribute, frozen
+from attrs import Attribute, field, frozen
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -43,6 +43,10 @@ def _is_url(_: Any, __: Attribute[str], value: str) -> None:
     parse_url(value)
 
 
+def _without_password(value: str) -> str:
+    return parse_url(value).render_as_string(hide_password=True)
+
+
 def _positive(_: Any, attribute: Attribute[float], value: float | None) -> None:
     if value is not None and value <= 0:
         raise ValueError(f"{attribute.name} must be more than 0, not {value:g}")
@@ -52,10 +56,13 @@ def _positive(_: Any, attribute: Attribute[float], value: float | None) -> None:
 class SqlOptions:
     """A database for executions. Its tables are made, and brought up to date, when the service starts."""
 
-    url: str = option(
-        "sqlite:///executions.db",
-        help="sqlite:///path, relative to the configuration folder, or postgresql://user@host/database.",
+    url: str = field(
+        default="sqlite:///executions.db",
         validator=_is_url,
+        repr=_without_password,
+        metadata={
+            "help": "sqlite:///path, relative to the configuration folder, or postgresql://user@host/database.",
+        },
     )
     lock_timeout: Duration = option(
         Duration(1), help="How long a statement waits for a lock before it is tried again.", validator=_positive

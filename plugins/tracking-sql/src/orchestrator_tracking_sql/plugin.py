@@ -31,6 +31,7 @@ class SqlStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._insert = insert(database.dialect)
+        self._nested = database.dialect == "sqlite"
 
     async def add(self, executions: Sequence[Execution]) -> None:
         documents: list[str] = []
@@ -39,7 +40,7 @@ class SqlStore:
             if start:
                 await asyncio.sleep(0)  # this runs beside requests
             rows = [values_of(execution) for execution in executions[start : start + ROWS_BETWEEN_PAUSES]]
-            document = document_of(rows)
+            document = document_of(rows, nested=self._nested)
             if documents and size + len(document) <= LARGEST_DOCUMENT:
                 documents[-1] = f"{documents[-1][:-1]},{document[1:]}"
                 size += len(document)

@@ -16,7 +16,8 @@ COLUMNS = (
     *("id", "domain", "endpoint", "generation", "status", "http_status", "started_at", "duration_seconds"),
     *("engine_seconds", "trace_id", "error", "degraded", "models", "steps", "captured"),
 )
-JSON_COLUMNS = frozenset(("degraded", "models", "steps", "captured"))
+FIRST_JSON_COLUMN = COLUMNS.index("degraded")
+JSON_COLUMNS = frozenset(COLUMNS[FIRST_JSON_COLUMN:])
 
 _STEP_NAMES = tuple(field.name for field in attrs.fields(StepRecord))
 _IDENTITY_NAMES = tuple(field.name for field in attrs.fields(Identity))
@@ -47,12 +48,22 @@ def values_of(execution: Execution) -> Values:
     )
 
 
-def document_of(rows: Sequence[Values]) -> str:
-    """Return rows as one JSON document, which the database takes apart: one parameter for any number of rows."""
+def document_of(rows: Sequence[Values], *, nested: bool = True) -> str:
+    """Return rows as one JSON document, which the database takes apart: one parameter for any number of rows.
+
+    Without ``nested``, what goes into JSON columns is text of its own in it: PostgreSQL cannot take a document apart
+    that has a NUL in a string, though it can store one.
+    """
     try:
+        if not nested:
+            rows = [(*row[:FIRST_JSON_COLUMN], *map(_text_of, row[FIRST_JSON_COLUMN:])) for row in rows]
         return orjson.dumps(rows).decode()
     except TypeError:  # a lone surrogate, which can stand in a header and so in a message
-        return orjson.dumps(_valid(rows)).decode()
+        return document_of(_valid(rows), nested=nested)
+
+
+def _text_of(value: Any) -> str | None:
+    return None if value is None else orjson.dumps(value).decode()
 
 
 def _valid(value: Any) -> Any:

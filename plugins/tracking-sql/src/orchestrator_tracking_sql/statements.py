@@ -33,11 +33,7 @@ def insert(dialect: str) -> TextClause:
 
 
 def _of_postgresql(index: int, name: str) -> str:
-    if name == "captured":
-        return f"CASE json_typeof(value->{index}) WHEN 'null' THEN NULL ELSE value->{index} END"
-    if name in JSON_COLUMNS:
-        return f"value->{index}"
-    return f"CAST(value->>{index} AS {_NUMBERS.get(name, 'text')})"
+    return f"CAST(value->>{index} AS {'json' if name in JSON_COLUMNS else _NUMBERS.get(name, 'text')})"
 
 
 def found(query: Query) -> Select[Any]:
