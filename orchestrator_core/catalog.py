@@ -10,10 +10,11 @@ from attrs import field, frozen
 
 from orchestrator_core.config.model import Configuration, Section
 from orchestrator_core.config.structure import Located, kind_of, option_problem, structure
-from orchestrator_core.errors import Problem
+from orchestrator_core.errors import Problem, did_you_mean
 from orchestrator_core.models import ML, PREDICT, CommonOptions, MlOptions, ModelSpec, entries, operation_of
 from orchestrator_core.plugin_api import OperationFacts, SourceKind
 from orchestrator_core.plugins import Plugin, Registry
+from orchestrator_core.policies.options import PolicyOptions
 
 SourceKey = tuple[str, str, str]
 """Scope (``""`` or a domain's file), type and source id."""
@@ -21,9 +22,24 @@ SourceKey = tuple[str, str, str]
 DEFAULT_SOURCE = "default"
 
 
+POLICIES = tuple(attribute.name for attribute in attrs.fields(PolicyOptions))
+
+
+@frozen
+class SourcePolicies:
+    """What a source, or one model of it, says of the policies around its calls, and where that stands."""
+
+    options: PolicyOptions
+    located: Located = field(repr=False)
+
+
 @frozen
 class SourceSpec:
-    """A source as it is configured. ``places`` says where each operation stands."""
+    """A source as it is configured. ``places`` says where each operation stands.
+
+    ``policies`` is what it says of the policies around its calls: by ``""`` for all of them, and by operation what one
+    model says, which wins. A source whose policies alone have changed is the same source.
+    """
 
     key: SourceKey
     kind: SourceKind[Any]
@@ -33,6 +49,7 @@ class SourceSpec:
     facts: Mapping[str, OperationFacts] = field(eq=False)
     places: Mapping[str, Located] = field(eq=False, repr=False)
     located: Located | None = field(default=None, eq=False, repr=False)
+    policies: Mapping[str, SourcePolicies] = field(factory=dict, eq=False, repr=False)
 
     @property
     def label(self) -> str:
@@ -117,8 +134,11 @@ class _Builder:
             message = f"expected a mapping of names to operations, got {kind_of(own)}"
             self.problems.append(located.problem("ORC202", message, "operations"))
             own = {}
-        rest = {name: value for name, value in data.items() if name != "operations"}
+        policies: dict[str, SourcePolicies] = {}
+        rest, unfit = _without_policies(data, kind.options, "", located, policies)
+        rest.pop("operations", None)
         options, problems = structure(kind.options, Located(located.document, located.path, rest))
+        problems += unfit
         places = {**shared, **{name: located["operations"][name] for name in own or ()}}
         operations: dict[str, Any] = {}
         more: list[Problem] = []
@@ -129,7 +149,7 @@ class _Builder:
                 message, hint = "an ml source has no operations: its models are what steps call", "give models: {…}"
                 more.append(place.problem("ORC201", message, at_key=True, hint=hint))
             if options:
-                operations, places, found = self.models(options, located)
+                operations, places, found = self.models(options, located, policies)
                 more += found
         self.problems += [*problems, *more]
         if options is None or any(problem.severity == "error" for problem in more):
@@ -139,10 +159,10 @@ class _Builder:
         except ValueError as error:
             self.problems.append(option_problem(located, str(error), error))
             return None
-        return SourceSpec(key, kind, plugin, options, operations, facts, places, located)
+        return SourceSpec(key, kind, plugin, options, operations, facts, places, located, policies)
 
     def models(
-        self, options: MlOptions, located: Located
+        self, options: MlOptions, located: Located, policies: dict[str, SourcePolicies]
     ) -> tuple[dict[str, ModelSpec], dict[str, Located], list[Problem]]:
         operations: dict[str, ModelSpec] = {}
         places: dict[str, Located] = {}
@@ -156,7 +176,7 @@ class _Builder:
             problems.append(located.problem("ORC203", "there is no model in this source", at_key=True, hint=hint))
         for name, (path, data) in found.models.items():
             place = Located(located.document, (*located.path, *path), data)
-            spec, more = self.model(name, place, options.base_url)
+            spec, more = self.model(name, place, options.base_url, policies)
             problems += more
             if spec:
                 operations[operation_of(name)] = spec
@@ -181,12 +201,14 @@ class _Builder:
         unfit = [
             place.problem("ORC201", f"the fallback has no '{name}': it is called as it is", name, at_key=True)
             for name in data
-            if name in common
+            if name in common or name in set(POLICIES) - {"timeout"}
         ]
-        spec, problems = self.model("fallback", place, base_url)
+        spec, problems = self.model("fallback", place, base_url, {})
         return (None if unfit else spec), [*unfit, *problems]
 
-    def model(self, name: str, place: Located, base_url: str | None) -> tuple[ModelSpec | None, list[Problem]]:
+    def model(
+        self, name: str, place: Located, base_url: str | None, policies: dict[str, SourcePolicies]
+    ) -> tuple[ModelSpec | None, list[Problem]]:
         own = {attribute.name for attribute in attrs.fields(CommonOptions)}
         head = {key: value for key, value in place.data.items() if key in own}
         common, problems = structure(CommonOptions, Located(place.document, place.path, head))
@@ -197,7 +219,9 @@ class _Builder:
         if provided is None:
             code, message, hint = self.registry.missing("model type", type_name, self.registry.models)
             return None, [*problems, place.problem(code, message, "type", hint=hint)]
-        rest = {key: value for key, value in place.data.items() if key not in own}
+        others = {key: value for key, value in place.data.items() if key not in own}
+        rest, unfit = _without_policies(others, provided.kind.options, operation_of(name), place, policies)
+        problems += unfit
         if base_url is not None and "base_url" in {field.name for field in attrs.fields(provided.kind.options)}:
             rest.setdefault("base_url", base_url)
         options, more = structure(provided.kind.options, Located(place.document, place.path, rest))
@@ -214,6 +238,27 @@ class _Builder:
             nothing_to_say = attrs.has(options) and not attrs.fields(options)
             if nothing_to_say and key not in self.specs and key not in self.broken:
                 self.specs[key] = SourceSpec(key, provided.kind, provided.plugin, options(), {}, {}, {})
+
+
+def _without_policies(
+    data: Mapping[str, Any], options: Any, operation: str, place: Located, policies: dict[str, SourcePolicies]
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Return the data without the keys of policies, which are noted, but for those that the options have themselves."""
+    own = {attribute.name for attribute in attrs.fields(options)} if attrs.has(options) else set()
+    given = {key: value for key, value in data.items() if key in POLICIES and key not in own}
+    problems = []
+    for key in data.keys() - own - {*POLICIES, "operations"}:
+        hint = did_you_mean(key, (*own, *POLICIES))
+        if own and any(hint == f"did you mean '{policy}'?" for policy in set(POLICIES) - own):
+            problems.append(place.problem("ORC201", f"unknown key '{key}'", key, at_key=True, hint=hint))
+    misspelt = {key for key in data if any(f"unknown key '{key}'" == problem.message for problem in problems)}
+    if given:
+        located = Located(place.document, place.path, given)
+        policy_options, unfit = structure(PolicyOptions, located)
+        problems += unfit
+        if policy_options is not None:
+            policies[operation] = SourcePolicies(policy_options, located)
+    return {key: value for key, value in data.items() if key not in given and key not in misspelt}, problems
 
 
 def _operations(kind: SourceKind[Any], places: Mapping[str, Located]) -> tuple[dict[str, Any], list[Problem]]:

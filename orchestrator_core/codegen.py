@@ -7,6 +7,8 @@ The source is compiled once, kept with the plan and put into :mod:`linecache`, s
   does the exact form run, which names the reference that found nothing.
 - A chain of steps is a row of ``await``. Where steps can run at once, one line of them stays in the main coroutine and
   every other is a branch in a task: n steps that are ready together are n - 1 tasks and one ``await``.
+- A call with policies around it, or of which something is to be noted, is :class:`Guarded`: it is also given the run
+  and the step's number, and keeps the step's own timeout. Every other is awaited as it is.
 - A step with ``for_each`` makes a list of each item's values, of which :mod:`orchestrator_core.each` makes the results.
 """
 
@@ -16,7 +18,7 @@ import asyncio
 import keyword
 import linecache
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import define, evolve, field, frozen
@@ -40,6 +42,7 @@ from orchestrator_core.expressions import (
 )
 from orchestrator_core.plan import ITEM_ROOTS, Plan, PlannedStep
 from orchestrator_core.plugin_api import JSON
+from orchestrator_core.policies.notes import Guarded
 from orchestrator_core.run import OK, SKIPPED, Branches, Request, Run, clock, located
 
 Call = Callable[..., Awaitable[JSON]]
@@ -53,6 +56,9 @@ _NOT_A_WORD = re.compile(r"\W", re.ASCII)
 # The shapes of the names that are made from a step's variable; no variable of a step may have one of them.
 _DERIVED_START = re.compile(r"_|call_|convert_|default_|each_|transform_|response")
 _DERIVED_END = re.compile(r"_(params|condition|wanted|ready|task|branch|list|each|given|[0-9]+)\Z")
+
+CACHE_KEY = "cache key"
+"""The name of the value that follows a call's parameters where its step says what tells cached results apart."""
 
 LOOKUP = (KeyError, TypeError, IndexError, ExpressionError)
 """What a plain subscript raises when a reference finds nothing, and an operator that cannot work on its operands."""
@@ -78,7 +84,7 @@ class Generated:
         if entry is not None and len(entry) == 4 and entry[2] is self.lines:
             del linecache.cache[self.filename]
 
-    def compile(self, calls: Mapping[str, Call | AtOnce]) -> Coroutine:
+    def compile(self, calls: Mapping[str, Call | AtOnce | Guarded]) -> Coroutine:
         """Return the coroutine function, bound to what each step calls."""
         each = {
             f"each_{step}": evolve(self.constants[f"each_{step}"], call=call)
@@ -88,7 +94,7 @@ class Generated:
         scope: dict[str, Any] = {
             **namespace(),
             **self.constants,
-            **{f"call_{step}": call for step, call in calls.items()},
+            **{f"call_{step}": call.call if isinstance(call, Guarded) else call for step, call in calls.items()},
             **each,
             "Branches": Branches,
             "LOOKUP": LOOKUP,
@@ -110,9 +116,9 @@ def _future() -> asyncio.Future[None]:
     return asyncio.get_running_loop().create_future()
 
 
-def generate(plan: Plan, generation: str = "") -> Generated:
-    """Write the module of a plan."""
-    return _Writer(plan, f"<plan {plan.id}{f' {generation}' if generation else ''}>").write()
+def generate(plan: Plan, generation: str = "", guarded: Collection[str] = ()) -> Generated:
+    """Write the module of a plan. ``guarded`` are the steps whose calls are given the run and the step's number."""
+    return _Writer(plan, f"<plan {plan.id}{f' {generation}' if generation else ''}>", guarded).write()
 
 
 # --- which steps run one after the other -----------------------------------------------------------------------------
@@ -147,8 +153,9 @@ def _chains(steps: Sequence[PlannedStep]) -> list[_Chain]:
 
 
 class _Writer:
-    def __init__(self, plan: Plan, filename: str) -> None:
+    def __init__(self, plan: Plan, filename: str, guarded: Collection[str]) -> None:
         self.plan = plan
+        self.guarded_calls = guarded
         self.filename = filename
         self.lines: list[str] = []
         self.depth = 0
@@ -199,8 +206,13 @@ class _Writer:
         names = {reference.root for node in nodes for reference in references(node)}
         return [variable for root, variable in self.variables.items() if root in names]
 
+    def passed(self, step: PlannedStep) -> list[tuple[str, Node]]:
+        """Return what the call is given: the parameters and, behind them, what tells its result apart in a cache."""
+        key = step.cache_key if step.name in self.guarded_calls else None
+        return [*step.params, *([] if key is None else [(CACHE_KEY, key)])]
+
     def exact_params(self, step: PlannedStep) -> None:
-        nodes = [node for _, node in step.params]
+        nodes = [node for _, node in self.passed(step)]
         if step.for_each is not None:
             self.exact_items(step, step.for_each)
         elif any(not isinstance(node, Literal) for node in nodes):
@@ -211,7 +223,7 @@ class _Writer:
             self.exact(f"{self.variables[step.name]}_condition", [step.condition], f"return {condition}")
 
     def exact_items(self, step: PlannedStep, for_each: Node) -> None:
-        variable, nodes = self.variables[step.name], [node for _, node in step.params]
+        variable, nodes = self.variables[step.name], [node for _, node in self.passed(step)]
         if not isinstance(for_each, Literal):
             exact = emit(for_each, self.roots, exact=True)
             self.exact(f"{variable}_list", [for_each], f"return {exact}")
@@ -321,20 +333,23 @@ class _Writer:
             self.call_for_each(step, step.for_each)
             return
         variable = self.variables[step.name]
-        arguments = [f"{variable}_{_identifier(name)}_{index}" for index, (name, _) in enumerate(step.params)]
-        nodes = [node for _, node in step.params]
+        passed = self.passed(step)
+        arguments = [f"{variable}_{_identifier(name)}_{index}" for index, (name, _) in enumerate(passed)]
+        nodes = [node for _, node in passed]
         if all(isinstance(node, Literal) for node in nodes):
             arguments = [self.source(node) for node in nodes]
         else:
             exact = self.exact_call(f"{variable}_params", nodes)
             assignments = [(name, self.source(node)) for name, node in zip(arguments, nodes, strict=True)]
             self.guarded(assignments, f"({', '.join(arguments)},) = {exact}")
-        call = f"await call_{step.name}({', '.join(self.converted(step, arguments))})"
+        is_guarded = step.name in self.guarded_calls
+        head = ["run", str(self.index[step.name])] if is_guarded else []
+        call = f"await call_{step.name}({', '.join([*head, *self.converted(step, arguments)])})"
         facts = step.spec.facts.get(step.operation)
         if facts is not None and facts.degrades:
             call = f"run.settle({self.index[step.name]}, {call})"
         call = self.transformed(step, call)
-        if step.config.timeout is not None:
+        if step.config.timeout is not None and not is_guarded:
             self.line(f"async with timeout({float(step.config.timeout)!r}):")
             self.line(f"    {variable} = {call}")
         else:
@@ -348,7 +363,7 @@ class _Writer:
 
     def call_for_each(self, step: PlannedStep, for_each: Node) -> None:
         variable, each = self.variables[step.name], f"each_{step.name}"
-        items, given, nodes = f"{variable}_each", f"{variable}_given", [node for _, node in step.params]
+        items, given, nodes = f"{variable}_each", f"{variable}_given", [node for _, node in self.passed(step)]
         self.constants[each] = _for_each(step, for_each, self.index[step.name])
         if isinstance(for_each, Literal):
             self.line(f"{items} = {self.source(for_each)}")
@@ -359,7 +374,7 @@ class _Writer:
         self.line("try:")
         self.depth += 1
         values = self.converted(step, [self.source(node) for node in nodes])
-        for index, (name, node) in enumerate(step.params):
+        for index, (name, node) in enumerate(self.passed(step)):
             if not _of_item(node) and (name in step.conversions or not isinstance(node, Literal)):
                 shared = f"{variable}_{_identifier(name)}_{index}"
                 self.line(f"{shared} = {values[index]}")

@@ -19,9 +19,17 @@ from typing import Any, Literal, Union, get_args, get_origin
 import attrs
 from attrs import Factory, define, field
 
-from orchestrator_core.config.model import UNSET, AppConfig, DomainFile, EndpointConfig, StepConfig, StepTransforms
+from orchestrator_core.config.model import (
+    UNSET,
+    AppConfig,
+    DomainFile,
+    EndpointConfig,
+    StepConfig,
+    StepTransforms,
+    TrackingOptions,
+)
 from orchestrator_core.models import ML, CommonOptions, MlOptions
-from orchestrator_core.plugin_api import Duration, ModelKind, Size, SourceKind
+from orchestrator_core.plugin_api import Duration, ModelKind, Size, SourceKind, StoreKind
 from orchestrator_core.plugins import Registry
 
 Schema = dict[str, Any]
@@ -62,6 +70,7 @@ def config_schemas(registry: Registry) -> dict[str, Schema]:
 
 def _config_file(registry: Registry) -> Schema:
     types_ = _Types(placeholders=True)
+    types_.define(TrackingOptions, {"store": types_.store(registry)})
     own = types_.properties(AppConfig)
     sections = {name: types_.section(provided.kind, registry) for name, provided in sorted(registry.sources.items())}
     return types_.document("config.yaml", {**own, **sections})
@@ -214,6 +223,20 @@ class _Types:
                 schema |= _default(default)
             found[attribute.name] = schema
         return found
+
+    def store(self, registry: Registry) -> Schema:
+        """Return the schema of ``tracking.store``, which has the options of its type."""
+        kinds: dict[str, StoreKind[Any]] = {name: given.kind for name, given in sorted(registry.stores.items())}
+        names = self._string({"enum": list(kinds)}, True)
+        choices = []
+        for name, kind in kinds.items():
+            choice: Schema = {"properties": {"type": names, **self.properties(kind.options)}}
+            if required := required_options(kind.options):
+                choice["required"] = required
+            condition = {"properties": {"type": {"const": name}}, "required": ["type"]}
+            choices.append({"if": condition, "then": {**choice, "additionalProperties": False}})
+        schema: Schema = {"type": "object", "properties": {"type": names}, "required": ["type"]}
+        return _or_null(schema | ({"allOf": choices} if choices else {}))
 
     # --- sections of source types ----------------------------------------------------------------------------------
 

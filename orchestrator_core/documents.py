@@ -11,7 +11,11 @@ from orchestrator_core.plugin_api import Execution, Identity, StepRecord
 
 
 def execution_json(execution: Execution) -> dict[str, Any]:
-    """Return the execution with times in milliseconds; ``started_at`` is ISO 8601 in UTC."""
+    """Return the execution with times in milliseconds; ``started_at`` is ISO 8601 in UTC.
+
+    It has ``cache`` and ``cached_from`` where a cache gave the whole answer. A step has ``items``, ``items_failed``,
+    ``cache``, ``breaker`` and ``waited_ms`` where there is something to say.
+    """
     return {
         "id": execution.id,
         "domain": execution.domain,
@@ -26,6 +30,7 @@ def execution_json(execution: Execution) -> dict[str, Any]:
         "degraded": list(execution.degraded),
         "models": [identity_json(identity) for identity in execution.models],
         "error": execution.error,
+        **({"cache": execution.cache, "cached_from": execution.cached_from} if execution.cache else {}),
         "steps": [_step_json(step) for step in execution.steps],
     }
 
@@ -40,6 +45,9 @@ def _step_json(step: StepRecord) -> dict[str, Any]:
         "attempts": step.attempts,
         "error": step.error,
         **items,
+        **({"cache": step.cache} if step.cache else {}),
+        **({"breaker": step.breaker} if step.breaker else {}),
+        **({"waited_ms": _milliseconds(step.waited_seconds)} if step.waited_seconds else {}),
     }
 
 
@@ -60,6 +68,8 @@ def execution_of(document: Mapping[str, Any]) -> Execution:
         models=tuple(Identity(**model) for model in document["models"]),
         steps=tuple(_step_of(step) for step in document["steps"]),
         error=document["error"],
+        cache=document.get("cache", ""),
+        cached_from=document.get("cached_from", ""),
     )
 
 
@@ -73,6 +83,9 @@ def _step_of(document: Mapping[str, Any]) -> StepRecord:
         error=document["error"],
         items=document.get("items"),
         items_failed=document.get("items_failed", 0),
+        cache=document.get("cache", ""),
+        breaker=document.get("breaker", ""),
+        waited_seconds=document.get("waited_ms", 0.0) / 1000,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 from attrs import field, frozen
@@ -25,6 +26,7 @@ from orchestrator_core.errors import (
 )
 from orchestrator_core.expressions.values import kind
 from orchestrator_core.plugin_api import JSON, Degraded
+from orchestrator_core.policies.notes import Guarded
 from orchestrator_core.run import Branches, Request, Run, request_pointer
 
 __all__ = ["AtOnce", "ForEach"]
@@ -42,7 +44,7 @@ ITEMS_BETWEEN_PAUSES = 8
 class AtOnce:
     """A call that takes the values of all items."""
 
-    call: Callable[[Sequence[Values]], Awaitable[Answers]]
+    call: Callable[[Sequence[Values]], Awaitable[Answers]] | Guarded
 
 
 @frozen
@@ -62,7 +64,7 @@ class ForEach:
     reference: str
     on_request_only: bool
     paths: Mapping[str, str] = field(factory=dict)
-    call: Callable[..., Awaitable[JSON]] | AtOnce | None = None
+    call: Callable[..., Awaitable[JSON]] | Guarded | AtOnce | None = None
 
     def check(self, run: Run, items: Any) -> None:
         """Note how many items there are. Raise unless they are in a list."""
@@ -157,10 +159,17 @@ class _Calls:
         self.finish = finish
         self.unsettled = len(todo)
 
+    def knowing(self, call: Any) -> Callable[..., Awaitable[Any]]:
+        """Return the call as it takes its values alone."""
+        bound: Callable[..., Awaitable[Any]] = (
+            partial(call.call, self.run, self.step.index) if isinstance(call, Guarded) else call
+        )
+        return bound
+
     async def at_once(self, many: AtOnce) -> None:
         step, items = self.step, list(self.todo)
         try:
-            answers = await many.call([values for _, values in items])
+            answers = await self.knowing(many.call)([values for _, values in items])
             if len(answers) != len(items):
                 raise SourceError(f"the source returned {len(answers)} results for {len(items)} items")
         except Exception as error:  # it is every item's
@@ -186,13 +195,13 @@ class _Calls:
             raise await branches.end(error)  # noqa: B904  # the first failure there was, as it was raised
 
     async def work(self) -> None:
-        call, todo = self.step.call, self.todo
+        call, todo = self.knowing(self.step.call), self.todo
         while todo:
             position, values = todo.popleft()
             if position % ITEMS_BETWEEN_PAUSES == ITEMS_BETWEEN_PAUSES - 1:
                 await asyncio.sleep(0)  # for calls that never wait, and would hold up every other request
             try:
-                answer = await call(*values)  # type: ignore[operator,misc]  # bound, and not to one for all
+                answer = await call(*values)
             except Exception as error:  # it is this item's: see fail
                 self.fail(position, error)
             else:

@@ -24,7 +24,17 @@ from orchestrator_core.errors import (
 )
 from orchestrator_core.expressions import MISSING, Missing
 from orchestrator_core.plugin_api import JSON
-from orchestrator_core.run import CLIENT_CLOSED_REQUEST, Deadline, Request, Run, clock, culprit, describe, request_error
+from orchestrator_core.run import (
+    CLIENT_CLOSED_REQUEST,
+    NO_DEADLINE,
+    Deadline,
+    Request,
+    Run,
+    clock,
+    culprit,
+    describe,
+    request_error,
+)
 from orchestrator_core.schemas import coerce, coerce_all
 from orchestrator_core.snapshot import ReadyPlan
 
@@ -77,7 +87,7 @@ def make_request(
 
 async def execute(ready: ReadyPlan, request: Request, run: Run) -> JSON:
     """Run the plan. Raises what failed it; when it returns or raises, nothing of the run is left running."""
-    deadline = Deadline(ready.timeout - (clock() - run.started), get_running_loop())
+    run.deadline = deadline = Deadline(ready.timeout - (clock() - run.started), get_running_loop())
     try:
         result = await ready.run(request, run)
     except asyncio.CancelledError:
@@ -86,6 +96,7 @@ async def execute(ready: ReadyPlan, request: Request, run: Run) -> JSON:
         raise _deadline_error(ready, run) from None
     finally:
         deadline.stop()
+        run.deadline = NO_DEADLINE  # the run is kept: it must not keep the task
     schema = ready.plan.output
     if schema is not None and (errors := schema.errors(result)):
         what = "; ".join(f"{error['pointer'] or 'the answer'} {error['message']}" for error in errors[:3])

@@ -25,7 +25,9 @@ __all__ = [
     "MissingReference",
     "OrchestratorError",
     "Problem",
+    "Refused",
     "SourceError",
+    "SourceTimeout",
     "SourceUnavailable",
     "did_you_mean",
 ]
@@ -142,6 +144,16 @@ class SourceError(OrchestratorError):
         self.transient = transient
 
 
+class SourceTimeout(SourceError):
+    """504: one attempt of a call took longer than the source's ``timeout``. The next may not."""
+
+    status = 504
+    title = "deadline passed"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, transient=True)
+
+
 class SourceUnavailable(OrchestratorError):
     """503 with ``Retry-After``: nothing was tried, because the source, model or service is not ready for it.
 
@@ -157,6 +169,13 @@ class SourceUnavailable(OrchestratorError):
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
         self.started = started
+
+
+class Refused(SourceUnavailable):
+    """503: this service did not let the call through, which tells nothing about the source.
+
+    Its circuit breaker is open, its queue is full, or the model is not ready.
+    """
 
 
 class DeadlineExceeded(OrchestratorError):

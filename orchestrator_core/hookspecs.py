@@ -7,7 +7,7 @@ from typing import Any
 
 import pluggy
 
-from orchestrator_core.plugin_api import PROJECT, Execution, ModelKind, SourceKind, TransformerKind
+from orchestrator_core.plugin_api import PROJECT, Execution, ModelKind, SourceKind, StoreKind, TransformerKind
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 
@@ -37,6 +37,16 @@ def orchestrator_transformers() -> Iterable[TransformerKind[Any]]:  # type: igno
     """Return the transformers that the plugin provides.
 
     Called once when plugins are discovered. Two plugins that provide the same name are an error that names both.
+
+    .. versionadded:: 0.1
+    """
+
+
+@hookspec
+def orchestrator_execution_stores() -> Iterable[StoreKind[Any]]:  # type: ignore[empty-body]
+    """Return the stores of executions that the plugin provides.
+
+    Called once when plugins are discovered. Two plugins that provide the same type are an error that names both.
 
     .. versionadded:: 0.1
     """

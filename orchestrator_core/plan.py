@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -9,6 +10,7 @@ from typing import Any
 
 from attrs import define, evolve, field, frozen
 
+from orchestrator_core.applied import Applied, Defaults, Policy, applied
 from orchestrator_core.catalog import Catalog, SourceSpec
 from orchestrator_core.config.model import (
     RESERVED_ROOTS,
@@ -23,18 +25,22 @@ from orchestrator_core.config.structure import Located, option_problem, structur
 from orchestrator_core.config.yaml import DataPath
 from orchestrator_core.errors import InvalidParam, Problem, SourceError, did_you_mean
 from orchestrator_core.expressions import (
+    ArrayNode,
+    CompiledValue,
     ExpressionSyntaxError,
     Literal,
     Node,
     ObjectNode,
     Reference,
     TemplateNode,
+    compile_value,
     parse,
     parse_value,
     references,
 )
 from orchestrator_core.plugin_api import JSON
 from orchestrator_core.plugins import Registry
+from orchestrator_core.policies.options import CacheOptions
 from orchestrator_core.schemas import FOREIGN_REFERENCE, RequestSchema, SchemaError, compile_schema
 
 REQUEST_PARTS = ("path_params", "query_params", "headers", "body")
@@ -50,7 +56,11 @@ Transform = Callable[[JSON], JSON]
 
 @frozen
 class PlannedStep:
-    """A step of a plan. ``waits_for`` are the steps whose results, or mere ends, it needs."""
+    """A step of a plan. ``waits_for`` are the steps whose results, or mere ends, it needs.
+
+    ``cache_key`` is what tells its results apart in a cache where the step says so by an expression, and
+    ``source_cache_key`` where its source does, on ``$params``.
+    """
 
     name: str
     config: StepConfig
@@ -63,12 +73,27 @@ class PlannedStep:
     transforms: tuple[Transform, ...]
     conversions: Mapping[str, Transform]
     located: Located = field(repr=False)
+    policies: Applied
     for_each: Node | None = None
+    cache_key: Node | None = None
+    source_cache_key: CompiledValue | None = None
 
     @property
     def optional(self) -> bool:
         """Return whether the request goes on when the step fails."""
         return not self.config.required or self.config.default is not UNSET
+
+
+@frozen
+class AnswerCache:
+    """How an endpoint's answers are kept. ``key`` tells them apart; None for all that they can depend on.
+
+    That is the path and query parameters, the body and, of the headers, ``headers``.
+    """
+
+    options: CacheOptions
+    key: Node | None
+    headers: tuple[str, ...]
 
 
 @frozen
@@ -92,10 +117,16 @@ class Plan:
     input: RequestSchema | None
     output: RequestSchema | None
     located: Located = field(repr=False)
+    cache: AnswerCache | None = None
 
     @property
     def id(self) -> str:
         return f"{self.domain}.{self.name}"
+
+    @property
+    def guarded(self) -> frozenset[str]:
+        """Return the steps whose calls have policies around them."""
+        return frozenset(step.name for step in self.steps if step.policies.any)
 
     @property
     def answers_with(self) -> str | None:
@@ -105,9 +136,16 @@ class Plan:
         return self.steps[0].name if len(self.steps) == 1 else None
 
 
-def compile_plan(endpoint: Endpoint, catalog: Catalog, registry: Registry, *, incomplete: bool = False) -> Compiled:
+def compile_plan(
+    endpoint: Endpoint,
+    catalog: Catalog,
+    registry: Registry,
+    *,
+    incomplete: bool = False,
+    defaults: Defaults | None = None,
+) -> Compiled:
     """Check an endpoint and compile it. ``incomplete`` silences what an unreadable file would explain."""
-    return _Compiler(endpoint, catalog, registry, incomplete).compile()
+    return _Compiler(endpoint, catalog, registry, incomplete, defaults or Defaults()).compile()
 
 
 @frozen
@@ -130,15 +168,16 @@ class _Compiler:
     catalog: Catalog
     registry: Registry
     incomplete: bool
+    defaults: Defaults
     problems: list[Problem] = field(factory=list)
     references: list[tuple[Reference, Located, DataPath]] = field(factory=list)
 
     def compile(self) -> Compiled:
         config, located = self.endpoint.config, self.endpoint.located
         steps = self.unique_steps()
-        self.not_available(config, located)
         planned = [item for step in steps if (item := self.step(step))]
         response = self.response(config, located)
+        answer_key = self.answer_key(config, located)
         self.unreadable()
         names = {step.config.name for step in steps} | self.endpoint.unreadable_names
         self.check_references(names, {step.config.name: step for step in steps})
@@ -169,7 +208,10 @@ class _Compiler:
             input=input_schema,
             output=output_schema,
             located=located,
+            cache=self.answer_cache(config, located, answer_key, asked),
         )
+        if any(problem.severity == "error" for problem in self.problems):
+            return Compiled(None, tuple(self.problems), tuple(planned), response, located)
         return Compiled(plan, tuple(self.problems), tuple(planned), response, located)
 
     def report(self, located: Located, code: str, message: str, *sub: str | int, **place: Any) -> None:
@@ -187,16 +229,6 @@ class _Compiler:
                 self.report(step.located, "ORC410", message, "name", hint=f"the first is at line {line}")
         return list(steps.values())
 
-    def not_available(self, config: EndpointConfig, located: Located) -> None:
-        """Warn of policies that the format has and this version does not carry out."""
-        asked = [(located, "cache", config.cache)]
-        for step in self.endpoint.steps:
-            asked += [(step.located, "cache", step.config.cache), (step.located, "retry", step.config.retry)]
-        for place, key, value in asked:
-            if value is not None:
-                message = f"'{key}' is not available in this version: it has no effect"
-                self.problems.append(place.problem("ORC210", message, key, at_key=True).as_warning())
-
     def unreadable(self) -> None:
         """Check the expressions of the entries that are no steps for other reasons."""
         for entry in self.endpoint.unreadable:
@@ -210,6 +242,7 @@ class _Compiler:
         params = self.params(config, located)
         condition = self.condition(config, located)
         for_each = self.for_each(config, located)
+        cache_key = self.step_cache_key(config, located)
         referred = {_step_of(reference) for reference, _, _ in self.references[start:]} - set(RESERVED_ROOTS)
         for index, name in enumerate(config.depends_on):
             self.known_step(name, located, "depends_on", index)
@@ -219,6 +252,7 @@ class _Compiler:
         operation = self.operation(spec, config, located) if spec else None
         if spec is None or operation is None or params is None:
             return None
+        policies = applied(self.defaults, spec, operation, config, located)
         waits_for = frozenset((referred | set(config.depends_on)) - {config.name})
         return PlannedStep(
             config.name,
@@ -232,8 +266,95 @@ class _Compiler:
             transforms,
             conversions,
             located,
+            policies,
             for_each,
+            cache_key,
+            self.source_cache_key(policies.cache, spec, operation, config) if cache_key is None else None,
         )
+
+    # --- what tells cached results apart ---------------------------------------------------------------------------
+
+    def step_cache_key(self, config: StepConfig, located: Located) -> Node | None:
+        """Return the step's own key where it is an expression; names have to be those of parameters."""
+        key = config.cache.key if isinstance(config.cache, CacheOptions) else None
+        if isinstance(key, str) and _is_expression(key):
+            return self.parse(key, located, ("cache", "key"))
+        self.check_key_names(key, config, located, "cache", "key")
+        return None
+
+    def source_cache_key(
+        self, cache: Policy, spec: SourceSpec, operation: str, config: StepConfig
+    ) -> CompiledValue | None:
+        """Return the key that the source, or the model, has for the calls of all steps, where it is an expression."""
+        if cache.options is None or (isinstance(config.cache, CacheOptions) and config.cache.key is not None):
+            return None
+        for said in (spec.policies.get(operation), spec.policies.get("")):
+            key = said.options.cache.key if said and isinstance(said.options.cache, CacheOptions) else None
+            if said is None or key is None:
+                continue
+            if not isinstance(key, str) or not _is_expression(key):
+                self.check_key_names(key, config, said.located, "cache", "key")
+                return None
+            try:
+                compiled = compile_value(key, ("params",))
+            except ValueError as error:
+                self.report(said.located, "ORC501", str(error), "cache", "key")
+                return None
+            for reference in compiled.references:
+                name = str(reference.path[0]) if reference.path else ""
+                if name and name not in config.params and not reference.guarded:
+                    message = f"{reference.text} is not there: the step '{config.name}' passes no parameter '{name}'"
+                    hint = did_you_mean(name, config.params)
+                    self.report(said.located, "ORC407", message, "cache", "key", hint=hint, **place_of(reference))
+            return compiled
+        return None
+
+    def check_key_names(
+        self, key: str | tuple[str, ...] | None, config: StepConfig, located: Located, *at: str
+    ) -> None:
+        names = [(key, at)] if isinstance(key, str) else [(name, (*at, place)) for place, name in enumerate(key or ())]
+        for name, where in names:
+            if name not in config.params:
+                message = f"the step '{config.name}' passes no parameter '{name}'"
+                self.report(located, "ORC407", message, *where, hint=did_you_mean(name, config.params))
+
+    def answer_key(self, config: EndpointConfig, located: Located) -> Node | None:
+        """Return the key of the endpoint's own cache: an expression on the request, or names of what is in it."""
+        key = config.cache.key if isinstance(config.cache, CacheOptions) else None
+        if key is None:
+            return None
+        if isinstance(key, str) and _is_expression(key):
+            start = len(self.references)
+            node = self.parse(key, located, ("cache", "key"))
+            for reference, _, path in self.references[start:]:
+                if reference.root not in ("request",):
+                    message = f"{reference.text} is not there yet: the cache is asked before any step is called"
+                    hint = "the key is made of the request alone: $request…"
+                    self.report(located, "ORC503", message, *path, hint=hint, **place_of(reference))
+            self.references[start:] = [found for found in self.references[start:] if found[0].root == "request"]
+            return node
+        names = [(key, ())] if isinstance(key, str) else [(name, (place,)) for place, name in enumerate(key)]
+        declared = (config.input_schema or {}).get("properties") or {}
+        known = {*declared, *_PARAMETER.findall(config.path or "")}
+        for name, at in names:
+            if known and name not in known:
+                message = f"the request has no '{name}'"
+                self.report(located, "ORC503", message, "cache", "key", *at, hint=did_you_mean(name, known))
+        return ArrayNode(tuple(parse_value(f"$request[{json.dumps(name)}] ?? null") for name, _ in names))
+
+    def answer_cache(
+        self, config: EndpointConfig, located: Located, key: Node | None, asked: Sequence[Reference]
+    ) -> AnswerCache | None:
+        if not isinstance(config.cache, CacheOptions):
+            return None
+        headers = {str(reference.path[1]).lower() for reference in asked if _is_header(reference)}
+        everything = next((found for found in asked if found.path in ((), ("headers",))), None)
+        if key is None and everything is not None:
+            message = f"the answer depends on all headers of a request, by {everything.text}: no two need be the same"
+            self.report(located, "ORC204", message, "cache", at_key=True, hint="say what tells answers apart: key")
+        return AnswerCache(config.cache, key, tuple(sorted(headers)) if key is None else ())
+
+    # --- what is called --------------------------------------------------------------------------------------------
 
     def source(self, config: StepConfig, located: Located) -> SourceSpec | None:
         type_name, source_id, scope = config.type, config.source_id, self.endpoint.scope
@@ -423,7 +544,7 @@ class _Compiler:
 
     def check_item(self, reference: Reference, located: Located, path: DataPath, place: dict[str, Any]) -> None:
         """Report ``$item`` and ``$index`` where there is no item, and fields of a number."""
-        if not _runs_for_each(located) or path[:1] != ("params",):
+        if not _runs_for_each(located) or path[:1] not in (("params",), ("cache",)):
             message = f"{reference.text} is known only in the params of a step with for_each"
             hint = "give the step for_each: the list to run over"
             if path[:1] == ("for_each",):
@@ -661,6 +782,15 @@ def parse_condition(value: Any) -> Node:
     if value is None:
         return Literal(True)
     return parse(value)
+
+
+def _is_expression(key: str) -> bool:
+    """Return whether a cache's key is an expression, not the name of a parameter."""
+    return key.startswith("$") or "{{" in key
+
+
+def _is_header(reference: Reference) -> bool:
+    return reference.path[:1] == ("headers",) and len(reference.path) > 1
 
 
 def _step_of(reference: Reference) -> str:

@@ -90,8 +90,10 @@ __all__ = [
     "Ends",
     "EntityNotFound",
     "Execution",
+    "ExecutionStore",
     "ExpressionError",
     "Finding",
+    "Generation",
     "HttpClient",
     "HttpOptions",
     "HttpOrigin",
@@ -112,9 +114,11 @@ __all__ = [
     "OperationFacts",
     "OptionError",
     "OrchestratorError",
+    "Page",
     "PredictsOne",
     "Preparable",
     "PreparesMany",
+    "Query",
     "ReadyCheck",
     "Reference",
     "Size",
@@ -123,6 +127,8 @@ __all__ = [
     "SourceKind",
     "SourceUnavailable",
     "StepRecord",
+    "StoreContext",
+    "StoreKind",
     "TlsOptions",
     "TransformerKind",
     "compile_value",
@@ -224,6 +230,10 @@ class OperationFacts:
     ``fields`` are the names in the result, or ``None`` where they are not known; ``many`` says that the result is
     a list of such objects. ``inputs`` names the keys that an object parameter must have, such as
     ``{"features": ("income", "age")}``. ``degrades`` says that a result can be :class:`Degraded`.
+
+    ``idempotent`` says that a second call does no harm, as for a read: then the core tries again after a failure that
+    is :attr:`SourceError.transient`. ``in_process`` says that a call never leaves this process, so that nothing about
+    its failures is transient. Both are taken from the ``facts`` of the kind: they have to be known before it is opened.
     """
 
     required: tuple[str, ...] = ()
@@ -232,6 +242,8 @@ class OperationFacts:
     many: bool = False
     inputs: Mapping[str, tuple[str, ...]] = field(factory=dict)
     degrades: bool = False
+    idempotent: bool = False
+    in_process: bool = False
 
 
 @frozen
@@ -295,7 +307,8 @@ class SourceKind(Generic[Options]):
     passed to ``fetch``. With one, an undeclared operation is a problem unless ``undeclared_operations`` is true.
     ``facts`` tells, from the options alone and without touching the backend, what each operation takes.
     ``in_process`` says that a call may be answered without a pause of the event loop, as from memory or a local file:
-    steps that wait for something else are then begun before it.
+    steps that wait for something else are then begun before it. ``idempotent`` says that a second call of any of its
+    operations does no harm; where that differs, ``facts`` say so of each.
     """
 
     name: str
@@ -306,6 +319,7 @@ class SourceKind(Generic[Options]):
     undeclared_operations: bool = False
     facts: Callable[[Options, Mapping[str, Any]], Mapping[str, OperationFacts]] | None = None
     in_process: bool = False
+    idempotent: bool = False
 
 
 @frozen
@@ -320,6 +334,9 @@ class ModelKind(Generic[Options]):
 
     ``look`` tells what is known of the model without starting anything, for ``orchestrator check``; it raises as
     ``open`` does. A kind without it is opened and closed for that.
+
+    ``idempotent`` says that asking such a model twice does no harm, and ``in_process``, of a model's options, that it
+    is scored inside this process: see :class:`OperationFacts`.
     """
 
     name: str
@@ -328,6 +345,8 @@ class ModelKind(Generic[Options]):
     open: Callable[[Options, OpenContext], AbstractAsyncContextManager[Model]]
     aliases: tuple[str, ...] = ()
     look: Callable[[Options, OpenContext], Awaitable[ModelFacts | None]] | None = None
+    idempotent: bool = False
+    in_process: Callable[[Options], bool] | None = None
 
 
 @frozen
@@ -541,9 +560,14 @@ ExecutionStatus = Literal["ok", "degraded", "failed", "cancelled"]
 class StepRecord:
     """What one step did. Times are seconds, ``start_seconds`` counted from the start of the execution.
 
-    ``attempts`` is 0 for a step that was never called. ``error`` is the message of its failure, or empty. ``items`` is
-    how many items a step with ``for_each`` ran for, and ``items_failed`` how many of them have its default instead of a
-    result; the error is then that of the first.
+    ``attempts`` is how often the source was called: 0 for a step that was not, or that a cache answered; the items of
+    a ``for_each`` count as one attempt, and each further attempt of an item as one more. ``error`` is the message of
+    its failure, or empty. ``items`` is how many items a step with ``for_each`` ran for, and ``items_failed`` how many
+    of them have its default instead of a result; the error is then that of the first.
+
+    ``cache`` says how a cache answered: ``hit``, ``stale``, ``shared`` with a call that was under way, or not at all:
+    an empty string. ``breaker`` is ``open`` where the circuit breaker refused the call, ``half_open`` where the call
+    was its probe. ``waited_seconds`` is how long the call waited for its turn.
     """
 
     name: str
@@ -554,6 +578,9 @@ class StepRecord:
     error: str = ""
     items: int | None = None
     items_failed: int = 0
+    cache: str = ""
+    breaker: str = ""
+    waited_seconds: float = 0.0
 
 
 @frozen
@@ -561,7 +588,9 @@ class Execution:
     """One run of an endpoint. ``started_at`` is a Unix time in seconds; durations are seconds.
 
     ``engine_seconds`` is the part of the duration in which no step was under way. ``generation`` is the hash of
-    the configuration that answered, ``models`` the identities of the models that were called.
+    the configuration that answered, ``models`` the identities of the models that were called. ``cache`` says how a
+    cache gave the whole answer (``hit``, ``stale`` or ``shared``), ``cached_from`` is the execution that made it then.
+    ``captured`` is a JSON document of the values that went through, or None where ``tracking.capture`` keeps none.
     """
 
     id: str
@@ -578,3 +607,114 @@ class Execution:
     models: tuple[Identity, ...]
     steps: tuple[StepRecord, ...]
     error: str = ""
+    cache: str = ""
+    cached_from: str = ""
+    captured: Mapping[str, Any] | None = None
+
+
+# --- stores of executions -----------------------------------------------------------------------------------------
+
+
+@frozen
+class Query:
+    """Which executions to return: the newest first. ``since`` and ``until`` are Unix times in seconds.
+
+    ``cursor`` is the one that :class:`Page` had for the page before: the id of its last execution.
+    """
+
+    domain: str | None = None
+    endpoint: str | None = None
+    status: str | None = None
+    since: float | None = None
+    until: float | None = None
+    limit: int = 50
+    cursor: str | None = None
+
+
+@frozen
+class Page:
+    """Executions and the cursor of the next page, or None after the last."""
+
+    executions: tuple[Execution, ...]
+    cursor: str | None
+
+
+@frozen
+class Generation:
+    """A configuration that has served: ``id`` is what :class:`Execution` calls its ``generation``.
+
+    ``served_at`` is the Unix time in seconds at which it first did. ``files`` maps each file's name to the SHA-256 of
+    its content, ``texts`` to the content itself where it is kept, with every known secret masked.
+    """
+
+    id: str
+    served_at: float
+    files: Mapping[str, str]
+    texts: Mapping[str, str] = field(factory=dict, repr=False)
+
+
+class ExecutionStore(Protocol):
+    """Keeps executions. The core calls ``add`` one at a time, the others at any time.
+
+    Raise :class:`SourceUnavailable` while the store takes or gives nothing, such as a database that is locked, full or
+    gone: the core tries again. Any other exception of ``add`` says that some execution cannot be stored as it is. Each
+    method returns within a few seconds, whatever the database does; what a cancelled ``add`` began must have ended when
+    it raises, so that what was written can be counted.
+    """
+
+    async def add(self, executions: Sequence[Execution]) -> None:
+        """Store all of them or none. One whose id is there already is left as it is: a retry stores nothing twice."""
+        ...
+
+    async def find(self, query: Query) -> Page:
+        """Return the executions that the filters fit, by descending id.
+
+        Ids sort by the time at which they were given, so pages stay as they are while executions are added.
+        """
+        ...
+
+    async def get(self, execution_id: str) -> Execution | None: ...
+
+    async def prune(self, before: float | None, keep: int | None) -> int:
+        """Delete some of the oldest executions, and return how many: the core asks again until it is 0.
+
+        Those that started before the Unix time ``before`` go, and those beyond the ``keep`` newest. A call deletes so
+        few that it holds nothing up.
+        """
+        ...
+
+    async def add_generation(self, generation: Generation) -> None:
+        """Keep a configuration that serves now, unless it is there already."""
+        ...
+
+    async def get_generation(self, generation_id: str) -> Generation | None: ...
+
+
+@frozen
+class StoreContext:
+    """What a store's kind is given when it is opened.
+
+    ``durable`` says that answers wait for ``add``: when it returns, the executions must survive a crash of the machine.
+    """
+
+    config_dir: Path
+    durable: bool = False
+
+    def path(self, path: str) -> Path:
+        """Return the path, taken relative to the configuration folder unless it is absolute."""
+        return (self.config_dir / path).resolve()
+
+
+@frozen
+class StoreKind(Generic[Options]):
+    """A way to keep executions, as ``type:`` of ``tracking.store``; ``options`` is the attrs class of the rest.
+
+    ``open`` raises :class:`SourceUnavailable` while the store cannot be reached, and is called again then. It raises
+    ``ValueError`` for a store that can never be used as it is, such as one of a later version: the service does not
+    start then.
+    """
+
+    name: str
+    summary: str
+    options: type[Options]
+    open: Callable[[Options, StoreContext], AbstractAsyncContextManager[ExecutionStore]]

@@ -16,7 +16,7 @@ from attrs import field, frozen
 
 from orchestrator_core import hookspecs
 from orchestrator_core.errors import Problem, did_you_mean
-from orchestrator_core.plugin_api import PROJECT, Execution, ModelKind, SourceKind, TransformerKind
+from orchestrator_core.plugin_api import PROJECT, Execution, ModelKind, SourceKind, StoreKind, TransformerKind
 
 GROUP = "orchestrator.plugins"
 
@@ -33,6 +33,7 @@ KNOWN_DISTRIBUTIONS: Mapping[str, str] = {
     "model type 'local_artifact'": "orchestrator-api-model-artifact",
     "model type 'docker'": "orchestrator-api-model-docker",
     "model type 'ecr'": "orchestrator-api-model-ecr",
+    "tracking store 'sql'": "orchestrator-api-tracking-sql",
     **{f"transformer '{name}'": "orchestrator-api-transform-standard" for name in STANDARD_TRANSFORMERS},
 }
 """What to install for a type that nothing installed provides."""
@@ -75,6 +76,7 @@ class Registry:
     observers: tuple[Provided[Observer], ...] = ()
     plugins: tuple[Plugin, ...] = ()
     problems: tuple[Problem, ...] = ()
+    stores: Mapping[str, Provided[StoreKind[Any]]] = field(factory=dict)
 
     def missing(self, what: str, name: str, known: Iterable[str]) -> tuple[str, str, str]:
         """Return the code, message and hint for a type that is not there. ``what`` is such as ``source type``."""
@@ -181,11 +183,14 @@ def _collect(manager: pluggy.PluginManager, plugins: dict[str, Plugin], problems
             _add(models, "model type", alias, Provided(kind, plugin), problems)
     for plugin, kind in _answers(manager, plugins, "orchestrator_transformers"):
         _add(transformers, "transformer", kind.name, Provided(kind, plugin), problems)
+    stores: dict[str, Provided[StoreKind[Any]]] = {}
+    for plugin, kind in _answers(manager, plugins, "orchestrator_execution_stores"):
+        _add(stores, "tracking store", kind.name, Provided(kind, plugin), problems)
     observers = tuple(
         Provided(_observer(implementation), plugins[implementation.plugin_name])
         for implementation in manager.hook.orchestrator_execution_finished.get_hookimpls()
     )
-    return Registry(sources, models, transformers, observers, tuple(plugins.values()), tuple(problems))
+    return Registry(sources, models, transformers, observers, tuple(plugins.values()), tuple(problems), stores)
 
 
 def _observer(implementation: pluggy.HookImpl) -> Observer:

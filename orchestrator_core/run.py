@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from math import inf
 from time import perf_counter, time
 from typing import Any, Protocol
 
 import structlog
+from attrs import frozen
 
 from orchestrator_core.errors import (
     DeadlineExceeded,
@@ -23,6 +25,7 @@ from orchestrator_core.errors import (
 )
 from orchestrator_core.expressions import MISSING, Missing
 from orchestrator_core.plugin_api import JSON, Degraded, Execution, ExecutionStatus, Identity, StepRecord, StepStatus
+from orchestrator_core.policies.notes import Cached, StepNote
 
 log = structlog.get_logger("orchestrator.engine")
 
@@ -31,6 +34,7 @@ SKIPPED: StepStatus = "skipped"
 DEFAULT: StepStatus = "default"
 FAILED: StepStatus = "failed"
 CANCELLED: StepStatus = "cancelled"
+CACHED: StepStatus = "cached"
 
 clock = perf_counter
 
@@ -103,10 +107,41 @@ class Items:
         self.defect = False
 
 
+@frozen
+class KeptAnswer:
+    """Where the answer of a run is from that executed nothing: how the cache had it, whose it is, and since when.
+
+    ``made_at`` is a Unix time in seconds.
+    """
+
+    how: Cached
+    execution_id: str
+    made_at: float
+
+
+class NoDeadline:
+    """The deadline of a run that is not being executed."""
+
+    __slots__ = ()
+    passed = False
+
+    def remaining(self) -> float:
+        return inf
+
+
+NO_DEADLINE = NoDeadline()
+
+
 class Run:
-    """One execution. ``steps`` has, by the plan's order, None, the start of a step under way, or its outcome."""
+    """One execution. ``steps`` has, by the plan's order, None, the start of a step under way, or its outcome.
+
+    ``notes`` is what the policies around a step's call have to say of it, by the step's place in that order: None until
+    there is something; ``kept`` says the same of the whole answer. ``deadline`` is the request's own while it is being
+    executed: a call that is cancelled learns from ``deadline.passed`` whether time is up or the client has gone.
+    """
 
     __slots__ = (
+        "deadline",
         "degraded_steps",
         "ended",
         "error",
@@ -115,6 +150,8 @@ class Run:
         "http_status",
         "id",
         "items",
+        "kept",
+        "notes",
         "plan",
         "started",
         "started_at",
@@ -132,6 +169,9 @@ class Run:
         self.steps: list[StepTimes | float | None] = [None] * len(plan.step_names)
         self.degraded_steps: tuple[str, ...] = ()
         self.items: dict[int, Items] | None = None
+        self.notes: dict[int, StepNote] | None = None
+        self.kept: KeptAnswer | None = None
+        self.deadline: Deadline | NoDeadline = NO_DEADLINE
         self.failed_step = ""
         self.failure: Exception | None = None
         self.error = ""
@@ -193,6 +233,16 @@ class Run:
         name = self.plan.step_names[index]
         if name not in self.degraded_steps:  # an item of it may have been there before
             self.degraded_steps += (name,)
+
+    def note(self, index: int) -> StepNote:
+        """Return what is noted of the call of a step, to note more."""
+        notes = self.notes
+        if notes is None:
+            notes = self.notes = {}
+        note = notes.get(index)
+        if note is None:
+            note = notes[index] = StepNote()
+        return note
 
     def note_items(self, index: int, count: int) -> None:
         """Note how many items a step with ``for_each`` runs for."""
@@ -284,6 +334,8 @@ class Run:
             models=tuple(identity for identity, _ in self._identities().values()),
             steps=tuple(map(self._step_record, range(len(self.steps)))),
             error=self.error,
+            cache=self.kept.how if self.kept else "",
+            cached_from=self.kept.execution_id if self.kept else "",
         )
 
     def _identities(self) -> dict[str, tuple[Identity, StepStatus]]:
@@ -299,14 +351,30 @@ class Run:
     def _step_record(self, index: int) -> StepRecord:
         name, step = self.plan.step_names[index], self.steps[index]
         if step is None:
-            return StepRecord(name, CANCELLED)
+            return StepRecord(name, CACHED, cache=self.kept.how) if self.kept else StepRecord(name, CANCELLED)
         items = self.items.get(index) if self.items else None
         counts = (items.count, items.failed) if items else (None, 0)
+        note = self.notes.get(index) if self.notes else None
+        noted = (note.cached, note.breaker, note.waited_seconds) if note else ()
+        attempts = note.attempts if note else 1
         if isinstance(step, float):
-            return StepRecord(name, CANCELLED, step - self.started, self.ended - step, 1, "", *counts)
+            return StepRecord(name, CANCELLED, step - self.started, self.ended - step, attempts, "", *counts, *noted)
         status, start, stop, error = step
-        attempts = 0 if status == SKIPPED else 1
-        return StepRecord(name, status, start - self.started, stop - start, attempts, error, *counts)
+        if status is SKIPPED:
+            attempts = 0
+        elif name in self.cached_steps():
+            status = CACHED
+        return StepRecord(name, status, start - self.started, stop - start, attempts, error, *counts, *noted)
+
+    def cached_steps(self) -> set[str]:
+        """Return the steps whose results came from a cache: of a step with ``for_each``, those of all items."""
+        found = set()
+        for index, note in (self.notes or {}).items():
+            step, items = self.steps[index], self.items.get(index) if self.items else None
+            enough = note.cached_calls >= items.count if items else bool(note.cached)
+            if enough and isinstance(step, tuple) and step[0] is OK:
+                found.add(self.plan.step_names[index])
+        return found
 
 
 def describe(error: BaseException) -> str:
@@ -419,6 +487,10 @@ class Deadline:
         if self._task is not None:
             self._task.cancel()
 
+    def remaining(self) -> float:
+        """Return how many seconds are left; 0 or less when it has passed."""
+        return self._timer.when() - asyncio.get_running_loop().time()
+
     def stop(self) -> None:
         self._timer.cancel()
 
@@ -428,15 +500,19 @@ class Deadline:
 
 
 __all__ = [
+    "CACHED",
     "CANCELLED",
     "CLIENT_CLOSED_REQUEST",
     "DEFAULT",
     "FAILED",
+    "NO_DEADLINE",
     "OK",
     "SKIPPED",
     "Branches",
     "Deadline",
     "Items",
+    "KeptAnswer",
+    "NoDeadline",
     "Request",
     "Run",
     "Running",

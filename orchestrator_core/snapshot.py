@@ -11,6 +11,8 @@ from typing import Any
 import attrs
 from attrs import define, field, frozen
 
+from orchestrator_core.answer_cache import Answers
+from orchestrator_core.applied import Defaults
 from orchestrator_core.catalog import Catalog, SourceKey, SourceSpec, build_catalog
 from orchestrator_core.codegen import Coroutine, Generated, generate
 from orchestrator_core.config.model import Configuration
@@ -20,6 +22,7 @@ from orchestrator_core.each import AtOnce
 from orchestrator_core.errors import ConfigError, OrchestratorError, Problem, SourceError, SourceUnavailable
 from orchestrator_core.expressions import Literal, Node, ReferenceNode, references
 from orchestrator_core.facts import check_facts, inspect_call
+from orchestrator_core.guards import Memory, guard, guard_at_once, open_cache, remember
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.models import ML, MlSource, Opening, Slot, Supervisor, Trouble, WarmUpFailed, open_models
 from orchestrator_core.plan import ITEM_ROOTS, Compiled, Plan, PlannedStep, compile_plan
@@ -35,9 +38,12 @@ from orchestrator_core.plugin_api import (
     Source,
 )
 from orchestrator_core.plugins import Registry
+from orchestrator_core.policies.notes import Guarded
+from orchestrator_core.policies.shared import MissingExtra
+from orchestrator_core.stores import StoreSpec, find_store
 
 PlanKey = tuple[str, str]
-Call = Callable[..., Awaitable[JSON]] | AtOnce
+Call = Callable[..., Awaitable[JSON]] | Guarded | AtOnce
 
 
 @frozen
@@ -53,6 +59,7 @@ class Draft:
     endpoints: tuple[Compiled, ...]
     plans: Mapping[PlanKey, Plan]
     problems: tuple[Problem, ...]
+    store: StoreSpec | None = None
 
     @property
     def errors(self) -> list[Problem]:
@@ -62,17 +69,21 @@ class Draft:
 def draft(configuration: Configuration, registry: Registry) -> Draft:
     """Compile every endpoint. Pure computation: safe to run in a thread."""
     catalog = build_catalog(configuration, registry)
-    problems = [*configuration.problems, *registry.problems, *catalog.problems]
+    store, unfit_store = find_store(configuration, registry)
+    problems = [*configuration.problems, *registry.problems, *catalog.problems, *unfit_store]
+    at = configuration.app_located
+    said = at["policies"] if at is not None and "policies" in at.data else None
+    defaults = Defaults(configuration.app.policies, said)
     endpoints: list[Compiled] = []
     plans: dict[PlanKey, Plan] = {}
     for endpoint in configuration.endpoints:
-        compiled = compile_plan(endpoint, catalog, registry, incomplete=configuration.incomplete)
+        compiled = compile_plan(endpoint, catalog, registry, incomplete=configuration.incomplete, defaults=defaults)
         unfit = check_facts(compiled, _declared_facts)
         problems += [*compiled.problems, *unfit]
         endpoints.append(compiled)
         if compiled.plan and not unfit:
             plans[endpoint.domain, endpoint.name] = compiled.plan
-    return Draft(configuration, registry, catalog, tuple(endpoints), plans, tuple(sorted(set(problems))))
+    return Draft(configuration, registry, catalog, tuple(endpoints), plans, tuple(sorted(set(problems))), store)
 
 
 def _declared_facts(step: PlannedStep) -> CallInspection:
@@ -83,6 +94,7 @@ class ReadyPlan:
     """A plan bound to live sources: what the engine runs."""
 
     __slots__ = (
+        "answers",
         "domain",
         "generated",
         "generation",
@@ -108,9 +120,11 @@ class ReadyPlan:
             step.waits_for & set(self.step_names[:index]) for index, step in enumerate(plan.steps) if index
         )
         self.models: dict[str, Slot] = {}
+        self.answers: Answers | None = None
         self.request_only = {step.name: _request_only(step) for step in plan.steps}
         self.on_request_only = frozenset(step.name for step in plan.steps if not step.waits_for)
-        self.generated: Generated = generate(plan, generation)
+        guarded = {name for name, call in calls.items() if isinstance(call, Guarded)}
+        self.generated: Generated = generate(plan, generation, guarded)
         self.run: Coroutine = self.generated.compile(calls)
 
 
@@ -170,6 +184,8 @@ class Snapshot:
         plans: Mapping[PlanKey, ReadyPlan],
         sources: Mapping[SourceKey, OpenSource],
         problems: Sequence[Problem],
+        memory: Memory,
+        store: StoreSpec | None = None,
     ) -> None:
         self.configuration = configuration
         self.registry = registry
@@ -178,6 +194,8 @@ class Snapshot:
         self.plans = plans
         self.sources = sources
         self.problems = tuple(problems)
+        self.memory = memory
+        self.store = store
         self.running = 0
         self._idle: asyncio.Event | None = None
 
@@ -210,6 +228,7 @@ class Snapshot:
         """Give up all sources; those that no other snapshot uses are closed."""
         for ready in self.plans.values():
             ready.generated.forget()
+        await self.memory.release()
         await asyncio.gather(*(source.release() for source in self.sources.values()))
 
 
@@ -227,6 +246,7 @@ async def open_snapshot(
     """
     opening = opening or Opening()
     opened, problems = await _open_sources(prepared, http, previous, opening)
+    memory = Memory()
     try:
         for source in opened.values():
             problems += _inspection_problems(source, unreachable_is_error=opening.unreachable_is_error)
@@ -240,11 +260,27 @@ async def open_snapshot(
         problems = sorted({*prepared.problems, *problems})
         if any(problem.severity == "error" for problem in problems):
             raise ConfigError(problems)
-        plans = {key: _bind(plan, prepared, opened) for key, plan in prepared.plans.items()}
+        memory = await _remember(prepared, opened, previous)
+        plans = {key: _bind(plan, prepared, opened, memory) for key, plan in prepared.plans.items()}
     except BaseException:
+        await memory.release()
         await asyncio.gather(*(source.release() for source in opened.values()))
         raise
-    return Snapshot(prepared.configuration, prepared.registry, prepared.catalog, plans, opened, problems)
+    return Snapshot(
+        prepared.configuration, prepared.registry, prepared.catalog, plans, opened, problems, memory, prepared.store
+    )
+
+
+async def _remember(prepared: Draft, opened: Mapping[SourceKey, OpenSource], previous: Snapshot | None) -> Memory:
+    configuration, before = prepared.configuration, previous.memory if previous else None
+    try:
+        cache = await open_cache(configuration.app.cache, before)
+    except MissingExtra as error:
+        at = configuration.app_located
+        assert at is not None, "a cache that is configured stands somewhere"
+        raise ConfigError([*prepared.problems, at.problem("ORC601", str(error), "cache", at_key=True)]) from error
+    sources = {key: source.source for key, source in opened.items()}
+    return remember(prepared.catalog.specs, sources, list(prepared.plans.values()), cache, before)
 
 
 @frozen
@@ -261,32 +297,35 @@ class _Known:
         return looked or CallInspection(source.inspection.facts.get(step.operation))
 
 
-def _bind(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource]) -> ReadyPlan:
+def _bind(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource], memory: Memory) -> ReadyPlan:
     problems: list[Problem] = []
     calls: dict[str, Call] = {}
     models: dict[str, Slot] = {}
     for step in plan.steps:
         source = opened[step.spec.key].source
-        try:
-            calls[step.name] = _call(source, step)
-        except (OrchestratorError, ValueError) as error:
-            problems.append(step.located.problem("ORC603", str(error), "operation"))
         if isinstance(source, MlSource) and step.operation in source.models:
             models[step.name] = source.models[step.operation].slot
+        try:
+            calls[step.name] = _call(source, step, memory, models.get(step.name))
+        except (OrchestratorError, ValueError) as error:
+            problems.append(step.located.problem("ORC603", str(error), "operation"))
     if problems:
         raise ConfigError(problems)
     ready = ReadyPlan(plan, prepared.configuration.generation, calls)
     ready.models = models
+    if plan.cache is not None:
+        ready.answers = Answers(plan.cache, memory.answers[plan.domain, plan.name].state, list(models.values()))
     return ready
 
 
-def _call(source: Source, step: PlannedStep) -> Call:
+def _call(source: Source, step: PlannedStep, memory: Memory, slot: Slot | None) -> Call:
     names = [name for name, _ in step.params]
     call = bind(source, step.operation, names)
-    if step.for_each is None or not isinstance(source, PreparesMany):
-        return call
-    many = source.prepare_many(step.operation, names)
-    return call if many is None else AtOnce(many)
+    if step.for_each is not None and isinstance(source, PreparesMany):
+        many = source.prepare_many(step.operation, names)
+        if many is not None:
+            return AtOnce(guard_at_once(step, many, memory, slot))
+    return guard(step, call, memory, slot)
 
 
 def bind(source: Source, operation: str, names: Sequence[str]) -> Callable[..., Awaitable[JSON]]:

@@ -18,7 +18,7 @@ PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.tom
 
 # Libraries that belong to plugins; the core must never bring or import one.
 FOREIGN = {
-    "asyncmy", "asyncpg", "aiosqlite", "boto3", "docker", "feast", "jmespath", "matplotlib", "mlflow",
+    "alembic", "asyncmy", "asyncpg", "aiosqlite", "boto3", "docker", "feast", "jmespath", "matplotlib", "mlflow",
     "mlflow-skinny", "numpy", "onnx", "onnxruntime", "pandas", "psycopg", "pyarrow", "scikit-learn", "scipy",
     "skl2onnx", "skops", "sqlalchemy",
 }  # fmt: skip
@@ -32,6 +32,7 @@ BRINGS = {
     "model-ecr": {"boto3", "docker", "jmespath"},
     "source-api": set(),
     "transform-standard": {"jmespath"},
+    "tracking-sql": {"alembic", "sqlalchemy"},
 }
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import attrs
 import click
 
 from orchestrator_core.cli.findings import counted
+from orchestrator_core.cli.policies import POLICY_WIDTH, cache_in_words, policies_in_words, policies_json, seconds
 from orchestrator_core.expressions import Node, ObjectNode, references, unparse
-from orchestrator_core.plan import Plan, PlannedStep
+from orchestrator_core.plan import AnswerCache, Plan, PlannedStep
 
 REQUEST = "request"
 
@@ -69,10 +72,6 @@ def _asks_request(step: PlannedStep) -> bool:
     return any(reference.root == REQUEST for node in nodes for reference in references(node))
 
 
-def _seconds(value: float) -> str:
-    return f"{value:g} s" if value >= 1 else f"{value * 1000:g} ms"
-
-
 def _listed(names: tuple[str, ...] | list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
@@ -90,7 +89,7 @@ def _marks(step: PlannedStep) -> list[str]:
         what = "it" if step.for_each is None else "an item"
         marks.append(f"optional: {json.dumps(step.default, ensure_ascii=False)} when {what} fails")
     if step.config.timeout is not None:
-        marks.append(f"within {_seconds(step.config.timeout)}")
+        marks.append(f"within {seconds(step.config.timeout)}")
     transforms = step.config.transforms
     for param, entries in transforms.params.items():
         marks.append(f"{param} transformed by {_listed(_transformers(entries))}")
@@ -102,23 +101,23 @@ def _marks(step: PlannedStep) -> list[str]:
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def as_text(plan: Plan) -> str:
-    return "\n".join(_text(plan))
+def as_text(plan: Plan, folder: Path) -> str:
+    return "\n".join(_text(plan, folder))
 
 
-def _text(plan: Plan) -> Iterator[str]:
+def _text(plan: Plan, folder: Path) -> Iterator[str]:
     description = f": {plan.config.description}" if plan.config.description else ""
     yield click.style(plan.id, bold=True) + description
-    yield f"{route(plan)}, within {_seconds(plan.config.timeout)}"
+    yield f"{route(plan)}, within {seconds(plan.config.timeout)}"
     width = max((len(step.name) for step in plan.steps), default=0)
     yield ""
     for after, steps in _groups(plan).items():
         yield click.style(_heading(plan, after, steps), fg="blue")
         for index, step in enumerate(steps):
             last = index == len(steps) - 1
-            yield from _step(step, width, "└─ " if last else "├─ ", "   " if last else "│  ")
+            yield from _step(step, width, "└─ " if last else "├─ ", "   " if last else "│  ", folder)
     yield click.style("answer", fg="blue")
-    yield from _answer(plan)
+    yield from _answer(plan, folder)
 
 
 def _groups(plan: Plan) -> dict[tuple[str, ...], list[PlannedStep]]:
@@ -138,7 +137,7 @@ def _heading(plan: Plan, after: tuple[str, ...], steps: list[PlannedStep]) -> st
     return f"{text}, beside {_listed(others)}" if after and others else text
 
 
-def _step(step: PlannedStep, width: int, branch: str, stem: str) -> Iterator[str]:
+def _step(step: PlannedStep, width: int, branch: str, stem: str, folder: Path) -> Iterator[str]:
     name = click.style(step.name.ljust(width), bold=True)
     call = f"{step.spec.label} {step.operation}".rstrip()
     marks = "".join(f", {mark}" for mark in _marks(step))
@@ -148,6 +147,9 @@ def _step(step: PlannedStep, width: int, branch: str, stem: str) -> Iterator[str
         yield f"{indent}only if {unparse(step.condition)}"
     for parameter, node in step.params:
         yield from _assignment(parameter, node, indent)
+    key = unparse(step.cache_key) if step.cache_key is not None else ""
+    for name, said in policies_in_words(step.policies, folder, key):
+        yield indent + click.style(f"{name:<{POLICY_WIDTH}}  {said}", dim=True)
 
 
 def _assignment(name: str, node: Node, indent: str) -> Iterator[str]:
@@ -159,7 +161,7 @@ def _assignment(name: str, node: Node, indent: str) -> Iterator[str]:
         yield f"{indent}{name} = {unparse(node)}"
 
 
-def _answer(plan: Plan) -> Iterator[str]:
+def _answer(plan: Plan, folder: Path) -> Iterator[str]:
     if isinstance(plan.response, ObjectNode):
         for name, node in plan.response.fields:
             yield from _assignment(name, node, "   ")
@@ -171,6 +173,16 @@ def _answer(plan: Plan) -> Iterator[str]:
         yield "   an object of the steps' results by name"
     if plan.config.transform:
         yield f"   transformed by {_listed(_transformers(plan.config.transform))}"
+    if plan.cache is not None:
+        problem = plan.located.problem("", "", "cache", at_key=True)
+        by = f"by {unparse(plan.cache.key)}" if plan.cache.key is not None else _whole_request(plan.cache)
+        what = cache_in_words(plan.cache.options, by)
+        yield "   " + click.style(f"cache  {what}: {(folder / problem.file).as_posix()}:{problem.line}", dim=True)
+
+
+def _whole_request(cache: AnswerCache) -> str:
+    headers = f" and {_listed([f'the header {name}' for name in cache.headers])}" if cache.headers else ""
+    return f"by path and query parameters, body{headers}"
 
 
 # --- Mermaid ----------------------------------------------------------------------------------------------------------
@@ -234,6 +246,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
                 "max_concurrency": None if step.for_each is None else step.config.max_concurrency,
                 "optional": step.optional,
                 "timeout_seconds": step.config.timeout,
+                "policies": policies_json(step.policies),
                 "waits_for": list(direct[step.name]),
                 "beside": list(at_once[step.name]),
                 "line": step.located.problem("", "").line,
@@ -244,5 +257,12 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "answer": {
             "expression": None if plan.response is None else unparse(plan.response),
             "steps": answer_parts(plan),
+        },
+        "cache": None
+        if plan.cache is None
+        else {
+            **attrs.asdict(plan.cache.options),
+            "key": None if plan.cache.key is None else unparse(plan.cache.key),
+            "headers": list(plan.cache.headers),
         },
     }

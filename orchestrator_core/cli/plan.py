@@ -32,6 +32,6 @@ def command(endpoint: str, folder: Path, form: str, plugins_dir: Path | None) ->
     if form == "json":
         click.echo(json.dumps(as_json(plan), indent=2, ensure_ascii=False))
     elif form == "python":
-        click.echo(generate(plan).source.lstrip("\n"), nl=False)
+        click.echo(generate(plan, guarded=plan.guarded).source.lstrip("\n"), nl=False)
     else:
-        click.echo(as_mermaid(plan) if form == "mermaid" else as_text(plan))
+        click.echo(as_mermaid(plan) if form == "mermaid" else as_text(plan, folder))

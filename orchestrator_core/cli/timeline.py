@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import IO
 
 from rich.bar import Bar
@@ -22,6 +23,8 @@ STEP_COLOURS: dict[StepStatus, str] = {
     "failed": "red",
     "cancelled": "magenta",
 }
+_CACHES = {"hit": "from the cache", "stale": "stale, from the cache", "shared": "shared with another request"}
+_BREAKERS = {"open": "breaker open", "half_open": "probe of the breaker"}
 COLOURS: dict[ExecutionStatus, str] = {"ok": "green", "degraded": "yellow", "failed": "red", "cancelled": "magenta"}
 
 
@@ -40,6 +43,8 @@ def draw(execution: Execution, to: Console) -> None:
     head = Text(f"{execution.id}  {execution.domain}.{execution.endpoint}  ")
     head.append(execution.status, style=COLOURS[execution.status])
     head.append(f"  {execution.http_status}  {milliseconds(execution.duration_seconds)}")
+    if execution.cache:
+        head.append(f"  {_CACHES.get(execution.cache, execution.cache)}, of {execution.cached_from}", style="cyan")
     head.append(f"  (engine {milliseconds(execution.engine_seconds)})")
     to.print(head, soft_wrap=True)
     to.print(_bars(execution))
@@ -61,14 +66,27 @@ def _bars(execution: Execution) -> Table:
     table.add_column(width=BAR_WIDTH)
     for step in execution.steps:
         colour = STEP_COLOURS[step.status]
-        status = step.status if step.attempts < 2 else f"{step.status} ({step.attempts} attempts)"
-        if step.items is not None:
-            failed = f"{step.items_failed} of " if step.items_failed else ""
-            status += f" ({failed}{step.items} item{'' if step.items == 1 else 's'})"
-        duration = milliseconds(step.duration_seconds) if step.attempts else ""
-        bar = _bar(step, execution.duration_seconds, colour) if step.attempts else Text("")
+        status = f"{step.status}{''.join(f' ({said})' for said in _said(step))}"
+        began = step.attempts or step.cache or step.breaker
+        duration = milliseconds(step.duration_seconds) if began else ""
+        bar = _bar(step, execution.duration_seconds, colour) if began else Text("")
         table.add_row(step.name, Text(status, style=colour), duration, bar)
     return table
+
+
+def _said(step: StepRecord) -> Iterator[str]:
+    """Yield what is out of the ordinary about how a step went, in words."""
+    if step.attempts > 1:
+        yield f"{step.attempts} attempts"
+    if step.items is not None:
+        failed = f"{step.items_failed} of " if step.items_failed else ""
+        yield f"{failed}{step.items} item{'' if step.items == 1 else 's'}"
+    if step.cache:
+        yield _CACHES.get(step.cache, step.cache)
+    if step.breaker:
+        yield _BREAKERS.get(step.breaker, step.breaker)
+    if step.waited_seconds:
+        yield f"waited {milliseconds(step.waited_seconds)}"
 
 
 def _bar(step: StepRecord, whole: float, colour: str) -> Bar:

@@ -87,6 +87,7 @@ class _Loader:
     folder: Path
     environment: Mapping[str, str]
     app: AppConfig = field(factory=AppConfig)
+    app_located: Located | None = None
     problems: list[Problem] = field(factory=list)
     endpoints: list[Endpoint] = field(factory=list)
     descriptions: dict[str, str] = field(factory=dict)
@@ -130,7 +131,8 @@ class _Loader:
             return
         core = {key: value for key, value in root.data.items() if key in CORE_KEYS}
         if core and path == self.folder / "config.yaml":
-            app, problems = salvage(AppConfig, Located(document, (), core))
+            self.app_located = Located(document, (), core)
+            app, problems = salvage(AppConfig, self.app_located)
             self.app = app or self.app
             self.problems.extend(problems)
         elif core:
@@ -251,6 +253,7 @@ class _Loader:
         return Configuration(
             folder=self.folder,
             app=self.app,
+            app_located=self.app_located,
             descriptions=self.descriptions,
             endpoints=tuple(self.endpoints),
             sections=sections,

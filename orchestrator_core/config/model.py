@@ -14,6 +14,15 @@ from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.config.structure import Located
 from orchestrator_core.errors import Problem
 from orchestrator_core.plugin_api import Duration, Size, option
+from orchestrator_core.policies.options import (
+    BreakerOptions,
+    CacheOptions,
+    ConcurrencyOptions,
+    DefaultPolicies,
+    Off,
+    RetryOptions,
+    SharedCacheOptions,
+)
 
 DEFAULT_TIMEOUT = Duration(10)
 RESERVED_ROOTS = ("request", "execution", "item", "index")
@@ -90,6 +99,28 @@ class TrackingOptions:
     """Execution records."""
 
     capacity: int = option(1000, help="How many of the latest executions are kept in memory.", validator=_positive)
+    store: Mapping[str, Any] | None = option(
+        None, help="Where executions are kept for longer: {type: …} and the options of that type."
+    )
+    mode: Literal["buffered", "durable"] = option(
+        "buffered",
+        help="Buffered never holds up a request; durable answers once the execution is stored, else with 503.",
+    )
+    queue: int = option(
+        10_000, help="How many executions may wait for the store; those beyond are dropped.", validator=_at_least_one
+    )
+    retry_window: Duration = option(
+        Duration(60), help="How long an execution is tried again while the store fails; then it is dropped."
+    )
+    commit_timeout: Duration = option(
+        Duration(2), help="How long a durable answer waits for its execution to be stored.", validator=_positive
+    )
+    retention: Duration | None = option(
+        Duration(30 * 24 * 3600), help="How long the store keeps an execution; null for ever.", validator=_positive
+    )
+    max_executions: int | None = option(
+        None, help="How many executions the store keeps at most: the newest.", validator=_positive
+    )
 
 
 @frozen
@@ -120,6 +151,13 @@ class AppConfig:
     tracking: TrackingOptions = option(factory=TrackingOptions, help="Execution records.")
     reload: ReloadOptions = option(factory=ReloadOptions, help="How a changed configuration is noticed.")
     logging: LoggingOptions = option(factory=LoggingOptions, help="The service's own log.")
+    cache: SharedCacheOptions | None = option(
+        None,
+        help="A Redis that all processes keep cached results in, each beside its own memory; by default there is none.",
+    )
+    policies: DefaultPolicies = option(
+        factory=DefaultPolicies, help="Policies of every source that does not have its own."
+    )
     plugins_dir: str | None = option(None, help="Folder of single-file plugins.")
 
 
@@ -156,10 +194,16 @@ class StepConfig:
         (), help="Transformers that the result passes through, or {params: …, result: …}."
     )
     timeout: Duration | None = option(None, help="Longest time for the step.", validator=_positive)
-    retry: Any = option(None, help="Retry policy. Not available in this version.")
+    retry: RetryOptions | bool | None = option(None, help="Trying again after a transient failure: over the source's.")
+    circuit_breaker: BreakerOptions | bool | None = option(
+        None, help="A circuit breaker of the step's own, in place of the source's."
+    )
+    concurrency: ConcurrencyOptions | Off | None = option(
+        None, help="A limit of the step's own to the calls at once, in place of the source's."
+    )
     required: bool = option(True, help="Whether a failure of the step fails the request.")
     default: Any = option(UNSET, help="Result to use when the step fails.")
-    cache: Any = option(None, help="Cache policy. Not available in this version.")
+    cache: CacheOptions | Off | None = option(None, help="A cache of the step's own, in place of the source's.")
 
     @property
     def transforms(self) -> StepTransforms:
@@ -184,7 +228,9 @@ class EndpointConfig:
     response_mapping: Any = option(None, help="The answer: values and expressions.")
     transform: tuple[Any, ...] = option((), help="Transformers that the answer passes through.")
     timeout: Duration = option(DEFAULT_TIMEOUT, help="Longest time for the request.", validator=_positive)
-    cache: Any = option(None, help="Cache policy. Not available in this version.")
+    cache: CacheOptions | Off | None = option(
+        None, help="Keeping whole answers: of the same path and query parameters and body, unless `key` says otherwise."
+    )
 
 
 @frozen
@@ -244,13 +290,14 @@ class Section:
 class Configuration:
     """All that a configuration folder says.
 
-    ``sections`` is keyed by scope and type. ``generation`` is a hash of all files; ``files`` maps each file's name
-    to the hash of its content. ``incomplete`` says that a file could not be read, so that what seems to be missing
-    may be there.
+    ``app_located`` is what ``config.yaml`` says of ``app``, None where it says nothing. ``sections`` is keyed by scope
+    and type. ``generation`` is a hash of all files; ``files`` maps each file's name to the hash of its content.
+    ``incomplete`` says that a file could not be read, so that what seems to be missing may be there.
     """
 
     folder: Path
     app: AppConfig
+    app_located: Located | None = field(repr=False)
     descriptions: Mapping[str, str]
     endpoints: tuple[Endpoint, ...]
     sections: Mapping[tuple[str, str], Section]

@@ -253,10 +253,14 @@ def _literal(value: Any, cls: Any) -> Any:
         if option == value and type(option) is type(value):
             return option
     shown = value if isinstance(value, str | int | float) else kind_of(value)
-    words = [str(option) for option in allowed]
+    words = [_yaml_word(option) for option in allowed]
     hint = did_you_mean(str(value), words)
     suffix = f": {hint}" if hint.startswith("did you mean") else ""
     raise _Unfit(f"expected one of {', '.join(words)}, got {shown!r}{suffix}")
+
+
+def _yaml_word(option: Any) -> str:
+    return str(option).lower() if isinstance(option, bool) else str(option)
 
 
 def _is_literal(cls: Any) -> bool:
@@ -296,7 +300,7 @@ def _word(cls: Any) -> str:
     """Return what an arm of a union takes, in words."""
     origin = get_origin(cls) or cls
     if origin is Literal:
-        return " or ".join(f"'{option}'" for option in get_args(cls))
+        return " or ".join("false" if option is False else f"'{option}'" for option in get_args(cls))
     named = {
         type(None): "null",
         bool: "true or false",

@@ -16,7 +16,14 @@ from aiohttp import web
 from orchestrator_core.config.secrets import MASK, Secret
 from orchestrator_core.documents import execution_json, problem_json
 from orchestrator_core.engine import failure_of, new_execution_id
-from orchestrator_core.errors import BadRequest, EntityNotFound, InvalidRequest, OrchestratorError, did_you_mean
+from orchestrator_core.errors import (
+    BadRequest,
+    EntityNotFound,
+    InvalidRequest,
+    OrchestratorError,
+    SourceUnavailable,
+    did_you_mean,
+)
 from orchestrator_core.http.answers import JSON_TYPE, Answer, common_headers, own_timing, problem
 from orchestrator_core.http.models_page import (
     ModelPath,
@@ -27,11 +34,11 @@ from orchestrator_core.http.models_page import (
     models_of,
     parse_model_path,
 )
-from orchestrator_core.plugin_api import ReadyCheck
+from orchestrator_core.plugin_api import Query, ReadyCheck
 from orchestrator_core.reload import Live, Reloaded
 from orchestrator_core.run import clock
 from orchestrator_core.snapshot import OpenSource
-from orchestrator_core.tracking import MAX_PAGE, ExecutionLog, Query
+from orchestrator_core.tracking import MAX_PAGE, ExecutionLog, tracking_json
 
 _EXECUTION = re.compile(r"/executions/([^/]+)\Z")
 TEXT_TYPE = "text/plain; charset=utf-8"
@@ -71,7 +78,7 @@ class AdminApp:
             return self._reloaded(await self.live.reload())
         if match := _EXECUTION.match(path):
             _only(request, "GET", "HEAD")
-            return 200, self._execution(match[1])
+            return 200, await self._execution(match[1])
         if model_path := parse_model_path(path):
             _only(request, *(("POST",) if model_path.is_action else ("GET", "HEAD")))
             return await self._model(model_path, request.query_string)
@@ -91,11 +98,15 @@ class AdminApp:
         return 200, await page(request)
 
     async def _executions(self, request: web.BaseRequest) -> dict[str, Any]:
-        page = self.executions.find(parse_execution_query(request.query_string))
-        return {"executions": [execution_json(execution) for execution in page.executions], "cursor": page.cursor}
+        found = await self.executions.find(parse_execution_query(request.query_string))
+        executions = [execution_json(execution) for execution in found.page.executions]
+        incomplete = {"incomplete": found.incomplete} if found.incomplete else {}
+        return {"executions": executions, "cursor": found.page.cursor, **incomplete}
 
-    def _execution(self, execution_id: str) -> dict[str, Any]:
-        execution = self.executions.get(execution_id)
+    async def _execution(self, execution_id: str) -> dict[str, Any]:
+        execution, unavailable = await self.executions.get(execution_id)
+        if execution is None and unavailable:
+            raise SourceUnavailable(unavailable)
         if execution is None:
             raise EntityNotFound(f"no execution {execution_id} is kept")
         return execution_json(execution)
@@ -128,6 +139,7 @@ class AdminApp:
                 "swapped": last.swapped,
                 "problems": [problem_json(found) for found in last.problems],
             },
+            "tracking": tracking_json(self.executions),
         }
 
     async def _health(self, request: web.BaseRequest) -> dict[str, Any]:

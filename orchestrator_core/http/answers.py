@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from functools import cache
 from http import HTTPStatus
+from time import time
 from typing import Any
 
 import orjson
@@ -14,7 +15,7 @@ from aiohttp.helpers import rfc822_formatted_time
 
 from orchestrator_core.engine import Failure
 from orchestrator_core.errors import SourceError
-from orchestrator_core.run import OK, Run, clock
+from orchestrator_core.run import CACHED, OK, Run, clock
 
 JSON_TYPE = "application/json"
 PROBLEM_TYPE = "application/problem+json"
@@ -106,8 +107,11 @@ def common_headers(execution_id: str, timing: str) -> str:
 
 
 def run_headers(run: Run) -> str:
-    """Return the headers of a finished run: its id, its step timings in milliseconds, and what is degraded."""
+    """Return the headers of a finished run: its id, its step timings in milliseconds, a cache, what is degraded."""
     headers = f"X-Execution-Id: {run.id}\r\nServer-Timing: {server_timing(run)}\r\n"
+    if run.kept is not None:
+        age = max(0, int(time() - run.kept.made_at))
+        headers += f"X-Orchestrator-Cache: {run.kept.how}\r\nAge: {age}\r\n"
     if run.degraded_steps:
         headers += f"X-Orchestrator-Degraded: {', '.join(run.degraded_steps)}\r\n"
     return headers
@@ -116,9 +120,12 @@ def run_headers(run: Run) -> str:
 def server_timing(run: Run) -> str:
     """Return ``customer_data;dur=1.234, engine;dur=0.056``: a metric per step and one for the engine's own time."""
     metrics = ""
+    cached = run.cached_steps() if run.notes else ()
     for name, step in zip(run.plan.step_names, run.steps, strict=True):
         if isinstance(step, tuple):
             status, start, stop, _ = step
+            if name in cached:
+                status = CACHED
             if status is OK:
                 metrics += f"{name};dur={(stop - start) * MILLI:.3f}, "
             else:

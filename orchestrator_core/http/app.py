@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from time import time
 
 import structlog
 from attrs import frozen
@@ -19,8 +20,10 @@ from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.http.admin import AdminApp
 from orchestrator_core.http.listener import listen
 from orchestrator_core.http.public import PublicApp
+from orchestrator_core.plugin_api import Generation, StoreContext
 from orchestrator_core.reload import Live, open_live
-from orchestrator_core.tracking import ExecutionLog
+from orchestrator_core.snapshot import Snapshot
+from orchestrator_core.tracking import ExecutionLog, Writer, writing
 
 log = structlog.get_logger("orchestrator")
 
@@ -67,13 +70,15 @@ async def run_service(
     """
     async with open_live(folder, plugins_dir, plugins) as live:
         options = live.snapshot.configuration.app
-        executions = ExecutionLog(options.tracking.capacity, live.registry.observers)
+        writer = _writer(live)
+        executions = ExecutionLog(options.tracking.capacity, live.registry.observers, writer)
         public = PublicApp(live, executions)
         address = (host or options.server.host, options.server.port if port is None else port)
         admin_address = (options.admin.host, options.admin.port if admin_port is None else admin_port)
         max_body = int(options.server.max_body_size)
         grace = float(options.server.shutdown_timeout)
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(writing(writer, grace))
             bound = await stack.enter_async_context(listen(public.handle, address, max_body, grace))
             admin_bound = None
             if options.admin.enabled:
@@ -82,6 +87,32 @@ async def run_service(
             await stack.enter_async_context(_watching(live, options.reload.watch if watch is None else watch))
             stack.callback(public.stop)
             yield Service(live, executions, bound, admin_bound)
+
+
+def _writer(live: Live) -> Writer | None:
+    """Return what writes to the store that the configuration asks for, and have it follow the configuration."""
+    first = live.snapshot
+    tracking = first.configuration.app.tracking
+    writer = None
+    if first.store is not None:
+        context = StoreContext(first.configuration.folder, tracking.mode == "durable")
+        writer = Writer(first.store, context, tracking)
+        writer.serve(_generation(first))
+
+    def follow(snapshot: Snapshot) -> None:
+        now = snapshot.configuration.app.tracking
+        if (snapshot.store, now.mode) != (first.store, tracking.mode):
+            log.warning("tracking.store and tracking.mode change when the service is started the next time")
+        if writer is not None:
+            writer.options = now
+            writer.serve(_generation(snapshot))
+
+    live.swapped.append(follow)
+    return writer
+
+
+def _generation(snapshot: Snapshot) -> Generation:
+    return Generation(snapshot.generation, time(), dict(snapshot.configuration.files))
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -13,6 +13,7 @@ import orjson
 import structlog
 from aiohttp import web
 
+from orchestrator_core.answer_cache import Make
 from orchestrator_core.engine import (
     CLIENT_CLOSED_REQUEST,
     execute,
@@ -38,9 +39,9 @@ from orchestrator_core.http.openapi import openapi
 from orchestrator_core.http.routing import ROOT, Route, listing, make_routes
 from orchestrator_core.plugin_api import JSON
 from orchestrator_core.reload import Live
-from orchestrator_core.run import Run, clock
-from orchestrator_core.snapshot import Snapshot
-from orchestrator_core.tracking import ExecutionLog
+from orchestrator_core.run import Request, Run, clock
+from orchestrator_core.snapshot import ReadyPlan, Snapshot
+from orchestrator_core.tracking import ExecutionLog, Unrecorded
 
 log = structlog.get_logger("orchestrator.http")
 
@@ -88,6 +89,7 @@ class PublicApp:
         ready, snapshot = route.ready, serving.snapshot
         headers = request.headers
         run = Run(ready, new_execution_id(), trace_id(headers))
+        waits = self.executions.durable
         snapshot.running += 1
         try:
             params = route.match(segments[4:])
@@ -97,15 +99,22 @@ class PublicApp:
                 raise BadRequest(f"{request.method} is not among the endpoint's methods", 405)
             if self.stopping:
                 raise SourceUnavailable("the service is shutting down")
+            self.executions.refuse()
             body = await read_json(request, ready.timeout) if request.body_exists else MISSING
             texts = parse_query(query) if query else _NO_QUERY
-            content = encode(await execute(ready, make_request(ready, params, texts, headers, body), run))
+            given = make_request(ready, params, texts, headers, body)
+            if ready.answers is None:
+                content = encode(await execute(ready, given, run))
+            else:
+                content = await ready.answers.answer(given, run, _make(ready), self._renewing(serving, ready))
         except asyncio.CancelledError as cancelled:
+            waits = False
             finish(run, CLIENT_CLOSED_REQUEST, cancelled, serving.redact)
             raise
         except Exception as error:  # the one boundary at which every failure of a request becomes its answer
             failure = failure_of(error, run, serving.redact)
             finish(run, failure.status, error, serving.redact)
+            waits = waits and not isinstance(error, Unrecorded)
             lines = run_headers(run)
             if failure.status == 405:
                 lines += f"Allow: {', '.join(sorted(route.methods))}\r\n"
@@ -115,10 +124,51 @@ class PublicApp:
             response = Answer(200, content, JSON_TYPE, run_headers(run))
         finally:
             snapshot.leave()
-            self.executions.add(run)
+            stored = self.executions.add(run)
+            if serving.logs_requests and not waits:
+                log_request(request, run)
+        return await self._durable(request, serving, run, response, stored) if waits else response
+
+    async def _durable(
+        self, request: web.BaseRequest, serving: _Serving, run: Run, response: Answer, stored: bool
+    ) -> Answer:
+        """Return the answer once its execution is stored; a refusal in its place if that cannot be."""
+        try:
+            if not stored:
+                raise Unrecorded("too many executions are waiting for the store")
+            await self.executions.stored(run)
+        except Unrecorded as error:
+            failure = failure_of(error, None, serving.redact)
+            run.http_status, run.error = failure.status, failure.detail
+            response = problem(failure, run.id, run_headers(run), request.path)
+        finally:
             if serving.logs_requests:
                 log_request(request, run)
         return response
+
+    def _renewing(self, serving: _Serving, ready: ReadyPlan) -> Callable[[Request], Awaitable[tuple[bytes, Run]]]:
+        """Return what makes a kept answer anew, in an execution that no client waits for."""
+        snapshot, make = serving.snapshot, _make(ready)
+
+        async def renew(given: Request) -> tuple[bytes, Run]:
+            run = Run(ready, new_execution_id())
+            snapshot.running += 1
+            try:
+                content = await make(given, run)
+            except asyncio.CancelledError as cancelled:
+                finish(run, CLIENT_CLOSED_REQUEST, cancelled, serving.redact)
+                raise
+            except Exception as error:
+                finish(run, failure_of(error, run, serving.redact).status, error, serving.redact)
+                raise
+            else:
+                finish(run, 200, None, serving.redact)
+            finally:
+                snapshot.leave()
+                self.executions.add(run)
+            return content, run
+
+        return renew
 
     # --- everything else -------------------------------------------------------------------------------------------
 
@@ -171,6 +221,13 @@ class PublicApp:
             if asset is not None:
                 return 200, asset.body, asset.content_type, asset.headers
         return None
+
+
+def _make(ready: ReadyPlan) -> Make:
+    async def make(given: Request, run: Run) -> bytes:
+        return encode(await execute(ready, given, run))
+
+    return make
 
 
 class _Serving:

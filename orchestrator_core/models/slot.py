@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from time import perf_counter, time
 from typing import Any, Literal
 
+from orchestrator_core.errors import Refused
 from orchestrator_core.models.batching import Row, predict_rows
 from orchestrator_core.models.options import ModelSpec
 from orchestrator_core.plugin_api import (
@@ -139,7 +140,7 @@ class Slot:
         if output and why.endswith(":"):
             why = why.rpartition(";")[0] or why[:-1]  # the words that lead over to the lines that are not shown
         message = f"the model {self.label} is {self.state}{f': {why}' if why and self.state != 'loading' else ''}"
-        return SourceUnavailable(message, retry_after_seconds=self._retry_after())
+        return Refused(message, retry_after_seconds=self._retry_after())
 
     def _retry_after(self) -> float:
         if self.state == "failed" or not self.is_enabled:
@@ -248,7 +249,8 @@ def _fallback_of(slot: Slot) -> Iterator[None]:
         raise SourceError(message, transient=error.transient) from error
     except SourceUnavailable as error:
         wait = min(slot.not_ready().retry_after_seconds or 1.0, error.retry_after_seconds or 1.0)
-        raise SourceUnavailable(f"{slot.not_ready()}, and {error}", retry_after_seconds=wait) from error
+        kind = Refused if isinstance(error, Refused) else SourceUnavailable
+        raise kind(f"{slot.not_ready()}, and {error}", retry_after_seconds=wait) from error
 
 
 def _plain(result: Any) -> Any:

@@ -164,7 +164,14 @@ def _plain(results: Any) -> Any:
 
 
 def _facts(spec: ModelSpec, facts: ModelFacts | None) -> OperationFacts:
-    known = OperationFacts(required=(FEATURES,), optional=(), degrades=spec.fallback is not None)
+    kind = spec.kind
+    known = OperationFacts(
+        required=(FEATURES,),
+        optional=(),
+        degrades=spec.fallback is not None,
+        idempotent=kind.idempotent,
+        in_process=kind.in_process is not None and kind.in_process(spec.options),
+    )
     if facts is None:
         return known
     inputs = {FEATURES: facts.inputs} if facts.inputs is not None else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from attrs import frozen
 
@@ -10,7 +10,7 @@ from orchestrator_core.plugin_api import Duration, option
 
 
 def _positive(instance: Any, attribute: Any, value: float | None) -> None:
-    if value is not None and value <= 0:
+    if value is not None and value is not False and value <= 0:
         raise ValueError(f"expected more than 0, got {value:g}")
 
 
@@ -75,4 +75,59 @@ class CacheOptions:
     )
     max_entries: int = option(
         10_000, help="Most results kept in memory; the oldest used go first.", validator=_at_least_one
+    )
+
+
+def _redis_url(instance: Any, attribute: Any, value: str) -> None:
+    if not value.startswith(("redis://", "rediss://")):
+        raise ValueError("expected redis://… or rediss://…")
+    if "?" in value or "#" in value:
+        raise ValueError("expected an address with nothing after it: options stand beside url")
+
+
+@frozen
+class SharedCacheOptions:
+    """A Redis that all processes keep cached results in, each beside its own memory."""
+
+    url: str = option(help="`redis://host:6379/0`, or `rediss://` for TLS.", validator=_redis_url)
+    secret: str = option("", help="Signs what is kept, so that others with access to the Redis cannot change it.")
+    prefix: str = option("orchestrator", help="What the names of all entries start with.")
+    timeout: Duration = option(
+        Duration(0.05), help="How long an answer may take; then a request does without.", validator=_positive
+    )
+    max_connections: int = option(20, help="Most connections of one process.", validator=_at_least_one)
+
+
+Off: TypeAlias = Literal[False]
+"""``false``, which switches a policy off."""
+
+
+@frozen
+class PolicyOptions:
+    """What every source takes besides its kind's own options. A key that the kind has itself stays the kind's."""
+
+    timeout: Duration | Off | None = option(
+        None, help="Longest time for one attempt; default the request's own `timeout`.", validator=_positive
+    )
+    retry: RetryOptions | bool | None = option(
+        None, help="Trying again after a transient failure; on by default for calls that are idempotent."
+    )
+    circuit_breaker: BreakerOptions | bool | None = option(
+        None, help="Refusing calls while the source fails; on by default."
+    )
+    concurrency: ConcurrencyOptions | Off | None = option(
+        None, help="How many calls are under way at once; unlimited by default."
+    )
+    cache: CacheOptions | Off | None = option(None, help="Keeping results; off by default.")
+
+
+@frozen
+class DefaultPolicies:
+    """The policies of every source that does not have its own."""
+
+    timeout: Duration | Off | None = option(None, help="Longest time for one attempt.", validator=_positive)
+    retry: RetryOptions | bool | None = option(None, help="Trying again after a transient failure.")
+    circuit_breaker: BreakerOptions | bool | None = option(None, help="Refusing calls while a source fails.")
+    concurrency: ConcurrencyOptions | Off | None = option(
+        None, help="How many calls of one source are under way at once."
     )

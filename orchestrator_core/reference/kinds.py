@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import frozen
 
-from orchestrator_core.plugin_api import ModelKind, SourceKind, TransformerKind
+from orchestrator_core.plugin_api import ModelKind, SourceKind, StoreKind, TransformerKind
 from orchestrator_core.plugins import Plugin, Provided, Registry
 from orchestrator_core.reference.tables import (
     class_with_parts,
@@ -34,7 +34,7 @@ class KindPage:
 
 
 def kind_pages(registry: Registry, folder: Path) -> list[KindPage]:
-    """Return the pages of all source types, model types and transformers, in that order and by name.
+    """Return the pages of all source types, model types, transformers and stores, in that order and by name.
 
     A page links to the guide beside its folder, ``../sources/<name>.md`` and the like, where there is one.
     """
@@ -46,7 +46,8 @@ def kind_pages(registry: Registry, folder: Path) -> list[KindPage]:
         if name == each.kind.name
     ]
     transformers = [_transformers_page(registry.transformers, folder)] if registry.transformers else []
-    return [*sources, *models, *transformers]
+    stores = [_store_page(each.kind, each.plugin, folder) for _, each in sorted(registry.stores.items())]
+    return [*sources, *models, *transformers, *stores]
 
 
 def _source_page(kind: SourceKind[Any], plugin: Plugin, folder: Path) -> KindPage:
@@ -80,6 +81,18 @@ def _model_page(kind: ModelKind[Any], plugin: Plugin, folder: Path) -> KindPage:
         *class_with_parts(kind.options, "###"),
     ]
     return KindPage(f"model-{kind.name}.md", subject, kind.summary, _joined(parts))
+
+
+def _store_page(kind: StoreKind[Any], plugin: Plugin, folder: Path) -> KindPage:
+    subject = f"tracking store `{kind.name}`"
+    parts = [
+        *_head(f"The {subject}", kind.summary, [plugin], _guide(folder, "../tracking.md")),
+        "## `tracking.store`",
+        f"It stands in `config.yaml`, with `type: {kind.name}`.",
+        description(kind.options),
+        *class_with_parts(kind.options, "###"),
+    ]
+    return KindPage(f"tracking-{kind.name}.md", subject, kind.summary, _joined(parts))
 
 
 def _transformers_page(transformers: Mapping[str, Provided[TransformerKind[Any]]], folder: Path) -> KindPage:

@@ -24,6 +24,8 @@ from orchestrator_core.reload import BUILTINS
 from orchestrator_core.run import Request, Run, clock
 from orchestrator_core.snapshot import ReadyPlan, draft, open_snapshot
 
+OFF = {"circuit_breaker": False, "retry": False}
+
 Behaviour = Callable[[Mapping[str, Any]], Any]
 
 
@@ -92,13 +94,19 @@ def step(name: str, *, type: str = "lab", **more: Any) -> dict[str, Any]:  # the
 
 
 @asynccontextmanager
-async def planned(lab: Lab, *steps: Mapping[str, Any], **endpoint: Any) -> AsyncIterator[ReadyPlan]:
-    """Compile an endpoint, as it would stand in ``domains/d.yaml`` as ``e``, and bind it to the lab."""
+async def planned(
+    lab: Lab, *steps: Mapping[str, Any], policies: Mapping[str, Any] | None = None, **endpoint: Any
+) -> AsyncIterator[ReadyPlan]:
+    """Compile an endpoint, as it would stand in ``domains/d.yaml`` as ``e``, and bind it to the lab.
+
+    There are no policies around the calls unless ``policies`` says so as ``config.yaml`` would.
+    """
     registry = _registry_with(lab)
     document = {"endpoints": {"e": {"data_sources": list(steps), **endpoint}}}
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "domains").mkdir()
+        (folder / "config.yaml").write_text(json.dumps({"policies": policies or OFF}))
         (folder / "domains/d.yaml").write_text(json.dumps(document))  # YAML 1.2 takes JSON as it is
         prepared = draft(load_configuration(folder), registry)
         if prepared.errors:

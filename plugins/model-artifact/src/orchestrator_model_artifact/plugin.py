@@ -37,6 +37,7 @@ ARTIFACT = ModelKind(
     options=ArtifactOptions,
     open=open_artifact,
     look=look_at_artifact,
+    in_process=lambda options: options.startup_command is None,
 )
 
 

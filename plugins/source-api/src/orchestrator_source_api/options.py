@@ -270,6 +270,6 @@ class OperationOptions:
     timeout: Duration | None = option(None, help="The source's `timeout`, for this operation.", validator=_positive)
     idempotent: bool | None = option(
         None,
-        help="Whether the request may be sent again when a kept-alive connection turns out to be closed. Default: true "
-        "for all methods but POST and PATCH.",
+        help="Whether the request may be sent again: when a kept-alive connection turns out to be closed, and by the "
+        "policy `retry`. Default: true for all methods but POST and PATCH.",
     )

@@ -30,6 +30,7 @@ Field: TypeAlias = tuple[str, CompiledValue]
 Encode: TypeAlias = Callable[[str, str], str]
 
 _PARAMS_IN_QUERY: Final = frozenset({"GET", "HEAD", "DELETE"})
+_NOT_IDEMPOTENT: Final = frozenset({"POST", "PATCH"})
 _JSON: Final = "application/json"
 _FORM: Final = "application/x-www-form-urlencoded"
 _HEADER_VALUE: Final = re.compile(r"[\t -~\x80-\xff]*")
@@ -42,6 +43,8 @@ class Request:
     def __init__(self, name: str, options: OperationOptions, query: Mapping[str, Any]) -> None:
         self.name = name
         self.method = options.method
+        by_method = options.method not in _NOT_IDEMPOTENT
+        self.idempotent = by_method if options.idempotent is None else options.idempotent
         self._path = parse_path(options.path)
         self._source_query = {name: value for name, value in query.items() if name not in (options.query or {})}
         self._query = _fields(options.query)
@@ -142,7 +145,12 @@ class Request:
             else:
                 (optional if reference.guarded else required)[str(reference.path[0])] = None
         others = tuple(name for name in optional if name not in required)
-        return OperationFacts(required=tuple(required), optional=None if takes_any else others, fields=fields)
+        return OperationFacts(
+            required=tuple(required),
+            optional=None if takes_any else others,
+            fields=fields,
+            idempotent=self.idempotent,
+        )
 
 
 def _fields(values: Mapping[str, Any] | None) -> list[Field]:

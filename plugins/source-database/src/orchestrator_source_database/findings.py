@@ -36,7 +36,13 @@ def facts_of(query: Query, fields: tuple[str, ...] | None = None) -> OperationFa
         fields = None
     elif query.result == "execute":
         fields = ("rowcount", "rows") if fields else ("rowcount",) if fields is not None else None
-    return OperationFacts(required=query.names, optional=(), fields=fields, many=query.result == "many")
+    return OperationFacts(
+        required=query.names,
+        optional=(),
+        fields=fields,
+        many=query.result == "many",
+        idempotent=query.result != "execute",
+    )
 
 
 def repeated_column(query: Query, fields: Sequence[str]) -> Finding | None:

@@ -43,6 +43,7 @@ FEAST: SourceKind[Any] = SourceKind(
     open=open_feast,
     undeclared_operations=True,
     in_process=True,
+    idempotent=True,
 )
 
 

@@ -1,0 +1,101 @@
+"""Whole answers of an endpoint that are kept for a while, and given to requests that are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from time import time
+from typing import Any
+
+from orchestrator_core.expressions import MISSING, compile_expression
+from orchestrator_core.models import Slot
+from orchestrator_core.plan import AnswerCache
+from orchestrator_core.plugin_api import Degraded
+from orchestrator_core.policies.cached import is_outage
+from orchestrator_core.policies.keys import document
+from orchestrator_core.policies.notes import Cached
+from orchestrator_core.policies.state import SourceState
+from orchestrator_core.run import KeptAnswer, Request, Run
+
+__all__ = ["Answers", "Make"]
+
+Make = Callable[[Request, Run], Awaitable[bytes]]
+"""What makes an answer's body by executing the plan."""
+
+_Kept = list[Any]
+"""The body, the execution that made it, when, and its degraded steps: JSON, as the shared cache takes it."""
+
+
+class Answers:
+    """The answers of one endpoint. Neither a failure nor a degraded answer is kept.
+
+    ``renew`` makes an answer for nobody in particular, in an execution of its own.
+    """
+
+    def __init__(self, cache: AnswerCache, state: SourceState, models: Sequence[Slot]) -> None:
+        self.state = state
+        self._cache = state.cache(cache.options, "answer", ())
+        self._key = _whole_request(cache.headers) if cache.key is None else compile_expression(cache.key, ["request"])
+        self._models = tuple(models)
+
+    def key(self, request: Request) -> Hashable:
+        """Return what tells the answer to a request apart; None where nothing can.
+
+        What another version of a model has said is not given for this one's.
+        """
+        key: Any = self._key(request)
+        return document([key, *((found := slot.identity) and [found.version, found.digest] for slot in self._models)])
+
+    async def answer(
+        self, request: Request, run: Run, make: Make, renew: Callable[[Request], Awaitable[tuple[bytes, Run]]]
+    ) -> bytes:
+        """Return the body of the answer, and note in the run where it is from. Raises what executing it raises."""
+        cache, key = self._cache, self.key(request)
+        entry = cache.entries.get(key)
+        if entry is not None and cache.clock() < entry[0]:
+            cache.entries.move_to_end(key)
+            cache.hits += 1
+            return _given(entry[1], run, "hit")
+        if key is None:
+            return await make(request, run)
+
+        async def made() -> _Kept | Degraded:
+            try:
+                return _kept(await make(request, run), run)
+            except Exception as error:
+                vars(error)["failed_step"] = run.failed_step  # for those who wait for this execution
+                raise
+
+        async def renewed() -> _Kept | Degraded:
+            return _kept(*await renew(request))
+
+        try:
+            result, how = await cache.obtain(key, made, renewed)
+        except Exception as error:
+            stale = cache.if_error(key) if is_outage(error) else None
+            if stale is None:
+                run.failed_step = run.failed_step or getattr(error, "failed_step", "")
+                raise
+            return _given(stale[1], run, "stale")
+        kept = result.result if type(result) is Degraded else result
+        return _given(kept, run, how) if how else kept[0].encode()
+
+
+def _kept(body: bytes, run: Run) -> _Kept | Degraded:
+    kept = [body.decode(), run.id, time(), list(run.degraded_steps)]
+    return Degraded(kept) if run.degraded_steps else kept
+
+
+def _given(kept: _Kept, run: Run, how: Cached) -> bytes:
+    body, execution_id, made_at, degraded = kept
+    run.kept = KeptAnswer(how, execution_id, made_at)
+    run.degraded_steps = tuple(degraded)
+    return body.encode()  # type: ignore[no-any-return]  # a text: see _kept
+
+
+def _whole_request(headers: Sequence[str]) -> Callable[[Request], Any]:
+    def key(request: Request) -> Any:
+        given = [request.headers.get(name) for name in headers]
+        body = [] if request.body is MISSING else [request.body]
+        return [request.path_params, request.query_params, given, *body]
+
+    return key

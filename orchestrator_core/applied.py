@@ -1,0 +1,161 @@
+"""Which policies apply to the calls of a step, and why: the default, or what the source, its model or the step says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+from attrs import evolve, field, frozen
+
+from orchestrator_core.catalog import SourceSpec
+from orchestrator_core.config.model import StepConfig
+from orchestrator_core.config.structure import Located
+from orchestrator_core.direct import DIRECT
+from orchestrator_core.plugin_api import OperationFacts
+from orchestrator_core.policies.options import (
+    BreakerOptions,
+    CacheOptions,
+    ConcurrencyOptions,
+    DefaultPolicies,
+    RetryOptions,
+)
+
+__all__ = ["Applied", "Defaults", "Place", "Policy", "applied"]
+
+DEFAULT = "default"
+_CLASSES: Mapping[str, type[Any] | None] = {
+    "timeout": None,
+    "retry": RetryOptions,
+    "circuit_breaker": BreakerOptions,
+    "concurrency": ConcurrencyOptions,
+    "cache": CacheOptions,
+}
+_ON: Mapping[str, Any] = {"retry": RetryOptions(), "circuit_breaker": BreakerOptions()}
+
+
+@frozen
+class Place:
+    """Where something stands: a file's name in the configuration folder, and a line."""
+
+    file: str
+    line: int
+
+
+@frozen
+class Policy:
+    """One policy of a step: its options, or None where it is off, and why that is so.
+
+    ``why`` is in words; ``places`` is where it is configured, the last one winning. ``own`` says that the step's own
+    configuration has a say: what the policy remembers is then the step's own.
+    """
+
+    options: Any
+    why: str
+    places: tuple[Place, ...] = ()
+    own: bool = False
+
+
+@frozen
+class Applied:
+    """The policies of one step's calls. ``timeout`` is for one attempt; the step's own timeout is in its plan."""
+
+    timeout: Policy
+    retry: Policy
+    circuit_breaker: Policy
+    concurrency: Policy
+    cache: Policy
+
+    def __iter__(self) -> Iterator[tuple[str, Policy]]:
+        return ((name, getattr(self, name)) for name in _CLASSES)
+
+    @property
+    def any(self) -> bool:
+        """Return whether a call has anything around it."""
+        return any(policy.options is not None for _, policy in self)
+
+
+@frozen
+class Defaults:
+    """What ``config.yaml`` says under ``policies``, and where that stands."""
+
+    options: DefaultPolicies = field(factory=DefaultPolicies)
+    located: Located | None = field(default=None, repr=False)
+
+
+@frozen
+class _Layer:
+    options: Any
+    located: Located | None
+    own: bool = False
+
+    def given(self, name: str) -> Any:
+        return getattr(self.options, name, None)
+
+    def keys(self, name: str) -> set[str]:
+        data = self.located.data.get(name) if self.located is not None else None
+        return set(data) if isinstance(data, dict) else set()
+
+    def place(self, name: str) -> Place:
+        assert self.located is not None, "what is given stands somewhere"
+        problem = self.located.problem("", "", name, at_key=True)
+        return Place(problem.file, problem.line)
+
+
+def applied(defaults: Defaults, spec: SourceSpec, operation: str, step: StepConfig, located: Located) -> Applied:
+    """Return what applies to the step's calls: what is said nearest to the step wins, option by option."""
+    if spec.kind is DIRECT:
+        nothing = Policy(None, "a direct step calls nothing")
+        return Applied(nothing, nothing, nothing, nothing, nothing)
+    facts = spec.facts.get(operation) or OperationFacts()
+    said = [spec.policies[key] for key in dict.fromkeys(("", operation)) if key in spec.policies]
+    layers = [_Layer(defaults.options, defaults.located), *(_Layer(of.options, of.located) for of in said)]
+    # A step's own timeout is for the step as a whole, with everything that is around its call.
+    layers.append(_Layer(evolve(step, timeout=None), located, own=True))
+    found = {name: _policy(name, facts, layers) for name in _CLASSES}
+    found["retry"] = _if_idempotent(found["retry"], facts, spec, operation)
+    if found["timeout"].options is None and (seconds := getattr(spec.options, "timeout", None)) is not None:
+        found["timeout"] = _of_kind(spec, float(seconds))
+    return Applied(**found)
+
+
+def _policy(name: str, facts: OperationFacts, layers: list[_Layer]) -> Policy:
+    options, why = _ON.get(name), DEFAULT
+    if facts.in_process and name in _ON:
+        options, why = None, "off: it runs in this process, where nothing is transient"
+        layers = layers[1:]
+    elif options is None:
+        why = "off: not configured"
+    places: tuple[Place, ...] = ()
+    own = False
+    for layer in layers:
+        given = layer.given(name)
+        if given is None:
+            continue
+        own = own or layer.own
+        why = ""
+        if given is False:
+            options, places = None, (layer.place(name),)
+        elif given is True:
+            options, places = options or _ON[name], (*places, layer.place(name))
+        elif options is None or not attrs.has(type(given)):
+            options, places = given, (layer.place(name),)
+        else:
+            keys = layer.keys(name)
+            options = evolve(options, **{key: getattr(given, key) for key in keys})
+            places = (*places, layer.place(name))
+    return Policy(options, why, places, own)
+
+
+def _if_idempotent(retry: Policy, facts: OperationFacts, spec: SourceSpec, operation: str) -> Policy:
+    if retry.options is None or retry.options.non_idempotent:
+        return retry
+    if facts.idempotent or spec.kind.idempotent:
+        return evolve(retry, why=f"{retry.why}, {operation} is idempotent") if not retry.places else retry
+    what = operation or f"an operation of type {spec.kind.name}"
+    return Policy(None, f"off: {what} is not known to be idempotent", retry.places, retry.own)
+
+
+def _of_kind(spec: SourceSpec, seconds: float) -> Policy:
+    """Return the timeout that the source's kind keeps itself; nothing more is put around the call."""
+    return Policy(None, f"{seconds:g} s, kept by the source itself")

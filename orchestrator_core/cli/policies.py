@@ -1,0 +1,76 @@
+"""The policies of a step in words, each with the reason why it applies, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from orchestrator_core.applied import Applied, Policy
+from orchestrator_core.policies.options import BreakerOptions, CacheOptions, ConcurrencyOptions, RetryOptions
+
+POLICY_WIDTH = len("circuit breaker")
+NOT_CONFIGURED = "off: not configured"
+
+
+def policies_in_words(policies: Applied, folder: Path, cache_key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each policy's name and what it does, or why it is off. What nobody has asked for is left out."""
+    if not policies.any and len({policy.why for _, policy in policies}) == 1:
+        return  # a step that calls nothing
+    for name, policy in policies:
+        if policy.why != NOT_CONFIGURED:
+            yield name.replace("_", " "), _in_words(policy, folder, cache_key)
+
+
+def _in_words(policy: Policy, folder: Path, cache_key: str) -> str:
+    at = ", then ".join(f"{(folder / place.file).as_posix()}:{place.line}" for place in policy.places)
+    why = ", ".join(filter(None, (policy.why, at)))
+    if policy.options is None:
+        return why if policy.why else f"off: {at}"
+    return f"{_options_in_words(policy.options, cache_key)}: {why}"
+
+
+def _options_in_words(options: Any, cache_key: str) -> str:
+    match options:
+        case RetryOptions():
+            effects = ", whatever it does" if options.non_idempotent else ""
+            pauses = f"{seconds(options.backoff)} to {seconds(options.max_backoff)}"
+            return f"{options.attempts} attempts, pauses of at most {pauses}{effects}"
+        case BreakerOptions():
+            window, reset = seconds(options.window), seconds(options.reset)
+            return f"{options.failures} failures within {window} open it, a probe after {reset}"
+        case ConcurrencyOptions():
+            return f"{options.max} calls at once, {options.queue} may wait"
+        case CacheOptions():
+            names = (options.key,) if isinstance(options.key, str) else options.key
+            by = cache_key or (", ".join(names) if names else "all parameters")
+            return cache_in_words(options, f"by {by}")
+        case _:
+            return f"{seconds(options)} for an attempt"
+
+
+def cache_in_words(options: CacheOptions, by: str) -> str:
+    text = f"for {seconds(options.ttl)}, {by}"
+    if options.stale_while_revalidate:
+        text += f", {seconds(options.stale_while_revalidate)} longer while it is renewed"
+    if options.stale_if_error:
+        text += f", {seconds(options.stale_if_error)} longer when that fails"
+    return text
+
+
+def seconds(value: float) -> str:
+    return f"{value:g} s" if value >= 1 else f"{value * 1000:g} ms"
+
+
+def policies_json(policies: Applied) -> dict[str, Any]:
+    """Return for each policy ``{"options": …, "why": …, "at": ["database.yaml:7"]}``; null options are off."""
+    return {
+        name: {
+            "options": attrs.asdict(policy.options) if attrs.has(type(policy.options)) else policy.options,
+            "why": policy.why,
+            "at": [f"{place.file}:{place.line}" for place in policy.places],
+        }
+        for name, policy in policies
+    }

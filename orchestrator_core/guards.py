@@ -1,0 +1,267 @@
+"""The policies around the calls of live plans: what they remember, kept over reloads, and the guard of each step.
+
+What a source's policies remember (:class:`SourceState`) belongs to the source as it is configured, of an ``ml`` source
+to each of its models. A reload that leaves that alone takes it over, whatever else it changes; what cached answers of
+an endpoint are kept in belongs to the endpoint with all that it calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from hashlib import sha256
+from typing import Any
+
+import orjson
+from attrs import define, field, frozen
+
+from orchestrator_core.catalog import SourceKey, SourceSpec
+from orchestrator_core.codegen import CACHE_KEY
+from orchestrator_core.direct import DIRECT
+from orchestrator_core.models import MlSource, Slot
+from orchestrator_core.plan import Plan, PlannedStep
+from orchestrator_core.plugin_api import OperationFacts, Source
+from orchestrator_core.policies.guard import make_guard, make_guard_at_once
+from orchestrator_core.policies.notes import Guarded
+from orchestrator_core.policies.options import SharedCacheOptions
+from orchestrator_core.policies.policies import Policies
+from orchestrator_core.policies.shared import SharedCache, open_shared_cache
+from orchestrator_core.policies.state import SourceState
+
+__all__ = ["Memory", "OpenCache", "Remembered", "StateKey", "guard", "guard_at_once", "open_cache", "remember"]
+
+Call = Callable[..., Awaitable[Any]]
+
+StateKey = tuple[SourceKey, str]
+"""A source, and the operation of one of its models; of an endpoint's answers, ``("", domain, endpoint), ""``."""
+
+
+@define(eq=False)
+class Remembered:
+    """What policies remember, and what of; shared by the snapshots that know the same."""
+
+    state: SourceState
+    of: Any
+    users: int = 1
+
+    async def release(self) -> None:
+        """Give it up; with the last user, what goes on beside the requests ends."""
+        self.users -= 1
+        if self.users <= 0:
+            await self.state.close()
+
+
+@define(eq=False)
+class OpenCache:
+    """The cache outside this process, shared by the snapshots that configure the same one."""
+
+    options: SharedCacheOptions
+    cache: SharedCache
+    _stack: AsyncExitStack = field(alias="stack")
+    users: int = 1
+
+    async def release(self) -> None:
+        self.users -= 1
+        if self.users <= 0:
+            await self._stack.aclose()
+
+
+@frozen
+class Memory:
+    """What all policies of a snapshot remember."""
+
+    states: Mapping[StateKey, Remembered] = field(factory=dict)
+    answers: Mapping[tuple[str, str], Remembered] = field(factory=dict)
+    cache: OpenCache | None = None
+
+    def of_source(self, key: SourceKey) -> Iterator[tuple[str, SourceState]]:
+        """Yield the states of a source: of an ``ml`` source, each model's with its operation."""
+        for (source, operation), remembered in self.states.items():
+            if source == key:
+                yield operation, remembered.state
+
+    async def release(self) -> None:
+        for remembered in (*self.states.values(), *self.answers.values()):
+            await remembered.release()
+        if self.cache is not None:
+            await self.cache.release()
+
+
+async def open_cache(options: SharedCacheOptions | None, before: Memory | None) -> OpenCache | None:
+    """Open the shared cache, or take over the one that is open with the same options.
+
+    Raises :class:`orchestrator_core.policies.shared.MissingExtra` without the libraries for it.
+    """
+    if options is None:
+        return None
+    if before is not None and before.cache is not None and before.cache.options == options:
+        before.cache.users += 1
+        return before.cache
+    async with AsyncExitStack() as stack:
+        cache = await stack.enter_async_context(open_shared_cache(options))
+        return OpenCache(options, cache, stack.pop_all())
+    raise AssertionError("an exit stack swallows nothing")
+
+
+def remember(
+    specs: Mapping[SourceKey, SourceSpec],
+    sources: Mapping[SourceKey, Source],
+    plans: Sequence[Plan],
+    cache: OpenCache | None,
+    before: Memory | None,
+) -> Memory:
+    """Return what the policies of these sources and plans remember: that of before where nothing has changed."""
+    before = before or Memory()
+    shared = cache.cache if cache is not None else None
+    states: dict[StateKey, Remembered] = {}
+    for key, spec in specs.items():
+        source = sources.get(key)
+        if source is None or spec.kind is DIRECT:
+            continue
+        if isinstance(source, MlSource):
+            for operation, model in source.models.items():
+                of, label = model, model.slot.label
+                states[key, operation] = _kept(
+                    before.states.get((key, operation)), of, label, identity_of(spec, operation), shared
+                )
+        else:
+            states[key, ""] = _kept(before.states.get((key, "")), spec, spec.label, identity_of(spec), shared)
+    answers: dict[tuple[str, str], Remembered] = {}
+    for plan in plans:
+        if plan.cache is not None:
+            at, called = (plan.domain, plan.name), [step.spec for step in plan.steps]
+            alive = [_alive(step, sources) for step in plan.steps]
+            identity = _digest([plan.located.data, *map(identity_of, called)])
+            answers[at] = _kept(before.answers.get(at), (plan.located.data, called, alive), plan.id, identity, shared)
+    return Memory(states, answers, cache)
+
+
+def _kept(before: Remembered | None, of: Any, label: str, identity: str, shared: SharedCache | None) -> Remembered:
+    if before is not None and before.of == of and before.state.shared is shared:
+        before.users += 1
+        return before
+    return Remembered(SourceState(label, identity=identity, shared=shared), of)
+
+
+def _alive(step: PlannedStep, sources: Mapping[SourceKey, Source]) -> object:
+    """Return the live model that a step calls, if it calls one: a model that was opened anew is another."""
+    source = sources.get(step.spec.key)
+    return source.models.get(step.operation) if isinstance(source, MlSource) else None
+
+
+def identity_of(spec: SourceSpec, operation: str | None = None) -> str:
+    """Return a digest of what the source, or one model of it, is configured to be."""
+    places = spec.places if operation is None else {operation: spec.places.get(operation)}
+    operations = {name: place.data if place is not None else None for name, place in places.items()}
+    own = spec.located.data if spec.located is not None and operation is None else None
+    return _digest([spec.key, spec.kind.name, own, operations])
+
+
+def _digest(data: Any) -> str:
+    return sha256(orjson.dumps(data, default=str, option=orjson.OPT_NON_STR_KEYS)).hexdigest()[:32]
+
+
+# --- the guard of a step ---------------------------------------------------------------------------------------------
+
+
+def guard(step: PlannedStep, call: Call, memory: Memory, slot: Slot | None) -> Call | Guarded:
+    """Return a step's call with its policies around it; the call itself where there are none."""
+    if not step.policies.any:
+        return call
+    keyed = step.cache_key is not None
+    return make_guard(
+        _without_key(call) if keyed else call,
+        _policies(step, slot),
+        _state(step, memory),
+        label=slot.label if slot is not None else step.spec.label,
+        operation=step.operation,
+        names=_names(step, keyed),
+        idempotent=_is_idempotent(step),
+        each=step.for_each is not None,
+    )
+
+
+def guard_at_once(step: PlannedStep, call: Call, memory: Memory, slot: Slot | None) -> Call | Guarded:
+    """Return the same for a call that takes the values of all items."""
+    if not step.policies.any:
+        return call
+    keyed = step.cache_key is not None
+    return make_guard_at_once(
+        _rows_without_key(call) if keyed else call,
+        _policies(step, slot),
+        _state(step, memory),
+        label=slot.label if slot is not None else step.spec.label,
+        operation=step.operation,
+        names=_names(step, keyed),
+        idempotent=_is_idempotent(step),
+    )
+
+
+def _state(step: PlannedStep, memory: Memory) -> SourceState:
+    states, key = memory.states, step.spec.key
+    found = states.get((key, step.operation)) or states[key, ""]
+    return found.state
+
+
+def _names(step: PlannedStep, keyed: bool) -> list[str]:
+    # Two steps whose keys are of their own making never share a result.
+    of = f"{CACHE_KEY} of {step.located.document.name} {'.'.join(map(str, step.located.path))}"
+    return [*(name for name, _ in step.params), *([of] if keyed else [])]
+
+
+def _is_idempotent(step: PlannedStep) -> bool:
+    facts = step.spec.facts.get(step.operation) or OperationFacts()
+    return facts.idempotent or step.spec.kind.idempotent
+
+
+def _policies(step: PlannedStep, slot: Slot | None) -> Policies:
+    applied = step.policies
+    cache = applied.cache.options
+    key = _cache_key(step, slot) if cache is not None else None
+    return Policies(
+        timeout=applied.timeout.options,
+        # A step with for_each bounds all of its items together.
+        step_timeout=step.config.timeout if step.for_each is None else None,
+        retry=applied.retry.options,
+        circuit_breaker=applied.circuit_breaker.options,
+        concurrency=applied.concurrency.options,
+        cache=cache,
+        cache_key=key,
+    )
+
+
+def _cache_key(step: PlannedStep, slot: Slot | None) -> Callable[[Sequence[Any]], Any] | None:
+    """Return what makes a key of a call's values; None where the values do, or a choice of them by name."""
+    by = _values_key(step)
+    if slot is None:
+        return by
+
+    def with_model(values: Sequence[Any]) -> Any:  # what another version has said is not kept for this one
+        identity = slot.identity
+        return [by(values) if by else list(values), identity and [identity.version, identity.digest]]
+
+    return with_model
+
+
+def _values_key(step: PlannedStep) -> Callable[[Sequence[Any]], Any] | None:
+    if step.cache_key is not None:
+        return lambda values: values[-1]
+    names = tuple(name for name, _ in step.params)
+    if (expression := step.source_cache_key) is not None:
+        evaluate = expression.evaluate
+        return lambda values: evaluate(dict(zip(names, values, strict=True)))
+    return None
+
+
+def _without_key(call: Call) -> Call:
+    def without_key(*values: Any) -> Awaitable[Any]:
+        return call(*values[:-1])
+
+    return without_key
+
+
+def _rows_without_key(call: Call) -> Call:
+    def without_key(rows: Sequence[Sequence[Any]]) -> Awaitable[Any]:
+        return call([row[:-1] for row in rows])
+
+    return without_key

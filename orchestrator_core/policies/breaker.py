@@ -1,0 +1,133 @@
+"""The circuit breaker: a source that keeps failing is left alone for a while, then asked by one call only.
+
+It opens when the latest ``failures`` failures were in a row, or are all within ``window`` seconds and at least half of
+the calls since the first of them. A call that succeeds costs one addition.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+from orchestrator_core.policies.options import BreakerOptions
+
+__all__ = ["Breaker", "BreakerState"]
+
+BreakerState: TypeAlias = Literal["closed", "open", "half_open"]
+
+
+class Breaker:
+    """The breaker of one source. All times are seconds of ``clock``, which must not go back.
+
+    Who calls reads ``era`` first. When it is not 0 the breaker is closed, and the call tells its end: ``calls += 1`` if
+    the source answered, :meth:`failed` with that era if not. When it is 0, :meth:`probe` tells whether this call may be
+    the probe; one that may ends with one of :meth:`close`, :meth:`reopen`, :meth:`rearm` and :meth:`let_go`.
+
+    An era ends when the breaker opens. What a call of an earlier era ends with says nothing about the source now, so
+    it neither opens nor closes anything.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_eras",
+        "_failures",
+        "_failures_to_open",
+        "_next_probe",
+        "_probing",
+        "_reset",
+        "_window",
+        "calls",
+        "clock",
+        "era",
+        "opened",
+    )
+
+    def __init__(self, options: BreakerOptions, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.era = 1
+        self.calls = 0
+        self.opened = 0
+        self._eras = 1
+        self._failures_to_open = options.failures
+        self._window = float(options.window)
+        self._reset = float(options.reset)
+        self._failures: deque[tuple[float, int]] = deque(maxlen=options.failures)
+        self._next_probe = 0.0
+        self._probing = False
+
+    @property
+    def state(self) -> BreakerState:
+        return "closed" if self.era else "half_open" if self._probing else "open"
+
+    def failed(self, era: int) -> None:
+        """Note that a call failed which began in the era."""
+        self.calls += 1
+        if era != self.era or not era:
+            return
+        now = self.clock()
+        failures = self._failures
+        failures.append((now, self.calls))
+        if len(failures) < self._failures_to_open:
+            return
+        first_at, first_call = failures[0]
+        calls = self.calls - first_call + 1
+        if calls == len(failures) or (calls <= 2 * len(failures) and now - first_at <= self._window):
+            self._open(now)
+
+    def probe(self) -> bool:
+        """Return whether a call may be the probe, while the breaker is not closed. It is one from then on."""
+        if self._probing or self.clock() < self._next_probe:
+            return False
+        self._probing = True
+        return True
+
+    def close(self) -> None:
+        """Note that the probe was answered."""
+        self._probing = False
+        self._failures.clear()
+        self._eras += 1
+        self.era = self._eras
+
+    def reopen(self) -> None:
+        """Note that the probe failed."""
+        self._open(self.clock())
+
+    def rearm(self) -> None:
+        """Note that the probe was given up, such as when its client went away. The next one waits as long again."""
+        self._probing = False
+        self._next_probe = self.clock() + self._reset
+
+    def let_go(self) -> None:
+        """Note that the probe never got as far as the source. The next call may be the probe."""
+        self._probing = False
+
+    def refuses(self) -> bool:
+        """Return whether a call would be refused now."""
+        return not self.era and (self._probing or self.clock() < self._next_probe)
+
+    def retry_after_seconds(self) -> float:
+        """Return how long until a call may be let through; 0 when it may now."""
+        if self.era:
+            return 0.0
+        return self._reset if self._probing else max(0.0, self._next_probe - self.clock())
+
+    def failures(self) -> int:
+        """Return how many failures count now."""
+        since = self.clock() - self._window
+        in_a_row = bool(self._failures) and self.calls - self._failures[0][1] + 1 == len(self._failures)
+        return len(self._failures) if in_a_row else sum(at >= since for at, _ in self._failures)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "state": self.state,
+            "failures": self.failures(),
+            "opened": self.opened,
+            "retry_after_seconds": self.retry_after_seconds(),
+        }
+
+    def _open(self, now: float) -> None:
+        self.era = 0
+        self._probing = False
+        self.opened += 1
+        self._next_probe = now + self._reset

@@ -1,0 +1,214 @@
+"""Results that are kept for a while: in memory, and outside where several processes share them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from time import time
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import structlog
+
+from orchestrator_core.errors import OrchestratorError
+from orchestrator_core.plugin_api import Degraded
+from orchestrator_core.policies.flights import Flights
+from orchestrator_core.policies.notes import Cached
+from orchestrator_core.policies.options import CacheOptions
+
+if TYPE_CHECKING:
+    from orchestrator_core.policies.shared import SharedCache
+
+__all__ = ["Cache", "Entry"]
+
+log = structlog.get_logger("orchestrator.policies")
+
+Entry: TypeAlias = tuple[float, Any]
+"""Until when on the clock the result is fresh, and the result."""
+
+Own: TypeAlias = Callable[[Callable[[], Awaitable[None]]], bool]
+
+
+class Cache:
+    """The results of an operation that is called with the same parameters, for all plans.
+
+    ``entries`` stand in the order of their use. Who finds a fresh one moves it to the end and counts a hit; for all
+    else there are :meth:`obtain` and, for several at once, :meth:`look` and :meth:`keep`. A result that is
+    :class:`Degraded` is not kept, and neither is a failure.
+
+    ``own`` starts a task that ends when the source is closed, and returns whether it did. ``name`` tells the entries
+    apart from all others in the ``shared`` cache.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_flights",
+        "_if_error",
+        "_max_entries",
+        "_name",
+        "_own",
+        "_refreshing",
+        "_shared",
+        "_ttl",
+        "_while_revalidate",
+        "clock",
+        "entries",
+        "errors",
+        "hits",
+        "joined",
+        "misses",
+        "stale",
+    )
+
+    def __init__(
+        self,
+        options: CacheOptions,
+        clock: Callable[[], float],
+        own: Own,
+        shared: SharedCache | None = None,
+        name: str = "",
+    ) -> None:
+        self.clock = clock
+        self.entries: OrderedDict[Hashable, Entry] = OrderedDict()
+        self.hits = self.misses = self.stale = self.joined = self.errors = 0
+        self._ttl = float(options.ttl)
+        self._while_revalidate = float(options.stale_while_revalidate)
+        self._if_error = float(options.stale_if_error)
+        self._max_entries = options.max_entries
+        self._flights = Flights()
+        self._refreshing: set[Hashable] = set()
+        self._own = own
+        self._shared = shared
+        self._name = name
+
+    def describe(self) -> dict[str, int]:
+        return {
+            "entries": len(self.entries),
+            "hits": self.hits,
+            "misses": self.misses,
+            "stale": self.stale,
+            "shared": self.joined,
+            "errors": self.errors,
+        }
+
+    # --- one result --------------------------------------------------------------------------------------------------
+
+    async def obtain(
+        self, key: Hashable, call: Callable[[], Awaitable[Any]], refresh: Callable[[], Awaitable[Any]]
+    ) -> tuple[Any, Cached]:
+        """Return a result that was not found fresh, and which part of the cache gave it: ``""`` if the call did.
+
+        ``refresh`` makes the same call for nobody in particular. Raises what the call raises.
+        """
+        stale = self.while_revalidating(key)
+        if stale is not None:
+            self.refresh([key], lambda: self._refreshed(key, refresh))
+            return stale[1], "stale"
+        (result, cached), joined = await self._flights.join(key, lambda: self._find(key, call))
+        if joined:
+            self.joined += 1
+            return result, "shared"
+        return result, cached
+
+    async def _find(self, key: Hashable, call: Callable[[], Awaitable[Any]]) -> tuple[Any, Cached]:
+        if self._shared is not None:
+            await self.look([key])
+            entry = self.entries.get(key)
+            if entry is not None and self.clock() < entry[0]:
+                self.hits += 1
+                return entry[1], "hit"
+        self.misses += 1
+        result = await call()
+        self.keep([key], [result])
+        return result, ""
+
+    async def _refreshed(self, key: Hashable, call: Callable[[], Awaitable[Any]]) -> None:
+        await self._flights.join(key, lambda: self._find(key, call))
+
+    # --- several -----------------------------------------------------------------------------------------------------
+
+    async def look(self, keys: Sequence[Hashable]) -> None:
+        """Fetch what the shared cache has of these. When it does not answer, there is nothing."""
+        if self._shared is None:
+            return
+        found = await self._shared.get_many(self._name, keys)
+        if found is None:
+            self.errors += 1
+            return
+        now = time()
+        for key, entry in found.items():
+            made_at, result = entry
+            age = max(0.0, now - made_at)
+            if age < self._ttl + max(self._while_revalidate, self._if_error):
+                until = self.clock() + self._ttl - age
+                known = self.entries.get(key)
+                if known is None or known[0] < until:
+                    self._put(key, result, until)
+
+    def keep(self, keys: Sequence[Hashable], results: Sequence[Any]) -> None:
+        """Keep results that were made just now, but for those that are failures or something lesser."""
+        kept = {
+            key: result
+            for key, result in zip(keys, results, strict=True)
+            if key is not None and not isinstance(result, Degraded | OrchestratorError)
+        }
+        until = self.clock() + self._ttl
+        for key, result in kept.items():
+            self._put(key, result, until)
+        shared = self._shared
+        if shared is not None and kept:
+            made_at, keep_for = time(), self._ttl + max(self._while_revalidate, self._if_error)
+
+            async def put() -> None:
+                if not await shared.put_many(self._name, kept, made_at, keep_for):
+                    self.errors += 1
+
+            self._own(put)
+
+    def _put(self, key: Hashable, result: Any, until: float) -> None:
+        entries = self.entries
+        entries[key] = (until, result)
+        entries.move_to_end(key)
+        if len(entries) > self._max_entries:
+            entries.popitem(last=False)
+
+    # --- results past their time -------------------------------------------------------------------------------------
+
+    def while_revalidating(self, key: Hashable) -> Entry | None:
+        """Return what is given while a new result is fetched. It is counted."""
+        return self._counted(self._past(key, self._while_revalidate))
+
+    def if_error(self, key: Hashable) -> Entry | None:
+        """Return what is given when the source fails. It is counted."""
+        return self._counted(self._past(key, self._if_error))
+
+    def may_revalidate(self, key: Hashable) -> bool:
+        """Return whether :meth:`while_revalidating` has something."""
+        return self._past(key, self._while_revalidate) is not None
+
+    def _past(self, key: Hashable, seconds: float) -> Entry | None:
+        entry = self.entries.get(key) if seconds else None
+        return entry if entry is not None and self.clock() < entry[0] + seconds else None
+
+    def _counted(self, entry: Entry | None) -> Entry | None:
+        self.stale += entry is not None
+        return entry
+
+    def refresh(self, keys: Sequence[Hashable], fetch: Callable[[], Awaitable[None]]) -> None:
+        """Have these fetched anew for nobody in particular, but for what is being fetched already."""
+        if any(key in self._refreshing or key in self._flights for key in keys):
+            return
+
+        async def refreshing() -> None:
+            try:
+                await fetch()
+            except (OrchestratorError, TimeoutError):
+                self.errors += 1  # the breaker has it too, and who asks when the time is up is told why
+            except Exception as error:
+                self.errors += 1
+                log.error("defect while a cached result was refreshed", exc_info=error)
+            finally:
+                self._refreshing.difference_update(keys)
+
+        self._refreshing.update(keys)
+        if not self._own(refreshing):
+            self._refreshing.difference_update(keys)

@@ -1,0 +1,215 @@
+"""The layers that ask a cache before they call."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from math import inf
+from typing import Any, TypeAlias
+
+from orchestrator_core.errors import OrchestratorError, SourceError, SourceUnavailable
+from orchestrator_core.policies.cache import Cache
+from orchestrator_core.policies.core import Call, Layer
+from orchestrator_core.policies.keys import KeyOf
+from orchestrator_core.policies.notes import Cached, StepNote
+from orchestrator_core.policies.policies import GuardedRun
+from orchestrator_core.policies.timer import Timer, within
+
+__all__ = ["cached", "cached_at_once"]
+
+Row: TypeAlias = Sequence[Any]
+
+REFRESH_SECONDS = 60.0
+"""How long a call for nobody in particular may take where the step has no timeout."""
+
+
+class _Background:
+    """What stands for the run of a call that no request waits for."""
+
+    passed = False
+
+    @property
+    def deadline(self) -> _Background:
+        return self
+
+    def remaining(self) -> float:
+        return inf
+
+    def note(self, index: int) -> StepNote:
+        return StepNote()
+
+
+def cached(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None, *, each: bool) -> Call:
+    """Return the guarded call of a layer behind a cache."""
+    entries, clock, use = cache.entries, cache.clock, cache.entries.move_to_end
+
+    async def cached(run: GuardedRun, index: int, *values: Any) -> Any:
+        key = key_of(values)
+        entry = entries.get(key)
+        if entry is not None and clock() < entry[0]:
+            use(key)
+            cache.hits += 1
+            _note(run, index, "hit", each=each)
+            return entry[1]
+        if key is None:
+            return await within(step_timeout, lambda timer: layer(run, index, values, timer))
+        try:
+            result, how = await within(
+                step_timeout,
+                lambda timer: cache.obtain(key, lambda: layer(run, index, values, timer), lambda: refresh(values)),
+            )
+        except Exception as error:
+            stale = cache.if_error(key) if is_outage(error) else None
+            if stale is None:
+                raise
+            note = run.note(index)
+            note.cached = "stale"
+            note.cached_calls += 1
+            return stale[1]
+        if how:
+            _note(run, index, how, each=each)
+        return result
+
+    def refresh(values: tuple[Any, ...]) -> Awaitable[Any]:
+        return within(step_timeout or REFRESH_SECONDS, lambda timer: layer(_Background(), 0, values, timer))
+
+    return cached
+
+
+def cached_at_once(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None) -> Call:
+    """Return the guarded call for all items, behind a cache: it asks for those that are not there."""
+
+    async def cached(run: GuardedRun, index: int, rows: Sequence[Row]) -> Sequence[Any]:
+        found = _Found(cache, [key_of(row) for row in rows])
+        if not found.fresh():
+            await cache.look([key for key in found.keys if key is not None])
+            found.fresh()
+        missing = found.missing()
+        if missing and found.stale_meanwhile(missing):
+            cache.refresh([found.keys[place] for place in missing], lambda: refresh(found.keys, rows, missing))
+            missing = []
+        if missing:
+            await found.ask(
+                missing, lambda asked: within(step_timeout, lambda timer: call(run, index, asked, timer)), rows
+            )
+        found.note(run.note(index), asked=bool(missing))
+        return found.answers
+
+    def call(run: GuardedRun, index: int, rows: Sequence[Row], timer: Timer | None) -> Awaitable[Sequence[Any]]:
+        return layer(run, index, (rows,), timer)
+
+    async def refresh(keys: Sequence[Hashable], rows: Sequence[Row], places: Sequence[int]) -> None:
+        asked = [rows[place] for place in places]
+        answers = await within(step_timeout or REFRESH_SECONDS, lambda timer: call(_Background(), 0, asked, timer))
+        cache.keep([keys[place] for place in places], answers)
+
+    return cached
+
+
+_MISSING = object()
+
+
+class _Found:
+    """What a cache has for the items of one call."""
+
+    def __init__(self, cache: Cache, keys: Sequence[Hashable]) -> None:
+        self.cache = cache
+        self.keys = keys
+        self.answers: list[Any] = [_MISSING] * len(keys)
+        self.hits = 0
+        self.stale = 0
+
+    def fresh(self) -> bool:
+        """Take what is fresh, and return whether that is all."""
+        entries, now, whole = self.cache.entries, self.cache.clock(), True
+        for place, key in enumerate(self.keys):
+            if self.answers[place] is not _MISSING:
+                continue
+            entry = entries.get(key)
+            if entry is not None and now < entry[0]:
+                entries.move_to_end(key)
+                self.answers[place] = entry[1]
+                self.hits += 1
+            else:
+                whole = False
+        return whole
+
+    def missing(self) -> list[int]:
+        """Return the places to ask for: of items that are alike, the first."""
+        first: dict[Hashable, int] = {}
+        return [
+            place
+            for place, key in enumerate(self.keys)
+            if self.answers[place] is _MISSING and (key is None or first.setdefault(key, place) == place)
+        ]
+
+    def stale_meanwhile(self, missing: Sequence[int]) -> bool:
+        """Take what is past its time but given while it is fetched anew, if all that is missing is."""
+        cache = self.cache
+        if not all(cache.may_revalidate(self.keys[place]) for place in missing):
+            return False
+        for place, key in enumerate(self.keys):
+            if self.answers[place] is _MISSING and (entry := cache.while_revalidating(key)) is not None:
+                self.answers[place] = entry[1]
+                self.stale += 1
+        return True
+
+    async def ask(
+        self, missing: Sequence[int], call: Callable[[Sequence[Row]], Awaitable[Sequence[Any]]], rows: Sequence[Row]
+    ) -> None:
+        """Ask for what is missing. What cannot be had is the error at its place; raise it if that is so for all."""
+        cache = self.cache
+        cache.misses += len(missing)
+        try:
+            answers = await call([rows[place] for place in missing])
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            self.in_error(error)
+            return
+        if len(answers) != len(missing):
+            raise SourceError(f"the source returned {len(answers)} results for {len(missing)} items")
+        keys = [self.keys[place] for place in missing]
+        cache.keep(keys, answers)
+        by_key = dict(zip(keys, answers, strict=True))
+        for place, answer in zip(missing, answers, strict=True):
+            self.answers[place] = self.instead_of(answer, self.keys[place])
+        for place, key in enumerate(self.keys):
+            if self.answers[place] is _MISSING:
+                self.answers[place] = self.instead_of(by_key[key], key)
+
+    def in_error(self, error: Exception) -> None:
+        open_places = [place for place, answer in enumerate(self.answers) if answer is _MISSING]
+        for place in open_places:
+            self.answers[place] = self.instead_of(error, self.keys[place])
+        left = [place for place in open_places if self.answers[place] is error]
+        if len(left) == len(self.answers) or (left and not isinstance(error, OrchestratorError)):
+            raise error
+
+    def instead_of(self, answer: Any, key: Hashable) -> Any:
+        """Return the answer, or what is past its time where it is an error of the source."""
+        stale = self.cache.if_error(key) if is_outage(answer) else None
+        if stale is None:
+            return answer
+        self.stale += 1
+        return stale[1]
+
+    def note(self, note: StepNote, *, asked: bool) -> None:
+        self.cache.hits += self.hits
+        note.cached_calls += self.hits + self.stale
+        if self.hits or self.stale:
+            note.cached = "stale" if self.stale else "hit"
+        if not asked:
+            note.attempts = 0
+
+
+def is_outage(error: object) -> bool:
+    """Return whether an error means that the source cannot be asked now."""
+    return isinstance(error, SourceError | SourceUnavailable | TimeoutError)
+
+
+def _note(run: GuardedRun, index: int, how: Cached, *, each: bool) -> None:
+    note = run.note(index)
+    note.cached = how
+    note.cached_calls += 1
+    if not each:
+        note.attempts = 0

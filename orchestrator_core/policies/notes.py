@@ -1,0 +1,43 @@
+"""What the policies around a step's call have to say of it, for the execution's record."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, TypeAlias
+
+from attrs import define, frozen
+
+Cached: TypeAlias = Literal["", "hit", "stale", "shared"]
+"""How a cache answered: with a fresh result, with one past its time, or with one that another call was waiting for."""
+
+BreakerState: TypeAlias = Literal["", "open", "half_open"]
+
+
+@define
+class StepNote:
+    """What is noted of a step's call, once something is out of the ordinary.
+
+    ``attempts`` counts how often the source was called: 0 when it was not, as when a cache answered or a breaker was
+    open. A step with ``for_each`` has one note: the first attempts of all its items are one, and each further attempt
+    of an item is one more. ``cached_calls`` is how many of its calls a cache answered, ``waited_seconds`` the longest
+    time that one of them waited for its turn.
+    """
+
+    attempts: int = 1
+    cached: Cached = ""
+    breaker: BreakerState = ""
+    waited_seconds: float = 0.0
+    cached_calls: int = 0
+
+
+@frozen
+class Guarded:
+    """A call that knows the run and the step it is of: ``await call(run, index, *values)``.
+
+    What has no policy and nothing to note is bound as the plain coroutine function, ``await call(*values)``.
+    """
+
+    call: Callable[..., Awaitable[Any]]
+
+
+__all__ = ["BreakerState", "Cached", "Guarded", "StepNote"]

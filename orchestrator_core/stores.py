@@ -1,0 +1,52 @@
+"""The store of executions that a configuration asks for, checked against the kind of its type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import field, frozen
+
+from orchestrator_core.config.model import Configuration
+from orchestrator_core.config.structure import Located, structure
+from orchestrator_core.errors import Problem
+from orchestrator_core.plugin_api import StoreKind
+from orchestrator_core.plugins import Plugin, Registry
+
+
+@frozen
+class StoreSpec:
+    """A store as it is configured, with the place of ``tracking.store``."""
+
+    kind: StoreKind[Any]
+    plugin: Plugin
+    options: Any
+    located: Located = field(eq=False, repr=False)
+
+
+def find_store(configuration: Configuration, registry: Registry) -> tuple[StoreSpec | None, list[Problem]]:
+    """Return the store of ``tracking.store``, if there is one, and what is wrong with it."""
+    tracking, settings = configuration.app.tracking, configuration.app_located
+    if tracking.store is None or settings is None:
+        if tracking.mode == "durable" and settings is not None:
+            message, hint = "durable executions need a store", "give tracking.store, such as store: {type: sql}"
+            return None, [settings.problem("ORC203", message, "tracking", "mode", hint=hint)]
+        return None, []
+    located = settings["tracking"]["store"]
+    name = located.data.get("type")
+    if not isinstance(name, str):
+        hint = f"one of: {', '.join(sorted(registry.stores))}" if registry.stores else ""
+        if name is None:
+            return None, [located.problem("ORC203", "'type' is missing", at_key=True, hint=hint)]
+        return None, [located.problem("ORC202", "expected the name of a store", "type", hint=hint)]
+    provided = registry.stores.get(name)
+    if provided is None:
+        code, message, hint = registry.missing("tracking store", name, registry.stores)
+        return None, [located.problem(code, message, "type", hint=hint)]
+    rest = {key: value for key, value in located.data.items() if key != "type"}
+    options, problems = structure(provided.kind.options, Located(located.document, located.path, rest))
+    if options is None:
+        return None, problems
+    return StoreSpec(provided.kind, provided.plugin, options, located), problems
+
+
+__all__ = ["StoreSpec", "find_store"]

@@ -1,0 +1,159 @@
+"""The latest executions in memory, the observers that are told of each, and the store where there is one."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import structlog
+from attrs import frozen
+
+from orchestrator_core.errors import SourceUnavailable
+from orchestrator_core.plugin_api import Execution, Page, Query
+from orchestrator_core.plugins import Observer, Provided
+from orchestrator_core.run import OK, CalledModel, Run
+from orchestrator_core.tracking.writer import Writer
+
+log = structlog.get_logger("orchestrator.tracking")
+
+MAX_PAGE = 1000
+
+
+class Unrecorded(SourceUnavailable):
+    """503: the execution of a durable request cannot be stored."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the execution cannot be recorded: {reason}")
+
+
+@frozen
+class Found:
+    """What was found. ``incomplete`` says why the store was not asked, where there is one: memory alone answered."""
+
+    page: Page
+    incomplete: str = ""
+
+
+class ExecutionLog:
+    """The ring of the latest executions, and the way to the store.
+
+    In memory, records are made from runs only when somebody reads them.
+    """
+
+    def __init__(
+        self, capacity: int, observers: Sequence[Provided[Observer]] = (), writer: Writer | None = None
+    ) -> None:
+        self._ring: deque[Run] = deque(maxlen=capacity)
+        self._observers = tuple(observers)
+        self.writer = writer
+
+    @property
+    def durable(self) -> bool:
+        """Return whether an answer waits until its execution is stored."""
+        return self.writer is not None and self.writer.durable
+
+    def refuse(self) -> None:
+        """Raise :class:`Unrecorded` when no execution can be made durable now."""
+        if self.writer is not None and (reason := self.writer.refuses):
+            raise Unrecorded(reason)
+
+    def add(self, run: Run) -> bool:
+        """Keep a finished run, hand it to the store, and tell the observers. Return whether the store will have it."""
+        self._ring.append(run)
+        taken = self.writer is None or self.writer.put(run)
+        if self._observers:
+            execution = run.record()
+            for observer in self._observers:
+                try:
+                    observer.kind(execution)
+                except Exception:  # an observer must not fail a request, nor silence the other observers
+                    log.exception("observer failed", plugin=str(observer.plugin), execution_id=run.id)
+        return taken
+
+    async def stored(self, run: Run) -> None:
+        """Wait until the store has a run that :meth:`add` took. Raise :class:`Unrecorded` if that cannot be."""
+        if self.writer is not None and not await self.writer.stored(run):
+            outage = self.writer.outage
+            raise Unrecorded(outage.error if outage else "it takes too long")
+
+    def resize(self, capacity: int) -> None:
+        if capacity != self._ring.maxlen:
+            self._ring = deque(self._ring, maxlen=capacity)
+
+    async def get(self, execution_id: str) -> tuple[Execution | None, str]:
+        """Return the execution, if it is known, and why the store was not asked, where that was necessary."""
+        for run in reversed(self._ring):
+            if run.id == execution_id:
+                return run.record(), ""
+        if self.writer is None:
+            return None, ""
+        unavailable = await self.writer.flush()
+        return (None, unavailable) if unavailable else await self.writer.get(execution_id)
+
+    async def find(self, query: Query) -> Found:
+        """Return executions from the store, else from memory: from there too while the store does not answer."""
+        if self.writer is None:
+            return Found(self._find(query))
+        incomplete = await self.writer.flush()
+        if not incomplete:
+            page, incomplete = await self.writer.find(query)
+            if page is not None:
+                return Found(page)
+        return Found(self._find(query), incomplete)
+
+    def _find(self, query: Query) -> Page:
+        found = list(islice(self._matching(query), query.limit + 1))
+        page = tuple(run.record() for run in found[: query.limit])
+        return Page(page, page[-1].id if len(found) > query.limit and page else None)
+
+    def call_seconds(self, model: CalledModel) -> list[float]:
+        """Return how long the latest successful calls of a model took, as far as their executions are kept."""
+        return [
+            step[2] - step[1]
+            for run in self._ring
+            for name, called in run.plan.models.items()
+            if called is model
+            and isinstance(step := run.steps[run.plan.step_names.index(name)], tuple)
+            and step[0] is OK
+        ]
+
+    def _matching(self, query: Query) -> Iterator[Run]:
+        started = query.cursor is None
+        for run in reversed(self._ring):
+            if started and matches(query, run):
+                yield run
+            started = started or run.id == query.cursor
+
+
+def matches(query: Query, run: Run) -> bool:
+    return (
+        (query.domain is None or run.plan.domain == query.domain)
+        and (query.endpoint is None or run.plan.name == query.endpoint)
+        and (query.status is None or run.status() == query.status)
+        and (query.since is None or run.started_at >= query.since)
+        and (query.until is None or run.started_at < query.until)
+    )
+
+
+def tracking_json(executions: ExecutionLog) -> dict[str, Any] | None:
+    """Return what became of the executions that were to be stored, or None where there is no store."""
+    writer = executions.writer
+    if writer is None:
+        return None
+    counts = writer.counts
+    return {
+        "store": writer.spec.kind.name,
+        "mode": "durable" if writer.durable else "buffered",
+        "finished": counts.finished,
+        "written": counts.written,
+        "waiting": counts.waiting,
+        "dropped": {
+            "queue_full": counts.queue_full,
+            "store_failed": counts.store_failed,
+            "refused": counts.refused,
+            "stopped": counts.stopped,
+        },
+        "outage": writer.outage.error if writer.outage else "",
+    }

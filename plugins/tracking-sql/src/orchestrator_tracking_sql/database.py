@@ -1,0 +1,173 @@
+"""The connections to the database, each with a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
+
+from orchestrator_core.plugin_api import SourceError, SourceUnavailable
+from orchestrator_tracking_sql.migrate import migrate
+from orchestrator_tracking_sql.options import SqlOptions, parse_url
+
+T = TypeVar("T")
+Work = Callable[[Connection], T]
+
+__all__ = ["Database"]
+
+
+class Database:
+    """One connection that writes and one that reads. What runs on them are functions of a SQLAlchemy connection."""
+
+    def __init__(self, options: SqlOptions, resolve: Callable[[str], Path], durable: bool) -> None:
+        url = parse_url(options.url)
+        self.dialect = url.get_dialect().name
+        self.path: Path | None = None
+        if self.dialect == "sqlite":
+            self.path = resolve(url.database or "")
+            url = url.set(database=str(self.path))
+        self._writer = _Line("tracking-writer", _engine(url, options, durable=durable, writes=True))
+        self._reader = _Line("tracking-reader", _engine(url, options, durable=durable, writes=False))
+        self._file: tuple[int, int] | None = None
+        self._prepared = False
+
+    async def open(self) -> None:
+        """Connect, and make or update the tables. Raises ``SourceUnavailable``, or ``ValueError`` for good."""
+        await self.write(lambda connection: None)
+
+    async def write(self, work: Work[T]) -> T:
+        """Run a function in a transaction and commit it. Raises ``SourceUnavailable`` when the database fails."""
+        return await self._writer.run(self._write, work)
+
+    async def read(self, work: Work[T]) -> T:
+        return await self._reader.run(self._read, work)
+
+    async def close(self) -> None:
+        await self._reader.close()
+        await self._writer.close()
+
+    # --- in the threads -----------------------------------------------------------------------------------------
+
+    def _write(self, engine: Engine, work: Work[T]) -> T:
+        self._find_file(engine)
+        try:
+            with engine.begin() as connection:
+                if not self._prepared:
+                    migrate(connection)
+                result = work(connection)
+        except Exception as error:
+            self._prepared = False
+            raise _translated(error) from error
+        self._prepared = True
+        if self.path is not None:
+            now = _identity(self.path)
+            if now is None or self._file not in (None, now):
+                # SQLite goes on writing into a file that has been deleted or replaced.
+                raise SourceUnavailable(f"{self.path.name} was deleted while it was written")
+            self._file = now
+        return result
+
+    def _read(self, engine: Engine, work: Work[T]) -> T:
+        if self.path is not None and self._file != _identity(self.path):
+            engine.dispose()
+        try:
+            with engine.connect() as connection:
+                return work(connection)
+        except Exception as error:
+            raise _translated(error) from error
+
+    def _find_file(self, engine: Engine) -> None:
+        """Begin anew with the file that is there now, or none, if it is another than before."""
+        if self.path is not None and self._file is not None and self._file != _identity(self.path):
+            engine.dispose()
+            self._file, self._prepared = None, False
+
+
+class _Line:
+    """An engine with one connection, used from one thread only."""
+
+    def __init__(self, name: str, engine: Engine) -> None:
+        self._engine = engine
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    async def run(self, call: Callable[[Engine, Work[T]], T], work: Work[T]) -> T:
+        """Run the call in the thread. Cancelled, it still waits for the call to end: nothing can stop that."""
+        done = asyncio.get_running_loop().run_in_executor(self._thread, call, self._engine, work)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            await asyncio.wait([done])
+            raise
+
+    async def close(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
+        self._thread.shutdown()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+def _engine(url: URL, options: SqlOptions, *, durable: bool, writes: bool) -> Engine:
+    if url.get_dialect().name == "postgresql":
+        return _postgresql(url, options, durable=durable)
+    # One thread uses it, though not the one that closes it when the service ends early.
+    arguments = {"timeout": float(options.lock_timeout), "isolation_level": None, "check_same_thread": False}
+    engine = create_engine(url, connect_args=arguments, pool_size=1, max_overflow=0, pool_reset_on_return=None)
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _: Any) -> None:
+        cursor = connection.cursor()
+        if writes:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            if options.max_size is not None:
+                (page_size,) = cursor.execute("PRAGMA page_size").fetchone()
+                cursor.execute(f"PRAGMA max_page_count={max(1, options.max_size // page_size)}")
+        else:
+            cursor.execute("PRAGMA query_only=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # A transaction that writes says so at once: one that finds out later cannot wait for the lock.
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _postgresql(url: URL, options: SqlOptions, *, durable: bool) -> Engine:
+    settings = {
+        "lock_timeout": round(options.lock_timeout * 1000),
+        "statement_timeout": round(options.statement_timeout * 1000),
+        "idle_in_transaction_session_timeout": round(options.statement_timeout * 1000),
+        **({"synchronous_commit": "on"} if durable else {}),
+    }
+    arguments = {
+        "connect_timeout": max(2, round(options.connect_timeout)),  # libpq takes whole seconds, and 2 for 1
+        "options": " ".join(f"-c {name}={value}" for name, value in settings.items()),
+        "tcp_user_timeout": round(options.statement_timeout * 1000),
+        "application_name": "orchestrator tracking",
+    }
+    return create_engine(url, connect_args=arguments, pool_size=1, max_overflow=0)
+
+
+def _translated(error: Exception) -> Exception:
+    """Return the error as the core knows it: a failure of the database, or one of the values."""
+    if not isinstance(error, SQLAlchemyError):
+        return error
+    text = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+    if isinstance(error, DataError | IntegrityError):
+        return SourceError(text)
+    return SourceUnavailable(text)

@@ -1,0 +1,21 @@
+"""What went through an execution, and the configurations that answered."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    json = sa.Text().with_variant(sa.JSON(), "postgresql")
+    op.add_column("orchestrator_executions", sa.Column("captured", json))
+    op.create_table(
+        "orchestrator_generations",
+        sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("served_at", sa.Float(53), nullable=False),
+        sa.Column("files", json, nullable=False),
+        sa.Column("texts", json, nullable=False),
+    )

@@ -1,0 +1,127 @@
+"""The tracking store ``sql``: what the core finds under ``orchestrator.plugins``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, delete, select
+
+from orchestrator_core.plugin_api import Execution, Generation, Page, Query, StoreContext, StoreKind, hookimpl
+from orchestrator_tracking_sql.database import Database
+from orchestrator_tracking_sql.options import SqlOptions
+from orchestrator_tracking_sql.rows import document_of, execution_of, generation_of, values_of
+from orchestrator_tracking_sql.schema import executions as table
+from orchestrator_tracking_sql.statements import INSERT_GENERATION, found, insert, one, one_generation
+
+PRUNED_AT_ONCE = 500
+ROWS_BETWEEN_PAUSES = 50
+LARGEST_DOCUMENT = 16 * 2**20
+"""Characters of one statement's parameter: captured values can be large, and SQLite takes no more than a gigabyte."""
+
+__all__ = ["SQL", "SqlStore", "orchestrator_execution_stores"]
+
+
+class SqlStore:
+    """Executions in one table. See :class:`~orchestrator_core.plugin_api.ExecutionStore`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._insert = insert(database.dialect)
+        self._nested = database.dialect == "sqlite"
+
+    async def add(self, executions: Sequence[Execution]) -> None:
+        documents: list[str] = []
+        size = 0
+        for start in range(0, len(executions), ROWS_BETWEEN_PAUSES):
+            if start:
+                await asyncio.sleep(0)  # this runs beside requests
+            rows = [values_of(execution) for execution in executions[start : start + ROWS_BETWEEN_PAUSES]]
+            document = document_of(rows, nested=self._nested)
+            if documents and size + len(document) <= LARGEST_DOCUMENT:
+                documents[-1] = f"{documents[-1][:-1]},{document[1:]}"
+                size += len(document)
+            else:
+                documents.append(document)
+                size = len(document)
+        parameters = [{"document": document} for document in documents]
+
+        def work(connection: Connection) -> None:
+            for each in parameters:
+                connection.execute(self._insert, each)
+
+        await self._database.write(work)
+
+    async def find(self, query: Query) -> Page:
+        rows = await self._database.read(lambda connection: connection.execute(found(query)).all())
+        executions = tuple(execution_of(row) for row in rows[: query.limit])
+        return Page(executions, executions[-1].id if len(rows) > query.limit else None)
+
+    async def get(self, execution_id: str) -> Execution | None:
+        row = await self._database.read(lambda connection: connection.execute(one(execution_id)).one_or_none())
+        return None if row is None else execution_of(row)
+
+    async def prune(self, before: float | None, keep: int | None) -> int:
+        def work(connection: Connection) -> int:
+            deleted = 0
+            if before is not None:
+                old = select(table.c.row_id).where(table.c.started_at < before)
+                deleted += _delete(connection, old.order_by(table.c.started_at))
+            if keep is not None:
+                newest = select(table.c.id).order_by(table.c.id.desc())
+                beyond = connection.execute(newest.offset(keep).limit(1)).scalar()
+                if beyond is not None:
+                    deleted += _delete(connection, select(table.c.row_id).where(table.c.id <= beyond))
+            return deleted
+
+        return await self._database.write(work)
+
+    async def add_generation(self, generation: Generation) -> None:
+        values = {
+            "id": generation.id,
+            "served_at": generation.served_at,
+            "files": orjson.dumps(dict(generation.files)).decode(),
+            "texts": orjson.dumps(dict(generation.texts)).decode(),
+        }
+
+        def work(connection: Connection) -> None:
+            connection.execute(INSERT_GENERATION, values)
+
+        await self._database.write(work)
+
+    async def get_generation(self, generation_id: str) -> Generation | None:
+        statement = one_generation(generation_id)
+        row = await self._database.read(lambda connection: connection.execute(statement).one_or_none())
+        return None if row is None else generation_of(row)
+
+
+def _delete(connection: Connection, rows: Any) -> int:
+    deleted: int = connection.execute(delete(table).where(table.c.row_id.in_(rows.limit(PRUNED_AT_ONCE)))).rowcount
+    return deleted
+
+
+@asynccontextmanager
+async def open_sql(options: SqlOptions, context: StoreContext) -> AsyncIterator[SqlStore]:
+    """Open the database; make its tables, or bring them up to date."""
+    database = Database(options, context.path, context.durable)
+    try:
+        await database.open()
+        yield SqlStore(database)
+    finally:
+        await database.close()
+
+
+SQL: StoreKind[Any] = StoreKind(
+    name="sql",
+    summary="Executions in SQLite, or in PostgreSQL for several machines.",
+    options=SqlOptions,
+    open=open_sql,
+)
+
+
+@hookimpl
+def orchestrator_execution_stores() -> Iterable[StoreKind[Any]]:
+    return [SQL]

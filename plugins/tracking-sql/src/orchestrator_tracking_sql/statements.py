@@ -1,0 +1,91 @@
+"""The statements, for SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from sqlalchemy import Select, Text, TextClause, cast, select, text
+
+from orchestrator_core.plugin_api import Query
+from orchestrator_tracking_sql.rows import COLUMNS, JSON_COLUMNS
+from orchestrator_tracking_sql.schema import executions, generations
+
+CLOCK_STEPS_SECONDS = 60.0
+"""How far an execution's start may be from the time in its id: the clock can be set in between."""
+
+_NUMBERS = {"http_status": "integer", "started_at": "float8", "duration_seconds": "float8", "engine_seconds": "float8"}
+
+
+def insert(dialect: str) -> TextClause:
+    """Return what adds the rows of the JSON document ``:document``.
+
+    One statement, and in SQLite one call that runs without the interpreter's lock, however many rows there are.
+    """
+    if dialect == "sqlite":
+        values = ", ".join(f"json_extract(value, '$[{index}]')" for index in range(len(COLUMNS)))
+        rows = "json_each(:document) WHERE true"  # without WHERE, SQLite takes ON CONFLICT for a join
+    else:
+        values = ", ".join(_of_postgresql(index, name) for index, name in enumerate(COLUMNS))
+        rows = "json_array_elements(CAST(:document AS json)) AS each(value)"
+    into = f"INSERT INTO {executions.name} ({', '.join(COLUMNS)})"
+    return text(f"{into} SELECT {values} FROM {rows} ON CONFLICT (id) DO NOTHING")
+
+
+def _of_postgresql(index: int, name: str) -> str:
+    return f"CAST(value->>{index} AS {'json' if name in JSON_COLUMNS else _NUMBERS.get(name, 'text')})"
+
+
+def found(query: Query) -> Select[Any]:
+    """Return the select of a page and one row more, which tells whether there is another page."""
+    columns = executions.c
+    statement = _selected().order_by(columns.id.desc()).limit(query.limit + 1)
+    if query.domain is not None:
+        statement = statement.where(columns.domain == query.domain)
+    if query.endpoint is not None:
+        statement = statement.where(columns.endpoint == query.endpoint)
+    if query.status is not None:
+        statement = statement.where(columns.status == query.status)
+    # Ids begin with a time, so a range of them spares looking at everything that is newer or older.
+    if query.since is not None:
+        statement = statement.where(columns.started_at >= query.since)
+        statement = statement.where(columns.id >= _first_id(query.since - CLOCK_STEPS_SECONDS))
+    if query.until is not None:
+        statement = statement.where(columns.started_at < query.until)
+        statement = statement.where(columns.id < _first_id(query.until + CLOCK_STEPS_SECONDS))
+    if query.cursor is not None:
+        statement = statement.where(columns.id < query.cursor)
+    return statement
+
+
+def _first_id(moment: float) -> str:
+    milliseconds = min(max(0, math.floor(moment * 1000)), 16**12 - 1)
+    return f"{milliseconds:012x}"
+
+
+def one(execution_id: str) -> Select[Any]:
+    return _selected().where(executions.c.id == execution_id)
+
+
+def _selected() -> Select[Any]:
+    # As text: the drivers would otherwise make objects of some, each in its own way.
+    return select(*(_text(executions.c[name]) if name in JSON_COLUMNS else executions.c[name] for name in COLUMNS))
+
+
+def _text(column: Any) -> Any:
+    return cast(column, Text).label(column.name)
+
+
+def one_generation(generation_id: str) -> Select[Any]:
+    columns = generations.c
+    return select(columns.id, columns.served_at, _text(columns.files), _text(columns.texts)).where(
+        columns.id == generation_id
+    )
+
+
+INSERT_GENERATION = text(
+    f"INSERT INTO {generations.name} (id, served_at, files, texts) VALUES (:id, :served_at, :files, :texts)"
+    " ON CONFLICT (id) DO NOTHING"
+)
+
+__all__ = ["INSERT_GENERATION", "found", "insert", "one", "one_generation"]

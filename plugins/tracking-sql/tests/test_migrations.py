@@ -1,0 +1,124 @@
+"""The schema: made, brought up to date, refused when it is a later one, by one process of many."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from orchestrator_tracking_sql.migrate import FOLDER
+from orchestrator_tracking_sql.options import parse_url
+from orchestrator_tracking_sql.schema import HEAD, VERSION_TABLE, metadata
+from sqlalchemy import create_engine
+from tracking_kit import Place, execution
+
+from orchestrator_core.plugin_api import Generation, Query
+
+Run = Callable[..., Any]
+
+
+def alembic(place: Place, revision: str) -> None:
+    """Bring the database to a revision, as a version of the plugin of that time did."""
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER))
+    config.set_main_option("path_separator", "os")
+    engine = create_engine(parse_url(place.url))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    engine.dispose()
+
+
+def revision(place: Place) -> list[tuple[Any, ...]]:
+    return place.ask(f"SELECT version_num FROM {VERSION_TABLE}")
+
+
+def test_the_newest_migration_is_the_schema_that_the_code_expects() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER))
+    config.set_main_option("path_separator", "os")
+    assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
+
+
+def test_the_migrations_make_the_tables_of_the_code(run: Run, place: Place) -> None:
+    async def main() -> None:
+        async with place.open():
+            pass
+
+    run(main())
+    engine = create_engine(parse_url(place.url))
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+        assert compare_metadata(context, metadata) == []
+    engine.dispose()
+
+
+def test_an_older_schema_is_brought_up_to_date_with_what_is_in_it(run: Run, place: Place) -> None:
+    alembic(place, "0001")
+    assert revision(place) == [("0001",)]
+    place.ask(
+        "INSERT INTO orchestrator_executions (id, domain, endpoint, generation, status, http_status, started_at,"
+        " duration_seconds, engine_seconds, trace_id, error, degraded, models, steps) VALUES ('0a', 'credit', 'ask',"
+        " 'abc', 'ok', 200, 5.5, 0.25, 0.125, '', '', '[]', '[]', '[{\"name\": \"a\", \"status\": \"ok\"}]')"
+    )
+
+    async def main() -> None:
+        async with place.open() as store:
+            (old,) = (await store.find(Query())).executions
+            assert (old.id, old.steps[0].name, old.captured) == ("0a", "a", None)
+            await store.add([execution(1, captured={"answer": 1})])
+            await store.add_generation(Generation("abc", 1.0, {}))
+
+    run(main())
+    assert revision(place) == [(HEAD,)]
+
+
+def test_a_later_schema_is_refused(run: Run, place: Place) -> None:
+    alembic(place, "head")
+    place.ask(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+
+    async def main() -> None:
+        async with place.open():
+            raise AssertionError("it opens")
+
+    with pytest.raises(ValueError, match="its tables have the schema 9999, which is later than this version") as raised:
+        run(main())
+    assert "install a later version" in str(raised.value)
+    assert revision(place) == [("9999",)]
+
+
+WRITER = """
+import asyncio, sys
+sys.path[:0] = {path!r}
+from tracking_kit import Place, execution
+from pathlib import Path
+
+async def main():
+    place = Place({engine!r}, {url!r}, Path({folder!r}))
+    first = int(sys.argv[1])
+    async with place.open(lock_timeout=20) as store:
+        for batch in range(20):
+            await store.add([execution(first + batch * 10 + number) for number in range(10)])
+
+asyncio.run(main())
+"""
+
+
+def test_processes_that_start_at_once_make_the_tables_once_and_all_write(place: Place) -> None:
+    script = WRITER.format(path=sys.path, engine=place.engine, url=place.url, folder=str(place.folder))
+    started = [
+        subprocess.Popen([sys.executable, "-c", script, str(number * 1000)], stderr=subprocess.PIPE)
+        for number in range(3)
+    ]
+    for process in started:
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, b"")
+    assert revision(place) == [(HEAD,)]
+    assert place.ids() == [execution(process * 1000 + number).id for process in range(3) for number in range(200)]

@@ -1,0 +1,33 @@
+"""What may stand in ``tracking.store``, and what is said of what may not."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator_core.testing import check_problems
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "message"),
+    [
+        ("url: nonsense", "ORC204", "url is not a database URL; expected sqlite:///path or postgresql://user@host/database"),
+        ("url: 'oracle://x/y'", "ORC204", "'oracle' is not a supported database; expected one of: postgresql, sqlite"),
+        ("url: 'postgresql+asyncpg://x/y'", "ORC204", "'postgresql+asyncpg' is not a supported driver; write postgresql://"),
+        ("url: 'sqlite://'", "ORC204", "executions are kept in a file: write sqlite:///executions.db"),
+        ("url: 'sqlite://host/x.db'", "ORC204", "write sqlite:///relative/path or sqlite:////absolute/path"),
+        ("lock_timeout: 0", "ORC204", "lock_timeout must be more than 0, not 0"),
+        ("max_size: 5 apples", "ORC202", "'5 apples' is not a size"),
+        ("pool: 3", "ORC201", "unknown key 'pool'"),
+    ],
+)  # fmt: skip
+def test_an_unfit_option_is_a_problem_at_its_line(option: str, code: str, message: str) -> None:
+    config = f"tracking:\n  store:\n    type: sql\n    {option}\n"
+    (problem,) = check_problems({"config.yaml": config})
+    assert (problem.file, problem.line, problem.code) == ("config.yaml", 4, code)
+    assert problem.message.startswith(message)
+
+
+def test_a_check_touches_no_database() -> None:
+    """Not even one that could be made."""
+    config = "tracking:\n  store: {type: sql, url: 'postgresql://nobody@127.0.0.1:9/none'}\n"
+    assert check_problems({"config.yaml": config}) == []

@@ -1,0 +1,167 @@
+"""What is put into the database comes out, once, in order and by pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tracking_kit import STARTED_AT, Place, execution
+
+from orchestrator_core.plugin_api import Execution, Generation, Query
+
+Run = Callable[..., Any]
+
+
+def found(page: Any) -> list[Execution]:
+    return list(page.executions)
+
+
+def test_an_execution_comes_back_as_it_was(run: Run, place: Place) -> None:
+    whole = execution(1, captured={"request": {"body": {"a": [1, 2.5, None, "x"]}}, "steps": {}, "answer": None})
+    bare = execution(2, status="failed", http_status=502, degraded=(), models=(), steps=(), error="it is 'down'; --")
+
+    async def main() -> None:
+        async with place.open() as store:
+            await store.add([whole, bare])
+            assert await store.get(whole.id) == whole
+            assert await store.get(bare.id) == bare
+            assert await store.get("unknown") is None
+        async with place.open() as store:
+            assert found(await store.find(Query())) == [bare, whole]
+
+    run(main())
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800 alone", "\U0001f600 \u2028 \\u0000 '\"", "x" * 100_000, ""])
+def test_any_text_can_be_stored(run: Run, place: Place, text: str) -> None:
+    kept = text.encode("utf-8", "replace").decode()
+    asked = execution(1, error=text, captured={"request": {"body": text}, "steps": {}, "answer": [text]})
+
+    async def main() -> None:
+        async with place.open() as store:
+            await store.add([asked])
+            got = await store.get(asked.id)
+        assert got is not None
+        assert got.error == kept.replace("\0", "\ufffd")
+        assert got.captured == {"request": {"body": kept}, "steps": {}, "answer": [kept]}
+
+    run(main())
+
+
+def test_what_is_added_again_is_there_once_and_as_it_was(run: Run, place: Place) -> None:
+    async def main() -> None:
+        async with place.open() as store:
+            await store.add([execution(1), execution(2)])
+            await store.add([execution(2, error="another"), execution(3), execution(3)])
+            assert found(await store.find(Query())) == [execution(3), execution(2), execution(1)]
+
+    run(main())
+
+
+def test_filters(run: Run, place: Place) -> None:
+    kept = [
+        execution(number, domain="credit" if number % 2 else "shop", endpoint=f"e{number % 3}", status=status)
+        for number, status in enumerate(["ok", "ok", "failed", "degraded", "ok", "cancelled", "failed", "ok"])
+    ]
+
+    async def main() -> None:
+        async with place.open() as store:
+            await store.add(kept)
+            for query, numbers in (
+                (Query(domain="shop"), [6, 4, 2, 0]),
+                (Query(domain="shop", endpoint="e0"), [6, 0]),
+                (Query(endpoint="e1"), [7, 4, 1]),
+                (Query(status="failed"), [6, 2]),
+                (Query(status="failed", domain="credit"), []),
+                (Query(since=STARTED_AT + 5), [7, 6, 5]),
+                (Query(until=STARTED_AT + 2), [1, 0]),
+                (Query(since=STARTED_AT + 2, until=STARTED_AT + 5, status="ok"), [4]),
+                (Query(limit=2), [7, 6]),
+            ):
+                assert found(await store.find(query)) == [kept[number] for number in numbers], query
+
+    run(main())
+
+
+def test_pages_stay_as_they_are_while_executions_are_added(run: Run, place: Place) -> None:
+    async def main() -> None:
+        async with place.open() as store:
+            await store.add([execution(number) for number in range(0, 100, 2)])
+            seen: list[Execution] = []
+            cursor: str | None = None
+            newer = 1000
+            while True:
+                page = await store.find(Query(limit=7, cursor=cursor))
+                seen += page.executions
+                await store.add([execution(newer)])  # after what was seen
+                newer += 1
+                if page.cursor is None:
+                    break
+                cursor = page.cursor
+            assert seen == [execution(number) for number in range(98, -1, -2)]
+            assert page.cursor is None
+
+    run(main())
+
+
+def test_the_cursor_is_none_when_a_page_just_fits(run: Run, place: Place) -> None:
+    async def main() -> None:
+        async with place.open() as store:
+            await store.add([execution(number) for number in range(4)])
+            assert (await store.find(Query(limit=4))).cursor is None
+            assert (await store.find(Query(limit=3))).cursor == execution(1).id
+
+    run(main())
+
+
+def test_a_large_batch_of_large_executions(run: Run, place: Place) -> None:
+    large = [execution(number, captured={"answer": "x" * 200_000}) for number in range(150)]
+
+    async def main() -> None:
+        async with place.open() as store:
+            await store.add(large)
+            assert (await store.find(Query(limit=1000))).executions == tuple(reversed(large))
+
+    run(main())
+
+
+def test_old_executions_go_in_small_batches(run: Run, place: Place) -> None:
+    async def main() -> None:
+        async with place.open() as store:
+            await store.add([execution(number) for number in range(1300)])
+            deleted = []
+            while not deleted or deleted[-1]:
+                deleted.append(await store.prune(STARTED_AT + 1200, None))
+            assert deleted == [500, 500, 200, 0]
+            assert await store.prune(None, 100) == 0
+            assert await store.prune(None, 30) == 70
+            assert place.ids() == [execution(number).id for number in range(1270, 1300)]
+
+    run(main())
+
+
+def test_generations(run: Run, place: Place) -> None:
+    first = Generation("aaa", 1.5, {"config.yaml": "12"}, {"config.yaml": "tracking: {}\n"})
+
+    async def main() -> None:
+        async with place.open() as store:
+            await store.add_generation(first)
+            await store.add_generation(Generation("aaa", 2.5, {}))
+            assert await store.get_generation("aaa") == first
+            assert await store.get_generation("bbb") is None
+
+    run(main())
+
+
+def test_json_columns_can_be_queried(run: Run, place: Place) -> None:
+    async def main() -> None:
+        async with place.open() as store:
+            await store.add([execution(1, captured={"answer": {"score": 0.75}})])
+
+    run(main())
+    path = {
+        "sqlite": "json_extract(captured, '$.answer.score'), json_extract(steps, '$[1].name')",
+        "postgresql": "captured->'answer'->'score', steps->1->>'name'",
+    }
+    assert place.ask(f"SELECT {path[place.engine]} FROM orchestrator_executions") == [(0.75, "score")]

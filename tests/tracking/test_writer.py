@@ -1,0 +1,369 @@
+"""The way of executions to a store: what is written, what is dropped and counted, and what requests notice of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import structlog
+
+from orchestrator_core.errors import ConfigError
+from orchestrator_core.testing import RunningService, check_problems, service
+from orchestrator_core.testing.pytest_plugin import Served
+from tests.tracking.scripted_store import ScriptedOptions, ScriptedStore, down
+
+Serve = Callable[..., Served]
+HELLO = "endpoints: {hello: {response_mapping: hello}, bye: {response_mapping: bye}}"
+
+
+def files(**tracking: Any) -> dict[str, str]:
+    settings = "".join(f"  {name}: {value}\n" for name, value in {"store": "{type: scripted}", **tracking}.items())
+    return {"config.yaml": f"tracking:\n{settings}", "domains/d.yaml": HELLO}
+
+
+@pytest.fixture
+def store() -> ScriptedStore:
+    return ScriptedStore()
+
+
+def tracking(served: Served) -> dict[str, Any]:
+    found: dict[str, Any] = served.admin("GET", "/config").json["tracking"]
+    return found
+
+
+async def counts(served: RunningService) -> dict[str, Any]:
+    found: dict[str, Any] = (await served.admin("GET", "/config")).json["tracking"]
+    return found
+
+
+async def until(served: RunningService, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Return the counts once they hold, within 20 s."""
+    async with asyncio.timeout(20):
+        while True:
+            found = await counts(served)
+            if holds(found):
+                return found
+            await asyncio.sleep(0.02)
+
+
+async def happens(what: Callable[[], bool]) -> None:
+    """Wait until it is so, 20 s at most."""
+    async with asyncio.timeout(20):
+        while True:
+            if what():
+                return
+            await asyncio.sleep(0.01)
+
+
+NONE_DROPPED = {"queue_full": 0, "store_failed": 0, "refused": 0, "stopped": 0}
+
+
+def test_every_execution_is_stored_and_found_at_once(serve: Serve, store: ScriptedStore) -> None:
+    shop = serve(files(), plugins={"scripted": store})
+    ids = [shop.get("/orchestrator/d/hello").headers["X-Execution-Id"] for _ in range(5)]
+    assert [execution["id"] for execution in shop.executions()] == sorted(ids, reverse=True)
+    assert sorted(store.kept) == sorted(ids)
+    assert tracking(shop) == {
+        "store": "scripted",
+        "mode": "buffered",
+        "finished": 5,
+        "written": 5,
+        "waiting": 0,
+        "dropped": NONE_DROPPED,
+        "outage": "",
+    }
+
+
+def test_executions_that_memory_has_forgotten_come_from_the_store(serve: Serve, store: ScriptedStore) -> None:
+    shop = serve(files(capacity=1), plugins={"scripted": store})
+    first, *_ = [shop.get("/orchestrator/d/hello").headers["X-Execution-Id"] for _ in range(3)]
+    shown = shop.admin("GET", f"/executions/{first}")
+    assert (shown.status, shown.json["id"]) == (200, first)
+    assert len(shop.executions()) == 3
+
+
+def test_the_store_is_told_which_configurations_served(serve: Serve, store: ScriptedStore) -> None:
+    shop = serve(files(), plugins={"scripted": store})
+    shop.write("domains/e.yaml", HELLO)
+    after = shop.reload().json["generation"]
+    shop.get("/orchestrator/e/hello")
+    shop.executions()
+    first, second = store.generations
+    assert (sorted(first.files), sorted(second.files)) == (
+        ["config.yaml", "domains/d.yaml"],
+        ["config.yaml", "domains/d.yaml", "domains/e.yaml"],
+    )
+    assert second.id == after
+
+
+def test_what_waits_is_written_before_the_service_ends(run: Any, store: ScriptedStore) -> None:
+    async def main() -> str:
+        async with service(files(), plugins={"scripted": store}) as shop:
+            return (await shop.get("/orchestrator/d/hello")).headers["X-Execution-Id"]
+
+    id_ = run(main())
+    assert (list(store.kept), store.closed) == ([id_], True)
+
+
+def test_a_store_that_fails_costs_no_request_and_no_execution(run: Any, store: ScriptedStore) -> None:
+    async def main() -> None:
+        async with service(files(), plugins={"scripted": store}) as shop:
+            store.failure = down()
+            with structlog.testing.capture_logs() as logged:
+                answers = [await shop.get("/orchestrator/d/hello") for _ in range(20)]
+                assert {answer.status for answer in answers} == {200}
+                found = await until(shop, lambda now: bool(now["outage"]))
+                assert (found["finished"], found["written"], found["dropped"]) == (20, 0, NONE_DROPPED)
+                listed = (await shop.admin("GET", "/executions")).json
+                assert len(listed["executions"]) == 20
+                assert listed["incomplete"] == "the execution store fails: it is down"
+                unknown = await shop.admin("GET", "/executions/none")
+                assert (unknown.status, unknown.json["detail"]) == (503, "the execution store fails: it is down")
+                await happens(lambda: store.attempts >= 3)
+                store.failure = None
+                found = await until(shop, lambda now: now["written"] == 20)
+            assert (found["waiting"], found["dropped"], found["outage"]) == (0, NONE_DROPPED, "")
+            told = [entry["event"] for entry in logged if entry["log_level"] in ("warning", "error")]
+            assert told == ["the execution store fails; it is tried again", "the execution store works again"]
+
+    run(main())
+
+
+def test_what_finds_the_queue_full_is_counted(run: Any, store: ScriptedStore) -> None:
+    async def main() -> None:
+        async with service(files(queue=10), plugins={"scripted": store}) as shop:
+            store.failure = down()
+            await shop.get("/orchestrator/d/hello")
+            await until(shop, lambda now: bool(now["outage"]))
+            answers = await asyncio.gather(*(shop.get("/orchestrator/d/hello") for _ in range(30)))
+            assert {answer.status for answer in answers} == {200}
+            store.failure = None
+            found = await until(shop, lambda now: now["waiting"] == 0)
+            assert found["finished"] == 31
+            assert found["dropped"] == {**NONE_DROPPED, "queue_full": 20}
+            assert found["written"] == 11 == len(store.kept)
+
+    run(main())
+
+
+def test_what_the_store_does_not_take_within_the_window_is_dropped(run: Any, store: ScriptedStore) -> None:
+    async def main() -> None:
+        async with service(files(retry_window="200ms"), plugins={"scripted": store}) as shop:
+            store.failure = down()
+            for _ in range(5):
+                await shop.get("/orchestrator/d/hello")
+            found = await until(shop, lambda now: now["waiting"] == 0)
+            assert (found["written"], found["dropped"]) == (0, {**NONE_DROPPED, "store_failed": 5})
+
+    run(main())
+
+
+def test_an_execution_that_cannot_be_stored_does_not_take_others_with_it(run: Any, store: ScriptedStore) -> None:
+    store.refused = "bye"
+
+    async def main() -> None:
+        async with service(files(), plugins={"scripted": store}) as shop:
+            paths = ["hello"] * 7 + ["bye"] + ["hello"] * 5
+            await asyncio.gather(*(shop.get(f"/orchestrator/d/{path}") for path in paths))
+            found = await until(shop, lambda now: now["waiting"] == 0)
+            assert (found["written"], found["dropped"]) == (12, {**NONE_DROPPED, "refused": 1})
+            assert {execution.endpoint for execution in store.kept.values()} == {"hello"}
+
+    run(main())
+
+
+def test_the_end_does_not_wait_for_a_store_that_fails_beyond_the_grace(run: Any, store: ScriptedStore) -> None:
+    settings = files()
+    settings["config.yaml"] += "server: {shutdown_timeout: 200ms}\n"
+
+    async def main() -> None:
+        with structlog.testing.capture_logs() as logged:
+            async with service(settings, plugins={"scripted": store}) as shop:
+                store.failure = down()
+                for _ in range(3):
+                    await shop.get("/orchestrator/d/hello")
+                writer = shop.running.executions.writer
+        assert writer is not None
+        assert (writer.counts.stopped, writer.counts.waiting) == (3, 0)
+        last = logged[-1]
+        event = "executions are lost: the store did not take them before the end"
+        assert (last["event"], last["executions"]) == (event, 3)
+
+    run(main())
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_service_starts_without_its_store_and_uses_it_when_it_comes(run: Any, store: ScriptedStore) -> None:
+    store.open_failure = down()
+
+    async def main() -> None:
+        async with service(files(), plugins={"scripted": store}) as shop:
+            await shop.get("/orchestrator/d/hello")
+            assert (await counts(shop))["outage"] == "it is down"
+            assert len(await shop.executions()) == 1
+            store.open_failure = None
+            found = await until(shop, lambda now: now["written"] == 1)
+            assert found["outage"] == ""
+
+    run(main())
+
+
+def test_a_store_that_can_never_be_used_stops_the_start(run: Any, store: ScriptedStore) -> None:
+    store.open_failure = ValueError("its tables are those of a later version")
+
+    async def main() -> None:
+        async with service(files(), plugins={"scripted": store}):
+            raise AssertionError("it serves")
+
+    with pytest.raises(ConfigError) as raised:
+        run(main())
+    (problem,) = raised.value.problems
+    assert (problem.code, problem.file, problem.line) == ("ORC601", "config.yaml", 2)
+    assert problem.message == "the tracking store cannot be used: its tables are those of a later version"
+
+
+def test_the_kind_is_given_its_options_and_what_the_core_promises(serve: Serve, store: ScriptedStore) -> None:
+    served = serve(files(store="{type: scripted, size: 3}", mode="durable"), plugins={"scripted": store})
+    assert store.options == ScriptedOptions(size=3)
+    assert store.context is not None
+    assert (store.context.config_dir, store.context.durable) == (served.service.folder, True)
+
+
+def test_old_executions_are_pruned_in_the_background(run: Any, store: ScriptedStore) -> None:
+    async def main() -> None:
+        async with service(files(retention="1h", max_executions=7), plugins={"scripted": store}):
+            await happens(lambda: bool(store.pruned))
+
+    run(main())
+    before, keep = store.pruned[0]
+    assert keep == 7
+    assert before is not None
+
+
+# --- durable ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_durable_answer_comes_once_its_execution_is_stored(run: Any, store: ScriptedStore) -> None:
+    async def main() -> None:
+        async with service(files(mode="durable"), plugins={"scripted": store}) as shop:
+            answer = await shop.get("/orchestrator/d/hello")
+            assert answer.status == 200
+            assert list(store.kept) == [answer.headers["X-Execution-Id"]]
+            missing = await shop.get("/orchestrator/d/hello/more")
+            assert missing.status == 404
+            assert missing.headers["X-Execution-Id"] in store.kept
+
+    run(main())
+
+
+def test_durable_answers_that_wait_together_share_a_transaction(run: Any, store: ScriptedStore) -> None:
+    async def main() -> None:
+        async with service(files(mode="durable", commit_timeout="20s"), plugins={"scripted": store}) as shop:
+            store.going_on.clear()
+            first = asyncio.ensure_future(shop.get("/orchestrator/d/hello"))
+            await happens(lambda: store.attempts == 1)
+            others = [asyncio.ensure_future(shop.get("/orchestrator/d/hello")) for _ in range(8)]
+            await until(shop, lambda now: now["waiting"] == 9)
+            assert not any(call.done() for call in (first, *others))
+            store.going_on.set()
+            assert {(await call).status for call in (first, *others)} == {200}
+            assert store.batches == [1, 8]
+
+    run(main())
+
+
+def test_a_durable_request_that_cannot_be_recorded_is_refused(run: Any, store: ScriptedStore) -> None:
+    async def main() -> None:
+        async with service(files(mode="durable", commit_timeout="200ms"), plugins={"scripted": store}) as shop:
+            store.failure = down()
+            first = await shop.get("/orchestrator/d/hello")
+            assert (first.status, first.headers["Retry-After"]) == (503, "1")
+            assert first.json["detail"] == "the execution cannot be recorded: it is down"
+            attempts = store.attempts
+            second = await shop.get("/orchestrator/d/hello")
+            assert (second.status, second.json["detail"]) == (503, "the execution cannot be recorded: it is down")
+            store.failure = None
+            await until(shop, lambda now: now["waiting"] == 0)
+            assert store.attempts > attempts
+            third = await shop.get("/orchestrator/d/hello")
+            assert third.status == 200
+            assert third.headers["X-Execution-Id"] in store.kept
+            told = [execution.http_status for _, execution in sorted(store.kept.items())]
+            assert told == [503, 503, 200]
+
+    run(main())
+
+
+# --- the configuration ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "line", "code", "message", "hint"),
+    [
+        ("{type: scripted, sise: 3}", 2, "ORC201", "unknown key 'sise'", "did you mean 'size'?"),
+        ("{type: scripted, size: many}", 2, "ORC202", "expected an integer, got a string 'many'", ""),
+        ("{size: 3}", 2, "ORC203", "'type' is missing", "one of: scripted"),
+        ("{type: 3}", 2, "ORC202", "expected the name of a store", "one of: scripted"),
+        (
+            "{type: scrpted}",
+            2,
+            "ORC401",
+            "no installed plugin provides the tracking store 'scrpted'",
+            "did you mean 'scripted'?",
+        ),
+    ],
+)
+def test_an_unfit_store_is_a_problem_at_its_line(
+    store: ScriptedStore, settings: str, line: int, code: str, message: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: [])
+    (problem,) = check_problems(files(store=settings), plugins={"scripted": store})
+    assert (problem.code, problem.line, problem.message, problem.hint) == (code, line, message, hint)
+
+
+def test_a_missing_store_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: [])
+    (problem,) = check_problems(files(store="{type: sql}"))
+    assert (problem.code, problem.message, problem.hint) == (
+        "ORC401",
+        "no installed plugin provides the tracking store 'sql'",
+        "install it: pip install orchestrator-api-tracking-sql",
+    )
+
+
+def test_durable_needs_a_store() -> None:
+    (problem,) = check_problems({"config.yaml": "tracking: {mode: durable}"})
+    assert (problem.code, problem.line, problem.message, problem.hint) == (
+        "ORC203",
+        1,
+        "durable executions need a store",
+        "give tracking.store, such as store: {type: sql}",
+    )
+
+
+def test_two_plugins_with_one_store_are_a_problem(store: ScriptedStore) -> None:
+    problems = check_problems(files(), plugins={"one": store, "other": ScriptedStore()})
+    assert [problem.message for problem in problems] == [
+        "two plugins provide the tracking store 'scripted': the given plugin one and the given plugin other"
+    ]
+
+
+def test_a_check_opens_no_store(store: ScriptedStore) -> None:
+    store.open_failure = AssertionError("it was opened")
+    assert check_problems(files(), plugins={"scripted": store}) == []
+
+
+def test_another_store_takes_effect_at_the_next_start(serve: Serve, store: ScriptedStore) -> None:
+    shop = serve(files(), plugins={"scripted": store})
+    for name, text in files(mode="durable").items():
+        shop.write(name, text)
+    with structlog.testing.capture_logs() as logged:
+        assert shop.reload().status == 200
+    told = [entry["event"] for entry in logged if entry["log_level"] == "warning"]
+    assert told == ["tracking.store and tracking.mode change when the service is started the next time"]
+    assert shop.get("/orchestrator/d/hello").status == 200
+    assert tracking(shop)["mode"] == "buffered"
