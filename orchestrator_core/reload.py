@@ -95,6 +95,7 @@ class Live:
                     tell_failed(self.last)
                     return self.last
                 if new is not None:
+                    log.info("configuration reloaded", generation=new.generation, endpoints=len(new.plans))
                     return self._serve(new)
 
     async def prepare(self, configuration: Configuration) -> tuple[Problem, ...]:
@@ -177,7 +178,6 @@ class Live:
         task = asyncio.create_task(self._retire(old), name=f"retire {old.generation}")
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
-        log.info("configuration reloaded", generation=new.generation, endpoints=len(new.plans))
         self.last = Reloaded(True, new.generation, new.problems)
         return self.last
 

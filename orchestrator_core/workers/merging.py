@@ -79,7 +79,7 @@ def merge_executions(said: Mapping[int, Mapping[str, Any]], before: Mapping[int,
 
 _SAMPLE = re.compile(r"(?P<series>(?P<name>[A-Za-z_:][A-Za-z0-9_:]*)(?:\{.*\})?)\s+(?P<value>\S+)(?:\s+\S+)?\Z")
 _COMMENT = re.compile(r"# (?:HELP|TYPE) (?P<name>\S+)")
-_NOT_SUMMED = re.compile(r'(_created|_info|_time_seconds|_timestamp_seconds|\{.*quantile=".*)\Z')
+_NOT_SUMMED = re.compile(r"_(created|info|time_seconds|timestamp_seconds)\Z")
 _SUFFIX = re.compile(r"_(total|created|bucket|sum|count|info)\Z")
 
 
@@ -99,17 +99,17 @@ def merge_metrics(texts: Sequence[str]) -> str:
                     known.append(line)
                 families.setdefault(family, {})
             elif match := _SAMPLE.match(line):
-                series = families.setdefault(family, {}).setdefault(match["series"], [])
-                series.append(float(match["value"]))
+                families.setdefault(family, {}).setdefault(match["series"], []).append(float(match["value"]))
     lines: list[str] = []
     for family, series_of in families.items():
         lines += comments.get(family, ())
-        for series, values in series_of.items():
-            value = (
-                max(values) if _NOT_SUMMED.search(series.partition("{")[0]) or "quantile=" in series else sum(values)
-            )
-            lines.append(f"{series} {_number(value)}")
+        lines += [f"{series} {_number(_merged(series, values))}" for series, values in series_of.items()]
     return "\n".join(lines) + "\n"
+
+
+def _merged(series: str, values: Sequence[float]) -> float:
+    name, _, labels = series.partition("{")
+    return max(values) if _NOT_SUMMED.search(name) or 'quantile="' in labels else sum(values)
 
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:
