@@ -30,17 +30,14 @@ SECRETS_POLL_SECONDS = 1.0
 
 
 def make_registry(
-    folder: Path,
-    plugins_dir: Path | None = None,
-    plugins: Mapping[str, object] | None = None,
-    image: Image | None = None,
+    folder: Path, plugins_dir: Path | None = None, plugins: Mapping[str, object] | None = None
 ) -> Registry:
     """Discover the plugins of a configuration; ``plugins_dir`` wins over the one that config.yaml names.
 
     ``plugins`` are modules or objects with hooks, by name, besides those that are installed.
     """
     if plugins_dir is None:
-        named = load_configuration(folder, image=image).app.plugins_dir
+        named = load_configuration(folder).app.plugins_dir
         plugins_dir = folder / named if named else None
     return discover(plugins_dir, BUILTINS, plugins)
 
@@ -288,13 +285,15 @@ async def open_live(
     folder: Path,
     plugins_dir: Path | None = None,
     plugins: Mapping[str, object] | None = None,
+    *,
+    registry: Registry | None = None,
     image: Image | None = None,
 ) -> AsyncIterator[Live]:
     """Open the configuration of a folder, as it is or as its ``image`` was.
 
-    Raises :class:`ConfigError` with every problem.
+    With a ``registry`` no plugins are looked for. Raises :class:`ConfigError` with every problem.
     """
-    registry = make_registry(folder, plugins_dir, plugins, image)
+    registry = registry or make_registry(folder, plugins_dir, plugins)
     prepared = draft(load_configuration(folder, image=image), registry)
     if prepared.errors:
         raise ConfigError(prepared.problems)

@@ -22,19 +22,18 @@ from orchestrator_core.errors import ConfigError, Problem
 from orchestrator_core.http.app import LINGER_SECONDS, LogMask, configure_logging, on_stop_signals, serve_live
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.loops import run_async
-from orchestrator_core.reload import masked, open_live
+from orchestrator_core.plugins import Registry, discover
+from orchestrator_core.reload import BUILTINS, masked, open_live
 from orchestrator_core.workers.commands import Commands
 from orchestrator_core.workers.images import ordered
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="orchestrator worker")
-    parser.add_argument("--slot", type=int, required=True)
     parser.add_argument("--channel", type=int, required=True)
     given = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, _leave_to_the_supervisor)  # a handler, and not SIG_IGN, which its children would inherit
-    structlog.contextvars.bind_contextvars(worker=given.slot)
     run_async(work(given.channel))
 
 
@@ -45,11 +44,17 @@ def _leave_to_the_supervisor(*_: object) -> None:
 async def work(channel: int) -> None:
     os.set_inheritable(channel, False)
     reader, writer = await asyncio.open_unix_connection(sock=_inherited(channel))
-    order = json.loads(await reader.readline())
+    plugins_dir = json.loads(await reader.readline())["plugins_dir"]
+    registry = discover(Path(plugins_dir) if plugins_dir else None, BUILTINS)
+    line = await reader.readline()
+    if not line:  # a spare that was not needed
+        return
+    order = json.loads(line)
+    structlog.contextvars.bind_contextvars(worker=order["slot"])
     sockets = [[_inherited(number) for number in slot] for slot in order["sockets"]]
     stop, serve_on = asyncio.Event(), asyncio.get_running_loop().create_future()
     listening = asyncio.create_task(_hear(reader, serve_on, stop), name="the supervisor's words")
-    worker = _Worker(order, sockets, writer, serve_on, stop)
+    worker = _Worker(order, registry, sockets, writer, serve_on, stop)
     serving = asyncio.create_task(worker.serve(), name="serve")
     stopped = asyncio.create_task(stop.wait(), name="stop")
     on_stop_signals(stop, worker.grace, [signal.SIGTERM])
@@ -90,12 +95,14 @@ class _Worker:
     def __init__(
         self,
         order: Mapping[str, Any],
+        registry: Registry,
         sockets: list[list[socket.socket]],
         writer: asyncio.StreamWriter,
         serve_on: asyncio.Future[list[int]],
         stop: asyncio.Event,
     ) -> None:
         self.order = order
+        self.registry = registry
         self.sockets = sockets
         self.writer = writer
         self.serve_on = serve_on
@@ -109,9 +116,8 @@ class _Worker:
     async def serve(self) -> None:
         mask = LogMask(self.configuration.redactor)
         configure_logging(self.configuration.app.logging, mask)
-        plugins_dir = self.order["plugins_dir"]
         try:
-            async with open_live(self.folder, Path(plugins_dir) if plugins_dir else None, image=self.image) as live:
+            async with open_live(self.folder, registry=self.registry, image=self.image) as live:
                 live.swapped.append(lambda snapshot: mask.learn(snapshot.configuration.redactor))
                 self.tell("opened", live.snapshot.problems, generation=live.snapshot.generation)
                 commands = Commands(live, self.sockets)

@@ -52,37 +52,48 @@ class Reply:
 class Worker:
     """A process that serves. It is told what to do over a socket, at whose end it stops."""
 
-    def __init__(self, slot: int, admin: Path) -> None:
-        self.slot = slot
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        admin: Path,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self.process = process
+        self.pid = process.pid
+        self.slot = -1
         self.started_at = time()
         self.state: State = "starting"
         self.generation = ""
         self.problems: tuple[Problem, ...] = ()
-        self.process: asyncio.subprocess.Process
-        self.admin = admin
-        self._reader: asyncio.StreamReader
-        self._writer: asyncio.StreamWriter
+        self._admin = admin
+        self._reader = reader
+        self._writer = writer
         self._session: aiohttp.ClientSession | None = None
 
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    async def spawn(self, order: Mapping[str, Any], listening: Sequence[socket.socket]) -> None:
-        """Start the process, and tell it what to open."""
+    @classmethod
+    async def spawn(cls, admin: Path, plugins_dir: Path | None, listening: Sequence[socket.socket]) -> Worker:
+        """Start a process, and have it load the plugins. It inherits the sockets; ``admin`` is to be its own."""
         ours, theirs = socket.socketpair()
         with theirs:
             ours.setblocking(False)
-            self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", MODULE, "--slot", str(self.slot), "--channel", str(theirs.fileno())),
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", MODULE, "--channel", str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno(), *(one.fileno() for one in listening)],
             )
-        self._reader, self._writer = await asyncio.open_unix_connection(sock=ours)
-        await self._tell(order)
+        worker = cls(process, admin, *await asyncio.open_unix_connection(sock=ours))
+        await worker._tell({"plugins_dir": str(plugins_dir) if plugins_dir else None})
+        return worker
 
-    async def opened(self) -> None:
-        """Wait until the configuration is open. Raises :class:`StartFailed`."""
+    async def open(self, slot: int, order: Mapping[str, Any]) -> None:
+        """Have it open a configuration, and wait until that is open. Raises :class:`StartFailed`."""
+        self.slot = slot
+        self.started_at = time()
+        await self._tell({"slot": slot, "admin": str(self._admin), **order})
+        await self._opened()
+
+    async def _opened(self) -> None:
         message = await self._told("opened")
         self.generation = message["generation"]
         self.problems = tuple(map(problem_of, message["problems"]))
@@ -91,7 +102,7 @@ class Worker:
         """Have it accept connections on the sockets of these slots. Raises :class:`StartFailed`."""
         await self._tell({"serve": list(slots)})
         await self._told("serving")
-        self._session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self.admin)))
+        self._session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self._admin)))
         self.state = "serving"
 
     async def _tell(self, message: Mapping[str, Any]) -> None:
@@ -155,7 +166,7 @@ class Worker:
         if self._session is not None:
             await self._session.close()
         with suppress(FileNotFoundError):
-            os.unlink(self.admin)
+            os.unlink(self._admin)
 
 
 def how_it_ended(code: int) -> str:

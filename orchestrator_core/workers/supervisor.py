@@ -81,6 +81,8 @@ class Supervisor:
         self._preparing: tuple[tuple[str, str], asyncio.Future[list[Reply]]] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting: set[Worker] = set()
+        self._spare: Worker | None = None
+        self._keeps_spare = False
 
     @property
     def serving(self) -> list[Worker]:
@@ -105,6 +107,7 @@ class Supervisor:
             raise failed[0]
         problems = sorted({problem for worker in self.serving for problem in worker.problems})
         self.last = Reloaded(True, self.taken.configuration.generation, tuple(problems))
+        self._keep_spare()
         return self.last.problems
 
     async def _take(self) -> Taken:
@@ -116,13 +119,12 @@ class Supervisor:
     async def _start(self, slot: Slot) -> Worker:
         """Start a worker on what the others serve. Raises :class:`StartFailed`."""
         while True:
+            worker = await self._take_spare() or await self._spawn()
             taken = self.taken
-            worker = Worker(slot.index, self.runtime / f"{next(self._numbers)}.sock")
             taken.users += 1
             self._starting.add(worker)
             try:
-                await worker.spawn(self._order(taken, worker), [one for each in self.slots for one in each.sockets])
-                await worker.opened()
+                await worker.open(slot.index, self._order(taken))
                 async with self._lock:
                     if taken is self.taken:
                         await worker.serve([slot.index, *(each.index for each in self.slots if each.failed)])
@@ -138,13 +140,15 @@ class Supervisor:
                 taken.users -= 1
                 self._discard(taken)
 
-    def _order(self, taken: Taken, worker: Worker) -> dict[str, Any]:
+    async def _spawn(self) -> Worker:
+        admin = self.runtime / f"{next(self._numbers)}.sock"
+        return await Worker.spawn(admin, self.plugins_dir, [one for slot in self.slots for one in slot.sockets])
+
+    def _order(self, taken: Taken) -> dict[str, Any]:
         return {
             "folder": str(self.folder),
-            "plugins_dir": str(self.plugins_dir) if self.plugins_dir else None,
             "image": taken.order(),
             "runtime": str(self.runtime),
-            "admin": str(worker.admin),
             "sockets": [[one.fileno() for one in slot.sockets] for slot in self.slots],
         }
 
@@ -156,6 +160,38 @@ class Supervisor:
         slot.worker = worker
         slot.failed_starts, slot.failed = 0, False
         self._run(self._attend(slot, worker), f"worker {slot.index}")
+        if self._keeps_spare:
+            self._keep_spare()
+
+    # --- the spare: a process with the plugins loaded, which takes most of the time that a start takes ------------
+
+    def _keep_spare(self) -> None:
+        self._keeps_spare = not self.stopping
+        if self._keeps_spare and self._spare is None:
+            self._run(self._make_spare(), "spare worker")
+
+    async def _make_spare(self) -> None:
+        try:
+            spare = await self._spawn()
+        except OSError as error:  # such as too many processes: a start does without it
+            log.warning("no spare worker", error=str(error))
+            return
+        if self._spare is None and self._keeps_spare:
+            self._spare = spare
+        else:
+            await _end_spare(spare)
+
+    async def _take_spare(self) -> Worker | None:
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.process.returncode is not None:
+            await spare.forget()
+            return None
+        return spare
+
+    async def _drop_spare(self) -> None:
+        self._keeps_spare = False
+        if spare := await self._take_spare():
+            await _end_spare(spare)
 
     def _run(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(coroutine, name=name)
@@ -327,19 +363,26 @@ class Supervisor:
     async def restart(self) -> Restarted:
         """Replace the workers one by one, each when its successor serves beside it on the same sockets."""
         async with self._restarting:
-            for number, slot in enumerate(self.slots):
-                async with slot.changing:
-                    old = slot.worker
-                    try:
-                        self._install(slot, await self._start(slot))
-                    except (StartFailed, OSError) as error:
-                        log.error("restart failed, the other workers keep serving", worker=slot.index, error=str(error))
-                        problems = error.problems if isinstance(error, StartFailed) else ()
-                        return Restarted(number, f"worker {slot.index}: {error}", tuple(problems))
-                if old is not None:
-                    await self._stop(old, self._shutdown_seconds + CLOSING_SECONDS)
-            log.info("restarted", workers=len(self.slots))
-            return Restarted(len(self.slots))
+            await self._drop_spare()  # it has the plugins as they were
+            try:
+                return await self._replace_all()
+            finally:
+                self._keep_spare()
+
+    async def _replace_all(self) -> Restarted:
+        for number, slot in enumerate(self.slots):
+            async with slot.changing:
+                old = slot.worker
+                try:
+                    self._install(slot, await self._start(slot))
+                except (StartFailed, OSError) as error:
+                    log.error("restart failed, the other workers keep serving", worker=slot.index, error=str(error))
+                    problems = error.problems if isinstance(error, StartFailed) else ()
+                    return Restarted(number, f"worker {slot.index}: {error}", tuple(problems))
+            if old is not None:
+                await self._stop(old, self._shutdown_seconds + CLOSING_SECONDS)
+        log.info("restarted", workers=len(self.slots))
+        return Restarted(len(self.slots))
 
     @property
     def _shutdown_seconds(self) -> float:
@@ -356,6 +399,7 @@ class Supervisor:
     async def stop(self, grace: Grace) -> None:
         """Let requests in flight finish, as long as ``grace`` says, and end every worker."""
         self.stopping = True
+        await self._drop_spare()
         for slot in self.slots:
             for one in slot.sockets:
                 refuse_new(one)
@@ -370,6 +414,11 @@ class Supervisor:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _end_spare(spare: Worker) -> None:
+    spare.signal(signal.SIGKILL)  # it has opened nothing
+    await spare.ended()
 
 
 def _problems(replies: Iterable[Reply]) -> tuple[Problem, ...]:
