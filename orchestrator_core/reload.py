@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from time import time
@@ -12,7 +12,8 @@ from time import time
 import structlog
 from attrs import evolve, field, frozen
 
-from orchestrator_core.config.load import load_configuration
+from orchestrator_core.config.load import Image, load_configuration
+from orchestrator_core.config.model import Configuration
 from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.direct import DirectPlugin
 from orchestrator_core.errors import ConfigError, Problem
@@ -25,6 +26,7 @@ log = structlog.get_logger("orchestrator.reload")
 
 BUILTINS: Mapping[str, object] = {"direct": DirectPlugin(), "ml": MlPlugin()}
 WATCH_DEBOUNCE_MS = 200
+SECRETS_POLL_SECONDS = 1.0
 
 
 def make_registry(
@@ -63,9 +65,11 @@ class Live:
         self.http = http
         self.snapshot = snapshot
         self.last = Reloaded(True, snapshot.generation, snapshot.problems)
+        self.secret_files = set(snapshot.configuration.secret_files)
         self.swapped: list[Callable[[Snapshot], None]] = []
         self._lock = asyncio.Lock()
         self._opening: tuple[str, asyncio.Future[Snapshot]] | None = None
+        self._prepared: Snapshot | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
     async def reload(self, *, force: bool = True) -> Reloaded:
@@ -78,11 +82,50 @@ class Live:
         async with self._lock:
             while True:
                 prepared = await asyncio.to_thread(self._draft)
+                self.secret_files = {*prepared.configuration.secret_files, *self.snapshot.configuration.secret_files}
                 if not force and not self._changed(prepared):
                     return self.last
-                if reloaded := await self._swap(prepared):
-                    self.last = reloaded
-                    return reloaded
+                try:
+                    new = await self._open(prepared)
+                except ConfigError as error:
+                    self.last = Reloaded(False, self.snapshot.generation, tuple(error.problems))
+                    tell_failed(self.last)
+                    return self.last
+                if new is not None:
+                    log.info("configuration reloaded", generation=new.generation, endpoints=len(new.plans))
+                    return self._serve(new)
+
+    async def prepare(self, configuration: Configuration) -> tuple[Problem, ...]:
+        """Open a configuration beside the one that serves, and keep it for :meth:`commit` or :meth:`abandon`.
+
+        Returns its warnings. Raises :class:`ConfigError` with every problem, and leaves nothing open then. One that was
+        prepared before is given up.
+        """
+        async with self._lock:
+            await self._give_up_prepared()
+            new = await self._open(await asyncio.to_thread(draft, configuration, self.registry))
+            assert new is not None, "nobody reloads from the folder where configurations are prepared"
+            self._prepared = new
+            return new.problems
+
+    async def commit(self, generation: str) -> Reloaded:
+        """Have the prepared configuration serve. Raises ``LookupError`` when it is not of this generation."""
+        async with self._lock:
+            new = self._prepared
+            if new is None or new.generation != generation:
+                raise LookupError(f"generation {generation} is not prepared")
+            self._prepared = None
+            return self._serve(new)
+
+    async def abandon(self) -> None:
+        """Close the prepared configuration, if there is one."""
+        async with self._lock:
+            await self._give_up_prepared()
+
+    async def _give_up_prepared(self) -> None:
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            await prepared.close()
 
     async def _give_up_what_is_outdated(self) -> None:
         if self._opening is not None:
@@ -97,17 +140,20 @@ class Live:
         if self.last.failed:
             return True
         old, new = self.snapshot.configuration, prepared.configuration
-        return (old.generation, old.redactor) != (new.generation, new.redactor)
+        return (old.generation, old.secrets) != (new.generation, new.secrets)
 
-    async def _swap(self, prepared: Draft) -> Reloaded | None:
-        """Open the configuration and have it serve. Return None when it was given up for a later one."""
+    async def _open(self, prepared: Draft) -> Snapshot | None:
+        """Open the configuration beside the one that serves. Return None when it was given up for a later one.
+
+        Raises :class:`ConfigError` with every problem, masked.
+        """
         old = self.snapshot
         try:
             if prepared.errors:
                 raise ConfigError(prepared.problems)
             opening = asyncio.ensure_future(open_snapshot(prepared, self.http, old, Opening(unavailable_is_error=True)))
             self._opening = (prepared.configuration.generation, opening)
-            new = await opening
+            return await opening
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -115,14 +161,12 @@ class Live:
             log.info("reload starts over: the configuration has changed again", generation=old.generation)
             return None
         except ConfigError as error:
-            problems = masked(error.problems, prepared.configuration.redactor)
-            text = "\n".join(map(str, problems))
-            event = f"reload failed, the old configuration keeps serving\n{text}"
-            log.error(event, generation=old.generation)
-            return Reloaded(False, old.generation, problems)
+            raise ConfigError(masked(error.problems, prepared.configuration.redactor)) from error
         finally:
             self._opening = None
-        self.snapshot = new
+
+    def _serve(self, new: Snapshot) -> Reloaded:
+        old, self.snapshot = self.snapshot, new
         for _, _, model in new.models():
             if model.slot.state == "failed":
                 model.load()
@@ -131,8 +175,8 @@ class Live:
         task = asyncio.create_task(self._retire(old), name=f"retire {old.generation}")
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
-        log.info("configuration reloaded", generation=new.generation, endpoints=len(new.plans))
-        return Reloaded(True, new.generation, new.problems)
+        self.last = Reloaded(True, new.generation, new.problems)
+        return self.last
 
     async def _retire(self, old: Snapshot) -> None:
         timeout = old.configuration.app.reload.drain_timeout
@@ -142,34 +186,82 @@ class Live:
         gc.collect()  # quick, since it leaves out what was frozen
 
     async def watch(self) -> None:
-        """Reload whenever a file of the folder changes. Runs until it is cancelled."""
-        from watchfiles import awatch
-
-        reloads: set[asyncio.Task[None]] = set()
-        try:
-            async for _ in awatch(self.folder, debounce=WATCH_DEBOUNCE_MS, step=50, recursive=True, rust_timeout=1000):
-                # A task, since a reload may wait for a model that the next change does without.
-                task = asyncio.create_task(self._reload_changed(), name="reload")
-                reloads.add(task)
-                task.add_done_callback(reloads.discard)
-        finally:
-            for task in reloads:
-                task.cancel()
-            await asyncio.gather(*reloads, return_exceptions=True)
-
-    async def _reload_changed(self) -> None:
-        try:
-            await self.reload(force=False)
-        except Exception:  # the watch must outlive any defect: the next change may be the mend
-            log.exception("reload failed")
+        """Reload whenever a file of the folder or a secret file changes. Runs until it is cancelled."""
+        await watch(self.folder, lambda: self.secret_files, lambda: self.reload(force=False))
 
     async def close(self, timeout_seconds: float) -> None:
         """Let requests finish, then close everything."""
+        await self.abandon()
         await self.snapshot.drain(timeout_seconds)
         for task in list(self._retiring):
             with suppress(asyncio.CancelledError):
                 await task
         await self.snapshot.close()
+
+
+def tell_failed(reloaded: Reloaded) -> None:
+    """Log that the old configuration keeps serving, and why."""
+    text = "\n".join(map(str, reloaded.problems))
+    event = f"reload failed, the old configuration keeps serving\n{text}"
+    log.error(event, generation=reloaded.generation)
+
+
+async def watch(
+    folder: Path, secret_files: Callable[[], Iterable[Path]], reload: Callable[[], Awaitable[object]]
+) -> None:
+    """Call ``reload`` whenever a file of the folder or one of the secret files changes. Runs until it is cancelled.
+
+    What changed may be nothing of the configuration's: ``reload`` has to look. Calls may overlap, since a reload may
+    wait for a model that the next change does without. Secret files stand anywhere, behind links of which each may be
+    turned to another place, so they are looked at once a second.
+    """
+    from watchfiles import awatch
+
+    reloads: set[asyncio.Task[None]] = set()
+
+    def start() -> None:
+        task = asyncio.create_task(_outliving(reload), name="reload")
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    secrets = asyncio.create_task(_watch_secrets(secret_files, start), name="watch secret files")
+    try:
+        async for _ in awatch(folder, debounce=WATCH_DEBOUNCE_MS, step=50, recursive=True, rust_timeout=1000):
+            start()
+    finally:
+        for task in (secrets, *reloads):
+            task.cancel()
+        await asyncio.gather(secrets, *reloads, return_exceptions=True)
+
+
+async def _outliving(reload: Callable[[], Awaitable[object]]) -> None:
+    try:
+        await reload()
+    except Exception:  # the watch must outlive any defect: the next change may be the mend
+        log.exception("reload failed")
+
+
+async def _watch_secrets(secret_files: Callable[[], Iterable[Path]], changed: Callable[[], None]) -> None:
+    seen: dict[Path, object] = {}
+    while True:
+        now = await asyncio.to_thread(_states, sorted(secret_files()))
+        if any(path in seen and seen[path] != state for path, state in now.items()):
+            changed()
+        seen = now
+        await asyncio.sleep(SECRETS_POLL_SECONDS)
+
+
+def _states(paths: Iterable[Path]) -> dict[Path, object]:
+    """Return what changes with each file, whichever of the links on the way to it is turned."""
+    states: dict[Path, object] = {}
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:
+            states[path] = error.errno
+        else:
+            states[path] = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+    return states
 
 
 def masked(problems: Iterable[Problem], redact: Redactor) -> tuple[Problem, ...]:
@@ -190,11 +282,19 @@ def freeze() -> None:
 
 @asynccontextmanager
 async def open_live(
-    folder: Path, plugins_dir: Path | None = None, plugins: Mapping[str, object] | None = None
+    folder: Path,
+    plugins_dir: Path | None = None,
+    plugins: Mapping[str, object] | None = None,
+    *,
+    registry: Registry | None = None,
+    image: Image | None = None,
 ) -> AsyncIterator[Live]:
-    """Open the configuration of a folder. Raises :class:`ConfigError` with every problem."""
-    registry = make_registry(folder, plugins_dir, plugins)
-    prepared = draft(load_configuration(folder), registry)
+    """Open the configuration of a folder, as it is or as its ``image`` was.
+
+    With a ``registry`` no plugins are looked for. Raises :class:`ConfigError` with every problem.
+    """
+    registry = registry or make_registry(folder, plugins_dir, plugins)
+    prepared = draft(load_configuration(folder, image=image), registry)
     if prepared.errors:
         raise ConfigError(prepared.problems)
     async with HttpClient() as http:

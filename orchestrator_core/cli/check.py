@@ -10,7 +10,8 @@ import click
 
 from orchestrator_core.cli.findings import as_json, as_sarif, counted, render, shown, summary
 from orchestrator_core.cli.options import config_option, format_option, plugins_dir_option
-from orchestrator_core.cli.prepare import log_to_stderr, run_async
+from orchestrator_core.cli.prepare import log_to_stderr
+from orchestrator_core.loops import run_async
 from orchestrator_core.reload import check
 from orchestrator_core.snapshot import Draft
 

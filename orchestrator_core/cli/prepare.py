@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 import structlog
@@ -17,8 +14,6 @@ from orchestrator_core.errors import did_you_mean
 from orchestrator_core.plan import Plan
 from orchestrator_core.reload import make_registry
 from orchestrator_core.snapshot import Draft, draft
-
-T = TypeVar("T")
 
 
 def prepare(folder: Path, plugins_dir: Path | None) -> Draft:
@@ -42,16 +37,6 @@ def find_plan(prepared: Draft, name: str, folder: Path) -> Plan:
         elsewhere = counted(len(prepared.errors), "problem")
         click.echo(f"note: the configuration has {elsewhere} elsewhere, see: orchestrator check", err=True)
     return plan
-
-
-def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, on uvloop where there is one."""
-    try:
-        from uvloop import new_event_loop
-    except ImportError:  # there is none for Windows
-        return asyncio.run(coroutine)
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(coroutine)
 
 
 def log_to_stderr() -> None:

@@ -15,12 +15,13 @@ from multidict import CIMultiDict
 
 from orchestrator_core.cli.findings import refuse
 from orchestrator_core.cli.options import config_option, plugins_dir_option
-from orchestrator_core.cli.prepare import find_plan, log_to_stderr, prepare, run_async
+from orchestrator_core.cli.prepare import find_plan, log_to_stderr, prepare
 from orchestrator_core.engine import Failure, execute, failure_of, finish, make_request, new_execution_id
 from orchestrator_core.errors import ConfigError, did_you_mean
 from orchestrator_core.expressions import MISSING, Missing
 from orchestrator_core.http.answers import encode
 from orchestrator_core.http_client import HttpClient
+from orchestrator_core.loops import run_async
 from orchestrator_core.models import Opening
 from orchestrator_core.plan import Plan
 from orchestrator_core.plugin_api import JSON, Execution

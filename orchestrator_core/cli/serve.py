@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import errno
 import re
+import socket
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from orchestrator_core.cli.findings import refuse, render, shown
 from orchestrator_core.cli.options import config_option, plugins_dir_option
-from orchestrator_core.cli.prepare import run_async
 from orchestrator_core.config.load import load_configuration
-from orchestrator_core.errors import ConfigError
+from orchestrator_core.config.model import Configuration
+from orchestrator_core.errors import ConfigError, Problem
 from orchestrator_core.http.app import LogMask, Service, configure_logging, serve
+from orchestrator_core.loops import run_async
+from orchestrator_core.workers.process import StartFailed
+from orchestrator_core.workers.serve import Ready, serve_workers
 
 _BIND = re.compile(r"address \('([^']+)', (\d+).*?\): (.+)\Z")
 _PORT = click.IntRange(0, 65535)
@@ -24,34 +30,48 @@ _PORT = click.IntRange(0, 65535)
 @click.option("--host", metavar="ADDRESS", help="Address of the public listener; wins over config.yaml.")
 @click.option("--port", type=_PORT, help="Port of the public listener, 0 for any free one; wins over config.yaml.")
 @click.option("--admin-port", type=_PORT, help="Port of the admin listener; wins over config.yaml.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="How many processes serve; wins over config.yaml. With several, one more looks after them.",
+)
 @plugins_dir_option
-def command(folder: Path, host: str | None, port: int | None, admin_port: int | None, plugins_dir: Path | None) -> None:
+def command(
+    folder: Path,
+    host: str | None,
+    port: int | None,
+    admin_port: int | None,
+    workers: int | None,
+    plugins_dir: Path | None,
+) -> None:
     """Serve a configuration, and reload it when it changes.
 
     A configuration with problems is not served; once one is served, a change with problems leaves it serving. Ctrl-C
-    lets requests in flight finish, then stops.
+    lets requests in flight finish, then stops; a second Ctrl-C stops at once.
 
     \b
     Example:
       orchestrator serve --config config --port 8080
+      orchestrator serve --workers 4
     """
     configuration = load_configuration(folder)
     mask = LogMask(configuration.redactor)
     configure_logging(configuration.app.logging, mask)
+    where: dict[str, Any] = {"host": host, "port": port, "admin_port": admin_port, "plugins_dir": plugins_dir}
+    workers = workers or configuration.app.server.workers
+    if workers > 1 and not hasattr(socket, "SO_REUSEPORT"):
+        raise click.ClickException("this platform cannot share a port between processes: serve with --workers 1")
     try:
-        run_async(
-            serve(
-                folder,
-                host=host,
-                port=port,
-                admin_port=admin_port,
-                plugins_dir=plugins_dir,
-                ready=_announce,
-                mask=mask,
-            )
-        )
+        if workers == 1:
+            seconds = float(configuration.app.server.shutdown_timeout)
+            run_async(serve(folder, **where, ready=_announce, mask=mask, shutdown_seconds=seconds))
+        else:
+            run_async(serve_workers(folder, configuration, workers, **where, ready=_announce_workers, mask=mask))
     except ConfigError as error:
         refuse(error.problems, folder, configuration.redactor)
+    except StartFailed as error:
+        raise click.ClickException(f"a worker did not start: {configuration.redactor(str(error))}") from error
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
             raise
@@ -67,12 +87,25 @@ def _where(error: OSError) -> str:
 
 
 def _announce(service: Service) -> None:
-    configuration = service.live.snapshot.configuration
-    for problem in shown(service.live.snapshot.problems, configuration.folder, configuration.redactor):
+    snapshot = service.live.snapshot
+    _show(snapshot.configuration, snapshot.problems, service.url, service.admin_url)
+
+
+def _announce_workers(ready: Ready) -> None:
+    workers = f"  workers        {', '.join(map(str, ready.pids))}"
+    _show(ready.configuration, ready.problems, ready.url, ready.admin_url, workers)
+
+
+def _show(
+    configuration: Configuration, problems: Iterable[Problem], url: str, admin_url: str, workers: str = ""
+) -> None:
+    for problem in shown(problems, configuration.folder, configuration.redactor):
         click.echo(render(problem), err=True)
-    folder, generation = service.live.folder.as_posix(), service.live.snapshot.generation
-    click.echo(f"serving {folder} (generation {generation}) on {service.url}/orchestrator", err=True)
-    if service.live.snapshot.configuration.app.server.docs:
-        click.echo(f"  documentation  {service.url}/docs", err=True)
-    if service.admin_url:
-        click.echo(f"  admin          {service.admin_url}/executions", err=True)
+    folder = configuration.folder.as_posix()
+    click.echo(f"serving {folder} (generation {configuration.generation}) on {url}/orchestrator", err=True)
+    if workers:
+        click.echo(workers, err=True)
+    if configuration.app.server.docs:
+        click.echo(f"  documentation  {url}/docs", err=True)
+    if admin_url:
+        click.echo(f"  admin          {admin_url}/executions", err=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import attrs
-from attrs import define, field
+from attrs import define, field, frozen
 
 from orchestrator_core.config.model import (
     AppConfig,
@@ -21,7 +21,7 @@ from orchestrator_core.config.model import (
     StepConfig,
     check_path_name,
 )
-from orchestrator_core.config.secrets import Redactor, resolve_secrets
+from orchestrator_core.config.secrets import Redactor, Secret, resolve_secrets
 from orchestrator_core.config.structure import Located, kind_of, salvage
 from orchestrator_core.config.yaml import Document, load_document
 from orchestrator_core.errors import Problem, did_you_mean
@@ -29,13 +29,28 @@ from orchestrator_core.errors import Problem, did_you_mean
 CORE_KEYS = tuple(attribute.name for attribute in attrs.fields(AppConfig))
 
 
-def load_configuration(folder: Path, environment: Mapping[str, str] | None = None) -> Configuration:
-    """Read every file of the folder. Parts that are wrong are left out, and their problems are in the result."""
-    loader = _Loader(folder, os.environ if environment is None else environment)
-    if not folder.is_dir():
+@frozen
+class Image:
+    """A configuration folder as it was at one moment: ``files`` is a copy, ``secrets`` what its secret files said."""
+
+    files: Path
+    secrets: Mapping[Path, str] = field(factory=dict, repr=False)
+
+
+def load_configuration(
+    folder: Path, environment: Mapping[str, str] | None = None, image: Image | None = None
+) -> Configuration:
+    """Read every file of the folder. Parts that are wrong are left out, and their problems are in the result.
+
+    With an ``image`` its files are read instead; ``folder`` is still what paths in them are relative to.
+    """
+    image = image or Image(folder)
+    loader = _Loader(image.files, folder, os.environ if environment is None else environment, image.secrets)
+    if not image.files.is_dir():
         message, hint = f"there is no configuration folder at {folder}", f"make one with: orchestrator init {folder}"
         loader.problems.append(Problem(code="ORC100", message=message, hint=hint))
         return loader.finish()
+    folder = image.files
     loader.read_folder("", folder)
     for path in _yaml_files(folder / "domains", loader):
         loader.domain(path)
@@ -85,7 +100,9 @@ class _Parts:
 @define
 class _Loader:
     folder: Path
+    place: Path
     environment: Mapping[str, str]
+    texts: Mapping[Path, str]
     app: AppConfig = field(factory=AppConfig)
     app_located: Located | None = None
     problems: list[Problem] = field(factory=list)
@@ -95,7 +112,7 @@ class _Loader:
     sections: dict[tuple[str, str], _Parts] = field(factory=dict)
     digests: dict[str, str] = field(factory=dict)
     secrets: list[str] = field(factory=list)
-    secret_files: list[Path] = field(factory=list)
+    secret_files: dict[Path, Secret | None] = field(factory=dict)
     incomplete: bool = False
 
     def name(self, path: Path) -> str:
@@ -119,10 +136,10 @@ class _Loader:
                 self.sectioned(scope, path, self.read(path))
 
     def sectioned(self, scope: str, path: Path, document: Document) -> None:
-        resolved = resolve_secrets(document, self.folder, self.environment)
+        resolved = resolve_secrets(document, self.place, self.environment, self.texts)
         self.problems.extend(resolved.problems)
         self.secrets.extend(resolved.secrets)
-        self.secret_files.extend(resolved.files)
+        self.secret_files.update(resolved.files)
         root = Located(document, (), resolved.data)
         if root.data is None:
             return
@@ -251,7 +268,7 @@ class _Loader:
             key: Section(parts.located, parts.sources, parts.operations) for key, parts in self.sections.items()
         }
         return Configuration(
-            folder=self.folder,
+            folder=self.place,
             app=self.app,
             app_located=self.app_located,
             descriptions=self.descriptions,
@@ -260,7 +277,8 @@ class _Loader:
             files=self.digests,
             generation=whole[:12],
             redactor=Redactor.of(self.secrets),
-            secret_files=tuple(self.secret_files),
+            secret_files=self.secret_files,
+            secrets=hashlib.sha256(repr(self.secrets).encode()).hexdigest(),
             problems=tuple(self.problems),
             incomplete=self.incomplete,
         )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
-from orchestrator_core.config.secrets import Redactor
+from orchestrator_core.config.secrets import Redactor, Secret
 from orchestrator_core.config.structure import Located
 from orchestrator_core.errors import Problem
 from orchestrator_core.plugin_api import Duration, Size, option
@@ -83,6 +83,9 @@ class ServerOptions:
         help="How long the start waits for the models that are loaded at the start; then it serves without.",
     )
     docs: bool = option(True, help="Serve /docs and /openapi.json.")
+    workers: int = option(
+        1, help="How many processes serve. With several, one more looks after them.", validator=_at_least_one
+    )
 
 
 @frozen
@@ -292,7 +295,9 @@ class Configuration:
 
     ``app_located`` is what ``config.yaml`` says of ``app``, None where it says nothing. ``sections`` is keyed by scope
     and type. ``generation`` is a hash of all files; ``files`` maps each file's name to the hash of its content.
-    ``incomplete`` says that a file could not be read, so that what seems to be missing may be there.
+    ``secret_files`` maps each file that ``${file:…}`` names to what it says, or to None when it cannot be read;
+    ``secrets`` is a hash of all secrets, of the environment too. ``incomplete`` says that a file could not be read, so
+    that what seems to be missing may be there.
     """
 
     folder: Path
@@ -304,6 +309,7 @@ class Configuration:
     files: Mapping[str, str]
     generation: str
     redactor: Redactor
-    secret_files: tuple[Path, ...] = ()
+    secret_files: Mapping[Path, Secret | None] = field(factory=dict, repr=False)
+    secrets: str = field(default="", repr=False)
     problems: tuple[Problem, ...] = ()
     incomplete: bool = False

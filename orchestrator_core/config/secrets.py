@@ -69,24 +69,35 @@ class Resolved:
 
     data: Any
     secrets: tuple[str, ...]
-    files: tuple[Path, ...]
+    files: Mapping[Path, Secret | None]
     problems: tuple[Problem, ...]
 
 
-def resolve_secrets(document: Document, folder: Path, environment: Mapping[str, str] | None = None) -> Resolved:
-    """Replace the placeholders in every string value of a document."""
-    resolver = _Resolver(document, folder, os.environ if environment is None else environment)
+def resolve_secrets(
+    document: Document,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    texts: Mapping[Path, str] | None = None,
+) -> Resolved:
+    """Replace the placeholders in every string value of a document.
+
+    ``texts`` are what secret files said when they were read before; the others are read now.
+    """
+    resolver = _Resolver(document, folder, os.environ if environment is None else environment, texts or {})
     data = resolver.resolve(document.data, ())
-    return Resolved(data, tuple(resolver.secrets), tuple(resolver.files), tuple(resolver.problems))
+    return Resolved(data, tuple(resolver.secrets), resolver.files, tuple(resolver.problems))
 
 
 class _Resolver:
-    def __init__(self, document: Document, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, document: Document, folder: Path, environment: Mapping[str, str], texts: Mapping[Path, str]
+    ) -> None:
         self.document = document
         self.folder = folder
         self.environment = environment
+        self.texts = texts
         self.secrets: list[str] = []
-        self.files: list[Path] = []
+        self.files: dict[Path, Secret | None] = {}
         self.problems: list[Problem] = []
 
     def resolve(self, value: Any, path: DataPath) -> Any:
@@ -140,12 +151,15 @@ class _Resolver:
     def file(self, name: str, match: re.Match[str], path: DataPath) -> str:
         target = self.folder / name
         try:
-            value = target.read_text(encoding="utf-8").rstrip("\r\n")
+            value = self.texts.get(target)
+            if value is None:
+                value = target.read_text(encoding="utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             self.report("ORC303", f"cannot read the secret file {name}: {reason}", match, path)
+            self.files[target] = None
             return ""
-        self.files.append(target)
+        self.files[target] = Secret(value)
         self.secrets.append(value)
         return value
 

@@ -75,7 +75,9 @@ class Answer:
         transport = writer.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
-        self.keep_alive = keep_alive = request.keep_alive and not self.closes
+        self.keep_alive = keep_alive = (
+            request.keep_alive and not self.closes and not request._protocol.closing  # type: ignore[attr-defined]
+        )
         if keep_alive:
             connection = "" if request.version is HttpVersion11 else "Connection: keep-alive\r\n"
         else:

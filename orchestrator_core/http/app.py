@@ -6,8 +6,9 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from time import time
@@ -18,7 +19,8 @@ from attrs import frozen
 from orchestrator_core.config.model import LoggingOptions
 from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.http.admin import AdminApp
-from orchestrator_core.http.listener import listen
+from orchestrator_core.http.grace import Grace
+from orchestrator_core.http.listener import Handler, Listener, listen
 from orchestrator_core.http.public import PublicApp
 from orchestrator_core.plugin_api import Generation, StoreContext
 from orchestrator_core.reload import Live, open_live
@@ -28,6 +30,9 @@ from orchestrator_core.tracking import ExecutionLog, Writer, writing
 log = structlog.get_logger("orchestrator")
 
 MAX_ADMIN_BODY = 2**20
+ADMIN_GRACE_SECONDS = 1.0
+LINGER_SECONDS = 0.5
+"""How long a stop leaves connections open that have no request: time for one that is on its way."""
 
 
 @frozen
@@ -36,19 +41,20 @@ class Service:
 
     live: Live
     executions: ExecutionLog
+    listener: Listener
     public: tuple[str, int]
     admin: tuple[str, int] | None
 
     @property
     def url(self) -> str:
-        return _url(self.public)
+        return url_of(self.public)
 
     @property
     def admin_url(self) -> str:
-        return _url(self.admin) if self.admin else ""
+        return url_of(self.admin) if self.admin else ""
 
 
-def _url(address: tuple[str, int]) -> str:
+def url_of(address: tuple[str, int]) -> str:
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     return f"http://{host}:{address[1]}"
 
@@ -63,30 +69,57 @@ async def run_service(
     plugins_dir: Path | None = None,
     watch: bool | None = None,
     plugins: Mapping[str, object] | None = None,
+    grace: Grace | None = None,
+    linger_seconds: float = 0.0,
 ) -> AsyncIterator[Service]:
     """Open the configuration and serve it until the block is left. Arguments win over ``config.yaml``.
 
-    Raises :class:`ConfigError` when the configuration has errors and ``OSError`` when a port is taken.
+    At the end requests in flight may take as long as ``grace`` says, by default ``server.shutdown_timeout``, and
+    connections without one stay open for ``linger_seconds``. Raises :class:`ConfigError` when the configuration has
+    errors and ``OSError`` when a port is taken.
     """
     async with open_live(folder, plugins_dir, plugins) as live:
         options = live.snapshot.configuration.app
-        writer = _writer(live)
-        executions = ExecutionLog(options.tracking.capacity, live.registry.observers, writer)
-        public = PublicApp(live, executions)
         address = (host or options.server.host, options.server.port if port is None else port)
         admin_address = (options.admin.host, options.admin.port if admin_port is None else admin_port)
-        max_body = int(options.server.max_body_size)
-        grace = float(options.server.shutdown_timeout)
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(writing(writer, grace))
-            bound = await stack.enter_async_context(listen(public.handle, address, max_body, grace))
-            admin_bound = None
-            if options.admin.enabled:
-                admin = AdminApp(live, executions)
-                admin_bound = await stack.enter_async_context(listen(admin.handle, admin_address, MAX_ADMIN_BODY, 1.0))
-            await stack.enter_async_context(_watching(live, options.reload.watch if watch is None else watch))
-            stack.callback(public.stop)
-            yield Service(live, executions, bound, admin_bound)
+        async with (
+            serve_live(
+                live, address, admin_address if options.admin.enabled else None, grace, linger_seconds
+            ) as service,
+            _watching(live, options.reload.watch if watch is None else watch),
+        ):
+            yield service
+
+
+@asynccontextmanager
+async def serve_live(
+    live: Live,
+    public_at: tuple[str, int] | Sequence[socket.socket],
+    admin_at: tuple[str, int] | Sequence[socket.socket] | None,
+    grace: Grace | None = None,
+    linger_seconds: float = 0.0,
+    wrap_admin: Callable[[Handler], Handler] = lambda pages: pages,
+) -> AsyncIterator[Service]:
+    """Serve an open configuration at addresses, or on sockets that are bound already, until the block is left.
+
+    ``wrap_admin`` may add pages to the admin listener's.
+    """
+    options = live.snapshot.configuration.app
+    grace = grace or Grace(float(options.server.shutdown_timeout))
+    writer = _writer(live)
+    executions = ExecutionLog(options.tracking.capacity, live.registry.observers, writer)
+    public = PublicApp(live, executions)
+    max_body = int(options.server.max_body_size)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(writing(writer, float(options.server.shutdown_timeout)))
+        admin = None
+        if admin_at is not None:
+            handle, admin_grace = wrap_admin(AdminApp(live, executions).handle), Grace(ADMIN_GRACE_SECONDS)
+            admin = await stack.enter_async_context(listen(handle, admin_at, MAX_ADMIN_BODY, admin_grace))
+        stack.callback(public.stop)
+        listener = await stack.enter_async_context(listen(public.handle, public_at, max_body, grace, linger_seconds))
+        stack.callback(public.drain)
+        yield Service(live, executions, listener, listener.address, admin.address if admin else None)
 
 
 def _writer(live: Live) -> Writer | None:
@@ -138,16 +171,25 @@ async def serve(
     plugins_dir: Path | None = None,
     ready: Callable[[Service], None] | None = None,
     mask: LogMask | None = None,
+    shutdown_seconds: float,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; SIGHUP reloads. ``ready`` is called once both listeners accept.
+    """Serve until SIGINT or SIGTERM, and a second one ends requests in flight; SIGHUP reloads.
 
-    ``mask`` learns the secrets of every configuration that is swapped in.
+    ``ready`` is called once both listeners accept. ``mask`` learns the secrets of every configuration that is swapped
+    in.
     """
-    stop = asyncio.Event()
+    stop, grace = asyncio.Event(), Grace(shutdown_seconds)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    async with run_service(folder, host=host, port=port, admin_port=admin_port, plugins_dir=plugins_dir) as service:
+    on_stop_signals(stop, grace)
+    async with run_service(
+        folder,
+        host=host,
+        port=port,
+        admin_port=admin_port,
+        plugins_dir=plugins_dir,
+        grace=grace,
+        linger_seconds=LINGER_SECONDS,
+    ) as service:
         reloads: set[asyncio.Task[object]] = set()
 
         def reload() -> None:
@@ -162,6 +204,22 @@ async def serve(
             ready(service)
         await stop.wait()
         log.info("stopping", running=service.live.snapshot.running)
+
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def on_stop_signals(stop: asyncio.Event, grace: Grace, numbers: Sequence[int] = STOP_SIGNALS) -> None:
+    """Set ``stop`` on the first of these signals, and end the grace on the second."""
+
+    def stopped() -> None:
+        if stop.is_set():
+            log.warning("stopping at once: requests in flight are cancelled")
+            grace.hurry()
+        stop.set()
+
+    for number in numbers:
+        asyncio.get_running_loop().add_signal_handler(number, stopped)
 
 
 class LogMask:

@@ -56,9 +56,14 @@ class PublicApp:
     def __init__(self, live: Live, executions: ExecutionLog) -> None:
         self.live = live
         self.executions = executions
+        self.draining = False
         self.stopping = False
         self._use(live.snapshot)
         live.swapped.append(self._use)
+
+    def drain(self) -> None:
+        """Say that the service is not ready, so that no more is sent to it; what is sent nevertheless is answered."""
+        self.draining = True
 
     def stop(self) -> None:
         """Answer 503 from now on."""
@@ -202,7 +207,7 @@ class PublicApp:
         if path == "/health/live":
             return 200, b'{"status":"live"}', JSON_TYPE, {}
         if path == "/health/ready":
-            if self.stopping:
+            if self.stopping or self.draining:
                 return 503, b'{"status":"shutting down"}', JSON_TYPE, {"Retry-After": "1"}
             if serving.waits_for and (waiting := serving.not_yet_ready()):
                 document = {"status": "waiting for models", "generation": snapshot.generation, "models": waiting}

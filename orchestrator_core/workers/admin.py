@@ -1,0 +1,253 @@
+"""The one admin listener: it asks the workers, and answers for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+import orjson
+from aiohttp import web
+
+from orchestrator_core.config.secrets import Redactor
+from orchestrator_core.documents import problem_json
+from orchestrator_core.engine import failure_of, new_execution_id
+from orchestrator_core.errors import BadRequest, InvalidRequest, SourceUnavailable
+from orchestrator_core.http.admin import parse_execution_query
+from orchestrator_core.http.answers import JSON_TYPE, Answer, common_headers, own_timing, problem
+from orchestrator_core.http.models_page import parse_model_path
+from orchestrator_core.reload import Reloaded
+from orchestrator_core.run import clock
+from orchestrator_core.workers.merging import END, cursors_of, merge_entries, merge_executions, merge_metrics
+from orchestrator_core.workers.process import Reply, StartFailed, WorkerGone
+from orchestrator_core.workers.supervisor import Supervisor
+
+ASK_SECONDS = 30.0
+SUMMED = ("requests", "failures")
+_EXECUTION = re.compile(r"/executions/[^/]+\Z")
+
+Said = dict[int, Reply]
+
+
+class Passed(Exception):
+    """A worker's own answer, which is everybody's."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.status)
+        self.reply = reply
+
+
+class MergedAdmin:
+    """Answers as :class:`~orchestrator_core.http.admin.AdminApp` does, for several workers.
+
+    Besides its pages, ``POST /restart`` replaces the workers one by one.
+    """
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.supervisor = supervisor
+
+    async def handle(self, request: web.BaseRequest) -> Answer:
+        started, execution_id = clock(), new_execution_id()
+        redact = self.supervisor.taken.configuration.redactor
+        try:
+            reply = await self._answer(request, redact)
+        except Passed as passed:
+            reply = passed.reply
+        except Exception as error:  # the boundary of the admin listener
+            known = SourceUnavailable(str(error)) if isinstance(error, StartFailed | WorkerGone) else error
+            failure = failure_of(known, None, redact)
+            headers = common_headers(execution_id, own_timing(started))
+            return problem(failure, execution_id, headers, request.path)
+        return Answer(reply.status, reply.body, reply.content_type, common_headers(execution_id, own_timing(started)))
+
+    async def _answer(self, request: web.BaseRequest, redact: Redactor) -> Reply:
+        path = request.path
+        if path in ("/reload", "/restart"):
+            if request.method != "POST":
+                raise BadRequest(f"{path} takes POST, not {request.method}", 405)
+            return await (self._reload() if path == "/reload" else self._restart(redact))
+        model = parse_model_path(path)
+        if request.method not in ("GET", "HEAD"):
+            return await self._model(request) if model and model.is_action else await self._first(request)
+        if path == "/executions":
+            return await self._executions(request)
+        if path == "/sources":
+            return await self._entries(request, "sources", ("domain", "type", "source_id"))
+        if path == "/models":
+            return await self._entries(request, "models", ("id",))
+        if path == "/config":
+            return await self._config(request)
+        if path == "/metrics":
+            return await self._metrics(request)
+        if path == "/health/live":
+            return _json(200, {"status": "live", "generation": self._generation, "workers": self._workers()})
+        if path == "/health/ready":
+            return self._ready()
+        if _EXECUTION.match(path) or (model and model.page == "logs"):
+            return await self._any(request)
+        if model:
+            return await self._model(request)
+        return await self._first(request)
+
+    # --- one worker or another -----------------------------------------------------------------------------------
+
+    async def _first(self, request: web.BaseRequest) -> Reply:
+        """Return what the first worker says, of what is the same for all."""
+        for worker in self.supervisor.serving:
+            try:
+                return await worker.ask(_method(request), request.path_qs, seconds=ASK_SECONDS)
+            except WorkerGone:
+                continue
+        raise WorkerGone("no worker answers")
+
+    async def _any(self, request: web.BaseRequest) -> Reply:
+        """Return what the worker says that knows it."""
+        said = await self._ask(request)
+        return next((reply for reply in said.values() if reply.status == 200), next(iter(said.values())))
+
+    async def _ask(self, request: web.BaseRequest, targets: Mapping[int, str] | None = None) -> Said:
+        """Return the replies by process id. With ``targets`` only those workers are asked, each for its own."""
+        workers = [worker for worker in self.supervisor.serving if targets is None or worker.pid in targets]
+        asked = (
+            worker.ask(_method(request), targets[worker.pid] if targets else request.path_qs, seconds=ASK_SECONDS)
+            for worker in workers
+        )
+        replies = await asyncio.gather(*asked, return_exceptions=True)
+        said: Said = {}
+        for worker, reply in zip(workers, replies, strict=True):
+            if isinstance(reply, Reply):
+                said[worker.pid] = reply
+            elif not isinstance(reply, WorkerGone):
+                raise reply
+        if not said and not targets == {}:
+            raise WorkerGone("no worker answers")
+        return said
+
+    # --- all of them ---------------------------------------------------------------------------------------------
+
+    async def _entries(self, request: web.BaseRequest, name: str, key: tuple[str, ...]) -> Reply:
+        said = _good(await self._ask(request))
+        return _json(200, {name: merge_entries({pid: page[name] for pid, page in said.items()}, key, SUMMED)})
+
+    async def _model(self, request: web.BaseRequest) -> Reply:
+        replies = await self._ask(request)
+        said = _good(replies)
+        (entry,) = merge_entries({pid: [page] for pid, page in said.items()}, ("id",), SUMMED)
+        return _json(next(reply.status for reply in replies.values() if reply.status < 300), entry)
+
+    async def _executions(self, request: web.BaseRequest) -> Reply:
+        given = dict(parse_qsl(request.query_string, keep_blank_values=True))
+        limit = parse_execution_query(request.query_string).limit
+        if self._shares_a_store():
+            return await self._first(request)
+        pids = [worker.pid for worker in self.supervisor.serving]
+        cursors = dict.fromkeys(pids, "")
+        if cursor := given.pop("cursor", ""):
+            try:
+                cursors = cursors_of(cursor)
+            except ValueError:
+                message = "expected the cursor of the page before"
+                raise InvalidRequest(f"/cursor {message}", [{"pointer": "/cursor", "message": message}]) from None
+        targets = {}
+        for pid in pids:
+            if cursors.get(pid, END) != END:
+                query = {**given, **({"cursor": cursors[pid]} if cursors[pid] else {})}
+                targets[pid] = f"/executions?{urlencode(query)}"
+        said = _good(await self._ask(request, targets)) if targets else {}
+        return _json(200, merge_executions(said, cursors, limit))
+
+    def _shares_a_store(self) -> bool:
+        return getattr(self.supervisor.taken.configuration.app.tracking, "store", None) is not None
+
+    async def _config(self, request: web.BaseRequest) -> Reply:
+        said = _good(await self._ask(request))
+        first = next(iter(said.values()))
+        generations = {pid: page["generation"] for pid, page in said.items()}
+        last = {"last_reload": {"at": _moment(self.supervisor.last.at), **_reloaded(self.supervisor.last)}}
+        return _json(200, {**first, **last, "workers": self._workers(generations)})
+
+    async def _metrics(self, request: web.BaseRequest) -> Reply:
+        replies = list((await self._ask(request)).values())
+        if refused := next((reply for reply in replies if reply.status != 200), None):
+            return refused
+        text = merge_metrics([reply.body.decode() for reply in replies])
+        return Reply(200, replies[0].content_type, (text + self._own_metrics()).encode())
+
+    def _own_metrics(self) -> str:
+        slots = self.supervisor.slots
+        return (
+            "# HELP orchestrator_workers Workers that serve.\n"
+            "# TYPE orchestrator_workers gauge\n"
+            f"orchestrator_workers {len(self.supervisor.serving)}\n"
+            "# HELP orchestrator_worker_restarts_total Workers that were started after another one had ended.\n"
+            "# TYPE orchestrator_worker_restarts_total counter\n"
+            f"orchestrator_worker_restarts_total {sum(slot.restarts for slot in slots)}\n"
+        )
+
+    # --- the supervisor's own ------------------------------------------------------------------------------------
+
+    @property
+    def _generation(self) -> str:
+        return self.supervisor.taken.configuration.generation
+
+    def _ready(self) -> Reply:
+        if self.supervisor.serving and not self.supervisor.stopping:
+            return _json(200, {"status": "ready", "generation": self._generation, "workers": self._workers()})
+        return _json(503, {"status": "shutting down" if self.supervisor.stopping else "no worker serves"})
+
+    def _workers(self, generations: Mapping[int, str] | None = None) -> list[dict[str, Any]]:
+        return [
+            {
+                "slot": slot.index,
+                "pid": worker.pid if worker else None,
+                "state": worker.state if worker else "failed" if slot.failed else "starting",
+                "generation": (generations or {}).get(worker.pid, worker.generation) if worker else None,
+                "started_at": _moment(worker.started_at) if worker else None,
+                "restarts": slot.restarts,
+                "last_exit": slot.last_exit or None,
+            }
+            for slot in self.supervisor.slots
+            for worker in [slot.worker]
+        ]
+
+    async def _reload(self) -> Reply:
+        reloaded = await self.supervisor.reload()
+        document = {"generation": reloaded.generation, **_reloaded(reloaded), "workers": self._workers()}
+        return _json(200 if reloaded.swapped else 422, document)
+
+    async def _restart(self, redact: Redactor) -> Reply:
+        restarted = await self.supervisor.restart()
+        document = {
+            "restarted": restarted.workers,
+            "error": redact(restarted.error) or None,
+            "problems": [problem_json(found) for found in restarted.problems],
+            "workers": self._workers(),
+        }
+        return _json(503 if restarted.error else 200, document)
+
+
+def _reloaded(reloaded: Reloaded) -> dict[str, Any]:
+    return {"swapped": reloaded.swapped, "problems": [problem_json(found) for found in reloaded.problems]}
+
+
+def _good(said: Said) -> dict[int, Any]:
+    """Return the documents of those who gave one; a refusal is everybody's when nobody did."""
+    good = {pid: reply.json for pid, reply in said.items() if reply.status < 300}
+    if not good:
+        raise Passed(next(iter(said.values())))
+    return good
+
+
+def _json(status: int, document: Any) -> Reply:
+    return Reply(status, JSON_TYPE, orjson.dumps(document, option=orjson.OPT_INDENT_2))
+
+
+def _method(request: web.BaseRequest) -> str:
+    return "GET" if request.method == "HEAD" else request.method
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,84 @@
+"""What a supervisor has a worker do, as pages of the worker's private admin listener.
+
+``POST /worker/prepare`` with an image opens that configuration beside the one that serves: 200 with
+``{"problems": […]}``, its warnings, or 422 with all problems. ``POST /worker/commit/{generation}`` has it serve, 409
+when it is not the one that was prepared; ``POST /worker/abandon`` closes it. ``POST /worker/accept/{slot}`` has the
+worker accept connections for a slot that has no worker of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from orchestrator_core.config.load import load_configuration
+from orchestrator_core.documents import problem_json
+from orchestrator_core.errors import ConfigError
+from orchestrator_core.http.answers import JSON_TYPE, Answer
+from orchestrator_core.http.listener import Handler, Listener
+from orchestrator_core.reload import Live
+from orchestrator_core.workers.images import ordered
+
+
+class Commands:
+    """Answers them, and leaves everything else to the admin listener's own pages."""
+
+    def __init__(self, live: Live, sockets: Sequence[Sequence[socket.socket]]) -> None:
+        self.live = live
+        self.sockets = sockets
+        self._accepting: set[int] = set()
+        self._listener: Listener | None = None
+
+    def accepts(self, listener: Listener, slots: Sequence[int]) -> None:
+        """Note the slots that are accepted for."""
+        self._listener = listener
+        self._accepting.update(slots)
+
+    def __call__(self, pages: Handler) -> Handler:
+        def handle(request: web.BaseRequest) -> Awaitable[Answer]:
+            return self._answer(request) if request.path.startswith("/worker/") else pages(request)
+
+        return handle
+
+    async def _answer(self, request: web.BaseRequest) -> Answer:
+        _, _, command, *values = request.path.split("/")
+        match command:
+            case "prepare":
+                return await self._prepare(orjson.loads(await request.read()))
+            case "commit":
+                return await self._commit(values[0])
+            case "accept":
+                return await self._accept(int(values[0]))
+            case _:
+                await self.live.abandon()
+                return _json(200, {})
+
+    async def _prepare(self, order: dict[str, Any]) -> Answer:
+        configuration = await asyncio.to_thread(load_configuration, self.live.folder, image=ordered(order))
+        try:
+            status, problems = 200, await self.live.prepare(configuration)
+        except ConfigError as error:
+            status, problems = 422, error.problems
+        return _json(status, {"problems": [problem_json(problem) for problem in problems]})
+
+    async def _commit(self, generation: str) -> Answer:
+        try:
+            reloaded = await self.live.commit(generation)
+        except LookupError as error:
+            return _json(409, {"detail": str(error)})
+        return _json(200, {"generation": reloaded.generation})
+
+    async def _accept(self, slot: int) -> Answer:
+        if self._listener is not None and slot not in self._accepting:
+            self._accepting.add(slot)
+            await self._listener.accept_on(self.sockets[slot])
+        return _json(200, {})
+
+
+def _json(status: int, document: Any) -> Answer:
+    return Answer(status, orjson.dumps(document), JSON_TYPE, "")

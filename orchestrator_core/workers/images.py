@@ -1,0 +1,84 @@
+"""Copies of a configuration folder, so that all workers, and those that come after them, read the same files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from attrs import define
+
+from orchestrator_core.config.load import Image, load_configuration
+from orchestrator_core.config.model import Configuration
+
+READ = (".yaml",)
+NAMED = (".yml", ".json")
+"""Endings of files whose names alone matter: they are told to be no configuration."""
+
+
+@define(eq=False)
+class Taken:
+    """A configuration folder as it was taken: the copy and what was read from it. ``users`` are starting workers."""
+
+    image: Image
+    configuration: Configuration
+    users: int = 0
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Return what two copies have in common that are worth no reload."""
+        return self.configuration.generation, self.configuration.secrets
+
+    def order(self) -> dict[str, Any]:
+        """Return what a worker needs to read it, as JSON; see :func:`ordered`."""
+        secrets = {str(path): str(text) for path, text in self.image.secrets.items()}
+        return {"files": str(self.image.files), "secrets": secrets}
+
+    def discard(self) -> None:
+        shutil.rmtree(self.image.files, ignore_errors=True)
+
+
+def ordered(order: dict[str, Any]) -> Image:
+    """Return the image that :meth:`Taken.order` made the order of."""
+    return Image(Path(order["files"]), {Path(path): text for path, text in order["secrets"].items()})
+
+
+def take(folder: Path, copy: Path) -> Taken:
+    """Copy the configuration of a folder, and read it with its secret files. Nothing is raised for what is wrong."""
+    if folder.is_dir():
+        _copy(folder, copy, ("config.yaml", "database.yaml"))
+        _copy(folder / "integrations", copy / "integrations")
+        _copy(folder / "domains", copy / "domains")
+        for scoped in _folders(copy / "domains"):
+            _copy(folder / "domains" / scoped.name, scoped, ("database.yaml",))
+            _copy(folder / "domains" / scoped.name / "integrations", scoped / "integrations")
+    configuration = load_configuration(folder, image=Image(copy))
+    secrets = {path: str(text) for path, text in configuration.secret_files.items() if text is not None}
+    return Taken(Image(copy, secrets), configuration)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def _copy(folder: Path, to: Path, only: tuple[str, ...] = ()) -> None:
+    """Copy the files of a folder, and the names of its folders."""
+    if not folder.is_dir():
+        return
+    to.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir() and not only:
+            (to / path.name).mkdir(exist_ok=True)
+        elif path.suffix in NAMED and not only:
+            (to / path.name).touch()
+        elif path.suffix in READ and (not only or path.name in only):
+            _copy_file(path, to / path.name)
+
+
+def _copy_file(path: Path, to: Path) -> None:
+    try:
+        to.write_bytes(path.read_bytes())
+    except FileNotFoundError:  # taken away since it was listed
+        return
+    except OSError:
+        to.symlink_to(path.absolute())  # whoever reads it is told why it cannot be read

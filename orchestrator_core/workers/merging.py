@@ -1,0 +1,134 @@
+"""What several workers say, as one answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Entry = Mapping[str, Any]
+
+# --- sources and models -------------------------------------------------------------------------------------------
+
+
+def merge_entries(
+    said: Mapping[int, Sequence[Entry]], key: Sequence[str], summed: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Return the entries of the first worker, each with ``workers``: what differs, by process id.
+
+    ``key`` are the fields that tell which entries of two workers are the same. The fields in ``summed`` are the sums of
+    all workers.
+    """
+    merged: list[dict[str, Any]] = []
+    by_key = {pid: {_key(entry, key): entry for entry in entries} for pid, entries in said.items()}
+    for identity in dict.fromkeys(identity for entries in by_key.values() for identity in entries):
+        same = {pid: entries[identity] for pid, entries in by_key.items() if identity in entries}
+        first, *others = same.values()
+        differing = [name for name in first if any(other.get(name) != first[name] for other in others)]
+        total = {name: sum(entry.get(name) or 0 for entry in same.values()) for name in summed if name in first}
+        workers = [{"pid": pid, **{name: entry.get(name) for name in differing}} for pid, entry in same.items()]
+        merged.append({**first, **total, "workers": workers})
+    return merged
+
+
+def _key(entry: Entry, key: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(entry[name] for name in key)
+
+
+# --- executions ---------------------------------------------------------------------------------------------------
+
+END = "-"
+
+
+def cursors_of(cursor: str) -> dict[int, str]:
+    """Return where each worker's list goes on: after an execution, from the start (``""``) or nowhere (``"-"``).
+
+    Raises ``ValueError`` for a text that :func:`merge_executions` did not make.
+    """
+    pairs = [pair.partition(".") for pair in cursor.split(",")]
+    return {int(pid): last for pid, _, last in pairs}
+
+
+def merge_executions(said: Mapping[int, Mapping[str, Any]], before: Mapping[int, str], limit: int) -> dict[str, Any]:
+    """Return one page of all workers' pages: ``said`` are theirs, ``before`` the cursors that they were asked with.
+
+    The cursor says how far the list of each worker has been read, for each has an order of its own, that of the ends
+    of its executions. The page has the latest starts first, as far as that order allows.
+    """
+    lists = {pid: list(page["executions"]) for pid, page in said.items()}
+    places = dict.fromkeys(said, 0)
+    merged: list[Any] = []
+    while len(merged) < limit:
+        heads = {pid: entries[places[pid]] for pid, entries in lists.items() if places[pid] < len(entries)}
+        if not heads:
+            break
+        newest = max(heads, key=lambda pid: str(heads[pid]["started_at"]))
+        merged.append(heads[newest])
+        places[newest] += 1
+    after: dict[int, str] = {pid: END for pid, cursor in before.items() if cursor == END}
+    for pid, entries in lists.items():
+        if places[pid] == len(entries) and said[pid]["cursor"] is None:
+            after[pid] = END
+        else:
+            after[pid] = entries[places[pid] - 1]["id"] if places[pid] else before.get(pid, "")
+    more = any(cursor != END for cursor in after.values())
+    return {"executions": merged, "cursor": ",".join(f"{pid}.{last}" for pid, last in after.items()) if more else None}
+
+
+# --- metrics ------------------------------------------------------------------------------------------------------
+
+_SAMPLE = re.compile(r"(?P<series>(?P<name>[A-Za-z_:][A-Za-z0-9_:]*)(?:\{.*\})?)\s+(?P<value>\S+)(?:\s+\S+)?\Z")
+_COMMENT = re.compile(r"# (?:HELP|TYPE) (?P<name>\S+)")
+_NOT_SUMMED = re.compile(r"_(created|info|time_seconds|timestamp_seconds)\Z")
+_SUFFIX = re.compile(r"_(total|created|bucket|sum|count|info)\Z")
+
+
+def merge_metrics(texts: Sequence[str]) -> str:
+    """Return one text in Prometheus' format: each series is the sum of what the workers say of it.
+
+    Of points in time, quantiles and ``…_info`` it is the largest, since a sum of them means nothing. Families keep
+    their ``HELP`` and ``TYPE`` and stand together, whichever worker has which series.
+    """
+    comments: dict[str, list[str]] = {}
+    families: dict[str, dict[str, list[float]]] = {}
+    for text in texts:
+        for family, line in _lines(text):
+            if line.startswith("#"):
+                known = comments.setdefault(family, [])
+                if line not in known and not any(line.split()[1] == other.split()[1] for other in known):
+                    known.append(line)
+                families.setdefault(family, {})
+            elif match := _SAMPLE.match(line):
+                families.setdefault(family, {}).setdefault(match["series"], []).append(float(match["value"]))
+    lines: list[str] = []
+    for family, series_of in families.items():
+        lines += comments.get(family, ())
+        lines += [f"{series} {_number(_merged(series, values))}" for series, values in series_of.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _merged(series: str, values: Sequence[float]) -> float:
+    name, _, labels = series.partition("{")
+    return max(values) if _NOT_SUMMED.search(name) or 'quantile="' in labels else sum(values)
+
+
+def _lines(text: str) -> Iterator[tuple[str, str]]:
+    """Return each line with the family it belongs to: the one that was announced last, if it fits."""
+    family = ""
+    for raw in text.splitlines():
+        line = raw.strip()
+        if match := _COMMENT.match(line):
+            family = match["name"]
+            yield family, line
+        elif line and not line.startswith("#") and (sample := _SAMPLE.match(line)):
+            name = sample["name"]
+            if family and (name == family or _SUFFIX.sub("", name) == _SUFFIX.sub("", family)):
+                yield family, line
+            else:
+                yield name, line
+
+
+def _number(value: float) -> str:
+    if value != value:
+        return "NaN"
+    return {float("inf"): "+Inf", float("-inf"): "-Inf"}.get(value, repr(value))

@@ -1,0 +1,177 @@
+"""A worker as its supervisor sees it: a process, what it has said, and questions to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from time import time
+from typing import Any, Literal
+
+import aiohttp
+from attrs import frozen
+
+from orchestrator_core.documents import problem_of
+from orchestrator_core.errors import Problem
+
+MODULE = "orchestrator_core.workers"
+State = Literal["starting", "serving", "stopping", "ended"]
+
+
+class StartFailed(Exception):
+    """A worker that ended, or gave up, before it served; with the problems of the configuration, if it told any."""
+
+    def __init__(self, message: str, problems: Iterable[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+class WorkerGone(Exception):
+    """A worker that did not answer, since it has ended or is about to."""
+
+
+@frozen
+class Reply:
+    """What a worker answered."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Worker:
+    """A process that serves. It is told what to do over a socket, at whose end it stops."""
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        admin: Path,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self.process = process
+        self.pid = process.pid
+        self.slot = -1
+        self.started_at = time()
+        self.state: State = "starting"
+        self.generation = ""
+        self.problems: tuple[Problem, ...] = ()
+        self._admin = admin
+        self._reader = reader
+        self._writer = writer
+        self._session: aiohttp.ClientSession | None = None
+
+    @classmethod
+    async def spawn(cls, admin: Path, plugins_dir: Path | None, listening: Sequence[socket.socket]) -> Worker:
+        """Start a process, and have it load the plugins. It inherits the sockets; ``admin`` is to be its own."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", MODULE, "--channel", str(theirs.fileno())),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno(), *(one.fileno() for one in listening)],
+            )
+        worker = cls(process, admin, *await asyncio.open_unix_connection(sock=ours))
+        await worker._tell({"plugins_dir": str(plugins_dir) if plugins_dir else None})
+        return worker
+
+    async def open(self, slot: int, order: Mapping[str, Any]) -> None:
+        """Have it open a configuration, and wait until that is open. Raises :class:`StartFailed`."""
+        self.slot = slot
+        self.started_at = time()
+        await self._tell({"slot": slot, "admin": str(self._admin), **order})
+        await self._opened()
+
+    async def _opened(self) -> None:
+        message = await self._told("opened")
+        self.generation = message["generation"]
+        self.problems = tuple(map(problem_of, message["problems"]))
+
+    async def serve(self, slots: Sequence[int]) -> None:
+        """Have it accept connections on the sockets of these slots. Raises :class:`StartFailed`."""
+        await self._tell({"serve": list(slots)})
+        await self._told("serving")
+        self._session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self._admin)))
+        self.state = "serving"
+
+    async def _tell(self, message: Mapping[str, Any]) -> None:
+        with suppress(ConnectionError):  # its end says more, and comes next
+            self._writer.write(json.dumps(message).encode() + b"\n")
+            await self._writer.drain()
+
+    async def _told(self, event: str) -> dict[str, Any]:
+        try:
+            line = await self._reader.readline()
+        except ConnectionError:
+            line = b""
+        if not line:
+            raise StartFailed(f"it ended before it served: {how_it_ended(await self.process.wait())}")
+        message: dict[str, Any] = json.loads(line)
+        if message["event"] != event:
+            problems = tuple(map(problem_of, message["problems"]))
+            raise StartFailed(message["message"], problems)
+        return message
+
+    async def ask(
+        self, method: str, target: str, body: Any = None, *, seconds: float | None = None, accept: str = "*/*"
+    ) -> Reply:
+        """Ask its admin listener. Raises :class:`WorkerGone` when there is no answer, or none within ``seconds``."""
+        if self._session is None or self.state == "ended":
+            raise WorkerGone(f"worker {self.slot} has ended")
+        timeout = aiohttp.ClientTimeout(total=seconds)
+        data = None if body is None else json.dumps(body).encode()
+        url = f"http://worker{target}"
+        try:
+            async with self._session.request(
+                method, url, data=data, timeout=timeout, headers={"Accept": accept}, allow_redirects=False
+            ) as answer:
+                return Reply(answer.status, answer.headers.get("Content-Type", ""), await answer.read())
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise WorkerGone(f"worker {self.slot} did not answer: {error}") from error
+
+    def signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    async def ended(self) -> str:
+        """Wait for the end of the process, and say how it ended."""
+        code = await self.process.wait()
+        await self.forget()
+        return how_it_ended(code)
+
+    async def end(self, seconds: float) -> None:
+        """Wait for the end, and force it after ``seconds``."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.process.wait()
+        except TimeoutError:
+            self.signal(signal.SIGKILL)
+        await self.ended()
+
+    async def forget(self) -> None:
+        """Close what is ours of it."""
+        self.state = "ended"
+        self._writer.close()
+        if self._session is not None:
+            await self._session.close()
+        with suppress(FileNotFoundError):
+            os.unlink(self._admin)
+
+
+def how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"exit status {code}"
+    with suppress(ValueError):
+        return f"signal {signal.Signals(-code).name}"
+    return f"signal {-code}"

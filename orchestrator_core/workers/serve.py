@@ -1,0 +1,159 @@
+"""``orchestrator serve --workers N``: sockets, supervisor, admin listener, signals, watch."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+from attrs import frozen
+
+from orchestrator_core.config.model import Configuration
+from orchestrator_core.errors import Problem
+from orchestrator_core.http.app import ADMIN_GRACE_SECONDS, MAX_ADMIN_BODY, LogMask, on_stop_signals, url_of
+from orchestrator_core.http.grace import Grace
+from orchestrator_core.http.listener import BACKLOG, listen
+from orchestrator_core.http.sockets import bind_shared
+from orchestrator_core.leases import runtime_folder
+from orchestrator_core.reload import watch
+from orchestrator_core.workers.admin import MergedAdmin
+from orchestrator_core.workers.images import take
+from orchestrator_core.workers.process import StartFailed
+from orchestrator_core.workers.supervisor import Supervisor
+
+log = structlog.get_logger("orchestrator.workers")
+
+LONGEST_FOLDER = 60
+"""A Unix socket's path has 107 bytes at most."""
+
+
+@frozen
+class Ready:
+    """All workers serve: at which addresses, and with which warnings. ``admin_url`` is empty when it is off."""
+
+    configuration: Configuration
+    problems: tuple[Problem, ...]
+    url: str
+    admin_url: str
+    pids: tuple[int, ...]
+
+
+async def serve_workers(
+    folder: Path,
+    configuration: Configuration,
+    workers: int,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    admin_port: int | None = None,
+    plugins_dir: Path | None = None,
+    ready: Callable[[Ready], None] | None = None,
+    mask: LogMask | None = None,
+) -> None:
+    """Serve with several processes until SIGINT or SIGTERM; a second one ends requests in flight.
+
+    SIGHUP reloads, SIGUSR2 replaces the workers one by one. Raises :class:`ConfigError` with the problems of the
+    configuration, ``OSError`` when a port is taken, and :class:`StartFailed` when the workers end by themselves.
+    """
+    options = configuration.app
+    stop, grace = asyncio.Event(), Grace(float(options.server.shutdown_timeout))
+    on_stop_signals(stop, grace)
+    async with AsyncExitStack() as stack:
+        shared = bind_shared(host or options.server.host, options.server.port if port is None else port, workers)
+        for sockets in shared:
+            for one in sockets:
+                stack.enter_context(one)
+                one.listen(BACKLOG)
+        runtime = stack.enter_context(tempfile.TemporaryDirectory(prefix="workers-", dir=_base()))
+        taken = await asyncio.to_thread(take, folder, Path(runtime) / "configuration")
+        supervisor = Supervisor(taken, shared, Path(runtime), plugins_dir)
+        admin_url = ""
+        if options.admin.enabled:
+            address = (options.admin.host, options.admin.port if admin_port is None else admin_port)
+            handle = MergedAdmin(supervisor).handle
+            admin = await stack.enter_async_context(listen(handle, address, MAX_ADMIN_BODY, Grace(ADMIN_GRACE_SECONDS)))
+            admin_url = url_of(admin.address)
+        stack.push_async_callback(supervisor.stop, grace)
+        if not await _unless(stop, supervisor.start()):
+            return
+        if mask:
+            supervisor.swapped.append(mask.learn)
+        await stack.enter_async_context(_signals(supervisor))
+        if options.reload.watch:
+            await stack.enter_async_context(_watching(supervisor))
+        if ready:
+            bound = shared[0][0].getsockname()
+            pids = tuple(worker.pid for worker in supervisor.serving)
+            ready(Ready(supervisor.taken.configuration, supervisor.last.problems, url_of(bound[:2]), admin_url, pids))
+        await _unless(stop, supervisor.lost.wait())
+        if not stop.is_set():
+            raise StartFailed("no worker can be started any more")
+        log.info("stopping", workers=len(supervisor.serving))
+
+
+async def _unless(stop: asyncio.Event, doing: Coroutine[Any, Any, Any]) -> bool:
+    """Wait for something, or give it up when the service is to stop. Return whether it was done."""
+    task, stopped = asyncio.create_task(doing), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+        done = task.done()
+        if not done:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+    if done:
+        task.result()
+    return done
+
+
+def _base() -> Path:
+    folder = runtime_folder()
+    return folder if len(str(folder)) <= LONGEST_FOLDER else Path(tempfile.gettempdir())
+
+
+@asynccontextmanager
+async def _signals(supervisor: Supervisor) -> AsyncIterator[None]:
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def outliving(what: str, doing: Coroutine[Any, Any, Any]) -> None:
+        try:
+            await doing
+        except Exception:  # nobody waits for the outcome of a signal but the log
+            log.exception("what a signal asked for failed", action=what)
+
+    def on(number: int, what: str, action: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        def act() -> None:
+            task = loop.create_task(outliving(what, action()), name=what)
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        loop.add_signal_handler(number, act)
+
+    on(signal.SIGHUP, "reload", supervisor.reload)
+    on(signal.SIGUSR2, "restart", supervisor.restart)
+    try:
+        yield
+    finally:
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _watching(supervisor: Supervisor) -> AsyncIterator[None]:
+    watching = watch(supervisor.folder, lambda: supervisor.secret_files, lambda: supervisor.reload(force=False))
+    task = asyncio.create_task(watching, name="watch configuration")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

@@ -1,0 +1,426 @@
+"""Starting workers, starting them again when they end, and having all of them change as one."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import structlog
+from attrs import define, field, frozen
+
+from orchestrator_core.config.secrets import Redactor
+from orchestrator_core.documents import problem_of
+from orchestrator_core.errors import ConfigError, Problem
+from orchestrator_core.http.grace import Grace
+from orchestrator_core.http.sockets import refuse_new
+from orchestrator_core.reload import Reloaded, tell_failed
+from orchestrator_core.workers.images import Taken, take
+from orchestrator_core.workers.process import Reply, StartFailed, Worker, WorkerGone
+
+log = structlog.get_logger("orchestrator.workers")
+
+MOST_FAILED_STARTS = 5
+FIRST_BACKOFF_SECONDS = 0.1
+LONGEST_BACKOFF_SECONDS = 1.0
+SOON_SECONDS = 1.0
+"""A worker that ends sooner than this after it began to serve is started again with a pause."""
+COMMIT_SECONDS = 10.0
+CLOSING_SECONDS = 10.0
+"""How long sources may take to close, after the requests in flight have had their time."""
+SOME_WORKER_SECONDS = 30.0
+
+
+@define(eq=False)
+class Slot:
+    """The place of one worker: its sockets outlive it, and those who wait in their queues wait for its successor."""
+
+    index: int
+    sockets: list[socket.socket] = field(repr=False)
+    worker: Worker | None = None
+    restarts: int = 0
+    failed_starts: int = 0
+    failed: bool = False
+    last_exit: str = ""
+    changing: asyncio.Lock = field(factory=asyncio.Lock, repr=False)
+
+
+@frozen
+class Restarted:
+    """How a rolling restart ended: how many workers were replaced, and why the others were not."""
+
+    workers: int
+    error: str = ""
+    problems: tuple[Problem, ...] = ()
+
+
+class Supervisor:
+    """Holds the sockets and the processes that serve on them. It opens no source itself."""
+
+    def __init__(
+        self, taken: Taken, sockets: Sequence[list[socket.socket]], runtime: Path, plugins_dir: Path | None
+    ) -> None:
+        self.folder = taken.configuration.folder
+        self.slots = [Slot(index, list(one)) for index, one in enumerate(sockets)]
+        self.runtime = runtime
+        self.plugins_dir = plugins_dir
+        self.taken = taken
+        self.last = Reloaded(True, taken.configuration.generation)
+        self.secret_files = set(taken.configuration.secret_files)
+        self.swapped: list[Callable[[Redactor], None]] = []
+        self.stopping = False
+        self.lost = asyncio.Event()
+        self._numbers = count()
+        self._lock = asyncio.Lock()  # held while it is decided which configuration a worker serves
+        self._reloading = asyncio.Lock()
+        self._restarting = asyncio.Lock()
+        self._preparing: tuple[tuple[str, str], asyncio.Future[list[Reply]]] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._starting: set[Worker] = set()
+        self._spare: Worker | None = None
+        self._keeps_spare = False
+
+    @property
+    def serving(self) -> list[Worker]:
+        return [slot.worker for slot in self.slots if slot.worker is not None and slot.worker.state == "serving"]
+
+    # --- starting ------------------------------------------------------------------------------------------------
+
+    async def start(self) -> tuple[Problem, ...]:
+        """Start every worker; returns the warnings of the configuration.
+
+        Raises :class:`ConfigError` with its problems, or :class:`StartFailed` when a worker ends without any.
+        """
+        results = await asyncio.gather(*(self._start(slot) for slot in self.slots), return_exceptions=True)
+        failed = [result for result in results if isinstance(result, BaseException)]
+        for slot, result in zip(self.slots, results, strict=True):
+            if isinstance(result, Worker):
+                self._install(slot, result)
+        if failed:
+            told = [problem for error in failed if isinstance(error, StartFailed) for problem in error.problems]
+            if told:
+                raise ConfigError(told)
+            raise failed[0]
+        problems = sorted({problem for worker in self.serving for problem in worker.problems})
+        self.last = Reloaded(True, self.taken.configuration.generation, tuple(problems))
+        self._keep_spare()
+        return self.last.problems
+
+    async def _take(self) -> Taken:
+        copy = self.runtime / f"configuration-{next(self._numbers)}"
+        taken = await asyncio.to_thread(take, self.folder, copy)
+        self.secret_files = set(taken.configuration.secret_files)
+        return taken
+
+    async def _start(self, slot: Slot) -> Worker:
+        """Start a worker on what the others serve. Raises :class:`StartFailed`."""
+        while True:
+            worker = await self._take_spare() or await self._spawn()
+            taken = self.taken
+            taken.users += 1
+            self._starting.add(worker)
+            try:
+                await worker.open(slot.index, self._order(taken))
+                async with self._lock:
+                    if taken is self.taken:
+                        await worker.serve([slot.index, *(each.index for each in self.slots if each.failed)])
+                        return worker
+                worker.signal(signal.SIGTERM)  # the others have reloaded since
+                await worker.end(CLOSING_SECONDS)
+            except BaseException:
+                worker.signal(signal.SIGKILL)
+                await worker.ended()
+                raise
+            finally:
+                self._starting.discard(worker)
+                taken.users -= 1
+                self._discard(taken)
+
+    async def _spawn(self) -> Worker:
+        admin = self.runtime / f"{next(self._numbers)}.sock"
+        return await Worker.spawn(admin, self.plugins_dir, [one for slot in self.slots for one in slot.sockets])
+
+    def _order(self, taken: Taken) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "image": taken.order(),
+            "runtime": str(self.runtime),
+            "sockets": [[one.fileno() for one in slot.sockets] for slot in self.slots],
+        }
+
+    def _discard(self, taken: Taken) -> None:
+        if taken is not self.taken and not taken.users:
+            taken.discard()
+
+    def _install(self, slot: Slot, worker: Worker) -> None:
+        slot.worker = worker
+        slot.failed_starts, slot.failed = 0, False
+        self._run(self._attend(slot, worker), f"worker {slot.index}")
+        if self._keeps_spare:
+            self._keep_spare()
+
+    # --- the spare: a process with the plugins loaded, which takes most of the time that a start takes ------------
+
+    def _keep_spare(self) -> None:
+        self._keeps_spare = not self.stopping
+        if self._keeps_spare and self._spare is None:
+            self._run(self._make_spare(), "spare worker")
+
+    async def _make_spare(self) -> None:
+        try:
+            spare = await self._spawn()
+        except OSError as error:  # such as too many processes: a start does without it
+            log.warning("no spare worker", error=str(error))
+            return
+        if self._spare is None and self._keeps_spare:
+            self._spare = spare
+        else:
+            await _end_spare(spare)
+
+    async def _take_spare(self) -> Worker | None:
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.process.returncode is not None:
+            await spare.forget()
+            return None
+        return spare
+
+    async def _drop_spare(self) -> None:
+        self._keeps_spare = False
+        if spare := await self._take_spare():
+            await _end_spare(spare)
+
+    def _run(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- starting again ------------------------------------------------------------------------------------------
+
+    async def _attend(self, slot: Slot, worker: Worker) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        how = await worker.ended()
+        if slot.worker is not worker or self.stopping:
+            return
+        slot.worker = None
+        slot.last_exit = how
+        log.error("worker ended and is started again", worker=slot.index, pid=worker.pid, how=how)
+        lived = loop.time() - began
+        await self._revive(slot, 0.0 if lived >= SOON_SECONDS else FIRST_BACKOFF_SECONDS)
+
+    async def _revive(self, slot: Slot, pause_seconds: float) -> None:
+        while not self.stopping:
+            await asyncio.sleep(pause_seconds)
+            async with slot.changing:
+                if slot.worker is not None or self.stopping:
+                    return
+                try:
+                    self._install(slot, await self._start(slot))
+                except (StartFailed, OSError) as error:
+                    if self.stopping:
+                        return
+                    slot.failed_starts += 1
+                    slot.last_exit = str(error)
+                    log.error("worker did not start", worker=slot.index, error=str(error), tries=slot.failed_starts)
+                else:
+                    slot.restarts += 1
+                    return
+            if slot.failed_starts >= MOST_FAILED_STARTS:
+                await self._give_up(slot)
+                return
+            pause_seconds = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2**slot.failed_starts)
+
+    async def _give_up(self, slot: Slot) -> None:
+        """Leave the slot's connections to the other workers, until a reload or a restart."""
+        async with self._lock:
+            slot.failed = True
+            others = self.serving
+            log.error("worker is given up until the next reload", worker=slot.index, others=len(others))
+            await self._ask_all(others, "POST", f"/worker/accept/{slot.index}")
+        if all(each.failed for each in self.slots):
+            self.lost.set()
+
+    def _try_again(self) -> None:
+        for slot in self.slots:
+            if slot.failed:
+                slot.failed, slot.failed_starts = False, 0
+                self._run(self._revive(slot, 0.0), f"worker {slot.index}")
+
+    # --- reloading -----------------------------------------------------------------------------------------------
+
+    async def reload(self, *, force: bool = True) -> Reloaded:
+        """Have all workers open the folder's configuration, and then, if all of them could, serve it.
+
+        Without ``force`` nothing happens when nothing has changed. A worker that ends meanwhile does not count: its
+        successor begins with what the others serve.
+        """
+        await self._give_up_what_is_outdated()
+        async with self._reloading:
+            while True:
+                taken = await self._take()
+                self.secret_files |= set(self.taken.configuration.secret_files)
+                if not force and not self.last.failed and taken.identity == self.taken.identity:
+                    taken.discard()
+                    return self.last
+                try:
+                    reloaded = await self._reload(taken)
+                finally:
+                    self._discard(taken)
+                if reloaded is not None:
+                    self.last = reloaded
+                    return reloaded
+
+    async def _give_up_what_is_outdated(self) -> None:
+        if self._preparing is not None:
+            taken = await self._take()
+            taken.discard()
+            if self._preparing is not None and self._preparing[0] != taken.identity:
+                self._preparing[1].cancel()
+
+    async def _some_worker(self) -> None:
+        """Wait for a worker to ask, if all of them have just ended."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + SOME_WORKER_SECONDS
+        while not self.serving and not self.lost.is_set() and loop.time() < until:  # noqa: ASYNC110  # it is rare
+            await asyncio.sleep(0.05)
+
+    async def _reload(self, taken: Taken) -> Reloaded | None:
+        """Prepare and commit. Return None when it was given up for a later one."""
+        old = self.taken.configuration
+        asked: set[Worker] = set()
+        replies: list[Reply] = []
+        while True:
+            await self._some_worker()
+            async with self._lock:
+                workers = [worker for worker in self.serving if worker not in asked]
+                if not workers and replies:
+                    await self._commit(taken)
+                    break
+            if not workers:
+                raise StartFailed("no worker is there to prepare the configuration")
+            try:
+                prepared = await self._prepare(workers, taken)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                log.info("reload starts over: the configuration has changed again", generation=old.generation)
+                return None
+            asked.update(workers)
+            replies += prepared
+            if refused := [reply for reply in replies if reply.status != 200]:
+                await self._ask_all(asked, "POST", "/worker/abandon")
+                failed = Reloaded(False, old.generation, _problems(refused))
+                if not failed.problems:
+                    raise StartFailed("a worker could not prepare the configuration: the log tells more")
+                tell_failed(failed)
+                return failed
+        log.info("configuration reloaded", generation=taken.configuration.generation, workers=len(self.serving))
+        self._try_again()
+        return Reloaded(True, taken.configuration.generation, _problems(replies))
+
+    async def _prepare(self, workers: Sequence[Worker], taken: Taken) -> list[Reply]:
+        preparing = asyncio.ensure_future(self._ask_all(workers, "POST", "/worker/prepare", taken.order()))
+        self._preparing = (taken.identity, preparing)
+        try:
+            return await preparing
+        finally:
+            self._preparing = None
+
+    async def _commit(self, taken: Taken) -> None:
+        workers = self.serving
+        before, self.taken = self.taken, taken
+        self._discard(before)
+        for listener in self.swapped:
+            listener(taken.configuration.redactor)
+        target = f"/worker/commit/{taken.configuration.generation}"
+        replies = await asyncio.gather(
+            *(worker.ask("POST", target, seconds=COMMIT_SECONDS) for worker in workers), return_exceptions=True
+        )
+        for worker, reply in zip(workers, replies, strict=True):
+            if isinstance(reply, Reply) and reply.status == 200:
+                worker.generation = taken.configuration.generation
+            elif worker.state == "serving":
+                log.error("worker does not serve the new configuration and is replaced", worker=worker.slot)
+                worker.signal(signal.SIGKILL)
+
+    async def _ask_all(self, workers: Iterable[Worker], method: str, target: str, body: Any = None) -> list[Reply]:
+        """Return the replies of those who gave one."""
+        replies = await asyncio.gather(
+            *(worker.ask(method, target, body) for worker in workers), return_exceptions=True
+        )
+        for reply in replies:
+            if isinstance(reply, BaseException) and not isinstance(reply, WorkerGone):
+                raise reply
+        return [reply for reply in replies if isinstance(reply, Reply)]
+
+    # --- restarting ----------------------------------------------------------------------------------------------
+
+    async def restart(self) -> Restarted:
+        """Replace the workers one by one, each when its successor serves beside it on the same sockets."""
+        async with self._restarting:
+            await self._drop_spare()  # it has the plugins as they were
+            try:
+                return await self._replace_all()
+            finally:
+                self._keep_spare()
+
+    async def _replace_all(self) -> Restarted:
+        for number, slot in enumerate(self.slots):
+            async with slot.changing:
+                old = slot.worker
+                try:
+                    self._install(slot, await self._start(slot))
+                except (StartFailed, OSError) as error:
+                    log.error("restart failed, the other workers keep serving", worker=slot.index, error=str(error))
+                    problems = error.problems if isinstance(error, StartFailed) else ()
+                    return Restarted(number, f"worker {slot.index}: {error}", tuple(problems))
+            if old is not None:
+                await self._stop(old, self._shutdown_seconds + CLOSING_SECONDS)
+        log.info("restarted", workers=len(self.slots))
+        return Restarted(len(self.slots))
+
+    @property
+    def _shutdown_seconds(self) -> float:
+        return float(self.taken.configuration.app.server.shutdown_timeout)
+
+    async def _stop(self, worker: Worker, seconds: float) -> None:
+        if worker.state == "serving":
+            worker.state = "stopping"
+        worker.signal(signal.SIGTERM)
+        await worker.end(seconds)
+
+    # --- stopping ------------------------------------------------------------------------------------------------
+
+    async def stop(self, grace: Grace) -> None:
+        """Let requests in flight finish, as long as ``grace`` says, and end every worker."""
+        self.stopping = True
+        await self._drop_spare()
+        for slot in self.slots:
+            for one in slot.sockets:
+                refuse_new(one)
+        workers = [*self._starting, *(slot.worker for slot in self.slots if slot.worker is not None)]
+        ending = asyncio.gather(*(self._stop(worker, grace.seconds + CLOSING_SECONDS) for worker in workers))
+        while not ending.done() and grace.left:
+            await grace.pause(0.05)
+        if not ending.done():
+            for worker in workers:
+                worker.signal(signal.SIGTERM)  # the second one: requests in flight are given up
+        await ending
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _end_spare(spare: Worker) -> None:
+    spare.signal(signal.SIGKILL)  # it has opened nothing
+    await spare.ended()
+
+
+def _problems(replies: Iterable[Reply]) -> tuple[Problem, ...]:
+    found = [problem for reply in replies for problem in reply.json.get("problems", ())]
+    return tuple(sorted(set(map(problem_of, found))))
