@@ -7,7 +7,7 @@ from typing import Any
 
 import pluggy
 
-from orchestrator_core.plugin_api import PROJECT, Execution, ModelKind, SourceKind, TransformerKind
+from orchestrator_core.plugin_api import PROJECT, Execution, ModelKind, SourceKind, TelemetryKind, TransformerKind
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 
@@ -37,6 +37,16 @@ def orchestrator_transformers() -> Iterable[TransformerKind[Any]]:  # type: igno
     """Return the transformers that the plugin provides.
 
     Called once when plugins are discovered. Two plugins that provide the same name are an error that names both.
+
+    .. versionadded:: 0.1
+    """
+
+
+@hookspec
+def orchestrator_telemetry() -> Iterable[TelemetryKind[Any]]:  # type: ignore[empty-body]
+    """Return the telemetry that the plugin provides: metrics, traces, or both.
+
+    Called once when plugins are discovered. Two plugins that provide telemetry are an error that names both.
 
     .. versionadded:: 0.1
     """

@@ -16,7 +16,7 @@ from attrs import field, frozen
 
 from orchestrator_core import hookspecs
 from orchestrator_core.errors import Problem, did_you_mean
-from orchestrator_core.plugin_api import PROJECT, Execution, ModelKind, SourceKind, TransformerKind
+from orchestrator_core.plugin_api import PROJECT, Execution, ModelKind, SourceKind, TelemetryKind, TransformerKind
 
 GROUP = "orchestrator.plugins"
 
@@ -33,6 +33,7 @@ KNOWN_DISTRIBUTIONS: Mapping[str, str] = {
     "model type 'local_artifact'": "orchestrator-api-model-artifact",
     "model type 'docker'": "orchestrator-api-model-docker",
     "model type 'ecr'": "orchestrator-api-model-ecr",
+    "section 'telemetry'": "orchestrator-api-telemetry",
     **{f"transformer '{name}'": "orchestrator-api-transform-standard" for name in STANDARD_TRANSFORMERS},
 }
 """What to install for a type that nothing installed provides."""
@@ -73,6 +74,7 @@ class Registry:
     models: Mapping[str, Provided[ModelKind[Any]]] = field(factory=dict)
     transformers: Mapping[str, Provided[TransformerKind[Any]]] = field(factory=dict)
     observers: tuple[Provided[Observer], ...] = ()
+    telemetry: Provided[TelemetryKind[Any]] | None = None
     plugins: tuple[Plugin, ...] = ()
     problems: tuple[Problem, ...] = ()
 
@@ -185,7 +187,18 @@ def _collect(manager: pluggy.PluginManager, plugins: dict[str, Plugin], problems
         Provided(_observer(implementation), plugins[implementation.plugin_name])
         for implementation in manager.hook.orchestrator_execution_finished.get_hookimpls()
     )
-    return Registry(sources, models, transformers, observers, tuple(plugins.values()), tuple(problems))
+    telemetry: dict[str, Provided[TelemetryKind[Any]]] = {}
+    for plugin, kind in _answers(manager, plugins, "orchestrator_telemetry"):
+        _add(telemetry, "section", "telemetry", Provided(kind, plugin), problems)
+    return Registry(
+        sources,
+        models,
+        transformers,
+        observers,
+        telemetry.get("telemetry"),
+        tuple(plugins.values()),
+        tuple(problems),
+    )
 
 
 def _observer(implementation: pluggy.HookImpl) -> Observer:

@@ -63,6 +63,7 @@ class Live:
         self.http = http
         self.snapshot = snapshot
         self.last = Reloaded(True, snapshot.generation, snapshot.problems)
+        self.reloads = {"swapped": 0, "failed": 0}
         self.swapped: list[Callable[[Snapshot], None]] = []
         self._lock = asyncio.Lock()
         self._opening: tuple[str, asyncio.Future[Snapshot]] | None = None
@@ -82,6 +83,7 @@ class Live:
                     return self.last
                 if reloaded := await self._swap(prepared):
                     self.last = reloaded
+                    self.reloads["swapped" if reloaded.swapped else "failed"] += 1
                     return reloaded
 
     async def _give_up_what_is_outdated(self) -> None:

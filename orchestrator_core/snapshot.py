@@ -20,7 +20,7 @@ from orchestrator_core.each import AtOnce
 from orchestrator_core.errors import ConfigError, OrchestratorError, Problem, SourceError, SourceUnavailable
 from orchestrator_core.expressions import Literal, Node, ReferenceNode, references
 from orchestrator_core.facts import check_facts, inspect_call
-from orchestrator_core.http_client import HttpClient
+from orchestrator_core.http_client import HttpClient, current_trace
 from orchestrator_core.models import ML, MlSource, Opening, Slot, Supervisor, Trouble, WarmUpFailed, open_models
 from orchestrator_core.plan import ITEM_ROOTS, Compiled, Plan, PlannedStep, compile_plan
 from orchestrator_core.plugin_api import (
@@ -35,6 +35,7 @@ from orchestrator_core.plugin_api import (
     Source,
 )
 from orchestrator_core.plugins import Registry
+from orchestrator_core.telemetry import ConfiguredTelemetry, configure_telemetry
 
 PlanKey = tuple[str, str]
 Call = Callable[..., Awaitable[JSON]] | AtOnce
@@ -53,6 +54,7 @@ class Draft:
     endpoints: tuple[Compiled, ...]
     plans: Mapping[PlanKey, Plan]
     problems: tuple[Problem, ...]
+    telemetry: ConfiguredTelemetry | None = None
 
     @property
     def errors(self) -> list[Problem]:
@@ -62,7 +64,8 @@ class Draft:
 def draft(configuration: Configuration, registry: Registry) -> Draft:
     """Compile every endpoint. Pure computation: safe to run in a thread."""
     catalog = build_catalog(configuration, registry)
-    problems = [*configuration.problems, *registry.problems, *catalog.problems]
+    telemetry, unfit_telemetry = configure_telemetry(configuration, registry)
+    problems = [*configuration.problems, *registry.problems, *catalog.problems, *unfit_telemetry]
     endpoints: list[Compiled] = []
     plans: dict[PlanKey, Plan] = {}
     for endpoint in configuration.endpoints:
@@ -72,7 +75,7 @@ def draft(configuration: Configuration, registry: Registry) -> Draft:
         endpoints.append(compiled)
         if compiled.plan and not unfit:
             plans[endpoint.domain, endpoint.name] = compiled.plan
-    return Draft(configuration, registry, catalog, tuple(endpoints), plans, tuple(sorted(set(problems))))
+    return Draft(configuration, registry, catalog, tuple(endpoints), plans, tuple(sorted(set(problems))), telemetry)
 
 
 def _declared_facts(step: PlannedStep) -> CallInspection:
@@ -170,6 +173,7 @@ class Snapshot:
         plans: Mapping[PlanKey, ReadyPlan],
         sources: Mapping[SourceKey, OpenSource],
         problems: Sequence[Problem],
+        telemetry: ConfiguredTelemetry | None = None,
     ) -> None:
         self.configuration = configuration
         self.registry = registry
@@ -178,6 +182,7 @@ class Snapshot:
         self.plans = plans
         self.sources = sources
         self.problems = tuple(problems)
+        self.telemetry = telemetry
         self.running = 0
         self._idle: asyncio.Event | None = None
 
@@ -244,7 +249,9 @@ async def open_snapshot(
     except BaseException:
         await asyncio.gather(*(source.release() for source in opened.values()))
         raise
-    return Snapshot(prepared.configuration, prepared.registry, prepared.catalog, plans, opened, problems)
+    return Snapshot(
+        prepared.configuration, prepared.registry, prepared.catalog, plans, opened, problems, prepared.telemetry
+    )
 
 
 @frozen
@@ -265,10 +272,12 @@ def _bind(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource]) -
     problems: list[Problem] = []
     calls: dict[str, Call] = {}
     models: dict[str, Slot] = {}
-    for step in plan.steps:
+    traced = prepared.telemetry is not None and prepared.telemetry.traces
+    for index, step in enumerate(plan.steps):
         source = opened[step.spec.key].source
         try:
-            calls[step.name] = _call(source, step)
+            call = _call(source, step)
+            calls[step.name] = _traced(call, index) if traced and not step.spec.kind.in_process else call
         except (OrchestratorError, ValueError) as error:
             problems.append(step.located.problem("ORC603", str(error), "operation"))
         if isinstance(source, MlSource) and step.operation in source.models:
@@ -299,6 +308,27 @@ def bind(source: Source, operation: str, names: Sequence[str]) -> Callable[..., 
         return fetch(operation, dict(zip(keys, values, strict=True)))
 
     return call
+
+
+def _traced(call: Call, index: int) -> Call:
+    """Return the call as one whose calls outward carry the id of its step."""
+    if isinstance(call, AtOnce):
+        return AtOnce(_in_step(call.call, index))
+    return _in_step(call, index)
+
+
+def _in_step(call: Callable[..., Awaitable[Any]], index: int) -> Callable[..., Awaitable[Any]]:
+    async def call_in_step(*values: Any) -> Any:
+        trace = current_trace.get()
+        if trace is None:
+            return await call(*values)
+        token = current_trace.set(trace.of_step(index))
+        try:
+            return await call(*values)
+        finally:
+            current_trace.reset(token)
+
+    return call_in_step
 
 
 # --- opening --------------------------------------------------------------------------------------------------------

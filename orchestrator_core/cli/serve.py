@@ -13,7 +13,8 @@ from orchestrator_core.cli.options import config_option, plugins_dir_option
 from orchestrator_core.cli.prepare import run_async
 from orchestrator_core.config.load import load_configuration
 from orchestrator_core.errors import ConfigError
-from orchestrator_core.http.app import LogMask, Service, configure_logging, serve
+from orchestrator_core.http.app import Service, serve
+from orchestrator_core.logs import LogMask, configure_logging
 
 _BIND = re.compile(r"address \('([^']+)', (\d+).*?\): (.+)\Z")
 _PORT = click.IntRange(0, 65535)

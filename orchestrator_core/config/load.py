@@ -95,6 +95,7 @@ class _Loader:
     digests: dict[str, str] = field(factory=dict)
     secrets: list[str] = field(factory=list)
     secret_files: list[Path] = field(factory=list)
+    telemetry: Located | None = None
     incomplete: bool = False
 
     def name(self, path: Path) -> str:
@@ -133,6 +134,7 @@ class _Loader:
             app, problems = salvage(AppConfig, Located(document, (), core))
             self.app = app or self.app
             self.problems.extend(problems)
+            self.telemetry = root["telemetry"] if "telemetry" in core else None
         elif core:
             for key in core:
                 message = f"'{key}' belongs in config.yaml"
@@ -258,6 +260,7 @@ class _Loader:
             generation=whole[:12],
             redactor=Redactor.of(self.secrets),
             secret_files=tuple(self.secret_files),
+            telemetry=self.telemetry,
             problems=tuple(self.problems),
             incomplete=self.incomplete,
         )

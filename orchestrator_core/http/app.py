@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -14,11 +11,11 @@ from pathlib import Path
 import structlog
 from attrs import frozen
 
-from orchestrator_core.config.model import LoggingOptions
-from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.http.admin import AdminApp
 from orchestrator_core.http.listener import listen
 from orchestrator_core.http.public import PublicApp
+from orchestrator_core.http.telemetry import open_telemetry
+from orchestrator_core.logs import LogMask
 from orchestrator_core.reload import Live, open_live
 from orchestrator_core.tracking import ExecutionLog
 
@@ -68,16 +65,17 @@ async def run_service(
     async with open_live(folder, plugins_dir, plugins) as live:
         options = live.snapshot.configuration.app
         executions = ExecutionLog(options.tracking.capacity, live.registry.observers)
-        public = PublicApp(live, executions)
         address = (host or options.server.host, options.server.port if port is None else port)
         admin_address = (options.admin.host, options.admin.port if admin_port is None else admin_port)
         max_body = int(options.server.max_body_size)
         grace = float(options.server.shutdown_timeout)
         async with AsyncExitStack() as stack:
+            telemetry = await stack.enter_async_context(open_telemetry(live))
+            public = PublicApp(live, executions, telemetry)
             bound = await stack.enter_async_context(listen(public.handle, address, max_body, grace))
             admin_bound = None
             if options.admin.enabled:
-                admin = AdminApp(live, executions)
+                admin = AdminApp(live, executions, telemetry)
                 admin_bound = await stack.enter_async_context(listen(admin.handle, admin_address, MAX_ADMIN_BODY, 1.0))
             await stack.enter_async_context(_watching(live, options.reload.watch if watch is None else watch))
             stack.callback(public.stop)
@@ -131,45 +129,3 @@ async def serve(
             ready(service)
         await stop.wait()
         log.info("stopping", running=service.live.snapshot.running)
-
-
-class LogMask:
-    """Masks the secrets of the configuration that serves, and of those before: requests may still be on them."""
-
-    def __init__(self, redactor: Redactor) -> None:
-        self._redactor = redactor
-
-    def learn(self, redactor: Redactor) -> None:
-        self._redactor = Redactor.of({*self._redactor.values, *redactor.values})
-
-    def __call__(self, text: str) -> str:
-        return self._redactor(text)
-
-
-def configure_logging(options: LoggingOptions, redact: Callable[[str], str]) -> None:
-    """Send the log to standard error, as lines for people or as JSON, with every known secret masked."""
-
-    def mask(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        return {key: redact(value) if isinstance(value, str) else value for key, value in event.items()}
-
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if options.format == "json"
-        else structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ,
-            exception_formatter=structlog.dev.plain_traceback,
-        )
-    )
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            mask,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, options.level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
-    )
