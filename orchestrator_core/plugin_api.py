@@ -76,6 +76,7 @@ from orchestrator_core.http_client import (
     TlsOptions,
     TraceParent,
     parse_traceparent,
+    trace_lines,
 )
 from orchestrator_core.leases import Lease, hold_lease, if_unheld, is_held, lease_domain
 
@@ -146,6 +147,7 @@ __all__ = [
     "lease_domain",
     "option",
     "parse_traceparent",
+    "trace_lines",
 ]
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
@@ -598,12 +600,15 @@ class Execution:
 
 @frozen
 class StepInfo:
-    """A step as the configuration has it. ``source`` is the source's label, such as ``database.default``."""
+    """A step as the configuration has it. ``source`` is the source's label, such as ``database.default``.
+
+    ``remote`` says that its calls may leave the process.
+    """
 
     name: str
-    type: str
     source: str
     operation: str
+    remote: bool
 
 
 @frozen

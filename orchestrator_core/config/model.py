@@ -248,8 +248,8 @@ class Configuration:
     """All that a configuration folder says.
 
     ``sections`` is keyed by scope and type. ``generation`` is a hash of all files; ``files`` maps each file's name
-    to the hash of its content. ``telemetry`` is the section of that name. ``incomplete`` says that a file could not be read, so that what seems to be missing
-    may be there.
+    to the hash of its content. ``telemetry`` is the section of that name. ``incomplete`` says that a file
+    could not be read, so that what seems to be missing may be there.
     """
 
     folder: Path

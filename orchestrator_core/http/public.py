@@ -248,7 +248,7 @@ class _Serving:
 
 def _endpoint_info(ready: ReadyPlan) -> EndpointInfo:
     steps = tuple(
-        StepInfo(step.name, step.spec.kind.name, step.spec.label, step.operation) for step in ready.plan.steps
+        StepInfo(step.name, step.spec.label, step.operation, not step.spec.kind.in_process) for step in ready.plan.steps
     )
     return EndpointInfo(ready.domain, ready.name, paths(ready.plan)[0], ready.generation, steps)
 
