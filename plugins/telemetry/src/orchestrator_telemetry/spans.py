@@ -27,8 +27,9 @@ class SpanMaker:
     """Makes the spans of a run: the request's, and one of each step that was begun."""
 
     def __init__(self, options: TracesOptions, context: TelemetryContext) -> None:
-        own: dict[str, str] = dict(options.resource)
-        own["service.name"] = options.service_name or os.environ.get("OTEL_SERVICE_NAME") or "orchestrator"
+        own = {name: context.redact(value) for name, value in options.resource.items()}
+        named = context.redact(options.service_name or "")
+        own["service.name"] = named or os.environ.get("OTEL_SERVICE_NAME") or "orchestrator"
         self._resource = Resource.create().merge(OTELResourceDetector().detect()).merge(Resource(own))
         self._scope = InstrumentationScope("orchestrator", context.version)
         self._redact = context.redact
