@@ -92,7 +92,7 @@ def _counting(counter: EndpointCounter, steps: tuple[StepCounter, ...], bounds: 
         if run.degraded_steps:
             counter.degraded += 1
         for (by_status, step_seconds, step_buckets), outcome in zip(parts, run.steps, strict=True):
-            if type(outcome) is tuple:
+            if isinstance(outcome, tuple):
                 status, start, end, _ = outcome
                 try:
                     by_status[status] += 1

@@ -28,8 +28,10 @@ Series = dict[Labels, float]
 class Spans(Protocol):
     """What is counted of spans."""
 
-    exported: int
-    dropped: int
+    @property
+    def exported(self) -> int: ...
+    @property
+    def dropped(self) -> int: ...
 
 
 class Metrics:
