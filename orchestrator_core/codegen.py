@@ -51,6 +51,13 @@ Coroutine = Callable[[Request, Run], Awaitable[JSON]]
 _RESERVED = {
     *("request", "run", "steps", "started", "error", "branches", "clock", "MISSING", "OK", "SKIPPED", "LOOKUP"),
     *("Branches", "timeout", "future", "located", "BaseException", "Exception"),
+    *(
+        "call",
+        "convert",
+        "default",
+        "each",
+        "transform",
+    ),  # a step `each` has `each_list`, as the plan has of a step `list`
 }
 _NOT_A_WORD = re.compile(r"\W", re.ASCII)
 # The shapes of the names that are made from a step's variable; no variable of a step may have one of them.

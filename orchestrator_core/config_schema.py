@@ -71,9 +71,16 @@ def config_schemas(registry: Registry) -> dict[str, Schema]:
 def _config_file(registry: Registry) -> Schema:
     types_ = _Types(placeholders=True)
     types_.define(TrackingOptions, {"store": types_.store(registry)})
-    own = types_.properties(AppConfig)
+    own = types_.properties(AppConfig, {"telemetry": _telemetry(types_, registry)})
     sections = {name: types_.section(provided.kind, registry) for name, provided in sorted(registry.sources.items())}
     return types_.document("config.yaml", {**own, **sections})
+
+
+def _telemetry(types_: _Types, registry: Registry) -> Schema:
+    switch: Schema = {"type": ["boolean", "null"]}
+    if registry.telemetry is None:
+        return {"enum": [False, None]}
+    return {"anyOf": [switch, types_.of(registry.telemetry.kind.options)]}
 
 
 def _sections_file(registry: Registry, title: str) -> Schema:

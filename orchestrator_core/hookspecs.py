@@ -7,7 +7,15 @@ from typing import Any
 
 import pluggy
 
-from orchestrator_core.plugin_api import PROJECT, Execution, ModelKind, SourceKind, StoreKind, TransformerKind
+from orchestrator_core.plugin_api import (
+    PROJECT,
+    Execution,
+    ModelKind,
+    SourceKind,
+    StoreKind,
+    TelemetryKind,
+    TransformerKind,
+)
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 
@@ -47,6 +55,16 @@ def orchestrator_execution_stores() -> Iterable[StoreKind[Any]]:  # type: ignore
     """Return the stores of executions that the plugin provides.
 
     Called once when plugins are discovered. Two plugins that provide the same type are an error that names both.
+
+    .. versionadded:: 0.1
+    """
+
+
+@hookspec
+def orchestrator_telemetry() -> Iterable[TelemetryKind[Any]]:  # type: ignore[empty-body]
+    """Return the telemetry that the plugin provides: metrics, traces, or both.
+
+    Called once when plugins are discovered. Two plugins that provide telemetry are an error that names both.
 
     .. versionadded:: 0.1
     """

@@ -74,6 +74,9 @@ from orchestrator_core.http_client import (
     HttpOrigin,
     HttpResponse,
     TlsOptions,
+    TraceParent,
+    parse_traceparent,
+    trace_lines,
 )
 from orchestrator_core.leases import Lease, hold_lease, if_unheld, is_held, lease_domain
 
@@ -87,12 +90,16 @@ __all__ = [
     "Duration",
     "EgressOptions",
     "EndedByOthers",
+    "EndpointInfo",
     "Ends",
     "EntityNotFound",
     "Execution",
     "ExecutionStore",
+    "Exposition",
     "ExpressionError",
     "Finding",
+    "Finished",
+    "FinishedRun",
     "Generation",
     "HttpClient",
     "HttpOptions",
@@ -126,10 +133,16 @@ __all__ = [
     "SourceError",
     "SourceKind",
     "SourceUnavailable",
+    "StepInfo",
     "StepRecord",
     "StoreContext",
     "StoreKind",
+    "Telemetry",
+    "TelemetryContext",
+    "TelemetryKind",
     "TlsOptions",
+    "Trace",
+    "TraceParent",
     "TransformerKind",
     "compile_value",
     "did_you_mean",
@@ -139,6 +152,8 @@ __all__ = [
     "is_held",
     "lease_domain",
     "option",
+    "parse_traceparent",
+    "trace_lines",
 ]
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
@@ -718,3 +733,142 @@ class StoreKind(Generic[Options]):
     summary: str
     options: type[Options]
     open: Callable[[Options, StoreContext], AbstractAsyncContextManager[ExecutionStore]]
+
+
+# --- telemetry ----------------------------------------------------------------------------------------------------
+
+
+@frozen
+class StepInfo:
+    """A step as the configuration has it. ``source`` is the source's label, such as ``database.default``.
+
+    ``remote`` says that its calls may leave the process.
+    """
+
+    name: str
+    source: str
+    operation: str
+    remote: bool
+
+
+@frozen
+class EndpointInfo:
+    """An endpoint as the configuration has it. ``route`` is its template, such as ``/orchestrator/shop/cart/{id}``.
+
+    ``steps`` stand in the order in which a :class:`FinishedRun` has their outcomes.
+    """
+
+    domain: str
+    endpoint: str
+    route: str
+    generation: str
+    steps: tuple[StepInfo, ...]
+
+
+class FinishedRun(Protocol):
+    """A run after its answer was made: the raw times, of which an :class:`Execution` is only made when asked for.
+
+    ``started`` and ``ended`` are moments of ``perf_counter``, ``started_at`` is ``started`` as a Unix time; all in
+    seconds. ``steps`` has for each step ``None`` if it was never begun, its start if the run ended before it did, else
+    its status, start, end and the message of its failure, which may hold secrets. ``error`` holds none.
+    """
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def started_at(self) -> float: ...
+    @property
+    def started(self) -> float: ...
+    @property
+    def ended(self) -> float: ...
+    @property
+    def http_status(self) -> int: ...
+    @property
+    def error(self) -> str: ...
+    @property
+    def degraded_steps(self) -> tuple[str, ...]: ...
+    @property
+    def steps(self) -> Sequence[tuple[StepStatus, float, float, str] | float | None]: ...
+    def step_record(self, index: int) -> StepRecord:
+        """Return all that is known of a step."""
+        ...
+
+
+class Trace(Protocol):
+    """The trace that a request or a step is part of. ``trace_id`` is 32 hexadecimal digits.
+
+    ``lines`` are the header lines, each with its line end, that calls of the core's HTTP client carry outward.
+    """
+
+    @property
+    def trace_id(self) -> str: ...
+    @property
+    def lines(self) -> bytes: ...
+    def of_step(self, index: int) -> Trace:
+        """Return the trace as the calls of a step carry it; that of a step returns itself."""
+        ...
+
+
+@frozen
+class Exposition:
+    """What ``GET /metrics`` answers. The text holds no secrets: nothing in it is masked any more."""
+
+    content_type: str
+    text: str
+
+
+Finished: TypeAlias = Callable[[FinishedRun, str, "Trace | None"], None]
+
+
+@frozen
+class Telemetry:
+    """What an open telemetry plugin does. A part that is ``None`` is off, and then costs a request nothing.
+
+    ``observe`` is called for each endpoint of each configuration, and returns what is called on the event loop with
+    every finished run of it, the request's method and its trace: it must take few microseconds. ``answered`` is called
+    with the template of a page of the service's own (an empty string where there is no such route), the method, the
+    status and the seconds. ``begin`` is called with the headers of each request of an endpoint and returns the trace
+    that the request is part of. ``metrics`` renders the metrics, and may take its time.
+    """
+
+    observe: Callable[[EndpointInfo], Finished] | None = None
+    answered: Callable[[str, str, int, float], None] | None = None
+    begin: Callable[[Mapping[str, str]], Trace | None] | None = None
+    metrics: Callable[[], Awaitable[Exposition]] | None = None
+
+
+@frozen
+class TelemetryContext:
+    """What a telemetry plugin is given when it is opened.
+
+    ``state`` returns the state of the service as JSON data; it is cheap, and for the event loop's thread only. A part
+    that the service does not have is absent::
+
+        {"generation": "0f3a…", "endpoints": 3, "requests": {"in_flight": 2, "limit": 100, "shed": 0},
+         "reloads": {"swapped": 1, "failed": 0}, "tracking": {"written": 9, "dropped": 0, "queued": 0},
+         "sources": [{"source": "database.default", "type": "database", "unreachable": false,
+                      "circuit_breaker": {…}, "retry": {…}, "concurrency": {…}, "cache": {…}}],
+         "models": [{"model": "ml.credit", "type": "artifact", "state": "ready", "requests": 5, "failures": 0,
+                     "starts": 1, "restarts": 0, "falls_back": false}]}
+
+    ``redact`` masks every secret of the configuration in a text. ``version`` is the core's.
+    """
+
+    config_dir: Path
+    version: str
+    state: Callable[[], Mapping[str, Any]]
+    redact: Callable[[str], str]
+
+
+@frozen
+class TelemetryKind(Generic[Options]):
+    """Metrics and traces of the service. ``options`` is the attrs class of ``telemetry`` in ``config.yaml``.
+
+    ``traces`` tells from the options whether calls outward are to carry the ids of their steps.
+    """
+
+    name: str
+    summary: str
+    options: type[Options]
+    open: Callable[[Options, TelemetryContext], AbstractAsyncContextManager[Telemetry]]
+    traces: Callable[[Options], bool] = lambda options: False

@@ -16,7 +16,15 @@ from attrs import field, frozen
 
 from orchestrator_core import hookspecs
 from orchestrator_core.errors import Problem, did_you_mean
-from orchestrator_core.plugin_api import PROJECT, Execution, ModelKind, SourceKind, StoreKind, TransformerKind
+from orchestrator_core.plugin_api import (
+    PROJECT,
+    Execution,
+    ModelKind,
+    SourceKind,
+    StoreKind,
+    TelemetryKind,
+    TransformerKind,
+)
 
 GROUP = "orchestrator.plugins"
 
@@ -34,6 +42,7 @@ KNOWN_DISTRIBUTIONS: Mapping[str, str] = {
     "model type 'docker'": "orchestrator-api-model-docker",
     "model type 'ecr'": "orchestrator-api-model-ecr",
     "tracking store 'sql'": "orchestrator-api-tracking-sql",
+    "section 'telemetry'": "orchestrator-api-telemetry",
     **{f"transformer '{name}'": "orchestrator-api-transform-standard" for name in STANDARD_TRANSFORMERS},
 }
 """What to install for a type that nothing installed provides."""
@@ -74,6 +83,7 @@ class Registry:
     models: Mapping[str, Provided[ModelKind[Any]]] = field(factory=dict)
     transformers: Mapping[str, Provided[TransformerKind[Any]]] = field(factory=dict)
     observers: tuple[Provided[Observer], ...] = ()
+    telemetry: Provided[TelemetryKind[Any]] | None = None
     plugins: tuple[Plugin, ...] = ()
     problems: tuple[Problem, ...] = ()
     stores: Mapping[str, Provided[StoreKind[Any]]] = field(factory=dict)
@@ -190,7 +200,19 @@ def _collect(manager: pluggy.PluginManager, plugins: dict[str, Plugin], problems
         Provided(_observer(implementation), plugins[implementation.plugin_name])
         for implementation in manager.hook.orchestrator_execution_finished.get_hookimpls()
     )
-    return Registry(sources, models, transformers, observers, tuple(plugins.values()), tuple(problems), stores)
+    telemetry: dict[str, Provided[TelemetryKind[Any]]] = {}
+    for plugin, kind in _answers(manager, plugins, "orchestrator_telemetry"):
+        _add(telemetry, "section", "telemetry", Provided(kind, plugin), problems)
+    return Registry(
+        sources,
+        models,
+        transformers,
+        observers,
+        telemetry.get("telemetry"),
+        tuple(plugins.values()),
+        tuple(problems),
+        stores,
+    )
 
 
 def _observer(implementation: pluggy.HookImpl) -> Observer:

@@ -66,6 +66,7 @@ class Live:
         self.snapshot = snapshot
         self.last = Reloaded(True, snapshot.generation, snapshot.problems)
         self.secret_files = set(snapshot.configuration.secret_files)
+        self.reloads = {"swapped": 0, "failed": 0}
         self.swapped: list[Callable[[Snapshot], None]] = []
         self._lock = asyncio.Lock()
         self._opening: tuple[str, asyncio.Future[Snapshot]] | None = None
@@ -88,6 +89,7 @@ class Live:
                 try:
                     new = await self._open(prepared)
                 except ConfigError as error:
+                    self.reloads["failed"] += 1
                     self.last = Reloaded(False, self.snapshot.generation, tuple(error.problems))
                     tell_failed(self.last)
                     return self.last
@@ -103,7 +105,11 @@ class Live:
         """
         async with self._lock:
             await self._give_up_prepared()
-            new = await self._open(await asyncio.to_thread(draft, configuration, self.registry))
+            try:
+                new = await self._open(await asyncio.to_thread(draft, configuration, self.registry))
+            except ConfigError:
+                self.reloads["failed"] += 1
+                raise
             assert new is not None, "nobody reloads from the folder where configurations are prepared"
             self._prepared = new
             return new.problems
@@ -175,6 +181,7 @@ class Live:
         task = asyncio.create_task(self._retire(old), name=f"retire {old.generation}")
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
+        self.reloads["swapped"] += 1
         self.last = Reloaded(True, new.generation, new.problems)
         return self.last
 

@@ -332,7 +332,7 @@ class Run:
             trace_id=self.trace_id,
             degraded=self.degraded_steps,
             models=tuple(identity for identity, _ in self._identities().values()),
-            steps=tuple(map(self._step_record, range(len(self.steps)))),
+            steps=tuple(map(self.step_record, range(len(self.steps)))),
             error=self.error,
             cache=self.kept.how if self.kept else "",
             cached_from=self.kept.execution_id if self.kept else "",
@@ -348,7 +348,8 @@ class Run:
                 found[name] = (identity, status)
         return found
 
-    def _step_record(self, index: int) -> StepRecord:
+    def step_record(self, index: int) -> StepRecord:
+        """Return what the record says of a step, by its place in the plan."""
         name, step = self.plan.step_names[index], self.steps[index]
         if step is None:
             return StepRecord(name, CACHED, cache=self.kept.how) if self.kept else StepRecord(name, CANCELLED)

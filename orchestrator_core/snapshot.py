@@ -23,7 +23,7 @@ from orchestrator_core.errors import ConfigError, OrchestratorError, Problem, So
 from orchestrator_core.expressions import Literal, Node, ReferenceNode, references
 from orchestrator_core.facts import check_facts, inspect_call
 from orchestrator_core.guards import Memory, guard, guard_at_once, open_cache, remember
-from orchestrator_core.http_client import HttpClient
+from orchestrator_core.http_client import HttpClient, current_trace
 from orchestrator_core.models import ML, MlSource, Opening, Slot, Supervisor, Trouble, WarmUpFailed, open_models
 from orchestrator_core.plan import ITEM_ROOTS, Compiled, Plan, PlannedStep, compile_plan
 from orchestrator_core.plugin_api import (
@@ -41,6 +41,7 @@ from orchestrator_core.plugins import Registry
 from orchestrator_core.policies.notes import Guarded
 from orchestrator_core.policies.shared import MissingExtra
 from orchestrator_core.stores import StoreSpec, find_store
+from orchestrator_core.telemetry import ConfiguredTelemetry, configure_telemetry
 
 PlanKey = tuple[str, str]
 Call = Callable[..., Awaitable[JSON]] | Guarded | AtOnce
@@ -60,6 +61,7 @@ class Draft:
     plans: Mapping[PlanKey, Plan]
     problems: tuple[Problem, ...]
     store: StoreSpec | None = None
+    telemetry: ConfiguredTelemetry | None = None
 
     @property
     def errors(self) -> list[Problem]:
@@ -70,7 +72,8 @@ def draft(configuration: Configuration, registry: Registry) -> Draft:
     """Compile every endpoint. Pure computation: safe to run in a thread."""
     catalog = build_catalog(configuration, registry)
     store, unfit_store = find_store(configuration, registry)
-    problems = [*configuration.problems, *registry.problems, *catalog.problems, *unfit_store]
+    telemetry, unfit_telemetry = configure_telemetry(configuration, registry)
+    problems = [*configuration.problems, *registry.problems, *catalog.problems, *unfit_store, *unfit_telemetry]
     at = configuration.app_located
     said = at["policies"] if at is not None and "policies" in at.data else None
     defaults = Defaults(configuration.app.policies, said)
@@ -83,7 +86,8 @@ def draft(configuration: Configuration, registry: Registry) -> Draft:
         endpoints.append(compiled)
         if compiled.plan and not unfit:
             plans[endpoint.domain, endpoint.name] = compiled.plan
-    return Draft(configuration, registry, catalog, tuple(endpoints), plans, tuple(sorted(set(problems))), store)
+    found = tuple(sorted(set(problems)))
+    return Draft(configuration, registry, catalog, tuple(endpoints), plans, found, store, telemetry)
 
 
 def _declared_facts(step: PlannedStep) -> CallInspection:
@@ -186,6 +190,7 @@ class Snapshot:
         problems: Sequence[Problem],
         memory: Memory,
         store: StoreSpec | None = None,
+        telemetry: ConfiguredTelemetry | None = None,
     ) -> None:
         self.configuration = configuration
         self.registry = registry
@@ -196,6 +201,7 @@ class Snapshot:
         self.problems = tuple(problems)
         self.memory = memory
         self.store = store
+        self.telemetry = telemetry
         self.running = 0
         self._idle: asyncio.Event | None = None
 
@@ -267,7 +273,15 @@ async def open_snapshot(
         await asyncio.gather(*(source.release() for source in opened.values()))
         raise
     return Snapshot(
-        prepared.configuration, prepared.registry, prepared.catalog, plans, opened, problems, memory, prepared.store
+        prepared.configuration,
+        prepared.registry,
+        prepared.catalog,
+        plans,
+        opened,
+        problems,
+        memory,
+        prepared.store,
+        prepared.telemetry,
     )
 
 
@@ -301,12 +315,14 @@ def _bind(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource], m
     problems: list[Problem] = []
     calls: dict[str, Call] = {}
     models: dict[str, Slot] = {}
-    for step in plan.steps:
+    traced = prepared.telemetry is not None and prepared.telemetry.traces
+    for index, step in enumerate(plan.steps):
         source = opened[step.spec.key].source
         if isinstance(source, MlSource) and step.operation in source.models:
             models[step.name] = source.models[step.operation].slot
         try:
-            calls[step.name] = _call(source, step, memory, models.get(step.name))
+            of_step = index if traced and not step.spec.kind.in_process else None
+            calls[step.name] = _call(source, step, memory, models.get(step.name), of_step)
         except (OrchestratorError, ValueError) as error:
             problems.append(step.located.problem("ORC603", str(error), "operation"))
     if problems:
@@ -318,14 +334,15 @@ def _bind(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource], m
     return ready
 
 
-def _call(source: Source, step: PlannedStep, memory: Memory, slot: Slot | None) -> Call:
+def _call(source: Source, step: PlannedStep, memory: Memory, slot: Slot | None, traced: int | None) -> Call:
+    """Return what a step awaits; its calls outward carry the id of the step whose index is ``traced``."""
     names = [name for name, _ in step.params]
-    call = bind(source, step.operation, names)
     if step.for_each is not None and isinstance(source, PreparesMany):
         many = source.prepare_many(step.operation, names)
         if many is not None:
-            return AtOnce(guard_at_once(step, many, memory, slot))
-    return guard(step, call, memory, slot)
+            return AtOnce(guard_at_once(step, many if traced is None else _in_step(many, traced), memory, slot))
+    call = bind(source, step.operation, names)
+    return guard(step, call if traced is None else _in_step(call, traced), memory, slot)
 
 
 def bind(source: Source, operation: str, names: Sequence[str]) -> Callable[..., Awaitable[JSON]]:
@@ -338,6 +355,22 @@ def bind(source: Source, operation: str, names: Sequence[str]) -> Callable[..., 
         return fetch(operation, dict(zip(keys, values, strict=True)))
 
     return call
+
+
+def _in_step(call: Callable[..., Awaitable[Any]], index: int) -> Callable[..., Awaitable[Any]]:
+    """Return the call as one whose calls outward carry the id of its step."""
+
+    async def call_in_step(*values: Any) -> Any:
+        trace = current_trace.get()
+        if trace is None:
+            return await call(*values)
+        token = current_trace.set(trace.of_step(index))
+        try:
+            return await call(*values)
+        finally:
+            current_trace.reset(token)
+
+    return call_in_step
 
 
 # --- opening --------------------------------------------------------------------------------------------------------

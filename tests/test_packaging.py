@@ -19,20 +19,21 @@ PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.tom
 # Libraries that belong to plugins; the core must never bring or import one.
 FOREIGN = {
     "alembic", "asyncmy", "asyncpg", "aiosqlite", "boto3", "docker", "feast", "jmespath", "matplotlib", "mlflow",
-    "mlflow-skinny", "numpy", "onnx", "onnxruntime", "pandas", "psycopg", "pyarrow", "scikit-learn", "scipy",
-    "skl2onnx", "skops", "sqlalchemy",
+    "mlflow-skinny", "numpy", "onnx", "onnxruntime", "opentelemetry-sdk", "pandas", "prometheus-client", "psycopg",
+    "pyarrow", "scikit-learn", "scipy", "skl2onnx", "skops", "sqlalchemy",
 }  # fmt: skip
 # What of these each plugin is for. Whatever it brings beyond the core must also be asked for by its own metadata.
 BRINGS = {
     "source-database": {"sqlalchemy"},
     "model-artifact": {"numpy"},
     "model-http": set(),
-    "source-feast": {"feast", "numpy", "pandas", "pyarrow", "sqlalchemy"},
+    "source-feast": {"feast", "numpy", "pandas", "prometheus-client", "pyarrow", "sqlalchemy"},
     "model-docker": {"docker"},
     "model-ecr": {"boto3", "docker", "jmespath"},
     "source-api": set(),
     "transform-standard": {"jmespath"},
     "tracking-sql": {"alembic", "sqlalchemy"},
+    "telemetry": {"prometheus-client"},
 }
 
 

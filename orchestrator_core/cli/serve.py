@@ -16,7 +16,8 @@ from orchestrator_core.cli.options import config_option, plugins_dir_option
 from orchestrator_core.config.load import load_configuration
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.errors import ConfigError, Problem
-from orchestrator_core.http.app import LogMask, Service, configure_logging, serve
+from orchestrator_core.http.app import Service, serve
+from orchestrator_core.logs import LogMask, configure_logging
 from orchestrator_core.loops import run_async
 from orchestrator_core.workers.process import StartFailed
 from orchestrator_core.workers.serve import Ready, serve_workers

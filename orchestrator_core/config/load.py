@@ -113,6 +113,7 @@ class _Loader:
     digests: dict[str, str] = field(factory=dict)
     secrets: list[str] = field(factory=list)
     secret_files: dict[Path, Secret | None] = field(factory=dict)
+    telemetry: Located | None = None
     incomplete: bool = False
 
     def name(self, path: Path) -> str:
@@ -152,6 +153,7 @@ class _Loader:
             app, problems = salvage(AppConfig, self.app_located)
             self.app = app or self.app
             self.problems.extend(problems)
+            self.telemetry = root["telemetry"] if "telemetry" in core else None
         elif core:
             for key in core:
                 message = f"'{key}' belongs in config.yaml"
@@ -279,6 +281,7 @@ class _Loader:
             redactor=Redactor.of(self.secrets),
             secret_files=self.secret_files,
             secrets=hashlib.sha256(repr(self.secrets).encode()).hexdigest(),
+            telemetry=self.telemetry,
             problems=tuple(self.problems),
             incomplete=self.incomplete,
         )

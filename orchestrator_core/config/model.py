@@ -161,6 +161,9 @@ class AppConfig:
     policies: DefaultPolicies = option(
         factory=DefaultPolicies, help="Policies of every source that does not have its own."
     )
+    telemetry: Any = option(
+        None, help="Metrics and traces, or false: the options are those of the plugin orchestrator-api-telemetry."
+    )
     plugins_dir: str | None = option(None, help="Folder of single-file plugins.")
 
 
@@ -296,8 +299,8 @@ class Configuration:
     ``app_located`` is what ``config.yaml`` says of ``app``, None where it says nothing. ``sections`` is keyed by scope
     and type. ``generation`` is a hash of all files; ``files`` maps each file's name to the hash of its content.
     ``secret_files`` maps each file that ``${file:…}`` names to what it says, or to None when it cannot be read;
-    ``secrets`` is a hash of all secrets, of the environment too. ``incomplete`` says that a file could not be read, so
-    that what seems to be missing may be there.
+    ``secrets`` is a hash of all secrets, of the environment too. ``telemetry`` is the section of that name.
+    ``incomplete`` says that a file could not be read, so that what seems to be missing may be there.
     """
 
     folder: Path
@@ -311,5 +314,6 @@ class Configuration:
     redactor: Redactor
     secret_files: Mapping[Path, Secret | None] = field(factory=dict, repr=False)
     secrets: str = field(default="", repr=False)
+    telemetry: Located | None = field(default=None, repr=False)
     problems: tuple[Problem, ...] = ()
     incomplete: bool = False

@@ -34,13 +34,14 @@ from orchestrator_core.http.models_page import (
     models_of,
     parse_model_path,
 )
-from orchestrator_core.plugin_api import Query, ReadyCheck
+from orchestrator_core.plugin_api import Exposition, Query, ReadyCheck, Telemetry
 from orchestrator_core.reload import Live, Reloaded
 from orchestrator_core.run import clock
 from orchestrator_core.snapshot import OpenSource
 from orchestrator_core.tracking import MAX_PAGE, ExecutionLog, tracking_json
 
 _EXECUTION = re.compile(r"/executions/([^/]+)\Z")
+METRICS = "/metrics"
 TEXT_TYPE = "text/plain; charset=utf-8"
 STATUSES = ("ok", "degraded", "failed", "cancelled")
 
@@ -52,15 +53,21 @@ class Text(str):
 class AdminApp:
     """Answers the requests of the admin listener."""
 
-    def __init__(self, live: Live, executions: ExecutionLog) -> None:
+    def __init__(self, live: Live, executions: ExecutionLog, telemetry: Telemetry | None = None) -> None:
         self.live = live
         self.executions = executions
+        self.telemetry = telemetry
 
     async def handle(self, request: web.BaseRequest) -> Answer:
         """Answer one request; the handler of :class:`aiohttp.web.Server`."""
         started, execution_id = clock(), new_execution_id()
         redact = self.live.snapshot.configuration.redactor
         try:
+            if request.path == METRICS:
+                _only(request, "GET", "HEAD")
+                exposed = await self._metrics()
+                timing = common_headers(execution_id, own_timing(started))
+                return Answer(200, exposed.text.encode(), exposed.content_type, timing)
             status, document = await self._answer(request)
         except Exception as error:  # the boundary of the admin listener
             failure = failure_of(error, None, redact)
@@ -92,7 +99,7 @@ class AdminApp:
         }
         page = pages.get(path)
         if page is None:
-            known = [*pages, "/reload", "/executions/{id}", "/models/{id}", "/models/{id}/logs"]
+            known = [*pages, METRICS, "/reload", "/executions/{id}", "/models/{id}", "/models/{id}/logs"]
             raise EntityNotFound(f"no such page: {did_you_mean(path, known) or ', '.join(known)}")
         _only(request, "GET", "HEAD")
         return 200, await page(request)
@@ -125,6 +132,13 @@ class AdminApp:
             act(listed, path.page)
             return 202, model_json(listed, self.executions)
         return 200, model_json(listed, self.executions)
+
+    async def _metrics(self) -> Exposition:
+        if self.telemetry is not None and self.telemetry.metrics is not None:
+            return await self.telemetry.metrics()
+        if self.live.registry.telemetry is None:
+            raise EntityNotFound("no installed plugin provides metrics: pip install orchestrator-api-telemetry")
+        raise EntityNotFound("metrics are switched off: see telemetry in config.yaml")
 
     async def _config(self, request: web.BaseRequest) -> dict[str, Any]:
         snapshot, last = self.live.snapshot, self.live.last

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -16,12 +13,12 @@ from time import time
 import structlog
 from attrs import frozen
 
-from orchestrator_core.config.model import LoggingOptions
-from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.http.admin import AdminApp
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.listener import Handler, Listener, listen
 from orchestrator_core.http.public import PublicApp
+from orchestrator_core.http.telemetry import open_telemetry
+from orchestrator_core.logs import LogMask
 from orchestrator_core.plugin_api import Generation, StoreContext
 from orchestrator_core.reload import Live, open_live
 from orchestrator_core.snapshot import Snapshot
@@ -108,13 +105,14 @@ async def serve_live(
     grace = grace or Grace(float(options.server.shutdown_timeout))
     writer = _writer(live)
     executions = ExecutionLog(options.tracking.capacity, live.registry.observers, writer)
-    public = PublicApp(live, executions)
     max_body = int(options.server.max_body_size)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(writing(writer, float(options.server.shutdown_timeout)))
+        telemetry = await stack.enter_async_context(open_telemetry(live))
+        public = PublicApp(live, executions, telemetry)
         admin = None
         if admin_at is not None:
-            handle, admin_grace = wrap_admin(AdminApp(live, executions).handle), Grace(ADMIN_GRACE_SECONDS)
+            handle, admin_grace = wrap_admin(AdminApp(live, executions, telemetry).handle), Grace(ADMIN_GRACE_SECONDS)
             admin = await stack.enter_async_context(listen(handle, admin_at, MAX_ADMIN_BODY, admin_grace))
         stack.callback(public.stop)
         listener = await stack.enter_async_context(listen(public.handle, public_at, max_body, grace, linger_seconds))
@@ -220,45 +218,3 @@ def on_stop_signals(stop: asyncio.Event, grace: Grace, numbers: Sequence[int] = 
 
     for number in numbers:
         asyncio.get_running_loop().add_signal_handler(number, stopped)
-
-
-class LogMask:
-    """Masks the secrets of the configuration that serves, and of those before: requests may still be on them."""
-
-    def __init__(self, redactor: Redactor) -> None:
-        self._redactor = redactor
-
-    def learn(self, redactor: Redactor) -> None:
-        self._redactor = Redactor.of({*self._redactor.values, *redactor.values})
-
-    def __call__(self, text: str) -> str:
-        return self._redactor(text)
-
-
-def configure_logging(options: LoggingOptions, redact: Callable[[str], str]) -> None:
-    """Send the log to standard error, as lines for people or as JSON, with every known secret masked."""
-
-    def mask(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        return {key: redact(value) if isinstance(value, str) else value for key, value in event.items()}
-
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if options.format == "json"
-        else structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ,
-            exception_formatter=structlog.dev.plain_traceback,
-        )
-    )
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            mask,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, options.level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
-    )

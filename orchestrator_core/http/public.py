@@ -36,8 +36,9 @@ from orchestrator_core.http.answers import (
 )
 from orchestrator_core.http.docs import docs_asset
 from orchestrator_core.http.openapi import openapi
-from orchestrator_core.http.routing import ROOT, Route, listing, make_routes
-from orchestrator_core.plugin_api import JSON
+from orchestrator_core.http.routing import ROOT, Route, listing, make_routes, paths
+from orchestrator_core.http_client import current_trace, parse_traceparent
+from orchestrator_core.plugin_api import JSON, EndpointInfo, Finished, StepInfo, Telemetry, Trace
 from orchestrator_core.reload import Live
 from orchestrator_core.run import Request, Run, clock
 from orchestrator_core.snapshot import ReadyPlan, Snapshot
@@ -48,16 +49,20 @@ log = structlog.get_logger("orchestrator.http")
 MAX_QUERY_FIELDS = 1000
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _NO_QUERY: Mapping[str, list[str]] = {}
+_PAGES = frozenset({"/health/live", "/health/ready", ROOT, f"{ROOT}/", "/openapi.json", "/docs"})
+NO_TELEMETRY = Telemetry()
 
 
 class PublicApp:
     """Answers the requests of the public listener, on the snapshot that serves when a request arrives."""
 
-    def __init__(self, live: Live, executions: ExecutionLog) -> None:
+    def __init__(self, live: Live, executions: ExecutionLog, telemetry: Telemetry = NO_TELEMETRY) -> None:
         self.live = live
         self.executions = executions
+        self.telemetry = telemetry
         self.draining = False
         self.stopping = False
+        self._begin = telemetry.begin or parse_traceparent
         self._use(live.snapshot)
         live.swapped.append(self._use)
 
@@ -70,7 +75,7 @@ class PublicApp:
         self.stopping = True
 
     def _use(self, snapshot: Snapshot) -> None:
-        self._serving = _Serving(snapshot)
+        self._serving = _Serving(snapshot, self.telemetry)
         self.executions.resize(snapshot.configuration.app.tracking.capacity)
 
     def handle(self, request: web.BaseRequest) -> Awaitable[Answer]:
@@ -93,8 +98,12 @@ class PublicApp:
     ) -> Answer:
         ready, snapshot = route.ready, serving.snapshot
         headers = request.headers
-        run = Run(ready, new_execution_id(), trace_id(headers))
         waits = self.executions.durable
+        trace = self._begin(headers)
+        if trace is None:
+            run, outside = Run(ready, new_execution_id()), None
+        else:
+            run, outside = Run(ready, new_execution_id(), trace.trace_id), current_trace.set(trace)
         snapshot.running += 1
         try:
             params = route.match(segments[4:])
@@ -128,14 +137,25 @@ class PublicApp:
             finish(run, 200, None, serving.redact)
             response = Answer(200, content, JSON_TYPE, run_headers(run))
         finally:
+            if outside is not None:  # aiohttp serves the connection's next request in the same context
+                current_trace.reset(outside)
             snapshot.leave()
             stored = self.executions.add(run)
-            if serving.logs_requests and not waits:
-                log_request(request, run)
-        return await self._durable(request, serving, run, response, stored) if waits else response
+            if not waits:
+                self._ended(request, serving, route, run, trace)
+        if waits:
+            return await self._durable(request, serving, route, run, trace, response, stored)
+        return response
 
     async def _durable(
-        self, request: web.BaseRequest, serving: _Serving, run: Run, response: Answer, stored: bool
+        self,
+        request: web.BaseRequest,
+        serving: _Serving,
+        route: Route,
+        run: Run,
+        trace: Trace | None,
+        response: Answer,
+        stored: bool,
     ) -> Answer:
         """Return the answer once its execution is stored; a refusal in its place if that cannot be."""
         try:
@@ -147,9 +167,15 @@ class PublicApp:
             run.http_status, run.error = failure.status, failure.detail
             response = problem(failure, run.id, run_headers(run), request.path)
         finally:
-            if serving.logs_requests:
-                log_request(request, run)
+            self._ended(request, serving, route, run, trace)
         return response
+
+    def _ended(self, request: web.BaseRequest, serving: _Serving, route: Route, run: Run, trace: Trace | None) -> None:
+        """Tell of a request whose status is certain."""
+        if route.finished is not None:
+            observe(route.finished, run, request.method, trace)
+        if serving.logs_requests:
+            log_request(request, run)
 
     def _renewing(self, serving: _Serving, ready: ReadyPlan) -> Callable[[Request], Awaitable[tuple[bytes, Run]]]:
         """Return what makes a kept answer anew, in an execution that no client waits for."""
@@ -179,6 +205,20 @@ class PublicApp:
 
     async def _own(self, request: web.BaseRequest, serving: _Serving, path: str, segments: list[str]) -> Answer:
         started, execution_id = clock(), new_execution_id()
+        answer = self._own_answer(request, serving, path, segments, started, execution_id)
+        if self.telemetry.answered is not None:
+            self.telemetry.answered(serving.template(path), request.method, answer.status, clock() - started)
+        return answer
+
+    def _own_answer(
+        self,
+        request: web.BaseRequest,
+        serving: _Serving,
+        path: str,
+        segments: list[str],
+        started: float,
+        execution_id: str,
+    ) -> Answer:
         try:
             status, content, content_type, extra = self._find(request, serving, path, segments)
         except (BadRequest, EntityNotFound) as error:
@@ -238,11 +278,15 @@ def _make(ready: ReadyPlan) -> Make:
 class _Serving:
     """A snapshot with its routes and what is made of it once."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, telemetry: Telemetry) -> None:
         self.snapshot = snapshot
-        self.routes = make_routes(snapshot.plans.values())
+        observing = telemetry.observe
+        self.routes = make_routes(
+            snapshot.plans.values(), observing and (lambda ready: observing(_endpoint_info(ready)))
+        )
         self.redact = snapshot.configuration.redactor
         self.logs_requests = snapshot.configuration.app.logging.requests
+        self.docs = snapshot.configuration.app.server.docs
         self.domain_names = set(snapshot.configuration.descriptions)
         self._openapi: bytes | None = None
         self.waits_for = [model.slot for _, _, model in snapshot.models() if model.slot.holds_up]
@@ -251,6 +295,14 @@ class _Serving:
         """Return the states of the preloaded models that have never been ready; not one that dies later."""
         self.waits_for = [slot for slot in self.waits_for if slot.holds_up]
         return {slot.label: slot.state for slot in self.waits_for}
+
+    def template(self, path: str) -> str:
+        """Return the template of a page of the service's own; an empty string where there is no such page."""
+        if path in _PAGES:
+            return path
+        if path.startswith("/docs/") and self.docs:
+            return "/docs/{asset}"
+        return f"{ROOT}/{{domain}}" if path.removeprefix(f"{ROOT}/") in self.domain_names else ""
 
     def domains(self) -> dict[str, Any]:
         return {
@@ -267,6 +319,20 @@ class _Serving:
             plans = {key: ready.plan for key, ready in self.snapshot.plans.items()}
             self._openapi = orjson.dumps(openapi(self.snapshot.configuration, plans))
         return self._openapi
+
+
+def _endpoint_info(ready: ReadyPlan) -> EndpointInfo:
+    steps = tuple(
+        StepInfo(step.name, step.spec.label, step.operation, not step.spec.kind.in_process) for step in ready.plan.steps
+    )
+    return EndpointInfo(ready.domain, ready.name, paths(ready.plan)[0], ready.generation, steps)
+
+
+def observe(finished: Finished, run: Run, method: str, trace: Trace | None) -> None:
+    try:
+        finished(run, method, trace)
+    except Exception:  # telemetry must not fail a request
+        log.exception("telemetry failed", execution_id=run.id)
 
 
 def log_request(request: web.BaseRequest, run: Run) -> None:
@@ -342,17 +408,4 @@ def parse_query(query: str) -> dict[str, list[str]]:
         raise BadRequest(f"the query cannot be read: {error}") from error
 
 
-def trace_id(headers: Mapping[str, str]) -> str:
-    """Return the trace id of a ``traceparent`` header (W3C Trace Context), or an empty string."""
-    parent = headers.get("traceparent")
-    if parent is None:
-        return ""
-    parts = parent.strip().split("-")
-    if len(parts) < 4 or len(parts[0]) != 2 or len(parts[1]) != 32 or len(parts[2]) != 16 or parts[0] == "ff":
-        return ""
-    found = parts[1]
-    is_hex = all(char in "0123456789abcdef" for char in found)
-    return found if is_hex and found.strip("0") else ""
-
-
-__all__ = ["PublicApp", "parse_query", "read_json", "trace_id"]
+__all__ = ["PublicApp", "parse_query", "read_json"]

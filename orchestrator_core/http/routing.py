@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import unquote
 
 from attrs import frozen
 
 from orchestrator_core.errors import BadRequest
 from orchestrator_core.plan import Plan
+from orchestrator_core.plugin_api import Finished
 from orchestrator_core.snapshot import ReadyPlan
 
 ROOT = "/orchestrator"
@@ -16,13 +17,17 @@ ROOT = "/orchestrator"
 
 @frozen
 class Route:
-    """An endpoint's route. ``template`` has, for each segment after the endpoint, a word or a parameter's name."""
+    """An endpoint's route. ``template`` has, for each segment after the endpoint, a word or a parameter's name.
+
+    ``finished`` is what telemetry is told each finished run with, or None.
+    """
 
     ready: ReadyPlan
     methods: frozenset[str]
     template: tuple[tuple[bool, str], ...]
     bare: bool
     only_parameter: str | None = None
+    finished: Finished | None = None
 
     def match(self, segments: list[str]) -> dict[str, str] | None:
         """Return the path parameters, or None if the segments are not the route's."""
@@ -52,7 +57,7 @@ def decode(segment: str) -> str:
         raise BadRequest("the path is not UTF-8") from None
 
 
-def make_route(ready: ReadyPlan) -> Route:
+def make_route(ready: ReadyPlan, finished: Finished | None = None) -> Route:
     plan = ready.plan
     template = tuple(
         (True, segment[1:-1]) if segment.startswith("{") else (False, segment) for segment in plan.path.split("/")[1:]
@@ -61,11 +66,13 @@ def make_route(ready: ReadyPlan) -> Route:
     if "GET" in methods:
         methods.add("HEAD")
     only = template[0][1] if len(template) == 1 and template[0][0] else None
-    return Route(ready, frozenset(methods), template, plan.bare, only)
+    return Route(ready, frozenset(methods), template, plan.bare, only, finished)
 
 
-def make_routes(plans: Iterable[ReadyPlan]) -> dict[tuple[str, str], Route]:
-    return {(ready.domain, ready.name): make_route(ready) for ready in plans}
+def make_routes(
+    plans: Iterable[ReadyPlan], observe: Callable[[ReadyPlan], Finished] | None = None
+) -> dict[tuple[str, str], Route]:
+    return {(ready.domain, ready.name): make_route(ready, observe and observe(ready)) for ready in plans}
 
 
 def paths(plan: Plan) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from orchestrator_core.http_client.errors import HttpConnectError, HttpProtocolE
 from orchestrator_core.http_client.options import EgressOptions, HttpOptions, TlsOptions
 from orchestrator_core.http_client.pool import PoolStats
 from orchestrator_core.http_client.response import Headers, HttpResponse
+from orchestrator_core.http_client.tracing import TraceParent, current_trace, parse_traceparent, trace_lines
 
 __all__ = [
     "AddressInfo",
@@ -37,4 +38,8 @@ __all__ = [
     "ResponseTooLarge",
     "RouteCall",
     "TlsOptions",
+    "TraceParent",
+    "current_trace",
+    "parse_traceparent",
+    "trace_lines",
 ]

@@ -16,6 +16,7 @@ from orchestrator_core.http_client.options import HttpOptions
 from orchestrator_core.http_client.pool import Deadlines, Expired, Pool, PoolStats
 from orchestrator_core.http_client.request import FormBuilder, RequestHead, parse_url
 from orchestrator_core.http_client.response import HttpResponse
+from orchestrator_core.http_client.tracing import current_trace
 
 
 class PreparedCall(Protocol):
@@ -185,6 +186,9 @@ class HttpOrigin:
     ) -> HttpResponse:
         if deadline is None:
             deadline = self._loop.time() + seconds
+        trace = current_trace.get()
+        if trace is not None and not head.form.names_trace:
+            head = head.carrying(trace.lines)
         connection = self._pool.take() or await self._pool.acquire(head, deadline, seconds)
         try:
             return await self._exchange(connection, head, body, deadline, seconds)

@@ -79,7 +79,8 @@ class RequestForm:
     """What requests that differ only in target and body share: method, headers, and what follows from the method.
 
     ``end_without_body`` ends the head of a request that has no body. ``has_no_answer_body`` is true for HEAD.
-    ``may_resend`` says that sending the request twice does no harm.
+    ``may_resend`` says that sending the request twice does no harm. ``names_trace`` says that its own fields name a
+    trace, which then wins over the one that the call is part of.
     """
 
     url: Url
@@ -89,6 +90,7 @@ class RequestForm:
     end_without_body: bytes
     has_no_answer_body: bool
     may_resend: bool
+    names_trace: bool = False
 
     def head(self, target: str) -> RequestHead:
         """The head for the base URL's path and ``target``; ``ValueError`` for what cannot be sent safely."""
@@ -127,6 +129,10 @@ class RequestHead:
     path: str
     open_head: bytes
 
+    def carrying(self, lines: bytes) -> RequestHead:
+        """The same head with further header lines, each with its line end."""
+        return RequestHead(self.form, self.path, self.open_head + lines)
+
     @property
     def call(self) -> str:
         """The request as errors name it: without credentials and without the query, which may hold a key."""
@@ -161,14 +167,16 @@ class FormBuilder:
         """Build the form of a request; ``ValueError`` for a method or header that cannot be sent safely."""
         if not _TOKEN.fullmatch(method) or method == "CONNECT":
             raise ValueError(f"{method!r} is not a method this client can send")
+        fields = {**self.default_fields, **_checked(headers)} if headers else self.default_fields
         return RequestForm(
             url=self.url,
             method=method,
             request_target=self.url.origin if self.absolute_form else "",
-            fields=_lines({**self.default_fields, **_checked(headers)}) if headers else self.default_bytes,
+            fields=_lines(fields) if headers else self.default_bytes,
             end_without_body=b"\r\n" if method in _WITHOUT_BODY else b"Content-Length: 0\r\n\r\n",
             has_no_answer_body=method == "HEAD",
             may_resend=method in _IDEMPOTENT if idempotent is None else idempotent,
+            names_trace="traceparent" in fields,
         )
 
 

@@ -19,8 +19,9 @@ from orchestrator_core.config.load import load_configuration
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.documents import problem_json
 from orchestrator_core.errors import ConfigError, Problem
-from orchestrator_core.http.app import LINGER_SECONDS, LogMask, configure_logging, on_stop_signals, serve_live
+from orchestrator_core.http.app import LINGER_SECONDS, on_stop_signals, serve_live
 from orchestrator_core.http.grace import Grace
+from orchestrator_core.logs import LogMask, configure_logging
 from orchestrator_core.loops import run_async
 from orchestrator_core.plugins import Registry, discover
 from orchestrator_core.reload import BUILTINS, masked, open_live

@@ -15,11 +15,12 @@ from attrs import frozen
 
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.errors import Problem
-from orchestrator_core.http.app import ADMIN_GRACE_SECONDS, MAX_ADMIN_BODY, LogMask, on_stop_signals, url_of
+from orchestrator_core.http.app import ADMIN_GRACE_SECONDS, MAX_ADMIN_BODY, on_stop_signals, url_of
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.listener import BACKLOG, listen
 from orchestrator_core.http.sockets import bind_shared
 from orchestrator_core.leases import runtime_folder
+from orchestrator_core.logs import LogMask
 from orchestrator_core.reload import watch
 from orchestrator_core.workers.admin import MergedAdmin
 from orchestrator_core.workers.images import take

@@ -26,7 +26,8 @@ from aiohttp.test_utils import make_mocked_request
 
 from orchestrator_core.engine import execute, finish, make_request, new_execution_id
 from orchestrator_core.http.answers import encode, run_headers
-from orchestrator_core.http.public import PublicApp, trace_id
+from orchestrator_core.http.public import PublicApp
+from orchestrator_core.http_client import parse_traceparent
 from orchestrator_core.reload import open_live
 from orchestrator_core.run import Run
 from orchestrator_core.snapshot import ReadyPlan, bind
@@ -114,7 +115,7 @@ async def run(flow: str, folder: Path) -> None:
         calls = await steps(ready, live.snapshot.sources, request)
         parts: list[tuple[str, Call, bool]] = [
             ("handler: request in, answer out", lambda: app.handle(http), True),
-            ("  identifier, run, trace id", lambda: Run(ready, new_execution_id(), trace_id(headers)), False),
+            ("  identifier, run, trace", lambda: (parse_traceparent(headers), Run(ready, new_execution_id())), False),
             ("  the request as expressions see it", lambda: make_request(ready, params, {}, headers), False),
             ("  deadline and generated code", lambda: execute(ready, request, Run(ready, "0" * 32)), True),
             ("    generated code", lambda: ready.run(request, Run(ready, "0" * 32)), True),

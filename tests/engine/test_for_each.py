@@ -97,6 +97,17 @@ def test_results_come_in_the_order_of_the_items(make: Any, run_on_each_loop: Run
     run_on_each_loop(main())
 
 
+@pytest.mark.parametrize("name", ["each", "list", "call", "convert", "default", "transform", "each_list"])
+def test_a_step_may_have_any_name(name: str, run: RunFixture) -> None:
+    """The generated code has names of its own, such as ``each_list``: no step's variable may be one of them."""
+
+    async def main() -> None:
+        async with planned(Lab({name: counts_down}), one_step(name)) as ready:
+            assert (await ran(ready, request({"items": [3, 1]}))).result == [30, 10]
+
+    run(main())
+
+
 @LABS
 def test_params_know_the_item_its_number_and_everything_else(make: Any, run: RunFixture) -> None:
     params = {

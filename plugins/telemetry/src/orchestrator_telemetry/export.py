@@ -1,0 +1,163 @@
+"""The export of spans: a bounded queue that requests only append to, and a thread that empties it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, Protocol
+
+import structlog
+
+from orchestrator_core.plugin_api import EndpointInfo, FinishedRun, TelemetryContext
+from orchestrator_telemetry.options import TracesOptions
+
+log = structlog.get_logger("orchestrator.telemetry")
+
+BATCH = 256
+"""How many requests go into one export."""
+
+
+class Ids(Protocol):
+    """The ids of a request's spans."""
+
+    @property
+    def trace_id(self) -> str: ...
+    @property
+    def span_id(self) -> int: ...
+    @property
+    def parent(self) -> Any: ...
+    def step_id(self, index: int) -> int: ...
+
+
+class Recorded(NamedTuple):
+    """A finished run of which spans are to be made."""
+
+    endpoint: EndpointInfo
+    run: FinishedRun
+    method: str
+    trace: Ids
+
+
+class Export:
+    """Keeps what waits to be exported, and counts what was and what was not: all are numbers of spans.
+
+    ``put`` is for the event loop's thread, ``work`` for a thread of its own.
+    """
+
+    def __init__(
+        self,
+        spans_of: Callable[[Recorded], Sequence[Any]],
+        send: Callable[[Sequence[Any]], str | None],
+        options: TracesOptions,
+    ) -> None:
+        self.exported = 0
+        self._refused = 0
+        self._lost = 0
+        self._spans_of = spans_of
+        self._send = send
+        self._limit = options.max_queue
+        self._interval = float(options.interval)
+        self._waiting: deque[Recorded] = deque()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._failing = False
+
+    @property
+    def dropped(self) -> int:
+        return self._refused + self._lost
+
+    def put(self, recorded: Recorded) -> None:
+        """Queue a run, or drop its spans when the queue is full. Never waits."""
+        waiting = len(self._waiting)
+        if waiting >= self._limit:
+            self._refused += 1 + len(recorded.run.steps)
+            return
+        self._waiting.append(recorded)
+        if waiting == BATCH:
+            self._wake.set()
+
+    def stop(self) -> None:
+        """Have the thread export what is left, and end."""
+        self._stopping = True
+        self._wake.set()
+
+    def give_up(self) -> int:
+        """Drop what still waits, and return how many runs that were."""
+        left = len(self._waiting)
+        while self._waiting:
+            self._lost += 1 + len(self._waiting.popleft().run.steps)
+        return left
+
+    def work(self) -> None:
+        while True:
+            stopping = self._stopping
+            if not stopping:
+                self._wake.wait(self._interval)
+                self._wake.clear()
+            while self._waiting:
+                self._export([self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))])
+            if stopping:
+                return
+
+    def _export(self, batch: Sequence[Recorded]) -> None:
+        spans: list[Any] = []
+        try:
+            for recorded in batch:
+                spans += self._spans_of(recorded)
+            problem = self._send(spans)
+        except Exception as error:  # the thread must outlive any defect, of the exporter's too
+            problem = f"{type(error).__name__}: {error}"
+        if problem is None:
+            self.exported += len(spans)
+            if self._failing:
+                log.info("spans are exported again")
+            self._failing = False
+            return
+        self._lost += len(spans) or len(batch)
+        if not self._failing:
+            log.warning("spans cannot be exported: they are dropped until it can be done again", error=problem)
+        self._failing = True
+
+
+class LastWords(logging.Handler):
+    """Keeps what a library logs last, instead of logging it again with every failure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = record.getMessage()
+
+
+@asynccontextmanager
+async def open_export(options: TracesOptions, context: TelemetryContext) -> AsyncIterator[Export]:
+    """Export until the block is left, and then what is left, for as long as ``shutdown_timeout`` says."""
+    from orchestrator_telemetry.spans import SpanMaker, open_exporter
+
+    exporter, words = await asyncio.to_thread(open_exporter, options, context)
+    maker = SpanMaker(options, context)
+
+    def send(spans: Sequence[Any]) -> str | None:
+        words.text = ""
+        if exporter.export(spans).name == "SUCCESS":
+            return None
+        return context.redact(words.text or "the exporter says that it failed")
+
+    export = Export(maker.spans, send, options)
+    thread = threading.Thread(target=export.work, name="orchestrator spans", daemon=True)
+    thread.start()
+    try:
+        yield export
+    finally:
+        export.stop()
+        await asyncio.to_thread(thread.join, float(options.shutdown_timeout))
+        if thread.is_alive():
+            left = export.give_up()
+            log.warning("the last spans were not exported in time", requests=left)
+        await asyncio.to_thread(exporter.shutdown)
+        await asyncio.to_thread(thread.join, 1.0)

@@ -1,0 +1,97 @@
+"""What stands in ``config.yaml`` under ``telemetry``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from attrs import frozen
+
+from orchestrator_core.plugin_api import Duration, option
+
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+INSTALL = "pip install 'orchestrator-api-telemetry[otlp]'"
+
+
+def _ascending(instance: Any, attribute: Any, value: tuple[float, ...]) -> None:
+    if not value or list(value) != sorted(set(value)) or value[0] <= 0 or not math.isfinite(value[-1]):
+        raise ValueError("expected bounds in seconds, each greater than the one before and the first than 0")
+
+
+def _ratio(instance: Any, attribute: Any, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"expected a ratio from 0 to 1, got {value:g}")
+
+
+def _positive(instance: Any, attribute: Any, value: float) -> None:
+    if value <= 0:
+        raise ValueError(f"expected more than 0, got {value:g}")
+
+
+def _http(instance: Any, attribute: Any, value: str | None) -> None:
+    if value is not None and not value.startswith(("http://", "https://")):
+        raise ValueError("expected an address that starts with http:// or https://")
+
+
+def _installed(instance: Any, attribute: Any, value: str) -> None:
+    if value != "none" and find_spec("opentelemetry") is None:
+        raise ValueError(f"the exporter {value} needs OpenTelemetry: {INSTALL}")
+    if value == "otlp" and find_spec("opentelemetry.exporter") is None:
+        raise ValueError(f"the exporter otlp needs OpenTelemetry's: {INSTALL}")
+
+
+@frozen
+class MetricsOptions:
+    """Prometheus metrics at ``GET /metrics`` of the admin listener."""
+
+    enabled: bool = option(True, help="Count, and serve the metrics.")
+    buckets: tuple[float, ...] = option(
+        BUCKETS, help="Upper bounds of the durations' histograms, in seconds.", validator=_ascending
+    )
+    process: bool = option(
+        True, help="Add the metrics of the process: CPU, memory, descriptors, garbage collection, Python's version."
+    )
+
+
+@frozen
+class TracesOptions:
+    """OpenTelemetry spans: one of each request, and one of each of its steps."""
+
+    exporter: Literal["otlp", "console", "none"] = option(
+        "otlp",
+        help="Where spans go: to a collector by OTLP over HTTP, to standard output, or nowhere, so that only "
+        "calls outward carry their ids.",
+        validator=_installed,
+    )
+    endpoint: str | None = option(
+        None,
+        help="The collector's address for traces; default OTEL_EXPORTER_OTLP_ENDPOINT, else "
+        "http://localhost:4318/v1/traces.",
+        validator=_http,
+    )
+    headers: Mapping[str, str] = option(factory=dict, help="Headers for the collector, such as an Authorization.")
+    sample_ratio: float = option(
+        1.0,
+        help="Which part of the requests is recorded that come without a traceparent; else its flag says so.",
+        validator=_ratio,
+    )
+    service_name: str | None = option(None, help="service.name; default OTEL_SERVICE_NAME, else orchestrator.")
+    resource: Mapping[str, str] = option(factory=dict, help="Further attributes of the resource.")
+    timeout: Duration = option(Duration(5), help="How long one export may take, with its retries.", validator=_positive)
+    interval: Duration = option(Duration(1), help="How long spans are collected before an export.", validator=_positive)
+    max_queue: int = option(
+        2048, help="How many requests may wait to be exported; the spans of more are dropped.", validator=_positive
+    )
+    shutdown_timeout: Duration = option(
+        Duration(3), help="How long the end of the service waits for the last export.", validator=_positive
+    )
+
+
+@frozen
+class TelemetryOptions:
+    """What the service tells about itself. ``telemetry: false`` switches all of it off."""
+
+    metrics: MetricsOptions = option(factory=MetricsOptions, help="Prometheus metrics.")
+    traces: TracesOptions | None = option(None, help="OpenTelemetry spans; off where the section is missing or null.")

@@ -1,0 +1,131 @@
+"""Spans as OpenTelemetry has them, made of a finished run and its times."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+
+from orchestrator_core.plugin_api import StepRecord, TelemetryContext, TraceParent
+from orchestrator_telemetry.export import LastWords, Recorded
+from orchestrator_telemetry.options import TracesOptions
+
+EXPORTER_LOGGER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+NANO = 1_000_000_000
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+_UNSET = Status(StatusCode.UNSET)
+
+
+class SpanMaker:
+    """Makes the spans of a run: the request's, and one of each step that was begun."""
+
+    def __init__(self, options: TracesOptions, context: TelemetryContext) -> None:
+        own = {name: context.redact(value) for name, value in options.resource.items()}
+        named = context.redact(options.service_name or "")
+        own["service.name"] = named or os.environ.get("OTEL_SERVICE_NAME") or "orchestrator"
+        self._resource = Resource.create().merge(OTELResourceDetector().detect()).merge(Resource(own))
+        self._scope = InstrumentationScope("orchestrator", context.version)
+        self._redact = context.redact
+
+    def spans(self, recorded: Recorded) -> list[ReadableSpan]:
+        endpoint, run, method, trace = recorded
+        parent = trace.parent
+        state = _state(parent)
+        trace_id = int(trace.trace_id, 16)
+        context = SpanContext(trace_id, trace.span_id, False, _SAMPLED, state)
+        started = round(run.started_at * NANO)
+        attributes: dict[str, Any] = {
+            "http.request.method": method,
+            "http.route": endpoint.route,
+            "http.response.status_code": run.http_status,
+            "orchestrator.domain": endpoint.domain,
+            "orchestrator.endpoint": endpoint.endpoint,
+            "orchestrator.execution_id": run.id,
+            "orchestrator.generation": endpoint.generation,
+        }
+        if run.degraded_steps:
+            attributes["orchestrator.degraded"] = run.degraded_steps
+        failed = run.http_status >= 500
+        if failed:
+            attributes["error.type"] = str(run.http_status)
+        spans = [
+            ReadableSpan(
+                f"{method} {endpoint.route}",
+                context=context,
+                parent=None if parent is None else _remote(parent, trace_id, state),
+                resource=self._resource,
+                attributes=attributes,
+                kind=SpanKind.SERVER,
+                status=Status(StatusCode.ERROR, self._redact(run.error)) if failed else _UNSET,
+                start_time=started,
+                end_time=started + round((run.ended - run.started) * NANO),
+                instrumentation_scope=self._scope,
+            )
+        ]
+        for index, (info, outcome) in enumerate(zip(endpoint.steps, run.steps, strict=True)):
+            if outcome is None or (isinstance(outcome, tuple) and outcome[0] == "skipped"):
+                continue
+            record = run.step_record(index)
+            began = started + round(record.start_seconds * NANO)
+            error = self._redact(record.error)
+            spans.append(
+                ReadableSpan(
+                    info.name,
+                    context=SpanContext(trace_id, trace.step_id(index), False, _SAMPLED, state),
+                    parent=context,
+                    resource=self._resource,
+                    attributes={
+                        "orchestrator.step": info.name,
+                        "orchestrator.source": info.source,
+                        "orchestrator.operation": info.operation,
+                        **_outcome(record),
+                    },
+                    kind=SpanKind.CLIENT if info.remote else SpanKind.INTERNAL,
+                    status=Status(StatusCode.ERROR, error) if error else _UNSET,
+                    start_time=began,
+                    end_time=began + round(record.duration_seconds * NANO),
+                    instrumentation_scope=self._scope,
+                )
+            )
+        return spans
+
+
+def _outcome(record: StepRecord) -> Mapping[str, Any]:
+    found: dict[str, Any] = {"orchestrator.status": record.status, "orchestrator.attempts": record.attempts}
+    if record.items is not None:
+        found["orchestrator.items"] = record.items
+        found["orchestrator.items_failed"] = record.items_failed
+    if record.error:
+        found["error.type"] = record.status
+    return found
+
+
+def _state(parent: TraceParent | None) -> TraceState | None:
+    return TraceState.from_header([parent.state]) if parent is not None and parent.state else None
+
+
+def _remote(parent: TraceParent, trace_id: int, state: TraceState | None) -> SpanContext:
+    return SpanContext(trace_id, int(parent.parent_id, 16), True, TraceFlags(parent.flags), state)
+
+
+def open_exporter(options: TracesOptions, context: TelemetryContext) -> tuple[SpanExporter, LastWords]:
+    """Return the exporter, and what it says when it fails, which it would otherwise log every time."""
+    words = LastWords()
+    if options.exporter == "console":
+        return ConsoleSpanExporter(formatter=lambda span: span.to_json(indent=None) + "\n"), words
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    logger = logging.getLogger(EXPORTER_LOGGER)
+    logger.handlers = [words]
+    logger.propagate = False
+    exporter = OTLPSpanExporter(
+        endpoint=options.endpoint, headers=dict(options.headers), timeout=float(options.timeout)
+    )
+    return exporter, words
