@@ -1,4 +1,4 @@
-"""Executions and problems as the JSON documents that the admin listener answers with and the command line reads."""
+"""Executions, policies and problems as the JSON documents that the admin listener answers with, and back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import attrs
+
+from orchestrator_core.applied import Applied
 from orchestrator_core.errors import Problem
 from orchestrator_core.plugin_api import Execution, Identity, StepRecord
 
@@ -95,6 +98,24 @@ def _milliseconds(seconds: float) -> float:
 
 def identity_json(identity: Identity) -> dict[str, str]:
     return {"name": identity.name, "version": identity.version, "digest": identity.digest}
+
+
+def policies_json(policies: Applied) -> dict[str, Any]:
+    """Return for each policy ``{"options": …, "why": …, "at": ["database.yaml:7"]}``; null options are off."""
+    return {
+        name: {
+            "options": _options_json(policy.options),
+            "why": policy.why,
+            "at": [f"{place.file}:{place.line}" for place in policy.places],
+        }
+        for name, policy in policies
+    }
+
+
+def _options_json(options: Any) -> Any:
+    if attrs.has(type(options)):
+        return {name: _options_json(value) for name, value in attrs.asdict(options, recurse=False).items()}
+    return float(options) if isinstance(options, float) else options
 
 
 def problem_json(problem: Problem) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from attrs import define, field, frozen
 from orchestrator_core.catalog import SourceKey, SourceSpec
 from orchestrator_core.codegen import CACHE_KEY
 from orchestrator_core.direct import DIRECT
+from orchestrator_core.errors import Refused
 from orchestrator_core.models import MlSource, Slot
 from orchestrator_core.plan import Plan, PlannedStep
 from orchestrator_core.plugin_api import OperationFacts, Source
@@ -169,7 +170,7 @@ def guard(step: PlannedStep, call: Call, memory: Memory, slot: Slot | None) -> C
     if not step.policies.any:
         return call
     keyed = step.cache_key is not None
-    return make_guard(
+    guarded = make_guard(
         _without_key(call) if keyed else call,
         _policies(step, slot),
         _state(step, memory),
@@ -179,6 +180,9 @@ def guard(step: PlannedStep, call: Call, memory: Memory, slot: Slot | None) -> C
         idempotent=_is_idempotent(step),
         each=step.for_each is not None,
     )
+    if slot is None or slot.fallback is None or not isinstance(guarded, Guarded):
+        return guarded
+    return Guarded(_or_fallback(guarded.call, slot))
 
 
 def guard_at_once(step: PlannedStep, call: Call, memory: Memory, slot: Slot | None) -> Call | Guarded:
@@ -186,7 +190,7 @@ def guard_at_once(step: PlannedStep, call: Call, memory: Memory, slot: Slot | No
     if not step.policies.any:
         return call
     keyed = step.cache_key is not None
-    return make_guard_at_once(
+    guarded = make_guard_at_once(
         _rows_without_key(call) if keyed else call,
         _policies(step, slot),
         _state(step, memory),
@@ -195,6 +199,37 @@ def guard_at_once(step: PlannedStep, call: Call, memory: Memory, slot: Slot | No
         names=_names(step, keyed),
         idempotent=_is_idempotent(step),
     )
+    if slot is None or slot.fallback is None or not isinstance(guarded, Guarded):
+        return guarded
+    return Guarded(_or_fallback_at_once(guarded.call, slot))
+
+
+def _or_fallback(guarded: Call, slot: Slot) -> Call:
+    """Return the call, for which the model's fallback answers when it is refused though the model is ready."""
+
+    async def call(run: Any, index: int, *values: Any) -> Any:
+        try:
+            return await guarded(run, index, *values)
+        except Refused as refused:
+            if slot.state != "ready":
+                raise  # the fallback has been asked
+            run.note(index).fell_back = True
+            return await slot.fall_back(values[0], refused)
+
+    return call
+
+
+def _or_fallback_at_once(guarded: Call, slot: Slot) -> Call:
+    async def call(run: Any, index: int, rows: Sequence[Sequence[Any]]) -> Any:
+        try:
+            return await guarded(run, index, rows)
+        except Refused as refused:
+            if slot.state != "ready":
+                raise
+            run.note(index).fell_back = True
+            return [await slot.fall_back(row[0], refused) for row in rows]
+
+    return call
 
 
 def _state(step: PlannedStep, memory: Memory) -> SourceState:

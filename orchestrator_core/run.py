@@ -65,6 +65,9 @@ class CalledModel(Protocol):
 
     failures: int
 
+    @property
+    def fallback(self) -> CalledModel | None: ...
+
     def answered_by(self, start: float, end: float) -> Identity | None: ...
 
 
@@ -342,7 +345,10 @@ class Run:
         """Return which model each step called, where there was one to call, and how the step ended."""
         found = {}
         for name, model in self.plan.models.items():
-            step = self.steps[self.plan.step_names.index(name)]
+            index = self.plan.step_names.index(name)
+            step, note = self.steps[index], self.notes.get(index) if self.notes else None
+            if note is not None and note.fell_back and model.fallback is not None:
+                model = model.fallback
             status, start, end = step[:3] if isinstance(step, tuple) else (CANCELLED, step, self.ended or clock())
             if start is not None and status is not SKIPPED and (identity := model.answered_by(start, end)):
                 found[name] = (identity, status)

@@ -12,7 +12,7 @@ import attrs
 from attrs import define, field, frozen
 
 from orchestrator_core.answer_cache import Answers
-from orchestrator_core.applied import Defaults
+from orchestrator_core.applied import defaults_of
 from orchestrator_core.catalog import Catalog, SourceKey, SourceSpec, build_catalog
 from orchestrator_core.codegen import Coroutine, Generated, generate
 from orchestrator_core.config.model import Configuration
@@ -74,9 +74,7 @@ def draft(configuration: Configuration, registry: Registry) -> Draft:
     store, unfit_store = find_store(configuration, registry)
     telemetry, unfit_telemetry = configure_telemetry(configuration, registry)
     problems = [*configuration.problems, *registry.problems, *catalog.problems, *unfit_store, *unfit_telemetry]
-    at = configuration.app_located
-    said = at["policies"] if at is not None and "policies" in at.data else None
-    defaults = Defaults(configuration.app.policies, said)
+    defaults = defaults_of(configuration)
     endpoints: list[Compiled] = []
     plans: dict[PlanKey, Plan] = {}
     for endpoint in configuration.endpoints:
