@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from time import time
-from typing import Any
+from typing import Any, TypeAlias
 
 from orchestrator_core.expressions import MISSING, compile_expression
 from orchestrator_core.models import Slot
@@ -21,8 +21,8 @@ __all__ = ["Answers", "Make"]
 Make = Callable[[Request, Run], Awaitable[bytes]]
 """What makes an answer's body by executing the plan."""
 
-_Kept = list[Any]
-"""The body, the execution that made it, when, and its degraded steps: JSON, as the shared cache takes it."""
+_Kept: TypeAlias = Any
+"""``[body, execution id, Unix time, degraded steps]``: who made it, and when. It is JSON, for the shared cache."""
 
 
 class Answers:
@@ -58,14 +58,14 @@ class Answers:
         if key is None:
             return await make(request, run)
 
-        async def made() -> _Kept | Degraded:
+        async def made() -> _Kept:
             try:
                 return _kept(await make(request, run), run)
             except Exception as error:
                 vars(error)["failed_step"] = run.failed_step  # for those who wait for this execution
                 raise
 
-        async def renewed() -> _Kept | Degraded:
+        async def renewed() -> _Kept:
             return _kept(*await renew(request))
 
         try:
@@ -77,19 +77,24 @@ class Answers:
                 raise
             return _given(stale[1], run, "stale")
         kept = result.result if type(result) is Degraded else result
-        return _given(kept, run, how) if how else kept[0].encode()
+        return _given(kept, run, how) if how else _body(kept)
 
 
-def _kept(body: bytes, run: Run) -> _Kept | Degraded:
-    kept = [body.decode(), run.id, time(), list(run.degraded_steps)]
+def _kept(body: bytes, run: Run) -> _Kept:
+    kept: _Kept = [body.decode(), run.id, time(), list(run.degraded_steps)]
     return Degraded(kept) if run.degraded_steps else kept
 
 
 def _given(kept: _Kept, run: Run, how: Cached) -> bytes:
-    body, execution_id, made_at, degraded = kept
+    _, execution_id, made_at, degraded = kept
     run.kept = KeptAnswer(how, execution_id, made_at)
     run.degraded_steps = tuple(degraded)
-    return body.encode()  # type: ignore[no-any-return]  # a text: see _kept
+    return _body(kept)
+
+
+def _body(kept: _Kept) -> bytes:
+    text: str = kept[0]
+    return text.encode()
 
 
 def _whole_request(headers: Sequence[str]) -> Callable[[Request], Any]:

@@ -9,7 +9,7 @@ import attrs
 from attrs import evolve, field, frozen
 
 from orchestrator_core.catalog import SourceSpec
-from orchestrator_core.config.model import StepConfig
+from orchestrator_core.config.model import Configuration, Step
 from orchestrator_core.config.structure import Located
 from orchestrator_core.direct import DIRECT
 from orchestrator_core.plugin_api import OperationFacts
@@ -21,9 +21,12 @@ from orchestrator_core.policies.options import (
     RetryOptions,
 )
 
-__all__ = ["Applied", "Defaults", "Place", "Policy", "applied"]
+__all__ = ["CONFIGURED", "NOT_CONFIGURED", "Applied", "Defaults", "Place", "Policy", "applied", "defaults_of"]
 
 DEFAULT = "default"
+CONFIGURED = "configured"
+OFF = "off"
+NOT_CONFIGURED = "off: not configured"
 _CLASSES: Mapping[str, type[Any] | None] = {
     "timeout": None,
     "retry": RetryOptions,
@@ -46,14 +49,12 @@ class Place:
 class Policy:
     """One policy of a step: its options, or None where it is off, and why that is so.
 
-    ``why`` is in words; ``places`` is where it is configured, the last one winning. ``own`` says that the step's own
-    configuration has a say: what the policy remembers is then the step's own.
+    ``why`` is in words; ``places`` is where it is configured, the last one winning.
     """
 
     options: Any
     why: str
     places: tuple[Place, ...] = ()
-    own: bool = False
 
 
 @frozen
@@ -87,14 +88,14 @@ class Defaults:
 class _Layer:
     options: Any
     located: Located | None
-    own: bool = False
 
     def given(self, name: str) -> Any:
         return getattr(self.options, name, None)
 
     def keys(self, name: str) -> set[str]:
         data = self.located.data.get(name) if self.located is not None else None
-        return set(data) if isinstance(data, dict) else set()
+        known = {attribute.name for attribute in attrs.fields(type(self.given(name)))}
+        return known & set(data) if isinstance(data, dict) else set()
 
     def place(self, name: str) -> Place:
         assert self.located is not None, "what is given stands somewhere"
@@ -102,18 +103,29 @@ class _Layer:
         return Place(problem.file, problem.line)
 
 
-def applied(defaults: Defaults, spec: SourceSpec, operation: str, step: StepConfig, located: Located) -> Applied:
-    """Return what applies to the step's calls: what is said nearest to the step wins, option by option."""
+def defaults_of(configuration: Configuration) -> Defaults:
+    """Return what ``config.yaml`` says of all sources."""
+    at = configuration.app_located
+    said = at is not None and "policies" in at.data
+    return Defaults(configuration.app.policies, at["policies"] if at is not None and said else None)
+
+
+def applied(defaults: Defaults, spec: SourceSpec, operation: str, step: Step | None = None) -> Applied:
+    """Return what applies to the step's calls: what is said nearest to the step wins, option by option.
+
+    Without a step it is what applies to all calls that say nothing themselves, and are idempotent.
+    """
     if spec.kind is DIRECT:
         nothing = Policy(None, "a direct step calls nothing")
         return Applied(nothing, nothing, nothing, nothing, nothing)
     facts = spec.facts.get(operation) or OperationFacts()
     said = [spec.policies[key] for key in dict.fromkeys(("", operation)) if key in spec.policies]
     layers = [_Layer(defaults.options, defaults.located), *(_Layer(of.options, of.located) for of in said)]
-    # A step's own timeout is for the step as a whole, with everything that is around its call.
-    layers.append(_Layer(evolve(step, timeout=None), located, own=True))
+    if step is not None:  # its own timeout is for the step as a whole, with everything that is around its call
+        layers.append(_Layer(evolve(step.config, timeout=None), step.located))
     found = {name: _policy(name, facts, layers) for name in _CLASSES}
-    found["retry"] = _if_idempotent(found["retry"], facts, spec, operation)
+    if step is not None:
+        found["retry"] = _if_idempotent(found["retry"], facts, spec, operation)
     if found["timeout"].options is None and (seconds := getattr(spec.options, "timeout", None)) is not None:
         found["timeout"] = _of_kind(spec, float(seconds))
     return Applied(**found)
@@ -125,17 +137,15 @@ def _policy(name: str, facts: OperationFacts, layers: list[_Layer]) -> Policy:
         options, why = None, "off: it runs in this process, where nothing is transient"
         layers = layers[1:]
     elif options is None:
-        why = "off: not configured"
+        why = NOT_CONFIGURED
     places: tuple[Place, ...] = ()
-    own = False
     for layer in layers:
         given = layer.given(name)
         if given is None:
             continue
-        own = own or layer.own
-        why = ""
+        why = CONFIGURED
         if given is False:
-            options, places = None, (layer.place(name),)
+            options, why, places = None, OFF, (layer.place(name),)
         elif given is True:
             options, places = options or _ON[name], (*places, layer.place(name))
         elif options is None or not attrs.has(type(given)):
@@ -144,7 +154,7 @@ def _policy(name: str, facts: OperationFacts, layers: list[_Layer]) -> Policy:
             keys = layer.keys(name)
             options = evolve(options, **{key: getattr(given, key) for key in keys})
             places = (*places, layer.place(name))
-    return Policy(options, why, places, own)
+    return Policy(options, why, places)
 
 
 def _if_idempotent(retry: Policy, facts: OperationFacts, spec: SourceSpec, operation: str) -> Policy:
@@ -153,7 +163,7 @@ def _if_idempotent(retry: Policy, facts: OperationFacts, spec: SourceSpec, opera
     if facts.idempotent or spec.kind.idempotent:
         return evolve(retry, why=f"{retry.why}, {operation} is idempotent") if not retry.places else retry
     what = operation or f"an operation of type {spec.kind.name}"
-    return Policy(None, f"off: {what} is not known to be idempotent", retry.places, retry.own)
+    return Policy(None, f"off: {what} is not known to be idempotent", retry.places)
 
 
 def _of_kind(spec: SourceSpec, seconds: float) -> Policy:

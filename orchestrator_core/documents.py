@@ -1,4 +1,4 @@
-"""Executions and problems as the JSON documents that the admin listener answers with and the command line reads."""
+"""Executions, policies and problems as the JSON documents that the admin listener answers with, and back."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import attrs
+import orjson
+
+from orchestrator_core.applied import Applied
 from orchestrator_core.errors import Problem
-from orchestrator_core.plugin_api import Execution, Identity, StepRecord
+from orchestrator_core.plugin_api import Captured, Execution, Identity, StepRecord
 
 
 def execution_json(execution: Execution) -> dict[str, Any]:
     """Return the execution with times in milliseconds; ``started_at`` is ISO 8601 in UTC.
 
-    It has ``cache`` and ``cached_from`` where a cache gave the whole answer. A step has ``items``, ``items_failed``,
-    ``cache``, ``breaker`` and ``waited_ms`` where there is something to say.
+    It has ``cache`` and ``cached_from`` where a cache gave the whole answer, and ``captured`` where values are kept. A
+    step has ``items``, ``items_failed``, ``cache``, ``breaker`` and ``waited_ms`` where there is something to say.
     """
     return {
         "id": execution.id,
@@ -32,6 +36,7 @@ def execution_json(execution: Execution) -> dict[str, Any]:
         "error": execution.error,
         **({"cache": execution.cache, "cached_from": execution.cached_from} if execution.cache else {}),
         "steps": [_step_json(step) for step in execution.steps],
+        **({} if execution.captured is None else {"captured": dict(execution.captured)}),
     }
 
 
@@ -70,6 +75,7 @@ def execution_of(document: Mapping[str, Any]) -> Execution:
         error=document["error"],
         cache=document.get("cache", ""),
         cached_from=document.get("cached_from", ""),
+        captured=Captured(orjson.dumps(document["captured"])) if "captured" in document else None,
     )
 
 
@@ -95,6 +101,18 @@ def _milliseconds(seconds: float) -> float:
 
 def identity_json(identity: Identity) -> dict[str, str]:
     return {"name": identity.name, "version": identity.version, "digest": identity.digest}
+
+
+def policies_json(policies: Applied) -> dict[str, Any]:
+    """Return for each policy ``{"options": …, "why": …, "at": ["database.yaml:7"]}``; null options are off."""
+    return {
+        name: {
+            "options": attrs.asdict(policy.options) if attrs.has(type(policy.options)) else policy.options,
+            "why": policy.why,
+            "at": [f"{place.file}:{place.line}" for place in policy.places],
+        }
+        for name, policy in policies
+    }
 
 
 def problem_json(problem: Problem) -> dict[str, Any]:

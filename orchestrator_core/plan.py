@@ -252,7 +252,7 @@ class _Compiler:
         operation = self.operation(spec, config, located) if spec else None
         if spec is None or operation is None or params is None:
             return None
-        policies = applied(self.defaults, spec, operation, config, located)
+        policies = applied(self.defaults, spec, operation, step)
         waits_for = frozenset((referred | set(config.depends_on)) - {config.name})
         return PlannedStep(
             config.name,
@@ -312,11 +312,10 @@ class _Compiler:
     def check_key_names(
         self, key: str | tuple[str, ...] | None, config: StepConfig, located: Located, *at: str
     ) -> None:
-        names = [(key, at)] if isinstance(key, str) else [(name, (*at, place)) for place, name in enumerate(key or ())]
-        for name, where in names:
+        for name, place in _names_in(key):
             if name not in config.params:
                 message = f"the step '{config.name}' passes no parameter '{name}'"
-                self.report(located, "ORC407", message, *where, hint=did_you_mean(name, config.params))
+                self.report(located, "ORC407", message, *at, *place, hint=did_you_mean(name, config.params))
 
     def answer_key(self, config: EndpointConfig, located: Located) -> Node | None:
         """Return the key of the endpoint's own cache: an expression on the request, or names of what is in it."""
@@ -333,7 +332,7 @@ class _Compiler:
                     self.report(located, "ORC503", message, *path, hint=hint, **place_of(reference))
             self.references[start:] = [found for found in self.references[start:] if found[0].root == "request"]
             return node
-        names = [(key, ())] if isinstance(key, str) else [(name, (place,)) for place, name in enumerate(key)]
+        names = _names_in(key)
         declared = (config.input_schema or {}).get("properties") or {}
         known = {*declared, *_PARAMETER.findall(config.path or "")}
         for name, at in names:
@@ -787,6 +786,11 @@ def parse_condition(value: Any) -> Node:
 def _is_expression(key: str) -> bool:
     """Return whether a cache's key is an expression, not the name of a parameter."""
     return key.startswith("$") or "{{" in key
+
+
+def _names_in(key: str | tuple[str, ...] | None) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the names in a cache's key, each with its place there."""
+    return [(key, ())] if isinstance(key, str) else [(name, (place,)) for place, name in enumerate(key or ())]
 
 
 def _is_header(reference: Reference) -> bool:

@@ -12,7 +12,8 @@ import attrs
 from attrs import define, field, frozen
 
 from orchestrator_core.answer_cache import Answers
-from orchestrator_core.applied import Defaults
+from orchestrator_core.applied import defaults_of
+from orchestrator_core.capture import Capture, make_capture, note
 from orchestrator_core.catalog import Catalog, SourceKey, SourceSpec, build_catalog
 from orchestrator_core.codegen import Coroutine, Generated, generate
 from orchestrator_core.config.model import Configuration
@@ -39,6 +40,7 @@ from orchestrator_core.plugin_api import (
 )
 from orchestrator_core.plugins import Registry
 from orchestrator_core.policies.notes import Guarded
+from orchestrator_core.policies.policies import Capture as Noted
 from orchestrator_core.policies.shared import MissingExtra
 from orchestrator_core.stores import StoreSpec, find_store
 
@@ -71,9 +73,7 @@ def draft(configuration: Configuration, registry: Registry) -> Draft:
     catalog = build_catalog(configuration, registry)
     store, unfit_store = find_store(configuration, registry)
     problems = [*configuration.problems, *registry.problems, *catalog.problems, *unfit_store]
-    at = configuration.app_located
-    said = at["policies"] if at is not None and "policies" in at.data else None
-    defaults = Defaults(configuration.app.policies, said)
+    defaults = defaults_of(configuration)
     endpoints: list[Compiled] = []
     plans: dict[PlanKey, Plan] = {}
     for endpoint in configuration.endpoints:
@@ -95,6 +95,7 @@ class ReadyPlan:
 
     __slots__ = (
         "answers",
+        "capture",
         "domain",
         "generated",
         "generation",
@@ -102,6 +103,7 @@ class ReadyPlan:
         "name",
         "on_request_only",
         "plan",
+        "redact",
         "request_only",
         "run",
         "sequential",
@@ -109,8 +111,17 @@ class ReadyPlan:
         "timeout",
     )
 
-    def __init__(self, plan: Plan, generation: str, calls: Mapping[str, Call]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        generation: str,
+        calls: Mapping[str, Call],
+        capture: Capture | None = None,
+        redact: Callable[[str], str] = str,
+    ) -> None:
         self.plan = plan
+        self.capture = capture
+        self.redact = redact
         self.domain = plan.domain
         self.name = plan.name
         self.generation = generation
@@ -297,35 +308,48 @@ class _Known:
         return looked or CallInspection(source.inspection.facts.get(step.operation))
 
 
+def _capture(plan: Plan, configuration: Configuration) -> Capture | None:
+    tracking = configuration.app.tracking
+    return make_capture(
+        plan.config.capture or tracking.capture,
+        [(step.name, [name for name, _ in step.params]) for step in plan.steps],
+        tracking.redact,
+        tracking.max_payload_size,
+        configuration.redactor,
+    )
+
+
 def _bind(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource], memory: Memory) -> ReadyPlan:
     problems: list[Problem] = []
     calls: dict[str, Call] = {}
     models: dict[str, Slot] = {}
+    capture = _capture(plan, prepared.configuration)
     for step in plan.steps:
         source = opened[step.spec.key].source
         if isinstance(source, MlSource) and step.operation in source.models:
             models[step.name] = source.models[step.operation].slot
         try:
-            calls[step.name] = _call(source, step, memory, models.get(step.name))
+            calls[step.name] = _call(source, step, memory, models.get(step.name), note if capture else None)
         except (OrchestratorError, ValueError) as error:
             problems.append(step.located.problem("ORC603", str(error), "operation"))
     if problems:
         raise ConfigError(problems)
-    ready = ReadyPlan(plan, prepared.configuration.generation, calls)
+    configuration = prepared.configuration
+    ready = ReadyPlan(plan, configuration.generation, calls, capture, configuration.redactor)
     ready.models = models
     if plan.cache is not None:
         ready.answers = Answers(plan.cache, memory.answers[plan.domain, plan.name].state, list(models.values()))
     return ready
 
 
-def _call(source: Source, step: PlannedStep, memory: Memory, slot: Slot | None) -> Call:
+def _call(source: Source, step: PlannedStep, memory: Memory, slot: Slot | None, noted: Noted | None) -> Call:
     names = [name for name, _ in step.params]
     call = bind(source, step.operation, names)
     if step.for_each is not None and isinstance(source, PreparesMany):
         many = source.prepare_many(step.operation, names)
         if many is not None:
-            return AtOnce(guard_at_once(step, many, memory, slot))
-    return guard(step, call, memory, slot)
+            return AtOnce(guard_at_once(step, many, memory, slot, noted))
+    return guard(step, call, memory, slot, noted)
 
 
 def bind(source: Source, operation: str, names: Sequence[str]) -> Callable[..., Awaitable[JSON]]:

@@ -26,7 +26,6 @@ CODES: Mapping[str, str] = {
     "ORC206": "defined twice",
     "ORC207": "two names for one domain",
     "ORC208": "name that cannot stand in a URL",
-    "ORC210": "not available in this version",
     "ORC301": "environment variable that is not set",
     "ORC302": "unknown secret source",
     "ORC303": "unreadable secret file",

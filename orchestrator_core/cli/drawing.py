@@ -11,7 +11,8 @@ import attrs
 import click
 
 from orchestrator_core.cli.findings import counted
-from orchestrator_core.cli.policies import POLICY_WIDTH, cache_in_words, policies_in_words, policies_json, seconds
+from orchestrator_core.cli.policies import POLICY_WIDTH, cache_in_words, policies_in_words, seconds
+from orchestrator_core.documents import policies_json
 from orchestrator_core.expressions import Node, ObjectNode, references, unparse
 from orchestrator_core.plan import AnswerCache, Plan, PlannedStep
 

@@ -1,4 +1,4 @@
-"""The policies of a step in words, each with the reason why it applies, and as JSON."""
+"""The policies of a step in words, each with the reason why it applies."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import attrs
-
-from orchestrator_core.applied import Applied, Policy
+from orchestrator_core.applied import NOT_CONFIGURED, Applied, Policy
 from orchestrator_core.policies.options import BreakerOptions, CacheOptions, ConcurrencyOptions, RetryOptions
 
 POLICY_WIDTH = len("circuit breaker")
-NOT_CONFIGURED = "off: not configured"
 
 
 def policies_in_words(policies: Applied, folder: Path, cache_key: str = "") -> Iterator[tuple[str, str]]:
@@ -26,10 +23,9 @@ def policies_in_words(policies: Applied, folder: Path, cache_key: str = "") -> I
 
 def _in_words(policy: Policy, folder: Path, cache_key: str) -> str:
     at = ", then ".join(f"{(folder / place.file).as_posix()}:{place.line}" for place in policy.places)
-    why = ", ".join(filter(None, (policy.why, at)))
     if policy.options is None:
-        return why if policy.why else f"off: {at}"
-    return f"{_options_in_words(policy.options, cache_key)}: {why}"
+        return f"{policy.why}: {at}" if at else policy.why
+    return f"{_options_in_words(policy.options, cache_key)}: {at or policy.why}"
 
 
 def _options_in_words(options: Any, cache_key: str) -> str:
@@ -61,16 +57,7 @@ def cache_in_words(options: CacheOptions, by: str) -> str:
 
 
 def seconds(value: float) -> str:
+    for unit, factor in (("h", 3600), ("min", 60)):
+        if value >= 2 * factor and value % factor == 0:
+            return f"{value / factor:g} {unit}"
     return f"{value:g} s" if value >= 1 else f"{value * 1000:g} ms"
-
-
-def policies_json(policies: Applied) -> dict[str, Any]:
-    """Return for each policy ``{"options": …, "why": …, "at": ["database.yaml:7"]}``; null options are off."""
-    return {
-        name: {
-            "options": attrs.asdict(policy.options) if attrs.has(type(policy.options)) else policy.options,
-            "why": policy.why,
-            "at": [f"{place.file}:{place.line}" for place in policy.places],
-        }
-        for name, policy in policies
-    }

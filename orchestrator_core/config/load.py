@@ -94,6 +94,7 @@ class _Loader:
     domain_files: dict[str, str] = field(factory=dict)
     sections: dict[tuple[str, str], _Parts] = field(factory=dict)
     digests: dict[str, str] = field(factory=dict)
+    texts: dict[str, str] = field(factory=dict)
     secrets: list[str] = field(factory=list)
     secret_files: list[Path] = field(factory=list)
     incomplete: bool = False
@@ -104,6 +105,7 @@ class _Loader:
     def read(self, path: Path) -> Document:
         document = load_document(path, self.name(path))
         self.digests[document.name] = hashlib.sha256(document.text.encode()).hexdigest()
+        self.texts[document.name] = document.text
         self.problems.extend(document.problems)
         if document.data is None and document.problems:
             self.incomplete = True
@@ -263,4 +265,5 @@ class _Loader:
             secret_files=tuple(self.secret_files),
             problems=tuple(self.problems),
             incomplete=self.incomplete,
+            texts=self.texts,
         )

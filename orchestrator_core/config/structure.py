@@ -279,6 +279,8 @@ def _fits(cls: Any, value: Any) -> bool:
         return True
     if cls is type(None):
         return value is None
+    if origin is Literal and isinstance(value, bool):
+        return any(option is value for option in get_args(cls))
     if origin is Literal:
         return any(type(option) is type(value) for option in get_args(cls))
     if cls in (Duration, Size):

@@ -13,8 +13,10 @@ import attrs
 import orjson
 from aiohttp import web
 
+from orchestrator_core.applied import applied, defaults_of
+from orchestrator_core.catalog import SourceSpec
 from orchestrator_core.config.secrets import MASK, Secret
-from orchestrator_core.documents import execution_json, problem_json
+from orchestrator_core.documents import execution_json, policies_json, problem_json
 from orchestrator_core.engine import failure_of, new_execution_id
 from orchestrator_core.errors import (
     BadRequest,
@@ -37,7 +39,7 @@ from orchestrator_core.http.models_page import (
 from orchestrator_core.plugin_api import Query, ReadyCheck
 from orchestrator_core.reload import Live, Reloaded
 from orchestrator_core.run import clock
-from orchestrator_core.snapshot import OpenSource
+from orchestrator_core.snapshot import OpenSource, Snapshot
 from orchestrator_core.tracking import MAX_PAGE, ExecutionLog, tracking_json
 
 _EXECUTION = re.compile(r"/executions/([^/]+)\Z")
@@ -112,7 +114,13 @@ class AdminApp:
         return execution_json(execution)
 
     async def _sources(self, request: web.BaseRequest) -> dict[str, Any]:
-        return {"sources": [await _source(opened) for opened in self.live.snapshot.sources.values()]}
+        snapshot = self.live.snapshot
+        found = []
+        for key, opened in snapshot.sources.items():
+            # The policies are those of the configuration that serves: a source is kept when they alone change.
+            policies = _policies(snapshot.catalog.specs.get(key, opened.spec), snapshot)
+            found.append({**await _source(opened), "policies": policies})
+        return {"sources": found}
 
     async def _models(self, request: web.BaseRequest) -> dict[str, Any]:
         return {"models": [model_json(listed, self.executions) for listed in models_of(self.live.snapshot)]}
@@ -171,6 +179,17 @@ async def _source(opened: OpenSource) -> dict[str, Any]:
         "options": _options(spec.options),
         **await _state(opened),
     }
+
+
+def _policies(spec: SourceSpec, snapshot: Snapshot) -> dict[str, Any]:
+    """Return each policy's options, why they apply and what it remembers; of a source of models, by operation."""
+    defaults = defaults_of(snapshot.configuration)
+    found = {}
+    for operation, state in snapshot.memory.of_source(spec.key):
+        remembered = state.describe()
+        said = policies_json(applied(defaults, spec, operation))
+        found[operation] = {name: {**policy, **remembered.get(name, {})} for name, policy in said.items()}
+    return found.get("", found)
 
 
 def _options(options: Any) -> dict[str, str]:

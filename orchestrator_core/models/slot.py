@@ -169,7 +169,7 @@ class Slot:
             return await self.predict_one(row)
         if self.fallback is None:
             raise self.not_ready()
-        with _fallback_of(self):
+        with _fallback_of(self.not_ready()):
             return Degraded(_plain(await self.fallback.predict_one(row)))
 
     async def _rows_elsewhere(self, rows: Sequence[Row]) -> Sequence[JSON] | Degraded:
@@ -177,8 +177,15 @@ class Slot:
             return await self.predict_rows(rows)
         if self.fallback is None:
             raise self.not_ready()
-        with _fallback_of(self):
+        with _fallback_of(self.not_ready()):
             return Degraded(_plain(await self.fallback.predict_rows(rows)))
+
+    async def fall_back(self, features: Any, refused: Refused) -> Any:
+        """Have the fallback answer a call that was refused before it came to the model, for a row or a list of rows."""
+        assert self.fallback is not None, "there is one where this is called"
+        with _fallback_of(refused):
+            predict: Any = self.fallback.predict_one if type(features) is dict else self.fallback.predict_rows
+            return Degraded(_plain(await predict(features)))
 
     # --- what the supervisor says ------------------------------------------------------------------------------------
 
@@ -240,17 +247,17 @@ class Slot:
 
 
 @contextmanager
-def _fallback_of(slot: Slot) -> Iterator[None]:
+def _fallback_of(refused: SourceUnavailable) -> Iterator[None]:
     """Say of a failure of the fallback that it is the fallback's, and why it was asked."""
     try:
         yield
     except SourceError as error:
-        message = f"{slot.not_ready()}, and its fallback failed: {error}"
+        message = f"{refused}, and its fallback failed: {error}"
         raise SourceError(message, transient=error.transient) from error
     except SourceUnavailable as error:
-        wait = min(slot.not_ready().retry_after_seconds or 1.0, error.retry_after_seconds or 1.0)
+        wait = min(refused.retry_after_seconds or 1.0, error.retry_after_seconds or 1.0)
         kind = Refused if isinstance(error, Refused) else SourceUnavailable
-        raise kind(f"{slot.not_ready()}, and {error}", retry_after_seconds=wait) from error
+        raise kind(f"{refused}, and {error}", retry_after_seconds=wait) from error
 
 
 def _plain(result: Any) -> Any:

@@ -12,7 +12,7 @@ from orchestrator_core.policies.core import Call, Layer
 from orchestrator_core.policies.keys import KeyOf
 from orchestrator_core.policies.notes import Cached, StepNote
 from orchestrator_core.policies.policies import GuardedRun
-from orchestrator_core.policies.timer import Timer, within
+from orchestrator_core.policies.timer import TimeLimit, Timer, within
 
 __all__ = ["cached", "cached_at_once"]
 
@@ -38,8 +38,13 @@ class _Background:
         return StepNote()
 
 
+def _limits(step_timeout: float | None) -> tuple[TimeLimit | None, TimeLimit]:
+    return None if step_timeout is None else TimeLimit(step_timeout), TimeLimit(step_timeout or REFRESH_SECONDS)
+
+
 def cached(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None, *, each: bool) -> Call:
     """Return the guarded call of a layer behind a cache."""
+    limit, refresh_limit = _limits(step_timeout)
     entries, clock, use = cache.entries, cache.clock, cache.entries.move_to_end
 
     async def cached(run: GuardedRun, index: int, *values: Any) -> Any:
@@ -51,10 +56,10 @@ def cached(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None
             _note(run, index, "hit", each=each)
             return entry[1]
         if key is None:
-            return await within(step_timeout, lambda timer: layer(run, index, values, timer))
+            return await within(limit, lambda timer: layer(run, index, values, timer))
         try:
             result, how = await within(
-                step_timeout,
+                limit,
                 lambda timer: cache.obtain(key, lambda: layer(run, index, values, timer), lambda: refresh(values)),
             )
         except Exception as error:
@@ -70,13 +75,14 @@ def cached(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None
         return result
 
     def refresh(values: tuple[Any, ...]) -> Awaitable[Any]:
-        return within(step_timeout or REFRESH_SECONDS, lambda timer: layer(_Background(), 0, values, timer))
+        return within(refresh_limit, lambda timer: layer(_Background(), 0, values, timer))
 
     return cached
 
 
 def cached_at_once(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None) -> Call:
     """Return the guarded call for all items, behind a cache: it asks for those that are not there."""
+    limit, refresh_limit = _limits(step_timeout)
 
     async def cached(run: GuardedRun, index: int, rows: Sequence[Row]) -> Sequence[Any]:
         found = _Found(cache, [key_of(row) for row in rows])
@@ -88,9 +94,7 @@ def cached_at_once(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: floa
             cache.refresh([found.keys[place] for place in missing], lambda: refresh(found.keys, rows, missing))
             missing = []
         if missing:
-            await found.ask(
-                missing, lambda asked: within(step_timeout, lambda timer: call(run, index, asked, timer)), rows
-            )
+            await found.ask(missing, lambda asked: within(limit, lambda timer: call(run, index, asked, timer)), rows)
         found.note(run.note(index), asked=bool(missing))
         return found.answers
 
@@ -99,7 +103,7 @@ def cached_at_once(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: floa
 
     async def refresh(keys: Sequence[Hashable], rows: Sequence[Row], places: Sequence[int]) -> None:
         asked = [rows[place] for place in places]
-        answers = await within(step_timeout or REFRESH_SECONDS, lambda timer: call(_Background(), 0, asked, timer))
+        answers = await within(refresh_limit, lambda timer: call(_Background(), 0, asked, timer))
         cache.keep([keys[place] for place in places], answers)
 
     return cached

@@ -16,7 +16,7 @@ from orchestrator_core.policies.concurrency import Limiter, QueueFull
 from orchestrator_core.policies.options import RetryOptions
 from orchestrator_core.policies.policies import GuardedRun
 from orchestrator_core.policies.retry import RetryBudget, pause_seconds
-from orchestrator_core.policies.timer import Timer
+from orchestrator_core.policies.timer import TimeLimit, Timer
 
 __all__ = ["Call", "Layer", "attempts", "is_failure", "queued", "timed"]
 
@@ -34,8 +34,10 @@ def is_failure(error: object) -> bool:
 def timed(call: Call, seconds: float, label: str) -> Call:
     """Return the call with a time limit. Raises :class:`SourceTimeout`."""
 
+    limit = TimeLimit(seconds)
+
     async def timed(*values: Any) -> Any:
-        timer = Timer(seconds)
+        timer = limit.begin()
         try:
             return await call(*values)
         except asyncio.CancelledError:
@@ -43,7 +45,7 @@ def timed(call: Call, seconds: float, label: str) -> Call:
                 raise SourceTimeout(f"{label} did not answer within {seconds:g} s") from None
             raise
         finally:
-            timer.stop()
+            limit.end(timer)
 
     return timed
 

@@ -16,7 +16,7 @@ from orchestrator_core.policies.keys import KeyOf, choose, key_of, key_of_one
 from orchestrator_core.policies.notes import Guarded
 from orchestrator_core.policies.policies import Capture, GuardedRun, Policies
 from orchestrator_core.policies.state import SourceState
-from orchestrator_core.policies.timer import Timer, within
+from orchestrator_core.policies.timer import TimeLimit, Timer, within
 
 __all__ = ["make_guard", "make_guard_at_once"]
 
@@ -130,8 +130,10 @@ def _outermost(layer: Layer) -> Call:
 
 
 def _within_step(layer: Layer, seconds: float) -> Call:
+    limit = TimeLimit(seconds)
+
     async def guarded(run: GuardedRun, index: int, *values: Any) -> Any:
-        return await within(seconds, lambda timer: layer(run, index, values, timer))
+        return await within(limit, lambda timer: layer(run, index, values, timer))
 
     return guarded
 

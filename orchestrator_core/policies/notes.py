@@ -20,7 +20,7 @@ class StepNote:
     ``attempts`` counts how often the source was called: 0 when it was not, as when a cache answered or a breaker was
     open. A step with ``for_each`` has one note: the first attempts of all its items are one, and each further attempt
     of an item is one more. ``cached_calls`` is how many of its calls a cache answered, ``waited_seconds`` the longest
-    time that one of them waited for its turn.
+    time that one of them waited for its turn. ``fell_back`` says that a model's fallback answered in its place.
     """
 
     attempts: int = 1
@@ -28,6 +28,7 @@ class StepNote:
     breaker: BreakerState = ""
     waited_seconds: float = 0.0
     cached_calls: int = 0
+    fell_back: bool = False
 
 
 @frozen

@@ -25,7 +25,7 @@ from orchestrator_core.plugin_api import Duration
 from orchestrator_core.policies.breaker import Breaker
 from orchestrator_core.policies.keys import document, document_of
 from orchestrator_core.policies.options import BreakerOptions, SharedCacheOptions
-from orchestrator_core.policies.timer import Timer
+from orchestrator_core.policies.timer import TimeLimit
 
 __all__ = ["MissingExtra", "SharedCache", "open_shared_cache"]
 
@@ -48,7 +48,7 @@ class SharedCache:
     def __init__(self, backend: Any, options: SharedCacheOptions, clock: Callable[[], float] = monotonic) -> None:
         self.where = _without_credentials(options.url)
         self._backend = backend
-        self._timeout = float(options.timeout)
+        self._limit = TimeLimit(options.timeout)
         self._prefix = options.prefix
         self._secret = options.secret.encode()
         self._breaker = Breaker(_OUTAGE, clock)
@@ -91,7 +91,7 @@ class SharedCache:
         era = breaker.era
         if not era and not breaker.probe():
             return None
-        timer = Timer(self._timeout)
+        timer = self._limit.begin()
         try:
             answer = await command()
         except asyncio.CancelledError:
@@ -99,13 +99,13 @@ class SharedCache:
                 if not era:
                     breaker.rearm()
                 raise
-            self._failed(era, f"no answer within {self._timeout:g} s")
+            self._failed(era, f"no answer within {self._limit.seconds:g} s")
             return None
         except Exception as error:  # cashews and redis have a dozen between them; a request must see none
             self._failed(era, f"{type(error).__name__}: {error.__cause__ or error}")
             return None
         finally:
-            timer.stop()
+            self._limit.end(timer)
         if era:
             breaker.calls += 1
         else:

@@ -1,4 +1,8 @@
-"""A time limit for a part of a task, as lean as the request's own deadline."""
+"""Time limits of calls, without a timer for each.
+
+A timer of the event loop for each call costs several microseconds. The limit of a guard is the same for all its calls,
+so they run out in the order in which they began, and one timer for the first of them is enough.
+"""
 
 from __future__ import annotations
 
@@ -8,57 +12,87 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-__all__ = ["Timer", "within"]
+__all__ = ["TimeLimit", "Timer", "within"]
 
 
 class Timer:
-    """Cancels the task that made it after so many seconds, unless it is stopped before.
+    """The time of one call. ``passed`` is true when it ran out before the call ended."""
 
-    ::
+    __slots__ = ("_loop", "_task", "_until", "passed")
 
-        timer = Timer(seconds)
-        try:
-            ...
-        except asyncio.CancelledError:
-            if timer.caused():
-                raise TimeoutError from None
-            raise
-        finally:
-            timer.stop()
-    """
-
-    __slots__ = ("_before", "_handle", "_loop", "_task", "_until", "passed")
-
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         self.passed = False
-        self._loop = loop = asyncio.get_running_loop()
-        self._task = task = asyncio.current_task(loop)
-        assert task is not None
-        self._before = task.cancelling()
+        self._loop = loop
+        self._task = asyncio.current_task(loop)
         self._until = loop.time() + seconds
-        self._handle = loop.call_at(self._until, self._pass)
-
-    def _pass(self) -> None:
-        self.passed = True
-        if self._task is not None:
-            self._task.cancel()
 
     def remaining(self) -> float:
         return self._until - self._loop.time()
 
-    def stop(self) -> None:
-        self._handle.cancel()
-
     def caused(self) -> bool:
         """Return whether the cancellation that was caught is this timer's and nobody else's. Ask once."""
-        return self.passed and self._task is not None and self._task.uncancel() <= self._before
+        return self.passed and self._task is not None and self._task.uncancel() == 0
+
+    def run_out(self) -> None:
+        self.passed = True
+        if self._task is not None:
+            self._task.cancel()
 
 
-async def within(seconds: float | None, work: Callable[[Timer | None], Awaitable[T]]) -> T:
+class TimeLimit:
+    """So many seconds for each call. When they are over, the task that began the call is cancelled::
+
+    timer = limit.begin()
+    try:
+        ...
+    except asyncio.CancelledError:
+        if timer.caused():
+            raise TimeoutError from None
+        raise
+    finally:
+        limit.end(timer)
+    """
+
+    __slots__ = ("_handle", "_loop", "_timers", "seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._timers: dict[Timer, None] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._handle: asyncio.TimerHandle | None = None
+
+    def begin(self) -> Timer:
+        loop = asyncio.get_running_loop()
+        timer = Timer(loop, self.seconds)
+        if loop is not self._loop:
+            self._loop, self._handle = loop, None
+            self._timers.clear()
+        self._timers[timer] = None
+        if self._handle is None:
+            self._handle = loop.call_at(timer._until, self._look)
+        return timer
+
+    def end(self, timer: Timer) -> None:
+        self._timers.pop(timer, None)
+
+    def _look(self) -> None:
+        assert self._loop is not None
+        now = self._loop.time()
+        self._handle = None
+        while self._timers:
+            first = next(iter(self._timers))
+            if first._until > now:
+                self._handle = self._loop.call_at(first._until, self._look)
+                return
+            del self._timers[first]
+            first.run_out()
+
+
+async def within(limit: TimeLimit | None, work: Callable[[Timer | None], Awaitable[T]]) -> T:
     """Return what the work returns, which is told of its timer; raise ``TimeoutError`` when that runs out."""
-    if seconds is None:
+    if limit is None:
         return await work(None)
-    timer = Timer(seconds)
+    timer = limit.begin()
     try:
         return await work(timer)
     except asyncio.CancelledError:
@@ -66,4 +100,4 @@ async def within(seconds: float | None, work: Callable[[Timer | None], Awaitable
             raise TimeoutError from None
         raise
     finally:
-        timer.stop()
+        limit.end(timer)

@@ -33,8 +33,8 @@ MISSPELT = {
         descripton: a shop
         endpoints:
           price:
-            response_mapping: {a: 1}
-            cache: {ttl: 5s}
+            description: none
+            response_mapping: at $request.x
         """,
 }
 PLUGINS = ("--plugins-dir", "plugins")
@@ -50,15 +50,16 @@ def test_a_good_configuration_is_counted(write: Write, orchestrator: Invoke) -> 
 
 
 def test_warnings_alone_are_no_failure(write: Write, orchestrator: Invoke) -> None:
-    write({"config/domains/shop.yaml": "endpoints:\n  price: {response_mapping: 1, cache: {ttl: 5s}}\n"})
+    write({"config/domains/shop.yaml": "endpoints:\n  price: {response_mapping: at $request.x}\n"})
 
     result = orchestrator("check")
 
     problem, last = result.output.rsplit("\n", 2)[:2]
     assert problem == (
-        "config/domains/shop.yaml:2:32: ORC210 warning: 'cache' is not available in this version: it has no effect\n"
-        "    2 |   price: {response_mapping: 1, cache: {ttl: 5s}}\n"
-        "      |                                ^^^^^"
+        "config/domains/shop.yaml:2:32: ORC508 warning: this is text, in which $request stands for itself\n"
+        "    2 |   price: {response_mapping: at $request.x}\n"
+        "      |                                ^^^^^^^^\n"
+        "      = an expression starts with $; inside a text it is written {{ $… }}"
     )
     assert re.fullmatch(r"config: 1 endpoint, 0 sources: 1 warning \(\d+\.\d\d s\)", last)
     assert result.exit_code == 0
@@ -122,20 +123,21 @@ def test_json_has_every_field_of_every_problem(write: Write, orchestrator: Invok
                 "      = did you mean 'description'?",
             },
             {
-                "code": "ORC210",
+                "code": "ORC508",
                 "severity": "warning",
                 "file": "config/domains/my shop.yaml",
                 "line": 6,
-                "column": 5,
-                "end_column": 10,
-                "path": "endpoints.price.cache",
-                "message": "'cache' is not available in this version: it has no effect",
-                "hint": "",
-                "source_line": "    cache: {ttl: 5s}",
-                "text": "config/domains/my shop.yaml:6:5: ORC210 warning: 'cache' is not available in this version: "
-                "it has no effect\n"
-                "    6 |     cache: {ttl: 5s}\n"
-                "      |     ^^^^^",
+                "column": 26,
+                "end_column": 34,
+                "path": "endpoints.price.response_mapping",
+                "message": "this is text, in which $request stands for itself",
+                "hint": "an expression starts with $; inside a text it is written {{ $… }}",
+                "source_line": "    response_mapping: at $request.x",
+                "text": "config/domains/my shop.yaml:6:26: ORC508 warning: this is text, in which $request stands for "
+                "itself\n"
+                "    6 |     response_mapping: at $request.x\n"
+                "      |                          ^^^^^^^^\n"
+                "      = an expression starts with $; inside a text it is written {{ $… }}",
             },
         ],
     }
@@ -154,7 +156,7 @@ def test_sarif_has_a_rule_per_code_and_a_place_per_result(write: Write, orchestr
     assert driver["name"] == "orchestrator"
     assert driver["rules"] == [
         {"id": "ORC201", "shortDescription": {"text": "unknown key"}},
-        {"id": "ORC210", "shortDescription": {"text": "not available in this version"}},
+        {"id": "ORC508", "shortDescription": {"text": "text that looks like an expression"}},
     ]
     uri = {"uri": "config/domains/my%20shop.yaml"}
     assert run["results"] == [
@@ -173,15 +175,18 @@ def test_sarif_has_a_rule_per_code_and_a_place_per_result(write: Write, orchestr
             ],
         },
         {
-            "ruleId": "ORC210",
+            "ruleId": "ORC508",
             "ruleIndex": 1,
             "level": "warning",
-            "message": {"text": "'cache' is not available in this version: it has no effect"},
+            "message": {
+                "text": "this is text, in which $request stands for itself "
+                "(an expression starts with $; inside a text it is written {{ $… }})"
+            },
             "locations": [
                 {
                     "physicalLocation": {
                         "artifactLocation": uri,
-                        "region": {"startLine": 6, "startColumn": 5, "endColumn": 10},
+                        "region": {"startLine": 6, "startColumn": 26, "endColumn": 34},
                     }
                 }
             ],
@@ -210,7 +215,7 @@ def test_colours_change_nothing_but_colours(severity: str) -> None:
 
 
 def test_the_last_line_counts_problems_files_and_warnings() -> None:
-    found = [Problem("a.yaml", 1, 1, "ORC201", "x"), Problem("b.yaml", 1, 1, "ORC210", "y").as_warning()]
+    found = [Problem("a.yaml", 1, 1, "ORC201", "x"), Problem("b.yaml", 1, 1, "ORC508", "y").as_warning()]
 
     assert summary(found) == "2 problems in 2 files (1 warning)"
     assert summary(found[:1]) == "1 problem in 1 file"

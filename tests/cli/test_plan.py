@@ -61,7 +61,13 @@ def test_the_text_shows_what_waits_for_what(write: Write, orchestrator: Invoke) 
         "at the start, 2 steps at once\n"
         "├─ customer  store.default get_customer\n"
         "│              id = $request.path_params.id\n"
+        "│              timeout          1 s, kept by the source itself\n"
+        "│              retry            off: get_customer is not known to be idempotent\n"
+        "│              circuit breaker  5 failures within 10 s open it, a probe after 5 s: default\n"
         '└─ report    store.reports latest, optional: {"level": 1} when it fails, within 500 ms\n'
+        "               timeout          1 s, kept by the source itself\n"
+        "               retry            off: latest is not known to be idempotent\n"
+        "               circuit breaker  5 failures within 10 s open it, a probe after 5 s: default\n"
         "after customer, beside report, risk and log\n"
         "└─ limits    direct.default\n"
         "               only if $customer.score > 600 && $request.query_params.limits == 'yes'\n"
@@ -137,7 +143,15 @@ def test_json_has_the_graph(write: Write, orchestrator: Invoke) -> None:
     document = json.loads(orchestrator("plan", "credit.all", "--format", "json", *PLUGINS).output)
 
     common = {"type": "direct", "source": "direct.default", "operation": "", "condition": None, "for_each": None}
-    place = {"max_concurrency": None, "timeout_seconds": None, "waits_for": [], "file": "domains/credit.yaml"}
+    off = {"options": None, "why": "a direct step calls nothing", "at": []}
+    policies = dict.fromkeys(("timeout", "retry", "circuit_breaker", "concurrency", "cache"), off)
+    place = {
+        "max_concurrency": None,
+        "timeout_seconds": None,
+        "waits_for": [],
+        "file": "domains/credit.yaml",
+        "policies": policies,
+    }
     assert document == {
         "domain": "credit",
         "endpoint": "all",
@@ -159,7 +173,135 @@ def test_json_has_the_graph(write: Write, orchestrator: Invoke) -> None:
             {**common, **place, "name": "two", "params": {}, "optional": True, "beside": ["one"], "line": 27},
         ],
         "answer": {"expression": None, "steps": ["one", "two"]},
+        "cache": None,
     }
+
+
+POLICIES = {
+    "config/config.yaml": """
+        policies: {circuit_breaker: {failures: 10}}
+        """,
+    "config/integrations/store.yaml": """
+        store:
+          sources:
+            default:
+              url: "store://a"
+              retry: {non_idempotent: true}
+              concurrency: {max: 5}
+              cache: {ttl: 30s, key: id, stale_if_error: 2h}
+            reports:
+              url: "store://a"
+              circuit_breaker: false
+              operations: {latest: {query: "latest report"}}
+          operations:
+            get_customer: {query: "customer by id", params: [id]}
+        """,
+    "config/domains/credit.yaml": """
+        endpoints:
+          risk:
+            cache: {ttl: 5s, stale_while_revalidate: 1s}
+            data_sources:
+              - name: customer
+                type: store
+                operation: get_customer
+                params: {id: "$request.path_params.id"}
+                retry: {attempts: 5}
+                cache: false
+              - {name: report, type: store, source_id: reports, operation: latest}
+              - name: keyed
+                type: store
+                operation: get_customer
+                params: {id: "$request.headers.id"}
+                cache: {ttl: 1, key: "$customer.score"}
+                circuit_breaker: true
+                concurrency: false
+        """,
+}
+
+
+def test_policies_are_shown_with_the_reason_for_each(write: Write, orchestrator: Invoke) -> None:
+    write(POLICIES)
+
+    store, domain = "config/integrations/store.yaml", "config/domains/credit.yaml"
+    kept = "timeout          1 s, kept by the source itself\n"
+    retry = "attempts, pauses of at most 50 ms to 1 s, whatever it does"
+    assert orchestrator("plan", "credit.risk", *PLUGINS).output == (
+        "credit.risk\n"
+        "GET POST /orchestrator/credit/risk[/{id}], within 10 s\n"
+        "\n"
+        "at the start, 2 steps at once\n"
+        "├─ customer  store.default get_customer\n"
+        "│              id = $request.path_params.id\n"
+        f"│              {kept}"
+        f"│              retry            5 {retry}: {store}:5, then {domain}:9\n"
+        "│              circuit breaker  10 failures within 10 s open it, a probe after 5 s: config/config.yaml:1\n"
+        f"│              concurrency      5 calls at once, 100 may wait: {store}:6\n"
+        f"│              cache            off: {domain}:10\n"
+        "└─ report    store.reports latest\n"
+        f"               {kept}"
+        "               retry            off: latest is not known to be idempotent\n"
+        f"               circuit breaker  off: {store}:10\n"
+        "after customer, beside report\n"
+        "└─ keyed     store.default get_customer\n"
+        "               id = $request.headers.id\n"
+        f"               {kept}"
+        f"               retry            3 {retry}: {store}:5\n"
+        "               circuit breaker  10 failures within 10 s open it, a probe after 5 s: config/config.yaml:1, "
+        f"then {domain}:17\n"
+        f"               concurrency      off: {domain}:18\n"
+        f"               cache            for 1 s, by $customer.score, 2 h longer when that fails: {store}:7, "
+        f"then {domain}:16\n"
+        "answer\n"
+        "   an object of the steps' results by name\n"
+        "   cache  for 5 s, by path and query parameters, body and the header id, 1 s longer while it is renewed: "
+        f"{domain}:3\n"
+    )
+
+
+def test_json_has_the_policies_with_their_places(write: Write, orchestrator: Invoke) -> None:
+    write(POLICIES)
+
+    document = json.loads(orchestrator("plan", "credit.risk", "--format", "json", *PLUGINS).output)
+
+    assert document["steps"][0]["policies"] == {
+        "timeout": {"options": None, "why": "1 s, kept by the source itself", "at": []},
+        "retry": {
+            "options": {"attempts": 5, "backoff": 0.05, "max_backoff": 1.0, "non_idempotent": True},
+            "why": "configured",
+            "at": ["integrations/store.yaml:5", "domains/credit.yaml:9"],
+        },
+        "circuit_breaker": {
+            "options": {"failures": 10, "window": 10.0, "reset": 5.0},
+            "why": "configured",
+            "at": ["config.yaml:1"],
+        },
+        "concurrency": {
+            "options": {"max": 5, "queue": 100},
+            "why": "configured",
+            "at": ["integrations/store.yaml:6"],
+        },
+        "cache": {"options": None, "why": "off", "at": ["domains/credit.yaml:10"]},
+    }
+    assert document["cache"] == {
+        "ttl": 5.0,
+        "key": None,
+        "stale_while_revalidate": 1.0,
+        "stale_if_error": 0.0,
+        "max_entries": 10000,
+        "headers": ["id"],
+    }
+
+
+def test_the_code_shows_which_calls_have_policies(write: Write, orchestrator: Invoke) -> None:
+    write(POLICIES)
+
+    source = orchestrator("plan", "credit.risk", "--format", "python", *PLUGINS).output
+
+    assert [line.strip() for line in source.splitlines() if " = await call_" in line] == [
+        "report = await call_report()",
+        "customer = await call_customer(run, 0, customer_id_0)",
+        "keyed = await call_keyed(run, 2, keyed_id_0, keyed_cache_key_1)",
+    ]
 
 
 def test_python_is_the_code_that_runs(write: Write, orchestrator: Invoke) -> None:
