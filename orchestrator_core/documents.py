@@ -7,17 +7,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 import attrs
+import orjson
 
 from orchestrator_core.applied import Applied
 from orchestrator_core.errors import Problem
-from orchestrator_core.plugin_api import Execution, Identity, StepRecord
+from orchestrator_core.plugin_api import Captured, Execution, Identity, StepRecord
 
 
 def execution_json(execution: Execution) -> dict[str, Any]:
     """Return the execution with times in milliseconds; ``started_at`` is ISO 8601 in UTC.
 
-    It has ``cache`` and ``cached_from`` where a cache gave the whole answer. A step has ``items``, ``items_failed``,
-    ``cache``, ``breaker`` and ``waited_ms`` where there is something to say.
+    It has ``cache`` and ``cached_from`` where a cache gave the whole answer, and ``captured`` where values are kept. A
+    step has ``items``, ``items_failed``, ``cache``, ``breaker`` and ``waited_ms`` where there is something to say.
     """
     return {
         "id": execution.id,
@@ -35,6 +36,7 @@ def execution_json(execution: Execution) -> dict[str, Any]:
         "error": execution.error,
         **({"cache": execution.cache, "cached_from": execution.cached_from} if execution.cache else {}),
         "steps": [_step_json(step) for step in execution.steps],
+        **({} if execution.captured is None else {"captured": dict(execution.captured)}),
     }
 
 
@@ -73,6 +75,7 @@ def execution_of(document: Mapping[str, Any]) -> Execution:
         error=document["error"],
         cache=document.get("cache", ""),
         cached_from=document.get("cached_from", ""),
+        captured=Captured(orjson.dumps(document["captured"])) if "captured" in document else None,
     )
 
 
@@ -104,18 +107,12 @@ def policies_json(policies: Applied) -> dict[str, Any]:
     """Return for each policy ``{"options": …, "why": …, "at": ["database.yaml:7"]}``; null options are off."""
     return {
         name: {
-            "options": _options_json(policy.options),
+            "options": attrs.asdict(policy.options) if attrs.has(type(policy.options)) else policy.options,
             "why": policy.why,
             "at": [f"{place.file}:{place.line}" for place in policy.places],
         }
         for name, policy in policies
     }
-
-
-def _options_json(options: Any) -> Any:
-    if attrs.has(type(options)):
-        return {name: _options_json(value) for name, value in attrs.asdict(options, recurse=False).items()}
-    return float(options) if isinstance(options, float) else options
 
 
 def problem_json(problem: Problem) -> dict[str, Any]:

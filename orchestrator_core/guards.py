@@ -25,7 +25,7 @@ from orchestrator_core.plugin_api import OperationFacts, Source
 from orchestrator_core.policies.guard import make_guard, make_guard_at_once
 from orchestrator_core.policies.notes import Guarded
 from orchestrator_core.policies.options import SharedCacheOptions
-from orchestrator_core.policies.policies import Policies
+from orchestrator_core.policies.policies import Capture, Policies
 from orchestrator_core.policies.shared import SharedCache, open_shared_cache
 from orchestrator_core.policies.state import SourceState
 
@@ -165,14 +165,16 @@ def _digest(data: Any) -> str:
 # --- the guard of a step ---------------------------------------------------------------------------------------------
 
 
-def guard(step: PlannedStep, call: Call, memory: Memory, slot: Slot | None) -> Call | Guarded:
-    """Return a step's call with its policies around it; the call itself where there are none."""
-    if not step.policies.any:
+def guard(
+    step: PlannedStep, call: Call, memory: Memory, slot: Slot | None, capture: Capture | None = None
+) -> Call | Guarded:
+    """Return a step's call with its policies around it, and what captures its values; the call itself without both."""
+    if not step.policies.any and capture is None:
         return call
     keyed = step.cache_key is not None
     guarded = make_guard(
         _without_key(call) if keyed else call,
-        _policies(step, slot),
+        _policies(step, slot, capture),
         _state(step, memory),
         label=slot.label if slot is not None else step.spec.label,
         operation=step.operation,
@@ -185,14 +187,16 @@ def guard(step: PlannedStep, call: Call, memory: Memory, slot: Slot | None) -> C
     return Guarded(_or_fallback(guarded.call, slot))
 
 
-def guard_at_once(step: PlannedStep, call: Call, memory: Memory, slot: Slot | None) -> Call | Guarded:
+def guard_at_once(
+    step: PlannedStep, call: Call, memory: Memory, slot: Slot | None, capture: Capture | None = None
+) -> Call | Guarded:
     """Return the same for a call that takes the values of all items."""
-    if not step.policies.any:
+    if not step.policies.any and capture is None:
         return call
     keyed = step.cache_key is not None
     guarded = make_guard_at_once(
         _rows_without_key(call) if keyed else call,
-        _policies(step, slot),
+        _policies(step, slot, capture),
         _state(step, memory),
         label=slot.label if slot is not None else step.spec.label,
         operation=step.operation,
@@ -234,6 +238,8 @@ def _or_fallback_at_once(guarded: Call, slot: Slot) -> Call:
 
 def _state(step: PlannedStep, memory: Memory) -> SourceState:
     states, key = memory.states, step.spec.key
+    if step.spec.kind is DIRECT:
+        return SourceState(step.spec.label)  # it has no policies, and so nothing to remember
     found = states.get((key, step.operation)) or states[key, ""]
     return found.state
 
@@ -249,7 +255,7 @@ def _is_idempotent(step: PlannedStep) -> bool:
     return facts.idempotent or step.spec.kind.idempotent
 
 
-def _policies(step: PlannedStep, slot: Slot | None) -> Policies:
+def _policies(step: PlannedStep, slot: Slot | None, capture: Capture | None) -> Policies:
     applied = step.policies
     cache = applied.cache.options
     key = _cache_key(step, slot) if cache is not None else None
@@ -262,6 +268,7 @@ def _policies(step: PlannedStep, slot: Slot | None) -> Policies:
         concurrency=applied.concurrency.options,
         cache=cache,
         cache_key=key,
+        capture=capture,
     )
 
 

@@ -47,12 +47,13 @@ register and nothing to inherit.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import attrs
+import orjson
 import pluggy
 from attrs import Factory, field, frozen
 
@@ -83,6 +84,7 @@ from orchestrator_core.leases import Lease, hold_lease, if_unheld, is_held, leas
 __all__ = [
     "JSON",
     "CallInspection",
+    "Captured",
     "Changes",
     "CompiledValue",
     "Degraded",
@@ -598,6 +600,36 @@ class StepRecord:
     waited_seconds: float = 0.0
 
 
+class Captured(Mapping[str, Any]):
+    """The values that went through an execution: a JSON document, of which ``text`` is the text.
+
+    It has ``request``, ``steps`` and ``answer``: see ``docs/tracking.md``. It is parsed when somebody looks inside.
+    """
+
+    __slots__ = ("_parsed", "text")
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+        self._parsed: dict[str, Any] | None = None
+
+    def _document(self) -> dict[str, Any]:
+        if self._parsed is None:
+            self._parsed = orjson.loads(self.text)
+        return self._parsed
+
+    def __getitem__(self, key: str) -> Any:
+        return self._document()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._document())
+
+    def __len__(self) -> int:
+        return len(self._document())
+
+    def __repr__(self) -> str:
+        return f"<captured values, {len(self.text)} bytes>"
+
+
 @frozen
 class Execution:
     """One run of an endpoint. ``started_at`` is a Unix time in seconds; durations are seconds.
@@ -605,7 +637,7 @@ class Execution:
     ``engine_seconds`` is the part of the duration in which no step was under way. ``generation`` is the hash of
     the configuration that answered, ``models`` the identities of the models that were called. ``cache`` says how a
     cache gave the whole answer (``hit``, ``stale`` or ``shared``), ``cached_from`` is the execution that made it then.
-    ``captured`` is a JSON document of the values that went through, or None where ``tracking.capture`` keeps none.
+    ``captured`` are the values that went through, or None where ``tracking.capture`` keeps none.
     """
 
     id: str
@@ -624,7 +656,7 @@ class Execution:
     error: str = ""
     cache: str = ""
     cached_from: str = ""
-    captured: Mapping[str, Any] | None = None
+    captured: Captured | None = None
 
 
 # --- stores of executions -----------------------------------------------------------------------------------------
@@ -682,7 +714,7 @@ class ExecutionStore(Protocol):
         ...
 
     async def find(self, query: Query) -> Page:
-        """Return the executions that the filters fit, by descending id.
+        """Return the executions that the filters fit, by descending id and without ``captured``.
 
         Ids sort by the time at which they were given, so pages stay as they are while executions are added.
         """

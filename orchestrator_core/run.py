@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import structlog
 from attrs import frozen
 
+from orchestrator_core.capture import Capture, Taken
 from orchestrator_core.errors import (
     DeadlineExceeded,
     ExpressionError,
@@ -24,7 +25,16 @@ from orchestrator_core.errors import (
     OrchestratorError,
 )
 from orchestrator_core.expressions import MISSING, Missing
-from orchestrator_core.plugin_api import JSON, Degraded, Execution, ExecutionStatus, Identity, StepRecord, StepStatus
+from orchestrator_core.plugin_api import (
+    JSON,
+    Captured,
+    Degraded,
+    Execution,
+    ExecutionStatus,
+    Identity,
+    StepRecord,
+    StepStatus,
+)
 from orchestrator_core.policies.notes import Cached, StepNote
 
 log = structlog.get_logger("orchestrator.engine")
@@ -90,6 +100,10 @@ class Running(Protocol):
     def request_only(self) -> Mapping[str, Mapping[str, str]]: ...
     @property
     def on_request_only(self) -> frozenset[str]: ...
+    @property
+    def capture(self) -> Capture | None: ...
+    @property
+    def redact(self) -> Callable[[str], str]: ...
 
 
 _NOT_THE_MODELS = (InvalidParam, InvalidRequest, MissingReference, ExpressionError)
@@ -139,8 +153,9 @@ class Run:
     """One execution. ``steps`` has, by the plan's order, None, the start of a step under way, or its outcome.
 
     ``notes`` is what the policies around a step's call have to say of it, by the step's place in that order: None until
-    there is something; ``kept`` says the same of the whole answer. ``deadline`` is the request's own while it is being
-    executed: a call that is cancelled learns from ``deadline.passed`` whether time is up or the client has gone.
+    there is something; ``kept`` says the same of the whole answer. ``taken`` are its values where they are captured.
+    ``deadline`` is the request's own while it is being executed: a call that is cancelled learns from
+    ``deadline.passed`` whether time is up or the client has gone.
     """
 
     __slots__ = (
@@ -159,6 +174,7 @@ class Run:
         "started",
         "started_at",
         "steps",
+        "taken",
         "trace_id",
     )
 
@@ -174,6 +190,7 @@ class Run:
         self.items: dict[int, Items] | None = None
         self.notes: dict[int, StepNote] | None = None
         self.kept: KeptAnswer | None = None
+        self.taken: Taken | None = None
         self.deadline: Deadline | NoDeadline = NO_DEADLINE
         self.failed_step = ""
         self.failure: Exception | None = None
@@ -321,6 +338,11 @@ class Run:
             return "failed"
         return "degraded" if self.degraded_steps else "ok"
 
+    def seal(self) -> Captured | None:
+        """Return the document of what was captured, and let the values go."""
+        capture, taken = self.plan.capture, self.taken
+        return None if capture is None or taken is None else capture.seal(taken)
+
     def record(self) -> Execution:
         return Execution(
             id=self.id,
@@ -339,6 +361,7 @@ class Run:
             error=self.error,
             cache=self.kept.how if self.kept else "",
             cached_from=self.kept.execution_id if self.kept else "",
+            captured=self.seal(),
         )
 
     def _identities(self) -> dict[str, tuple[Identity, StepStatus]]:
@@ -367,6 +390,8 @@ class Run:
         if isinstance(step, float):
             return StepRecord(name, CANCELLED, step - self.started, self.ended - step, attempts, "", *counts, *noted)
         status, start, stop, error = step
+        if error:
+            error = self.plan.redact(error)
         if status is SKIPPED:
             attempts = 0
         elif name in self.cached_steps():

@@ -13,6 +13,7 @@ from attrs import define, field, frozen
 
 from orchestrator_core.answer_cache import Answers
 from orchestrator_core.applied import defaults_of
+from orchestrator_core.capture import Capture, make_capture, note
 from orchestrator_core.catalog import Catalog, SourceKey, SourceSpec, build_catalog
 from orchestrator_core.codegen import Coroutine, Generated, generate
 from orchestrator_core.config.model import Configuration
@@ -39,6 +40,7 @@ from orchestrator_core.plugin_api import (
 )
 from orchestrator_core.plugins import Registry
 from orchestrator_core.policies.notes import Guarded
+from orchestrator_core.policies.policies import Capture as Noted
 from orchestrator_core.policies.shared import MissingExtra
 from orchestrator_core.stores import StoreSpec, find_store
 from orchestrator_core.telemetry import ConfiguredTelemetry, configure_telemetry
@@ -97,6 +99,7 @@ class ReadyPlan:
 
     __slots__ = (
         "answers",
+        "capture",
         "domain",
         "generated",
         "generation",
@@ -104,6 +107,7 @@ class ReadyPlan:
         "name",
         "on_request_only",
         "plan",
+        "redact",
         "request_only",
         "run",
         "sequential",
@@ -111,8 +115,17 @@ class ReadyPlan:
         "timeout",
     )
 
-    def __init__(self, plan: Plan, generation: str, calls: Mapping[str, Call]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        generation: str,
+        calls: Mapping[str, Call],
+        capture: Capture | None = None,
+        redact: Callable[[str], str] = str,
+    ) -> None:
         self.plan = plan
+        self.capture = capture
+        self.redact = redact
         self.domain = plan.domain
         self.name = plan.name
         self.generation = generation
@@ -309,38 +322,54 @@ class _Known:
         return looked or CallInspection(source.inspection.facts.get(step.operation))
 
 
+def _capture(plan: Plan, configuration: Configuration) -> Capture | None:
+    tracking = configuration.app.tracking
+    return make_capture(
+        plan.config.capture or tracking.capture,
+        [(step.name, [name for name, _ in step.params]) for step in plan.steps],
+        tracking.redact,
+        tracking.max_payload_size,
+        configuration.redactor,
+    )
+
+
 def _bind(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource], memory: Memory) -> ReadyPlan:
     problems: list[Problem] = []
     calls: dict[str, Call] = {}
     models: dict[str, Slot] = {}
     traced = prepared.telemetry is not None and prepared.telemetry.traces
+    capture = _capture(plan, prepared.configuration)
     for index, step in enumerate(plan.steps):
         source = opened[step.spec.key].source
         if isinstance(source, MlSource) and step.operation in source.models:
             models[step.name] = source.models[step.operation].slot
         try:
             of_step = index if traced and not step.spec.kind.in_process else None
-            calls[step.name] = _call(source, step, memory, models.get(step.name), of_step)
+            noted = note if capture else None
+            calls[step.name] = _call(source, step, memory, models.get(step.name), noted, of_step)
         except (OrchestratorError, ValueError) as error:
             problems.append(step.located.problem("ORC603", str(error), "operation"))
     if problems:
         raise ConfigError(problems)
-    ready = ReadyPlan(plan, prepared.configuration.generation, calls)
+    configuration = prepared.configuration
+    ready = ReadyPlan(plan, configuration.generation, calls, capture, configuration.redactor)
     ready.models = models
     if plan.cache is not None:
         ready.answers = Answers(plan.cache, memory.answers[plan.domain, plan.name].state, list(models.values()))
     return ready
 
 
-def _call(source: Source, step: PlannedStep, memory: Memory, slot: Slot | None, traced: int | None) -> Call:
+def _call(
+    source: Source, step: PlannedStep, memory: Memory, slot: Slot | None, noted: Noted | None, traced: int | None
+) -> Call:
     """Return what a step awaits; its calls outward carry the id of the step whose index is ``traced``."""
     names = [name for name, _ in step.params]
     if step.for_each is not None and isinstance(source, PreparesMany):
         many = source.prepare_many(step.operation, names)
         if many is not None:
-            return AtOnce(guard_at_once(step, many if traced is None else _in_step(many, traced), memory, slot))
+            return AtOnce(guard_at_once(step, many if traced is None else _in_step(many, traced), memory, slot, noted))
     call = bind(source, step.operation, names)
-    return guard(step, call if traced is None else _in_step(call, traced), memory, slot)
+    return guard(step, call if traced is None else _in_step(call, traced), memory, slot, noted)
 
 
 def bind(source: Source, operation: str, names: Sequence[str]) -> Callable[..., Awaitable[JSON]]:

@@ -111,6 +111,7 @@ class _Loader:
     domain_files: dict[str, str] = field(factory=dict)
     sections: dict[tuple[str, str], _Parts] = field(factory=dict)
     digests: dict[str, str] = field(factory=dict)
+    texts: dict[str, str] = field(factory=dict)
     secrets: list[str] = field(factory=list)
     secret_files: dict[Path, Secret | None] = field(factory=dict)
     telemetry: Located | None = None
@@ -122,6 +123,7 @@ class _Loader:
     def read(self, path: Path) -> Document:
         document = load_document(path, self.name(path))
         self.digests[document.name] = hashlib.sha256(document.text.encode()).hexdigest()
+        self.texts[document.name] = document.text
         self.problems.extend(document.problems)
         if document.data is None and document.problems:
             self.incomplete = True
@@ -284,4 +286,5 @@ class _Loader:
             telemetry=self.telemetry,
             problems=tuple(self.problems),
             incomplete=self.incomplete,
+            texts=self.texts,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +61,14 @@ def _step_name(instance: Any, attribute: Any, value: str) -> None:
         raise ValueError(f"'{value}' cannot name a step: ${value} means something else")
 
 
+def check_captured_path(path: str) -> None:
+    """Raise ``ValueError`` for what is no path of captured values."""
+    parts = path.split(".")
+    if parts[0] not in ("request", "steps", "answer") or not all(parts):
+        expected = "expected such as request.body.ssn, steps.*.params.token or answer.name"
+        raise ValueError(f"'{path}' is no path of captured values; {expected}")
+
+
 def check_path_name(value: str) -> str | None:
     """Return what is wrong with the name of a domain or endpoint, which becomes a part of a URL."""
     if _PATH_NAME.match(value):
@@ -97,6 +105,11 @@ class AdminOptions:
     port: int = option(8001, help="Port of the admin listener; 0 takes any free one.", validator=_port)
 
 
+def _paths(instance: Any, attribute: Any, value: Iterable[str]) -> None:
+    for path in value:
+        check_captured_path(path)
+
+
 @frozen
 class TrackingOptions:
     """Execution records."""
@@ -123,6 +136,18 @@ class TrackingOptions:
     )
     max_executions: int | None = option(
         None, help="How many executions the store keeps at most: the newest.", validator=_positive
+    )
+    capture: Literal["none", "params", "full"] = option(
+        "none",
+        help="Which values are kept: none; the request and what calls were given; or those with results and answers.",
+    )
+    redact: tuple[str, ...] = option(
+        (),
+        help="Paths of values that are never kept, such as request.body.ssn or steps.*.params.token.",
+        validator=_paths,
+    )
+    max_payload_size: Size = option(
+        Size(64 * 2**10), help="Largest captured value; of a larger one the beginning is kept.", validator=_positive
     )
 
 
@@ -227,6 +252,9 @@ class EndpointConfig:
     methods: tuple[Literal["GET", "POST", "PUT", "PATCH", "DELETE"], ...] = option(
         ("GET", "POST"), help="HTTP methods."
     )
+    capture: Literal["none", "params", "full"] | None = option(
+        None, help="Which values of its executions are kept; default `tracking.capture`."
+    )
     input_schema: Mapping[str, Any] | None = option(None, help="JSON Schema that requests must fit.")
     output_schema: Mapping[str, Any] | None = option(None, help="JSON Schema that answers must fit.")
     data_sources: tuple[StepConfig, ...] = option((), help="The steps.")
@@ -301,6 +329,7 @@ class Configuration:
     ``secret_files`` maps each file that ``${file:…}`` names to what it says, or to None when it cannot be read;
     ``secrets`` is a hash of all secrets, of the environment too. ``telemetry`` is the section of that name.
     ``incomplete`` says that a file could not be read, so that what seems to be missing may be there.
+    ``texts`` are the files' contents by their names: placeholders, and not what they stand for.
     """
 
     folder: Path
@@ -317,3 +346,4 @@ class Configuration:
     telemetry: Located | None = field(default=None, repr=False)
     problems: tuple[Problem, ...] = ()
     incomplete: bool = False
+    texts: Mapping[str, str] = field(factory=dict, repr=False, eq=False)

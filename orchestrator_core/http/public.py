@@ -14,6 +14,7 @@ import structlog
 from aiohttp import web
 
 from orchestrator_core.answer_cache import Make
+from orchestrator_core.capture import Taken
 from orchestrator_core.engine import (
     CLIENT_CLOSED_REQUEST,
     execute,
@@ -116,7 +117,11 @@ class PublicApp:
             self.executions.refuse()
             body = await read_json(request, ready.timeout) if request.body_exists else MISSING
             texts = parse_query(query) if query else _NO_QUERY
-            given = make_request(ready, params, texts, headers, body)
+            if ready.capture is None:
+                given = make_request(ready, params, texts, headers, body)
+            else:
+                run.taken = Taken(request.method, Request(params, texts, headers, body))
+                run.taken.request = given = make_request(ready, params, texts, headers, body)
             if ready.answers is None:
                 content = encode(await execute(ready, given, run))
             else:
@@ -133,9 +138,13 @@ class PublicApp:
             if failure.status == 405:
                 lines += f"Allow: {', '.join(sorted(route.methods))}\r\n"
             response = problem(failure, run.id, lines, request.path)
+            if run.taken is not None:
+                run.taken.answer = response.body
         else:
             finish(run, 200, None, serving.redact)
             response = Answer(200, content, JSON_TYPE, run_headers(run))
+            if run.taken is not None:
+                run.taken.answer = content
         finally:
             if outside is not None:  # aiohttp serves the connection's next request in the same context
                 current_trace.reset(outside)
@@ -183,9 +192,13 @@ class PublicApp:
 
         async def renew(given: Request) -> tuple[bytes, Run]:
             run = Run(ready, new_execution_id())
+            if ready.capture is not None:
+                run.taken = Taken("", given)
             snapshot.running += 1
             try:
                 content = await make(given, run)
+                if run.taken is not None:
+                    run.taken.answer = content
             except asyncio.CancelledError as cancelled:
                 finish(run, CLIENT_CLOSED_REQUEST, cancelled, serving.redact)
                 raise

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 import structlog
-from attrs import frozen
+from attrs import evolve, frozen
 
 from orchestrator_core.errors import SourceUnavailable
 from orchestrator_core.plugin_api import Execution, Page, Query
@@ -61,6 +61,7 @@ class ExecutionLog:
 
     def add(self, run: Run) -> bool:
         """Keep a finished run, hand it to the store, and tell the observers. Return whether the store will have it."""
+        run.seal()  # before it is kept: the values themselves may be large
         self._ring.append(run)
         taken = self.writer is None or self.writer.put(run)
         if self._observers:
@@ -105,7 +106,7 @@ class ExecutionLog:
 
     def _find(self, query: Query) -> Page:
         found = list(islice(self._matching(query), query.limit + 1))
-        page = tuple(run.record() for run in found[: query.limit])
+        page = tuple(evolve(run.record(), captured=None) for run in found[: query.limit])
         return Page(page, page[-1].id if len(found) > query.limit and page else None)
 
     def call_seconds(self, model: CalledModel) -> list[float]:

@@ -17,7 +17,7 @@ from orchestrator_tracking_sql.migrate import FOLDER
 from orchestrator_tracking_sql.options import parse_url
 from orchestrator_tracking_sql.schema import HEAD, VERSION_TABLE, metadata
 from sqlalchemy import create_engine
-from tracking_kit import Place, execution
+from tracking_kit import Place, captured, execution
 
 from orchestrator_core.plugin_api import Generation, Query
 
@@ -73,7 +73,7 @@ def test_an_older_schema_is_brought_up_to_date_with_what_is_in_it(run: Run, plac
         async with place.open() as store:
             (old,) = (await store.find(Query())).executions
             assert (old.id, old.steps[0].name, old.captured) == ("0a", "a", None)
-            await store.add([execution(1, captured={"answer": 1})])
+            await store.add([execution(1, captured=captured({"answer": 1}))])
             await store.add_generation(Generation("abc", 1.0, {}))
 
     run(main())

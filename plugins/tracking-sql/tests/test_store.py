@@ -6,11 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tracking_kit import STARTED_AT, Place, execution
+from attrs import evolve
+from tracking_kit import STARTED_AT, Place, captured, execution
 
 from orchestrator_core.plugin_api import Execution, Generation, Query
 
 Run = Callable[..., Any]
+
+
+def bare(execution: Execution) -> Execution:
+    """Return the execution as a page has it."""
+    return evolve(execution, captured=None)
 
 
 def found(page: Any) -> list[Execution]:
@@ -18,17 +24,17 @@ def found(page: Any) -> list[Execution]:
 
 
 def test_an_execution_comes_back_as_it_was(run: Run, place: Place) -> None:
-    whole = execution(1, captured={"request": {"body": {"a": [1, 2.5, None, "x"]}}, "steps": {}, "answer": None})
-    bare = execution(2, status="failed", http_status=502, degraded=(), models=(), steps=(), error="it is 'down'; --")
+    whole = execution(1, cache="hit", cached_from="x", captured=captured({"answer": [1, 2.5, None, "x"]}))
+    failed = execution(2, status="failed", http_status=502, degraded=(), models=(), steps=(), error="it is 'down'; --")
 
     async def main() -> None:
         async with place.open() as store:
-            await store.add([whole, bare])
+            await store.add([whole, failed])
             assert await store.get(whole.id) == whole
-            assert await store.get(bare.id) == bare
+            assert await store.get(failed.id) == failed
             assert await store.get("unknown") is None
         async with place.open() as store:
-            assert found(await store.find(Query())) == [bare, whole]
+            assert found(await store.find(Query())) == [failed, bare(whole)]
 
     run(main())
 
@@ -36,7 +42,7 @@ def test_an_execution_comes_back_as_it_was(run: Run, place: Place) -> None:
 @pytest.mark.parametrize("text", ["a\0b", "\ud800 alone", "\U0001f600 \u2028 \\u0000 '\"", "x" * 100_000, ""])
 def test_any_text_can_be_stored(run: Run, place: Place, text: str) -> None:
     kept = text.encode("utf-8", "replace").decode()
-    asked = execution(1, error=text, captured={"request": {"body": text}, "steps": {}, "answer": [text]})
+    asked = execution(1, error=text, captured=captured({"answer": [kept, {kept: 1}]}))
 
     async def main() -> None:
         async with place.open() as store:
@@ -44,7 +50,7 @@ def test_any_text_can_be_stored(run: Run, place: Place, text: str) -> None:
             got = await store.get(asked.id)
         assert got is not None
         assert got.error == kept.replace("\0", "\ufffd")
-        assert got.captured == {"request": {"body": kept}, "steps": {}, "answer": [kept]}
+        assert got.captured == {"answer": [kept, {kept: 1}]}
 
     run(main())
 
@@ -116,12 +122,13 @@ def test_the_cursor_is_none_when_a_page_just_fits(run: Run, place: Place) -> Non
 
 
 def test_a_large_batch_of_large_executions(run: Run, place: Place) -> None:
-    large = [execution(number, captured={"answer": "x" * 200_000}) for number in range(150)]
+    large = [execution(number, captured=captured({"answer": "x" * 200_000})) for number in range(150)]
 
     async def main() -> None:
         async with place.open() as store:
             await store.add(large)
-            assert (await store.find(Query(limit=1000))).executions == tuple(reversed(large))
+            assert found(await store.find(Query(limit=1000))) == [bare(each) for each in reversed(large)]
+            assert await store.get(large[77].id) == large[77]
 
     run(main())
 
@@ -157,7 +164,7 @@ def test_generations(run: Run, place: Place) -> None:
 def test_json_columns_can_be_queried(run: Run, place: Place) -> None:
     async def main() -> None:
         async with place.open() as store:
-            await store.add([execution(1, captured={"answer": {"score": 0.75}})])
+            await store.add([execution(1, captured=captured({"answer": {"score": 0.75}}))])
 
     run(main())
     path = {

@@ -11,13 +11,14 @@ from contextlib import AbstractAsyncContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import psycopg
 import pytest
 from attrs import evolve, frozen
 from orchestrator_tracking_sql.options import SqlOptions
 from orchestrator_tracking_sql.plugin import SqlStore, open_sql
 
-from orchestrator_core.plugin_api import Execution, Identity, StepRecord, StoreContext
+from orchestrator_core.plugin_api import Captured, Execution, Identity, StepRecord, StoreContext
 from orchestrator_core.testing import RunningService
 
 POSTGRESQL_URL = os.environ.get("ORCHESTRATOR_TEST_POSTGRESQL_URL", "postgresql://postgres@127.0.0.1:5432")
@@ -88,6 +89,10 @@ def execution(number: int, **changes: Any) -> Execution:
         error="",
     )
     return evolve(whole, **changes)
+
+
+def captured(document: dict[str, Any]) -> Captured:
+    return Captured(orjson.dumps(document))
 
 
 def files(place: Place, **tracking: Any) -> dict[str, str]:

@@ -10,11 +10,11 @@ import attrs
 import orjson
 from sqlalchemy import Row
 
-from orchestrator_core.plugin_api import Execution, Generation, Identity, StepRecord
+from orchestrator_core.plugin_api import Captured, Execution, Generation, Identity, StepRecord
 
 COLUMNS = (
     *("id", "domain", "endpoint", "generation", "status", "http_status", "started_at", "duration_seconds"),
-    *("engine_seconds", "trace_id", "error", "degraded", "models", "steps", "captured"),
+    *("engine_seconds", "trace_id", "error", "cache", "cached_from", "degraded", "models", "steps", "captured"),
 )
 FIRST_JSON_COLUMN = COLUMNS.index("degraded")
 JSON_COLUMNS = frozenset(COLUMNS[FIRST_JSON_COLUMN:])
@@ -41,10 +41,12 @@ def values_of(execution: Execution) -> Values:
         execution.engine_seconds,
         execution.trace_id,
         execution.error.replace("\0", "\ufffd"),  # PostgreSQL's text holds no NUL
+        execution.cache,
+        execution.cached_from,
         execution.degraded,
         [dict(zip(_IDENTITY_NAMES, _of_identity(model), strict=True)) for model in execution.models],
         [dict(zip(_STEP_NAMES, _of_step(step), strict=True)) for step in execution.steps],
-        execution.captured,
+        None if execution.captured is None else orjson.Fragment(execution.captured.text),
     )
 
 
@@ -55,11 +57,13 @@ def document_of(rows: Sequence[Values], *, nested: bool = True) -> str:
     that has a NUL in a string, though it can store one.
     """
     try:
-        if not nested:
-            rows = [(*row[:FIRST_JSON_COLUMN], *map(_text_of, row[FIRST_JSON_COLUMN:])) for row in rows]
-        return orjson.dumps(rows).decode()
+        return orjson.dumps(rows if nested else [_with_texts(row) for row in rows]).decode()
     except TypeError:  # a lone surrogate, which can stand in a header and so in a message
         return document_of(_valid(rows), nested=nested)
+
+
+def _with_texts(row: Values) -> Values:
+    return (*row[:FIRST_JSON_COLUMN], *map(_text_of, row[FIRST_JSON_COLUMN:]))
 
 
 def _text_of(value: Any) -> str | None:
@@ -75,8 +79,11 @@ def _valid(value: Any) -> Any:
 
 
 def execution_of(row: Row[Any]) -> Execution:
-    """Return the execution of a row. Fields that a later version has added to its JSON are left out."""
-    captured = row.captured
+    """Return the execution of a row, which may be without ``captured``.
+
+    Fields that a later version has added to its JSON are left out.
+    """
+    captured = getattr(row, "captured", None)
     return Execution(
         id=row.id,
         domain=row.domain,
@@ -89,10 +96,12 @@ def execution_of(row: Row[Any]) -> Execution:
         engine_seconds=row.engine_seconds,
         trace_id=row.trace_id,
         error=row.error,
+        cache=row.cache,
+        cached_from=row.cached_from,
         degraded=tuple(orjson.loads(row.degraded)),
         models=tuple(Identity(**_known(model, _IDENTITY_NAMES)) for model in orjson.loads(row.models)),
         steps=tuple(StepRecord(**_known(step, _STEP_NAMES)) for step in orjson.loads(row.steps)),
-        captured=None if captured is None else orjson.loads(captured),
+        captured=None if captured is None else Captured(captured.encode()),
     )
 
 

@@ -29,6 +29,8 @@ executions = Table(
     Column("engine_seconds", Float(53), nullable=False),
     Column("trace_id", Text, nullable=False),
     Column("error", Text, nullable=False),
+    Column("cache", Text, nullable=False, server_default=""),
+    Column("cached_from", Text, nullable=False, server_default=""),
     Column("degraded", _Json, nullable=False),
     Column("models", _Json, nullable=False),
     Column("steps", _Json, nullable=False),

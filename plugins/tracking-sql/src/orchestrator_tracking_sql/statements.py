@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Select, Text, TextClause, cast, select, text
@@ -37,9 +38,12 @@ def _of_postgresql(index: int, name: str) -> str:
 
 
 def found(query: Query) -> Select[Any]:
-    """Return the select of a page and one row more, which tells whether there is another page."""
+    """Return the select of a page and one row more, which tells whether there is another page.
+
+    What was captured, the last column, may be large: it is for those who ask for one execution.
+    """
     columns = executions.c
-    statement = _selected().order_by(columns.id.desc()).limit(query.limit + 1)
+    statement = _selected(COLUMNS[:-1]).order_by(columns.id.desc()).limit(query.limit + 1)
     if query.domain is not None:
         statement = statement.where(columns.domain == query.domain)
     if query.endpoint is not None:
@@ -64,12 +68,12 @@ def _first_id(moment: float) -> str:
 
 
 def one(execution_id: str) -> Select[Any]:
-    return _selected().where(executions.c.id == execution_id)
+    return _selected(COLUMNS).where(executions.c.id == execution_id)
 
 
-def _selected() -> Select[Any]:
+def _selected(names: Sequence[str]) -> Select[Any]:
     # As text: the drivers would otherwise make objects of some, each in its own way.
-    return select(*(_text(executions.c[name]) if name in JSON_COLUMNS else executions.c[name] for name in COLUMNS))
+    return select(*(_text(executions.c[name]) if name in JSON_COLUMNS else executions.c[name] for name in names))
 
 
 def _text(column: Any) -> Any:

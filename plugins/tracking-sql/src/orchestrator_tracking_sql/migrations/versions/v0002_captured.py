@@ -1,4 +1,4 @@
-"""What went through an execution, and the configurations that answered."""
+"""What went through an execution, where a cached answer is from, and the configurations that answered."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ down_revision = "0001"
 
 def upgrade() -> None:
     json = sa.Text().with_variant(sa.JSON(), "postgresql")
+    op.add_column("orchestrator_executions", sa.Column("cache", sa.Text, nullable=False, server_default=""))
+    op.add_column("orchestrator_executions", sa.Column("cached_from", sa.Text, nullable=False, server_default=""))
     op.add_column("orchestrator_executions", sa.Column("captured", json))
     op.create_table(
         "orchestrator_generations",
