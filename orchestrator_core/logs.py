@@ -1,16 +1,21 @@
-"""The service's log: where it goes, in which form, and what is masked in it."""
+"""The service's log: one stream of lines for people or of JSON, also for what libraries log, with secrets masked."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TextIO
 
 import structlog
+from structlog.typing import EventDict, Processor
 
 from orchestrator_core.config.model import LoggingOptions
 from orchestrator_core.config.secrets import Redactor
+from orchestrator_core.request_lines import Lines, RequestLine, json_dropped, json_line, text_dropped, text_line
+
+LOG = "orchestrator.http"
 
 
 class LogMask:
@@ -26,30 +31,100 @@ class LogMask:
         return self._redactor(text)
 
 
+class LineFactory(structlog.PrintLoggerFactory):
+    """structlog's logger of lines, which knows how the line of a request is written to the same stream."""
+
+    def __init__(self, file: TextIO, lines: Lines, request_line: RequestLine | None) -> None:
+        super().__init__(file)
+        self.lines = lines
+        self.request_line = request_line
+
+
+def request_line() -> RequestLine | None:
+    """Return what writes the line of a request, None where no log was set up or its level leaves such lines out."""
+    factory = structlog.get_config()["logger_factory"]
+    if isinstance(factory, LineFactory):
+        return factory.request_line
+    return _through_structlog if structlog.is_configured() else None
+
+
 def configure_logging(options: LoggingOptions, redact: Callable[[str], str]) -> None:
-    """Send the log to standard error, as lines for people or as JSON, with every known secret masked."""
+    """Send the log to standard error, as lines for people or as JSON, with every known secret masked.
 
-    def mask(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        return {key: redact(value) if isinstance(value, str) else value for key, value in event.items()}
+    What libraries log comes with it: from warnings on, since what they say below that may hold a secret that no
+    configuration has, such as the token that a login was answered with.
+    """
+    stream = sys.stderr
+    mask = _Mask(redact)
+    level: int = getattr(logging, options.level.upper())
+    is_json = options.format == "json"
+    colors = stream.isatty() and "NO_COLOR" not in os.environ
+    render: list[Processor] = [
+        structlog.processors.format_exc_info,
+        mask,
+        structlog.processors.JSONRenderer(default=repr)
+        if is_json
+        else structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback),
+    ]
+    dated: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    lines = Lines(stream, json_dropped if is_json else text_dropped)
+    line = json_line(lines.add) if is_json else text_line(lines.add, colors=colors)
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, *dated, *render],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=LineFactory(stream, lines, line if level <= logging.INFO else None),
+        cache_logger_on_first_use=True,
+    )
+    _take_over_libraries(stream, [structlog.stdlib.add_logger_name, *dated], render, max(level, logging.WARNING))
 
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if options.format == "json"
-        else structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ,
-            exception_formatter=structlog.dev.plain_traceback,
+
+def _take_over_libraries(stream: TextIO, before: list[Processor], render: list[Processor], level: int) -> None:
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=before, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render]
         )
     )
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            mask,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, options.level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    logging.captureWarnings(True)
+
+
+class _Mask:
+    """A structlog processor that masks every string in an event, however deep, and how other values show themselves."""
+
+    def __init__(self, redact: Callable[[str], str]) -> None:
+        self._redact = redact
+
+    def __call__(self, logger: object, name: str, event: EventDict) -> EventDict:
+        return {key: self._masked(value) for key, value in event.items()}
+
+    def _masked(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._redact(value)
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        if isinstance(value, Mapping):
+            return {self._redact(str(key)): self._masked(item) for key, item in value.items()}
+        if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes | bytearray):
+            return [self._masked(item) for item in value]
+        return self._redact(repr(value))
+
+
+def _through_structlog(
+    execution_id: str, trace_id: str, method: str, route: str, status: int, seconds: float, **more: Any
+) -> None:
+    structlog.get_logger(LOG).info(
+        "request",
+        execution_id=execution_id,
+        trace_id=trace_id,
+        method=method,
+        route=route,
+        status=status,
+        milliseconds=round(seconds * 1000, 3),
+        **more,
     )

@@ -167,7 +167,7 @@ class LoggingOptions:
 
     level: Literal["debug", "info", "warning", "error"] = option("info", help="Least severe level that is logged.")
     format: Literal["console", "json"] = option("console", help="Lines for people, or one JSON object a line.")
-    requests: bool = option(False, help="Log one line for each request.")
+    requests: bool = option(True, help="Log one line for each request of an endpoint, and for one that nobody serves.")
 
 
 @frozen

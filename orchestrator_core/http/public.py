@@ -39,6 +39,7 @@ from orchestrator_core.http.docs import docs_asset
 from orchestrator_core.http.openapi import openapi
 from orchestrator_core.http.routing import ROOT, Route, listing, make_routes, paths
 from orchestrator_core.http_client import current_trace, parse_traceparent
+from orchestrator_core.logs import RequestLine, request_line
 from orchestrator_core.plugin_api import JSON, EndpointInfo, Finished, StepInfo, Telemetry, Trace
 from orchestrator_core.reload import Live
 from orchestrator_core.run import Request, Run, clock
@@ -52,6 +53,9 @@ _LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _NO_QUERY: Mapping[str, list[str]] = {}
 _PAGES = frozenset({"/health/live", "/health/ready", ROOT, f"{ROOT}/", "/openapi.json", "/docs"})
 NO_TELEMETRY = Telemetry()
+NO_ROUTE = "-"
+"""What the log has for the route of a page of the service's own, and of a path that nobody serves."""
+LONGEST_LOGGED_PATH = 200
 
 
 class PublicApp:
@@ -183,8 +187,8 @@ class PublicApp:
         """Tell of a request whose status is certain."""
         if route.finished is not None:
             observe(route.finished, run, request.method, trace)
-        if serving.logs_requests:
-            log_request(request, run)
+        if serving.request_line is not None:
+            log_run(serving.request_line, request.method, route.path, run)
 
     def _renewing(self, serving: _Serving, ready: ReadyPlan) -> Callable[[Request], Awaitable[tuple[bytes, Run]]]:
         """Return what makes a kept answer anew, in an execution that no client waits for."""
@@ -221,6 +225,10 @@ class PublicApp:
         answer = self._own_answer(request, serving, path, segments, started, execution_id)
         if self.telemetry.answered is not None:
             self.telemetry.answered(serving.template(path), request.method, answer.status, clock() - started)
+        if serving.request_line is not None and answer.status >= 400:
+            shown = serving.redact(path[:LONGEST_LOGGED_PATH])
+            seconds = clock() - started
+            serving.request_line(execution_id, "", request.method, NO_ROUTE, answer.status, seconds, path=shown)
         return answer
 
     def _own_answer(
@@ -298,7 +306,7 @@ class _Serving:
             snapshot.plans.values(), observing and (lambda ready: observing(_endpoint_info(ready)))
         )
         self.redact = snapshot.configuration.redactor
-        self.logs_requests = snapshot.configuration.app.logging.requests
+        self.request_line = request_line() if snapshot.configuration.app.logging.requests else None
         self.docs = snapshot.configuration.app.server.docs
         self.domain_names = set(snapshot.configuration.descriptions)
         self._openapi: bytes | None = None
@@ -348,17 +356,11 @@ def observe(finished: Finished, run: Run, method: str, trace: Trace | None) -> N
         log.exception("telemetry failed", execution_id=run.id)
 
 
-def log_request(request: web.BaseRequest, run: Run) -> None:
-    log.info(
-        "request",
-        execution_id=run.id,
-        method=request.method,
-        endpoint=f"{run.plan.domain}.{run.plan.name}",
-        status=run.http_status,
-        milliseconds=round((run.ended - run.started) * 1000, 3),
-        degraded=list(run.degraded_steps),
-        error=run.error,
-    )
+def log_run(line: RequestLine, method: str, route: str, run: Run) -> None:
+    more: dict[str, Any] = {"degraded": run.degraded_steps} if run.degraded_steps else {}
+    if run.error:
+        more["error"] = run.error
+    line(run.id, run.trace_id, method, route, run.http_status, run.ended - run.started, **more)
 
 
 def _no_route(snapshot: Snapshot | None = None, segments: list[str] | None = None) -> EntityNotFound:

@@ -19,13 +19,14 @@ ROOT = "/orchestrator"
 class Route:
     """An endpoint's route. ``template`` has, for each segment after the endpoint, a word or a parameter's name.
 
-    ``finished`` is what telemetry is told each finished run with, or None.
+    ``path`` is the whole of it as one text, and ``finished`` what telemetry is told each finished run with, or None.
     """
 
     ready: ReadyPlan
     methods: frozenset[str]
     template: tuple[tuple[bool, str], ...]
     bare: bool
+    path: str
     only_parameter: str | None = None
     finished: Finished | None = None
 
@@ -66,7 +67,7 @@ def make_route(ready: ReadyPlan, finished: Finished | None = None) -> Route:
     if "GET" in methods:
         methods.add("HEAD")
     only = template[0][1] if len(template) == 1 and template[0][0] else None
-    return Route(ready, frozenset(methods), template, plan.bare, only, finished)
+    return Route(ready, frozenset(methods), template, plan.bare, paths(plan)[0], only, finished)
 
 
 def make_routes(

@@ -1,0 +1,194 @@
+"""The log's line of a request. It does not go through structlog, which would take longer than many a step.
+
+Everything in it is known to be plain, so it is written out here; and it is only added to a list, which a thread writes:
+a log that nobody reads must not hold up a request.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import gmtime, sleep, strftime, time
+from typing import Any, Protocol, TextIO
+
+import orjson
+
+DROPPED = "lines of requests were dropped: the log is read too slowly"
+MOST_WAITING = 20_000
+PAUSE_SECONDS = 0.02
+ATOMIC_BYTES = 4096
+"""So much is written to a pipe in one piece (POSIX's PIPE_BUF on Linux): no other line gets in between."""
+
+
+class RequestLine(Protocol):
+    """Writes the line of one request. ``error`` and what else is in ``more`` hold no secrets."""
+
+    def __call__(
+        self, execution_id: str, trace_id: str, method: str, route: str, status: int, seconds: float, **more: Any
+    ) -> None: ...
+
+
+class Lines:
+    """Lines on their way to a stream. A thread, which the first line starts, writes what has come together in a while.
+
+    While ``most`` wait further ones are dropped; ``told`` makes the line that says how many were.
+    """
+
+    def __init__(self, stream: TextIO, told: Callable[[int], str], most: int = MOST_WAITING) -> None:
+        self._stream = stream
+        self._told = told
+        self._most = most
+        self._waiting: deque[str] = deque()
+        self._dropped = 0
+        self._dropped_before = 0
+        self._wake = threading.Event()
+        self._writing = threading.Lock()
+        self._started = False
+
+    def add(self, line: str) -> None:
+        """Have a line written, which ends with a line feed. Never waits; for one thread."""
+        waiting = self._waiting
+        if len(waiting) >= self._most:
+            self._dropped += 1
+            return
+        waiting.append(line)
+        if len(waiting) == 1:
+            if not self._started:
+                self._start()
+            self._wake.set()
+
+    def _start(self) -> None:
+        self._started = True
+        threading.Thread(target=self._work, name="orchestrator log", daemon=True).start()
+        atexit.register(self.flush)
+
+    def flush(self) -> None:
+        """Write what waits, unless that is being done and held up: then the log is not read."""
+        if self._writing.acquire(timeout=1.0):
+            try:
+                self._write()
+            finally:
+                self._writing.release()
+
+    def _work(self) -> None:
+        while True:
+            self._wake.wait()
+            sleep(PAUSE_SECONDS)
+            self._wake.clear()
+            with self._writing:
+                self._write()
+
+    def _write(self) -> None:
+        lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        dropped = self._dropped
+        if dropped > self._dropped_before:
+            lines.append(self._told(dropped - self._dropped_before))
+            self._dropped_before = dropped
+        try:
+            for piece in _pieces(lines):
+                _write_whole(self._stream, piece)
+        except (OSError, ValueError):
+            pass  # the stream is closed: there is nowhere left to say so
+
+
+def _pieces(lines: list[str]) -> list[bytes]:
+    pieces: list[bytes] = []
+    piece = b""
+    for line in lines:
+        encoded = line.encode("utf-8", "backslashreplace")
+        if piece and len(piece) + len(encoded) > ATOMIC_BYTES:
+            pieces.append(piece)
+            piece = b""
+        piece += encoded
+    return [*pieces, piece] if piece else pieces
+
+
+def _write_whole(stream: TextIO, piece: bytes) -> None:
+    try:
+        number = stream.fileno()
+    except OSError:  # a stream of the test's
+        stream.write(piece.decode())
+        return
+    while piece:
+        piece = piece[os.write(number, piece) :]
+
+
+class _Clock:
+    """The time as ISO 8601 in UTC, with microseconds. All but these is made once a second."""
+
+    __slots__ = ("_prefix", "_second")
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._prefix = ""
+
+    def __call__(self) -> str:
+        now = time()
+        second = int(now)
+        if second != self._second:
+            self._second, self._prefix = second, strftime("%Y-%m-%dT%H:%M:%S", gmtime(second))
+        return f"{self._prefix}.{int((now - second) * 1_000_000):06d}Z"
+
+
+def json_line(add: Callable[[str], None]) -> RequestLine:
+    """Return what adds a request's line as a JSON object, with the keys that structlog gives its lines."""
+    now = _Clock()
+
+    def line(
+        execution_id: str, trace_id: str, method: str, route: str, status: int, seconds: float, **more: Any
+    ) -> None:
+        event = {
+            "event": "request",
+            "execution_id": execution_id,
+            "trace_id": trace_id,
+            "method": method,
+            "route": route,
+            "status": status,
+            "milliseconds": round(seconds * 1000, 3),
+            **more,
+            "level": "info",
+            "timestamp": now(),
+        }
+        add(f"{_json(event)}\n")
+
+    return line
+
+
+def _json(value: Any) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # a text that is no Unicode, such as half of a surrogate pair that a client has sent
+        return json.dumps(value, default=repr)
+
+
+def json_dropped(count: int) -> str:
+    event = {"event": DROPPED, "count": count, "level": "warning", "timestamp": _Clock()()}
+    return f"{_json(event)}\n"
+
+
+def text_dropped(count: int) -> str:
+    return f"{_Clock()()} [warning  ] {DROPPED} count={count}\n"
+
+
+def text_line(add: Callable[[str], None], *, colors: bool) -> RequestLine:
+    """Return what adds a request's line as people read it."""
+    now = _Clock()
+    bold, plain = ("\x1b[1m", "\x1b[0m") if colors else ("", "")
+
+    def line(
+        execution_id: str, trace_id: str, method: str, route: str, status: int, seconds: float, **more: Any
+    ) -> None:
+        told = f" trace_id={trace_id}" if trace_id else ""
+        for name, value in more.items():
+            if value:
+                told += f" {name}={_json(value)}"
+        add(
+            f"{now()} [info     ] {bold}request{plain} {method} {route} {status} in {seconds * 1000:.3f} ms"
+            f" execution_id={execution_id}{told}\n"
+        )
+
+    return line

@@ -1,0 +1,190 @@
+"""The log: whose words come into it, what is masked, and that nobody waits for it."""
+
+import io
+import json
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from orchestrator_core.config.model import LoggingOptions
+from orchestrator_core.config.secrets import Redactor
+from orchestrator_core.logs import LogMask, configure_logging, request_line
+from orchestrator_core.request_lines import Lines, text_dropped
+
+CANARY = "canary-5e8d1"
+Configure = Callable[..., io.StringIO]
+
+
+@pytest.fixture
+def configure(monkeypatch: pytest.MonkeyPatch) -> Iterator[Configure]:
+    """Set the log up on a stream of the test's, and everything back at its end."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+
+    def configured(**options: Any) -> io.StringIO:
+        stream = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", stream)
+        configure_logging(LoggingOptions(**options), LogMask(Redactor.of([CANARY])))
+        return stream
+
+    yield configured
+    logging.captureWarnings(False)
+    root.handlers = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def written(stream: io.StringIO) -> list[dict[str, Any]]:
+    factory = structlog.get_config()["logger_factory"]
+    factory.lines.flush()
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_an_event_is_one_json_object_on_one_line_with_its_traceback(configure: Configure) -> None:
+    stream = configure(format="json")
+    try:
+        raise ValueError(f"no\n{CANARY}")
+    except ValueError:
+        structlog.get_logger("x").exception("defect", step="a")
+    (event,) = written(stream)
+    assert (event["event"], event["level"], event["step"]) == ("defect", "error", "a")
+    assert event["exception"].splitlines()[0] == "Traceback (most recent call last):"
+    assert event["exception"].endswith("ValueError: no\n***")
+
+
+def test_what_libraries_log_is_in_the_same_form_from_warnings_on(configure: Configure) -> None:
+    stream = configure(format="json", level="debug")
+    library = logging.getLogger("some.library")
+    library.info("the token is %s", "of a login")
+    library.warning("cannot reach %s with %s", "db", CANARY)
+    try:
+        raise RuntimeError(CANARY)
+    except RuntimeError:
+        library.exception("gave up")
+    first, second = written(stream)
+    assert {**first, "timestamp": ""} == {
+        "event": "cannot reach db with ***",
+        "level": "warning",
+        "logger": "some.library",
+        "timestamp": "",
+    }
+    assert (second["event"], second["level"]) == ("gave up", "error")
+    assert second["exception"].endswith("RuntimeError: ***")
+
+
+def test_a_warning_of_python_is_an_event_too(configure: Configure) -> None:
+    stream = configure(format="json")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn(f"old {CANARY}", DeprecationWarning, stacklevel=1)
+    (event,) = written(stream)
+    assert (event["logger"], event["level"]) == ("py.warnings", "warning")
+    assert "DeprecationWarning: old ***" in event["event"]
+
+
+def test_secrets_are_masked_however_deep_they_stand_and_in_what_shows_itself(configure: Configure) -> None:
+    class Shows:
+        def __repr__(self) -> str:
+            return f"<{CANARY}>"
+
+    stream = configure(format="json")
+    structlog.get_logger("x").info(
+        f"at {CANARY}", deep={"list": [CANARY, 1, None], CANARY: True}, shown=Shows(), several=(CANARY,)
+    )
+    (event,) = written(stream)
+    del event["timestamp"]
+    assert event == {
+        "event": "at ***",
+        "level": "info",
+        "deep": {"list": ["***", 1, None], "***": True},
+        "shown": "<***>",
+        "several": ["***"],
+    }
+
+
+def test_the_console_has_a_line_for_people_and_masks_the_same(configure: Configure) -> None:
+    stream = configure()
+    structlog.get_logger("x").info("opened", url=f"http://{CANARY}/")
+    logging.getLogger("lib").warning("away: %s", CANARY)
+    ours, theirs = stream.getvalue().splitlines()
+    assert "[info     ] opened" in ours
+    assert "url=http://***/" in ours
+    assert "[warning  ] away: ***" in theirs
+    assert "[lib]" in theirs
+
+
+def test_the_line_of_a_request(configure: Configure) -> None:
+    stream = configure(format="json")
+    line = request_line()
+    assert line is not None
+    line("0a" * 16, "", "GET", "/orchestrator/shop/hello", 200, 0.0012345)
+    line("0b" * 16, "ab" * 16, "POST", "/orchestrator/shop/hello", 502, 1.5, degraded=("extra",), error="lost \ud800")
+    first, second = written(stream)
+    assert first.pop("timestamp") < second.pop("timestamp")
+    assert first == {
+        "event": "request",
+        "execution_id": "0a" * 16,
+        "trace_id": "",
+        "method": "GET",
+        "route": "/orchestrator/shop/hello",
+        "status": 200,
+        "milliseconds": 1.234,
+        "level": "info",
+    }
+    assert (second["degraded"], second["error"], second["trace_id"]) == (["extra"], "lost \ud800", "ab" * 16)
+
+
+def test_the_line_of_a_request_for_people(configure: Configure) -> None:
+    stream = configure()
+    line = request_line()
+    assert line is not None
+    line("0a" * 16, "", "GET", "/orchestrator/shop/hello", 200, 0.0012345, error="two\nlines")
+    structlog.get_config()["logger_factory"].lines.flush()
+    stamp, _, rest = stream.getvalue().partition(" ")
+    assert stamp.endswith("Z")
+    assert rest == (
+        "[info     ] request GET /orchestrator/shop/hello 200 in 1.234 ms "
+        f'execution_id={"0a" * 16} error="two\\nlines"\n'
+    )
+
+
+def test_above_info_there_are_no_lines_of_requests(configure: Configure) -> None:
+    configure(level="warning")
+    assert request_line() is None
+
+
+def test_where_nobody_set_a_log_up_there_are_no_lines_of_requests() -> None:
+    assert request_line() is None
+
+
+def test_a_log_that_nobody_reads_holds_up_nobody_and_what_was_dropped_is_counted() -> None:
+    reading, writing = os.pipe()
+    with open(writing, "w") as stream:
+        lines = Lines(stream, text_dropped, most=100)
+        for number in range(50_000):  # far more than a pipe holds
+            lines.add(f"{number:0199d}\n")
+        got: list[bytes] = []
+
+        def read() -> None:
+            while piece := os.read(reading, 65536):
+                got.append(piece)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        lines.flush()
+        lines.flush()
+    reader.join(20)
+    os.close(reading)
+    whole = b"".join(got).decode().splitlines()
+    numbers = [int(line) for line in whole if line.isdigit()]
+    dropped = [int(line.rpartition("count=")[2]) for line in whole if not line.isdigit()]
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) + sum(dropped) == 50_000
+    assert dropped
