@@ -247,7 +247,8 @@ async def stage(
     """Start the sources, a proxy before each, and the service.
 
     ``files`` of the configuration come over the usual ones, and may use ``{database}``, ``{api}`` and ``{model}``, the
-    URLs of the proxies; ``config`` is appended to ``config.yaml``. ``source_timeout`` is that of the partner API and the model.
+    URLs of the proxies; ``config`` is appended to ``config.yaml``. ``source_timeout`` is that of the
+    partner API and the model.
     """
     folder = setting.folder / f"stage-{free_port()}"
     folder.mkdir()
