@@ -132,7 +132,7 @@ class Live:
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
         log.info("configuration reloaded", generation=new.generation, endpoints=len(new.plans))
-        return Reloaded(True, new.generation, new.problems)
+        return Reloaded(True, new.generation, masked(new.problems, prepared.configuration.redactor))
 
     async def _retire(self, old: Snapshot) -> None:
         timeout = old.configuration.app.reload.drain_timeout

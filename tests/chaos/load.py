@@ -49,7 +49,7 @@ def named(status: int) -> str:
 
 @frozen
 class Stream:
-    """Requests of one kind. ``{n}`` in the target runs from 1 to ``ids``."""
+    """Requests of one kind. ``{n}`` in the target runs from 1 to ``ids``; with ``more`` the targets take turns."""
 
     name: str
     target: str
@@ -59,13 +59,15 @@ class Stream:
     method: str = "GET"
     body: str = ""
     ids: int = 1
+    more: Sequence[str] = ()
     keep_bodies: bool = False
 
     def requests(self) -> list[bytes]:
         body = self.body.encode()
         length = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
         rest = f" HTTP/1.1\r\nHost: 127.0.0.1\r\n{length}\r\n"
-        targets = [self.target.replace("{n}", str(number)) for number in range(1, self.ids + 1)]
+        turns = (self.target, *self.more)
+        targets = [turn.replace("{n}", str(number)) for number in range(1, self.ids + 1) for turn in turns]
         return [f"{self.method} {target}{rest}".encode() + body for target in targets]
 
 

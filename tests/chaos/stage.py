@@ -33,33 +33,38 @@ import asyncio
 import gc
 from contextlib import asynccontextmanager
 from attrs import frozen
+from orchestrator_core.errors import Problem
+from orchestrator_core.models.source import Trouble
 from orchestrator_core.plugin_api import SourceKind, hookimpl
+
+# What a backend said, on its way: it is masked where it leaves the service.
+MESSAGES = (BaseException, Problem, Trouble)
 
 @frozen
 class Options:
     """Nothing to configure."""
 
-def holders(text):
-    found = []
+def holders(texts):
+    """Return the classes of ours with an instance that shows one of the texts, and the number of the text."""
+    found = set()
     for thing in gc.get_objects():
         kind = type(thing)
-        if not getattr(kind, "__module__", "").startswith("orchestrator_") or isinstance(thing, type):
+        if not str(getattr(kind, "__module__", "")).startswith("orchestrator_") or isinstance(thing, (type, *MESSAGES)):
             continue
         try:
             shown = repr(thing)
         except Exception as error:
             shown = f"{type(error).__name__}: {error}"
-        if text in shown:
-            found.append(f"{kind.__module__}.{kind.__qualname__}")
-    return sorted(set(found))
+        found |= {f"{kind.__qualname__}: {number}" for number, text in enumerate(texts) if text in shown}
+    return sorted(found)
 
 class Inside:
     async def fetch(self, operation, params):
         match params:
             case {"what": "tasks"}:
                 return sorted(task.get_coro().__qualname__ for task in asyncio.all_tasks() if not task.done())
-            case {"what": "holders", "text": text}:
-                return holders("".join(text))
+            case {"what": "holders", "texts": texts}:
+                return holders(["".join(text) for text in texts])
             case {"what": "nap", "seconds": seconds}:
                 await asyncio.sleep(float(seconds))
                 return None
@@ -76,7 +81,6 @@ def orchestrator_source_kinds():
 '''
 
 CONFIG = """\
-reload: {watch: false}
 plugins_dir: ../plugins
 """
 DATABASE = """\
@@ -209,14 +213,17 @@ class Stage:
             await asyncio.sleep(0.01)
         return loop.time() - begun
 
-    async def peak(self, target: str, seconds: float, connections: int = 32, ids: int = 1000) -> float:
-        """Return how many requests a second the service answers when it is asked for as many as it can do."""
-        stream = Stream("peak", target, rate=0, connections=connections, ids=ids)
+    async def peak(self, *targets: str, seconds: float, connections: int = 32, ids: int = 1000) -> float:
+        """Return how many requests a second the service answers when it is asked for as many as it can do.
+
+        With several targets they take turns.
+        """
+        stream = Stream("peak", targets[0], rate=0, connections=connections, ids=ids, more=targets[1:])
         async with self.load(stream) as driven:
             await asyncio.sleep(seconds)
         met = driven["peak"]
         if set(met.status) != {200}:
-            raise Unusable(f"{target} at its peak: {met.shown()}")
+            raise Unusable(f"{targets[0]} at its peak: {met.shown()}")
         start, end = min(met.at) + seconds * 0.1, max(met.at)
         return len(met.between(start, end)) / (end - start)
 
@@ -242,6 +249,7 @@ async def stage(
     arguments: Sequence[str] = (),
     source_timeout: str = "2s",
     pool_size: int = 10,
+    watch: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Stage]:
     """Start the sources, a proxy before each, and the service.
@@ -270,7 +278,7 @@ async def stage(
             "model": f"http://127.0.0.1:{model.port}",
         }
         texts = {
-            "config.yaml": CONFIG + dedent(config),
+            "config.yaml": CONFIG + f"reload: {{watch: {str(watch).lower()}}}\n" + dedent(config),
             "database.yaml": DATABASE.format(**urls, pool_size=pool_size),
             "integrations/api.yaml": APIS.format(**urls, timeout=source_timeout),
             "integrations/ml.yaml": MODELS.format(**urls, timeout=source_timeout),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from pathlib import Path
 
 from tests.chaos.load import Stream
 from tests.chaos.outcome import Finding, Row, Setting
@@ -131,16 +130,60 @@ async def measure(setting: Setting) -> list[Finding]:
                 growth <= MOST_GROWTH,
                 relative=setting.quick,
             ),
-            await half_written(service, file, setting.times(40, 4), chance),
+            *await save_in_pieces(setting),
         ]
 
 
-async def half_written(service: Stage, file: Path, times: int, chance: random.Random) -> Finding:
-    """Save files piece by piece, as editors do, while the folder is watched and requests keep coming."""
-    service.setting.say(f"{times} files saved in pieces, while the folder is watched")
-    config = service.folder / "config" / "config.yaml"
-    config.write_text(config.read_text().replace("watch: false", "watch: true"))
-    return Finding("half-written files that are watched", "needs a service that watches from the start", None)
+async def save_in_pieces(setting: Setting) -> list[Finding]:
+    """Save files piece by piece, as editors and copies do, while the folder is watched and requests keep coming.
+
+    Each file is block YAML, of which a piece can be valid too: a part of the endpoints. They are not to be served.
+    """
+    times = setting.times(50, 5)
+    setting.say(f"{times} files saved in pieces, while the folder is watched")
+    files = {"domains/numbers.yaml": block(0)}
+    async with stage(setting, files=files, watch=True) as service:
+        file = service.folder / "config" / "domains" / "numbers.yaml"
+        streams = [Stream(f"e{place}", f"/orchestrator/numbers/e{place}", rate=50) for place in (0, ENDPOINTS - 1)]
+        swapped = 0
+        async with service.load(*streams) as driven:
+            await asyncio.sleep(0.5)
+            for number in range(1, times + 1):
+                text = block(number)
+                with file.open("w") as written:  # what an editor does
+                    for start in range(0, len(text), PIECE):
+                        written.write(text[start : start + PIECE])
+                        written.flush()
+                        await asyncio.sleep(PIECE_SECONDS)
+                swapped += await _serves(service, number)
+        return [
+            Finding(
+                f"a file saved in pieces {PIECE_SECONDS * 1e3:g} ms apart is served whole, and no request fails",
+                f"{swapped} of {times} served; " + ", ".join(f"{one.name}: {one.shown()}" for one in driven.values()),
+                swapped == times and all(set(one.status) == {200} for one in driven.values()),
+            )
+        ]
+
+
+ENDPOINTS = 40
+PIECE = 1000
+PIECE_SECONDS = 0.01
+
+
+def block(number: int) -> str:
+    return "endpoints:\n" + "".join(
+        f"  e{place}:\n    response_mapping:\n      number: {number}\n" for place in range(ENDPOINTS)
+    )
+
+
+async def _serves(service: Stage, number: int) -> bool:
+    try:
+        async with asyncio.timeout(SERVED_SECONDS):
+            while (await service.get(f"/orchestrator/numbers/e{ENDPOINTS - 1}"))[1] != {"number": number}:  # noqa: ASYNC110  # asked, not told
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        return False
+    return True
 
 
 def _is_of_one_generation(body: str) -> bool:
