@@ -180,14 +180,20 @@ def option(
     help: str,  # the word that click and argparse use for the same thing
     factory: Callable[[], Any] | None = None,
     validator: Any = None,
+    secret: bool = False,
 ) -> Any:
     """Return an attrs field for an options class, with the sentence that the reference page and the schema show.
 
-    A validator that raises ``ValueError("…")`` is reported as a problem at the option's line.
+    A validator that raises ``ValueError("…")`` is reported as a problem at the option's line. The value of a ``secret``
+    option is not shown in representations, nor on pages, even where it is written out in the configuration.
     """
     default = Factory(factory) if factory else default
     located = validator and _located(validator)
-    return field(default=default, validator=located, metadata={"help": help})
+    return field(default=default, validator=located, metadata={"help": help}, repr=_hidden if secret else True)
+
+
+def _hidden(value: Any) -> str:
+    return "None" if value is None else "'***'"
 
 
 class OptionError(ValueError):

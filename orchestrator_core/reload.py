@@ -182,7 +182,7 @@ class Live:
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
         self.reloads["swapped"] += 1
-        self.last = Reloaded(True, new.generation, new.problems)
+        self.last = Reloaded(True, new.generation, masked(new.problems, new.configuration.redactor))
         return self.last
 
     async def _retire(self, old: Snapshot) -> None:

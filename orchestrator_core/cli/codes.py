@@ -18,6 +18,7 @@ CODES: Mapping[str, str] = {
     "ORC110": "alias without its anchor",
     "ORC111": "aliases that multiply",
     "ORC112": "file that is not read",
+    "ORC113": "empty file",
     "ORC201": "unknown key",
     "ORC202": "wrong type",
     "ORC203": "missing key",

@@ -29,7 +29,7 @@ def shown(problems: Iterable[Problem], folder: Path, redact: Redactor) -> list[P
             problem,
             file=(folder / problem.file).as_posix() if problem.file else "",
             message=redact(problem.message),
-            hint=redact(_FIRST.sub(rf"\g<1>{re.escape(folder.as_posix())}/", problem.hint)),
+            hint=redact(_FIRST.sub(lambda first: f"{first[1]}{folder.as_posix()}/", problem.hint)),
         )
         for problem in sorted(problems)
     ]

@@ -102,7 +102,7 @@ class _Loader:
     folder: Path
     place: Path
     environment: Mapping[str, str]
-    texts: Mapping[Path, str]
+    secret_texts: Mapping[Path, str]
     app: AppConfig = field(factory=AppConfig)
     app_located: Located | None = None
     problems: list[Problem] = field(factory=list)
@@ -139,7 +139,7 @@ class _Loader:
                 self.sectioned(scope, path, self.read(path))
 
     def sectioned(self, scope: str, path: Path, document: Document) -> None:
-        resolved = resolve_secrets(document, self.place, self.environment, self.texts)
+        resolved = resolve_secrets(document, self.place, self.environment, self.secret_texts)
         self.problems.extend(resolved.problems)
         self.secrets.extend(resolved.secrets)
         self.secret_files.update(resolved.files)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus, unquote
 
-from attrs import frozen
+from attrs import Factory, field, frozen
 
 from orchestrator_core.config.yaml import DataPath, Document
 from orchestrator_core.errors import Problem, did_you_mean
@@ -37,9 +40,15 @@ class Secret(str):
 
 @frozen(repr=False)
 class Redactor:
-    """Replaces every known secret in a text by ``***``. Values shorter than three characters are left alone."""
+    """Replaces every known secret in a text by ``***``, also as JSON, Python and URLs write it.
+
+    Of a secret that is a URL the password is one too. Values shorter than three characters are left alone.
+    """
 
     values: tuple[str, ...] = ()
+    _forms: tuple[str, ...] = field(
+        init=False, eq=False, default=Factory(lambda self: _forms_of(self.values), takes_self=True)
+    )
 
     @classmethod
     def of(cls, values: Iterable[str]) -> Redactor:
@@ -47,7 +56,7 @@ class Redactor:
         return cls(tuple(sorted(known, key=len, reverse=True)))
 
     def __call__(self, text: str) -> str:
-        for value in self.values:
+        for value in self._forms:
             if value in text:
                 text = text.replace(value, MASK)
         return text
@@ -61,6 +70,22 @@ class Redactor:
         if isinstance(value, Mapping):
             return {key: self.data(item) for key, item in value.items()}
         return [self.data(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+_URL_PASSWORD = re.compile(r"://[^:/@\s]*:([^@/\s]+)@")
+_IN_URLS = (quote, partial(quote, safe=""), quote_plus)
+
+
+def _forms_of(values: Iterable[str]) -> tuple[str, ...]:
+    known, forms = set(values), set()
+    known |= {match[1] for value in known if (match := _URL_PASSWORD.search(value))}
+    known |= {unquote(password) for password in known}
+    for value in known:
+        if len(value) < SHORTEST_MASKED:
+            continue
+        escaped = json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1]
+        forms |= {value, *escaped, *(write(value, errors="surrogateescape") for write in _IN_URLS)}
+    return tuple(sorted(forms, key=len, reverse=True))
 
 
 @frozen

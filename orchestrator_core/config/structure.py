@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import attrs
 import cattrs
-from attrs import frozen
+from attrs import field, frozen
 from cattrs.errors import (
     AttributeValidationNote,
     ForbiddenExtraKeysError,
@@ -51,7 +51,7 @@ class Located:
 
     document: Document
     path: DataPath
-    data: Any
+    data: Any = field(repr=False)
 
     def __getitem__(self, key: str | int) -> Located:
         return Located(self.document, (*self.path, key), self.data[key])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from orchestrator_core.errors import Problem
 
@@ -151,7 +151,11 @@ def load_document(path: Path, name: str) -> Document:
         line = raw[: error.start].count(b"\n") + 1
         message = f"not UTF-8: byte 0x{raw[error.start]:02x}"
         return Document(name, "", problems=(Problem(name, line, 1, "ORC101", message),))
-    return parse_document(text, name)
+    document = parse_document(text, name)
+    if text and not text.isspace():
+        return document
+    hint = "it may be half-written; a file that is to say nothing holds {} or a comment"
+    return evolve(document, problems=(Problem(name, code="ORC113", message="the file is empty", hint=hint),))
 
 
 def parse_document(text: str, name: str) -> Document:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from urllib.parse import unquote, urljoin, urlsplit
 
-from attrs import frozen
+from attrs import field, frozen
 
 _VISIBLE = re.compile(r"[!-~]*")
 _TARGET = re.compile(r"(?:[/?][!-\"$-~]*)?")
@@ -19,6 +19,8 @@ _FIELD_VALUE = re.compile(r"[\t -~\x80-\xff]*")
 _FRAMING = frozenset({"connection", "content-length", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"})
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 _LONGEST_SHOWN = 300
+_PROOFS = re.compile(r"(?im)^[^:\r\n]*(?:auth|cookie|key|password|secret|token)[^:\r\n]*: ([^\r\n]+)")
+_SHORTEST_PROOF = 6
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 
 
@@ -30,7 +32,7 @@ class Url:
     host: str
     port: int
     path: str
-    credentials: str | None
+    credentials: str | None = field(repr=False)
 
     @property
     def authority(self) -> str:
@@ -86,7 +88,7 @@ class RequestForm:
     url: Url
     method: str
     request_target: str
-    fields: bytes
+    fields: bytes = field(repr=False)
     end_without_body: bytes
     has_no_answer_body: bool
     may_resend: bool
@@ -126,8 +128,8 @@ class RequestHead:
     """The head of one request, all but its Content-Length."""
 
     form: RequestForm
-    path: str
-    open_head: bytes
+    path: str = field(repr=False)
+    open_head: bytes = field(repr=False)
 
     def carrying(self, lines: bytes) -> RequestHead:
         """The same head with further header lines, each with its line end."""
@@ -141,6 +143,14 @@ class RequestHead:
             bare = f"{bare[:_LONGEST_SHOWN]}…"
         return f"{self.form.method} {self.form.url.origin}{bare}{'?…' if query else ''}"
 
+    def masked(self, words: str) -> str:
+        """Return a peer's words without what this request proved itself with: some peers repeat it."""
+        for value in _PROOFS.findall(self.open_head.decode("latin-1")):
+            for proof in (value, *value.split()):
+                if len(proof) >= _SHORTEST_PROOF:
+                    words = words.replace(proof, "***")
+        return words
+
 
 @frozen
 class FormBuilder:
@@ -148,8 +158,8 @@ class FormBuilder:
 
     url: Url
     absolute_form: bool
-    default_fields: Mapping[str, tuple[str, str]]
-    default_bytes: bytes
+    default_fields: Mapping[str, tuple[str, str]] = field(repr=False)
+    default_bytes: bytes = field(repr=False)
 
     @classmethod
     def for_origin(cls, url: Url, headers: Mapping[str, str], proxy: Url | None) -> FormBuilder:

@@ -63,8 +63,8 @@ class HttpResponse:
     """One answer. Any status is an answer: what a 404 or a 500 means is for the caller to say."""
 
     status: int
-    headers: Headers
-    body: bytes
+    headers: Headers = field(repr=False)
+    body: bytes = field(repr=False)
     request: RequestHead = field(repr=False)
 
     def json(self) -> JSON:

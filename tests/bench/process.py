@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -69,10 +69,16 @@ def cpu_seconds(pid: int) -> float:
 
 @asynccontextmanager
 async def started(
-    name: str, command: Sequence[str], port: int, cores: Collection[int], log: Path
+    name: str,
+    command: Sequence[str],
+    port: int,
+    cores: Collection[int],
+    log: Path,
+    more_environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Process]:
     """Start a server, wait until it accepts connections, and end it when the block is left."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    environment.update(more_environment or {})
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: ASYNC220  # starting takes a millisecond
             command,

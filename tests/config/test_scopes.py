@@ -207,5 +207,5 @@ def test_the_domain_is_named_by_its_id_its_name_or_its_file(serve: Serve) -> Non
 
 
 def test_an_empty_folder_serves_nothing_and_is_fine(serve: Serve) -> None:
-    shop = serve({"config.yaml": ""})
+    shop = serve({"config.yaml": "{}"})
     assert shop.get("/orchestrator").json["domains"] == []

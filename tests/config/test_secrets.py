@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
+import orjson
 import pytest
 from attrs import frozen
 from hypothesis import given
@@ -181,6 +186,32 @@ def test_no_text_around_a_secret_lets_it_through(secret: str, before: str, after
     kept = Redactor.of([secret])(before + secret + after).split(MASK)
     assert len(kept) > 1
     assert "*" in secret or not any(secret in part for part in kept)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        json.dumps,
+        partial(json.dumps, ensure_ascii=False),
+        repr,
+        quote,
+        quote_plus,
+        partial(quote, safe=""),
+        lambda text: orjson.dumps(text).decode(),
+    ],
+)
+def test_a_secret_is_masked_however_it_is_written(write: Callable[[str], str]) -> None:
+    secret = "p\"a's/s\\ 100% ünï&="
+    assert MASK in Redactor.of([secret])(f"told {write(secret)} to nobody")
+    assert Redactor.of([secret])(write(secret)).strip("\"'") == MASK
+
+
+def test_the_password_of_a_secret_url_is_a_secret() -> None:
+    redact = Redactor.of(["postgresql://ada:l%40velace@db.test/crm"])
+    assert (
+        redact("no login for ada with l@velace or l%40velace at db.test")
+        == "no login for ada with *** or *** at db.test"
+    )
 
 
 def test_a_whole_configuration_knows_its_secrets_and_shows_none(

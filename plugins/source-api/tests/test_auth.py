@@ -12,6 +12,7 @@ from urllib.parse import parse_qs
 import pytest
 from api_kit import Partner, Seen, ok, opened, partner
 from attrs import define, field
+from orchestrator_source_api.options import ApiOptions, AuthOptions, BasicOptions
 from orchestrator_source_api.source import ApiSource
 
 from orchestrator_core.plugin_api import SourceError
@@ -331,3 +332,31 @@ def test_the_health_check_needs_the_token_too(run: Run) -> None:
                 assert api.last.headers["authorization"] == "Bearer t"
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"headers": {"X-Api-Key": "k-0123456789"}},
+        {"auth": {"bearer": "k-0123456789"}},
+        {"auth": {"basic": {"username": "ada", "password": "k-0123456789"}}},
+        {"headers": {"Cookie": "session=k-0123456789"}},
+    ],
+)
+def test_a_reason_that_repeats_what_the_request_proved_itself_with_is_masked(options: dict[str, Any], run: Run) -> None:
+    def repeat(seen: Seen) -> bytes:
+        sent = [seen.headers.get(name, "") for name in ("x-api-key", "authorization", "cookie")]
+        return ok({"detail": f"no access with {' '.join(filter(None, sent))}!"}, status=400)
+
+    async def main() -> None:
+        async with partner(repeat) as api, opened(api.url, **options) as source:
+            with pytest.raises(SourceError, match=r"answered 400: no access with (Bearer |Basic )?\*\*\*!$"):
+                await source.fetch("get", {"id": 1})
+
+    run(main())
+
+
+def test_credentials_that_are_written_out_are_not_shown() -> None:
+    basic = BasicOptions(username="ada", password="written-out")
+    assert repr(basic) == "BasicOptions(username='ada', password='***')"
+    assert "written-out" not in repr(ApiOptions(base_url="http://a.test", auth=AuthOptions(bearer="written-out")))

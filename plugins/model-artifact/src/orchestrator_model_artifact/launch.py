@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from attrs import frozen
+from attrs import field, frozen
 
 from orchestrator_core.plugin_api import SourceError, SourceUnavailable
 from orchestrator_model_artifact.location import Location
@@ -32,9 +32,9 @@ MOST_OUTPUT = 4 * 2**20
 class Launch:
     """What is started; ``{port}`` in ``command`` is not replaced yet."""
 
-    command: tuple[str, ...]
+    command: tuple[str, ...] = field(repr=False)
     folder: Path
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)
 
     def start(self, port: int, output: Path, mark: str) -> int:
         """Start the server in a session of its own, and return its process id.

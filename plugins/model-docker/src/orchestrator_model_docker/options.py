@@ -118,15 +118,14 @@ class LimitOptions:
     pids: int = option(256, help="Processes and threads; `-1` is no limit.", validator=_pids)
 
 
-@frozen(repr=False)
+@frozen
 class RegistryCredentials:
     """A login for the image's registry."""
 
     username: str = option(help="The user.")
-    password: str = option(help="The password or token; write it as `${env:NAME}` or `${file:/run/secrets/x}`.")
-
-    def __repr__(self) -> str:
-        return f"RegistryCredentials(username={self.username!r}, password='***')"
+    password: str = option(
+        help="The password or token; write it as `${env:NAME}` or `${file:/run/secrets/x}`.", secret=True
+    )
 
 
 @frozen(kw_only=True)

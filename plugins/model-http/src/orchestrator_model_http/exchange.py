@@ -72,12 +72,14 @@ def _reason(answer: HttpResponse) -> str:
         body = orjson.loads(answer.body)
     except orjson.JSONDecodeError:
         is_text = answer.headers.get("content-type", "").startswith("text/plain")
-        lines = answer.body.decode("utf-8", "replace").strip().splitlines() if is_text else []
+        text = answer.body.decode("utf-8", "replace") if is_text else ""
+        lines = answer.request.masked(text).strip().splitlines()
         return lines[0][:_REASON_LENGTH] if lines else ""
     if not isinstance(body, dict):
         return ""
     said = next((body[key] for key in ("detail", "message", "error") if body.get(key)), "")
-    return " ".join((said if isinstance(said, str) else orjson.dumps(said).decode()).split())[:_REASON_LENGTH]
+    words = answer.request.masked(said if isinstance(said, str) else orjson.dumps(said).decode())
+    return " ".join(words.split())[:_REASON_LENGTH]
 
 
 def encoded(value: JSON) -> bytes:

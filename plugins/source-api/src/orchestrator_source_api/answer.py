@@ -152,5 +152,5 @@ def _reason(answer: HttpResponse) -> str:
         body = next((body[key] for key in _REASONS if body.get(key)), "")
     if isinstance(body, dict):
         body = body.get("message", "")
-    lines = body.splitlines() if isinstance(body, str) else []
+    lines = answer.request.masked(body).splitlines() if isinstance(body, str) else []
     return "".join(char for char in lines[0][:_LONGEST_REASON] if char.isprintable()) if lines else ""

@@ -97,7 +97,7 @@ class BasicOptions:
     """A user and a password, sent with every request."""
 
     username: str = option(help="The user's name.")
-    password: str = option(help='The password, such as `"${env:PARTNER_PASSWORD}"`.')
+    password: str = option(help='The password, such as `"${env:PARTNER_PASSWORD}"`.', secret=True)
 
 
 @frozen
@@ -108,7 +108,7 @@ class OAuth2Options:
         help="Where tokens are issued, such as `https://login.example.com/token`.", validator=_is_url
     )
     client_id: str = option(help="The client's identifier.")
-    client_secret: str = option(help='The client\'s secret, such as `"${env:PARTNER_SECRET}"`.')
+    client_secret: str = option(help='The client\'s secret, such as `"${env:PARTNER_SECRET}"`.', secret=True)
     scope: str = option("", help="The scopes to ask for, separated by spaces.")
     params: dict[str, str] = option(
         factory=dict, help="Further parameters of the token request, such as `{audience: https://api.example.com}`."
@@ -127,7 +127,7 @@ class AuthOptions:
     """How requests are authorized: one of three ways."""
 
     basic: BasicOptions | None = option(None, help="A user and a password.")
-    bearer: str | None = option(None, help='A fixed token, such as `"${env:PARTNER_TOKEN}"`.')
+    bearer: str | None = option(None, help='A fixed token, such as `"${env:PARTNER_TOKEN}"`.', secret=True)
     oauth2: OAuth2Options | None = option(None, help="OAuth 2.0 client credentials.")
 
 

@@ -31,7 +31,8 @@ from orchestrator_source_database.values import DECIMALS, Shape, Unreadable
 
 __all__ = ["PostgresConnection", "connector"]
 
-MEND_SECONDS = 5.0
+MEND_SECONDS = 0.5
+"""How long a server may take to end a given-up statement before its connection is closed: it may be hanging itself."""
 MOST_ITEMS = 1000
 SAME_IN_A_LIST = frozenset(
     ("int2", "int4", "int8", "float4", "float8", "numeric", "bool", "text", "varchar", "bpchar", "uuid", "bytea")

@@ -21,7 +21,8 @@ __all__ = ["PostgreSQLStore"]
 
 T = TypeVar("T")
 Rows: TypeAlias = Sequence[Sequence[Any]]
-MEND_SECONDS = 5.0
+MEND_SECONDS = 0.5
+"""How long a server may take to end a given-up query before its connection is closed: it may be hanging itself."""
 ROWS_AT_ONCE = 1_000  # so that a long list is not taken apart in one turn of the loop
 OUTDATED = (asyncpg.InvalidCachedStatementError, asyncpg.InvalidSQLStatementNameError)
 TRANSIENT = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InsufficientResourcesError)

@@ -1,0 +1,77 @@
+"""Half an hour at 80 % of what the service can do: nothing grows and nothing fails."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+
+from tests.chaos.load import Stream
+from tests.chaos.outcome import Finding, Row, Setting
+from tests.chaos.stage import stage
+
+SHARE = 0.8
+SETTLED_SHARE = 0.2
+FLAT = 0.05
+ENDPOINTS = {"plain": 0.4, "customer": 0.3, "report": 0.2, "score": 0.1}
+
+
+async def measure(setting: Setting) -> list[Finding]:
+    seconds = setting.long(1800, 5)
+    async with stage(setting) as service:
+        turns = [service.path(f"{name}/{{n}}") for name, share in ENDPOINTS.items() for _ in range(round(share * 10))]
+        peak = await service.peak(*turns, seconds=min(5.0, seconds / 3))
+        setting.say(f"the peak of the mixture is {peak:,.0f} requests a second; {SHARE:.0%} of it for {seconds:g} s")
+        streams = [
+            Stream(name, service.path(f"{name}/{{n}}"), rate=peak * SHARE * share, ids=1000, connections=128)
+            for name, share in ENDPOINTS.items()
+        ]
+        resident, descriptors, tasks = [], [], []
+        begun = monotonic()
+        told = begun
+        async with service.load(*streams) as driven:
+            while monotonic() - begun < seconds:
+                await asyncio.sleep(min(5.0, seconds / 20))
+                resident.append(service.resident_bytes())
+                descriptors.append(service.descriptors())
+                tasks.append(len(await service.tasks()))
+                if monotonic() - told > 30:
+                    told = monotonic()
+                    setting.say(
+                        f"{told - begun:,.0f} of {seconds:g} s, {resident[-1] / 2**20:.1f} MiB,"
+                        f" {descriptors[-1]} descriptors, {tasks[-1]} tasks"
+                    )
+        settled = int(len(resident) * SETTLED_SHARE)
+        third = max(1, (len(resident) - settled) // 3)
+        early, late = resident[settled : settled + third], resident[-third:]
+        growth = (sum(late) / len(late)) / (sum(early) / len(early)) - 1
+        met = list(driven.values())
+        total = sum(map(len, met))
+        failed = sum(len(one) - len(one.only(200)) for one in met)
+        p99 = ", ".join(f"{one.name} p99 {one.percentile(0.99) * 1e3:.1f} ms" for one in met)
+        first_descriptors, last_descriptors = max(descriptors[:third]), max(descriptors[-third:])
+        first_tasks, last_tasks = max(tasks[:third]), max(tasks[-third:])
+        shown = "; ".join(one.shown() for one in met) if failed else f"{total:,} answered"
+        return [
+            Finding("no error", f"{shown} in {seconds:g} s at {peak * SHARE:,.0f}/s; {p99}", not failed),
+            Finding(
+                "memory flat",
+                f"{early[0] / 2**20:.1f} -> {late[-1] / 2**20:.1f} MiB, {growth:+.1%} from first to last third",
+                growth <= FLAT,
+                relative=setting.quick,
+            ),
+            Finding(
+                "descriptors flat",
+                f"at most {first_descriptors} in the first third, {last_descriptors} in the last",
+                last_descriptors <= first_descriptors + 5,
+                relative=setting.quick,
+            ),
+            Finding(
+                "tasks flat",
+                f"at most {first_tasks} in the first third, {last_tasks} in the last",
+                last_tasks <= first_tasks * 1.5 + 10,
+                relative=setting.quick,
+            ),
+        ]
+
+
+ROW = Row("soak", "30 minutes at 80 % load", measure)

@@ -1,0 +1,7 @@
+"""The rows, in the order of the table."""
+
+from __future__ import annotations
+
+from tests.chaos.rows import canary, down, flaps, hangs, reloads, sigterm, soak
+
+ROWS = (down.ROW, hangs.ROW, flaps.ROW, reloads.ROW, sigterm.ROW, soak.ROW, canary.ROW)
