@@ -17,14 +17,12 @@ from attrs import frozen
 from orchestrator_core.config.model import LoggingOptions
 from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.http.admin import AdminApp
-from orchestrator_core.http.listener import listen
+from orchestrator_core.http.listener import Limits, listen
 from orchestrator_core.http.public import PublicApp
 from orchestrator_core.reload import Live, open_live
 from orchestrator_core.tracking import ExecutionLog
 
 log = structlog.get_logger("orchestrator")
-
-MAX_ADMIN_BODY = 2**20
 
 
 @frozen
@@ -71,14 +69,14 @@ async def run_service(
         public = PublicApp(live, executions)
         address = (host or options.server.host, options.server.port if port is None else port)
         admin_address = (options.admin.host, options.admin.port if admin_port is None else admin_port)
-        max_body = int(options.server.max_body_size)
+        limits = Limits.of(options.server)
         grace = float(options.server.shutdown_timeout)
         async with AsyncExitStack() as stack:
-            bound = await stack.enter_async_context(listen(public.handle, address, max_body, grace))
+            bound = await stack.enter_async_context(listen(public.handle, address, limits, grace, public.limit))
             admin_bound = None
             if options.admin.enabled:
                 admin = AdminApp(live, executions)
-                admin_bound = await stack.enter_async_context(listen(admin.handle, admin_address, MAX_ADMIN_BODY, 1.0))
+                admin_bound = await stack.enter_async_context(listen(admin.handle, admin_address, Limits(), 1.0))
             await stack.enter_async_context(_watching(live, options.reload.watch if watch is None else watch))
             stack.callback(public.stop)
             yield Service(live, executions, bound, admin_bound)
