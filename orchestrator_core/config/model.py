@@ -54,6 +54,11 @@ def _at_least_one(instance: Any, attribute: Any, value: int) -> None:
         raise ValueError(f"expected at least 1, got {value}")
 
 
+def _most(instance: Any, attribute: Any, value: int | str) -> None:
+    if isinstance(value, int) and value < 1:
+        raise ValueError(f"expected adaptive, or at least 1, got {value}")
+
+
 def _step_name(instance: Any, attribute: Any, value: str) -> None:
     if not _STEP_NAME.match(value):
         raise ValueError(f"'{value}' is not a step name: use letters, digits and _, not starting with a digit")
@@ -77,12 +82,59 @@ def check_path_name(value: str) -> str | None:
 
 
 @frozen
+class LimitOptions:
+    """How many requests are let in at once. ``limit: false`` lets all in."""
+
+    max: int | Literal["adaptive"] = option(
+        "adaptive",
+        help="Most requests in flight; or `adaptive`: as many as the worker keeps up with, whatever they wait for.",
+        validator=_most,
+    )
+    min: int = option(
+        32,
+        help="So many requests may always wait for their turn at once; only beyond is one refused, or made to wait.",
+        validator=_at_least_one,
+    )
+    wait: Duration = option(
+        Duration(0.02), help="Longest line that is kept under lasting overload, as a time.", validator=_positive
+    )
+    burst: Duration = option(
+        Duration(0.25), help="Longest line that is kept in a burst, as a time.", validator=_positive
+    )
+    ceiling: int = option(
+        10_000, help="Most requests in flight where max is adaptive, which bounds memory.", validator=_at_least_one
+    )
+    retry_after: Duration = option(
+        Duration(1), help="What the header Retry-After of a refusal says, in whole seconds.", validator=_positive
+    )
+
+
+@frozen
 class ServerOptions:
     """The public listener."""
 
     host: str = option("127.0.0.1", help="Address that the public listener binds.")
     port: int = option(8000, help="Port of the public listener; 0 takes any free one.", validator=_port)
     max_body_size: Size = option(Size(2**20), help="Largest request body; a larger one answers 413.")
+    limit: LimitOptions | Literal[False] = option(
+        factory=LimitOptions, help="Limit on requests in flight, beyond which one is refused with 503; or false."
+    )
+    max_connections: int = option(
+        10_000, help="Most connections; one more is refused with 503.", validator=_at_least_one
+    )
+    header_timeout: Duration = option(
+        Duration(8),
+        help="How long the head of a request may take to arrive; the connection is closed then.",
+        validator=_positive,
+    )
+    body_timeout: Duration = option(
+        Duration(8), help="How long the body of a request may take to arrive; 408 then.", validator=_positive
+    )
+    send_timeout: Duration = option(
+        Duration(8),
+        help="How long a client may take to read an answer; the connection is closed then.",
+        validator=_positive,
+    )
     shutdown_timeout: Duration = option(
         Duration(30), help="How long requests in flight may take to finish when the service stops."
     )

@@ -13,7 +13,7 @@ import orjson
 from aiohttp import HttpVersion11, web
 from aiohttp.helpers import rfc822_formatted_time
 
-from orchestrator_core.engine import Failure
+from orchestrator_core.engine import Failure, new_execution_id
 from orchestrator_core.errors import SourceError
 from orchestrator_core.run import CACHED, OK, Run, clock
 
@@ -78,18 +78,24 @@ class Answer:
         self.keep_alive = keep_alive = (
             request.keep_alive and not self.closes and not request._protocol.closing  # type: ignore[attr-defined]
         )
-        if keep_alive:
-            connection = "" if request.version is HttpVersion11 else "Connection: keep-alive\r\n"
-        else:
-            connection = "Connection: close\r\n"
+        transport.write(
+            self.written(
+                keep_alive=keep_alive, old=request.version is not HttpVersion11, bodiless=request.method == "HEAD"
+            )
+        )
+        if len(self.body) > DRAIN_ABOVE:
+            await writer.drain()
+
+    def written(self, *, keep_alive: bool, old: bool = False, bodiless: bool = False) -> bytes:
+        """Return the answer as it goes over the wire; ``old`` for a client of HTTP/1.0, ``bodiless`` to a HEAD."""
+        kept = "Connection: keep-alive\r\n" if old else ""
+        connection = kept if keep_alive else "Connection: close\r\n"
         body = self.body
         head = (
             f"{_status_line(self.status)}Content-Type: {self.content_type}\r\n{self.headers}"
             f"Content-Length: {len(body)}\r\nDate: {rfc822_formatted_time()}\r\nServer: {SERVER}\r\n{connection}\r\n"
         ).encode("latin-1")
-        transport.write(head if request.method == "HEAD" else head + body)
-        if len(body) > DRAIN_ABOVE:
-            await writer.drain()
+        return head if bodiless else head + body
 
     async def write_eof(self) -> None:
         """Everything is written already."""
@@ -140,6 +146,25 @@ def server_timing(run: Run) -> str:
 def own_timing(started: float) -> str:
     """Return the ``Server-Timing`` of an answer that no endpoint made."""
     return f"engine;dur={(clock() - started) * MILLI:.3f}"
+
+
+OVERLOADED = Failure(503, "not available", "the service is overloaded")
+_BEFORE_ID, _AFTER_ID = orjson.dumps(OVERLOADED.problem("#")).decode().split("#")
+_REFUSAL_LENGTH = len(_BEFORE_ID) + len(new_execution_id()) + len(_AFTER_ID)
+
+
+def refusal(retry_after: str, waited_seconds: float) -> bytes:
+    """Return :data:`OVERLOADED` as it goes over the wire, on a connection of HTTP/1.1 that stays open.
+
+    It is written thousands of times a second when it is written at all.
+    """
+    execution_id = new_execution_id()
+    return (
+        f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: {PROBLEM_TYPE}\r\nX-Execution-Id: {execution_id}\r\n"
+        f"Server-Timing: engine;dur={waited_seconds * MILLI:.3f}\r\nRetry-After: {retry_after}\r\n"
+        f"Content-Length: {_REFUSAL_LENGTH}\r\nDate: {rfc822_formatted_time()}\r\nServer: {SERVER}\r\n\r\n"
+        f"{_BEFORE_ID}{execution_id}{_AFTER_ID}"
+    ).encode("ascii")
 
 
 def problem(failure: Failure, execution_id: str, headers: str, instance: str = "") -> Answer:

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from orchestrator_core.http.admin import AdminApp
 from orchestrator_core.http.grace import Grace
-from orchestrator_core.http.listener import Handler, Listener, listen
+from orchestrator_core.http.listener import Handler, Limits, Listener, listen
 from orchestrator_core.http.public import PublicApp
 from orchestrator_core.http.telemetry import open_telemetry
 from orchestrator_core.logs import LogMask
@@ -26,7 +26,6 @@ from orchestrator_core.tracking import ExecutionLog, Writer, writing
 
 log = structlog.get_logger("orchestrator")
 
-MAX_ADMIN_BODY = 2**20
 ADMIN_GRACE_SECONDS = 1.0
 LINGER_SECONDS = 0.5
 """How long a stop leaves connections open that have no request: time for one that is on its way."""
@@ -105,7 +104,6 @@ async def serve_live(
     grace = grace or Grace(float(options.server.shutdown_timeout))
     writer = _writer(live)
     executions = ExecutionLog(options.tracking.capacity, live.registry.observers, writer)
-    max_body = int(options.server.max_body_size)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(writing(writer, float(options.server.shutdown_timeout)))
         telemetry = await stack.enter_async_context(open_telemetry(live))
@@ -113,9 +111,11 @@ async def serve_live(
         admin = None
         if admin_at is not None:
             handle, admin_grace = wrap_admin(AdminApp(live, executions, telemetry).handle), Grace(ADMIN_GRACE_SECONDS)
-            admin = await stack.enter_async_context(listen(handle, admin_at, MAX_ADMIN_BODY, admin_grace))
+            admin = await stack.enter_async_context(listen(handle, admin_at, Limits(), admin_grace))
         stack.callback(public.stop)
-        listener = await stack.enter_async_context(listen(public.handle, public_at, max_body, grace, linger_seconds))
+        listener = await stack.enter_async_context(
+            listen(public.handle, public_at, Limits.of(options.server), grace, linger_seconds, public.limit)
+        )
         stack.callback(public.drain)
         yield Service(live, executions, listener, listener.address, admin.address if admin else None)
 

@@ -1,4 +1,4 @@
-"""A listener: aiohttp's server with our answers, also where a client does not speak HTTP."""
+"""A listener: aiohttp's server with our answers, also where a client does not speak HTTP, or hardly speaks at all."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
+from typing import Any
 
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion11, web
+from attrs import frozen
 
+from orchestrator_core.config.model import ServerOptions
 from orchestrator_core.engine import Failure, new_execution_id
-from orchestrator_core.http.answers import Answer, common_headers, own_timing, problem
+from orchestrator_core.http.answers import Answer, common_headers, own_timing, problem, refusal
 from orchestrator_core.http.grace import Grace
+from orchestrator_core.http.limit import Limit
 from orchestrator_core.http.sockets import accept_waiting, refuse_new
 from orchestrator_core.run import clock
 
@@ -27,18 +30,179 @@ FIRST_REQUEST_SECONDS = 1.0
 """How long a connection that has sent nothing yet is waited for when its listener stops."""
 _POLL_SECONDS = 0.02
 _CANCEL_SECONDS = 0.05
+LINGERING_BYTES = 8 * 2**20
+SWEEP_SECONDS = 1.0
 
 Handler = Callable[[web.BaseRequest], Awaitable[Answer]]
 
 
-class _Protocol(web.RequestHandler):
-    """aiohttp's connection, which tells a client that does not speak HTTP so in a problem document."""
+@frozen
+class Limits:
+    """What a listener takes of a client. The times are in seconds, to which up to a second of the sweep comes."""
 
-    closing = False  # whether the next answer is the last one on the connection
+    max_body: int = 2**20
+    max_connections: int = 1000
+    header_timeout: float = 8.0
+    send_timeout: float = 8.0
+
+    @classmethod
+    def of(cls, options: ServerOptions) -> Limits:
+        return cls(
+            int(options.max_body_size),
+            options.max_connections,
+            float(options.header_timeout),
+            float(options.send_timeout),
+        )
+
+
+class Connection(web.RequestHandler):
+    """aiohttp's connection, whose requests wait to be let in, and whose client is told in a problem document if it
+    does not speak HTTP.
+
+    ``let_in`` says that the request about to be handled has waited for its turn, ``refused`` that it is to be refused.
+    ``closing`` says that the next answer is the last one on the connection.
+    """
+
+    __slots__ = (
+        "closing",
+        "discarded",
+        "head_began",
+        "head_since",
+        "limit",
+        "passed",
+        "refused",
+        "sending_since",
+        "waits",
+    )
+
+    def __init__(self, server: _Server, limit: Limit | None, **options: Any) -> None:
+        super().__init__(server, **options)
+        self.limit = limit
+        self.closing = False
+        self.waits = self.passed = self.refused = False
+        self.head_since = self._loop.time()
+        self.head_began = False
+        self.sending_since = 0.0
+        self.discarded = -1
+
+    # --- being let in ----------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        limit = self.limit
+        before = self._request_count
+        if limit is not None and (limit.engaged or self.waits):
+            # Without its waiter aiohttp only reads the request: taking it up is for the limit to say.
+            waiter, self._waiter = self._waiter, None
+            try:
+                super().data_received(data)
+            finally:
+                self._waiter = waiter
+            came = self._request_count - before
+            if came:
+                limit.backlog += came
+                if waiter is not None and not self.waits:
+                    if self._is_for_endpoint():
+                        limit.ask(self)
+                    else:
+                        self._take_up()
+        else:
+            super().data_received(data)
+            came = self._request_count - before
+            if came and limit is not None:
+                limit.came(came)
+        if came:
+            self.head_since = 0.0
+        elif self.discarded >= 0:
+            self._discard(len(data))
+        elif self.head_since == 0.0 or not self.head_began:
+            self._begin_head()
+
+    def _is_for_endpoint(self) -> bool:
+        """Return whether the next request is for an endpoint; health, documentation and lists are never refused."""
+        path: str = getattr(self._messages[0][0], "path", "")  # none where it is no HTTP
+        return path.startswith("/orchestrator/") and path.find("/", 14) > 0
+
+    def _take_up(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def let_in(self) -> None:
+        """Take up the request that waits."""
+        self.waits = False
+        self.passed = True
+        self._take_up()
+
+    def refuse(self, waited_seconds: float) -> None:
+        """Refuse the request that waits, in the cheapest way that there is for it."""
+        message: Any
+        message, payload = self._messages[0]
+        if (
+            not payload.is_eof()
+            or message.should_close
+            or message.method == "HEAD"
+            or message.version != HttpVersion11
+            or len(self._messages) > 1
+            or self._paused
+            or self.transport is None
+            or self.limit is None
+            or self._parser is None
+        ):
+            self.refused = True  # the handler tells the client, and aiohttp sees to the rest
+            self._take_up()
+            return
+        self._messages.popleft()
+        self._parser.message_consumed()
+        self.limit.backlog -= 1
+        self.transport.write(refusal(self.limit.retry_after, waited_seconds))
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+
+    # --- clients that take their time ------------------------------------------------------------------------------
+
+    def _begin_head(self) -> None:
+        """Note that a part of a head has arrived, if this is one."""
+        if self._waiter is not None and not self._messages:
+            self.head_began = True
+            self.head_since = self.head_since or self._loop.time()
+
+    def linger(self) -> None:
+        """Ignore, from now on, what the client still sends of its request, up to a point."""
+        self.discarded = 0
+
+    def _discard(self, count: int) -> None:
+        self.discarded += count
+        if self.discarded > LINGERING_BYTES:
+            self.force_close()
+
+    def sweep(self, now: float, limits: Limits) -> None:
+        """Close the connection if its client has taken more time than it may."""
+        transport = self.transport
+        if transport is None:
+            return
+        if self.head_since and now - self.head_since > limits.header_timeout:
+            if self.head_began:
+                answer = _problem(Failure(408, "bad request", f"no request came within {limits.header_timeout:g} s"))
+                transport.write(answer.written(keep_alive=False))
+            self.force_close()
+        elif not transport.get_write_buffer_size():
+            self.sending_since = 0.0
+        elif not self.sending_since:
+            self.sending_since = now
+        elif now - self.sending_since > limits.send_timeout:
+            transport.abort()
+
+    # --- its end ---------------------------------------------------------------------------------------------------
 
     def idle(self) -> bool:
         """Return whether the connection waits for a request."""
         return self._waiter is not None and not self._messages
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.waits = False
+        if self.limit is not None:
+            self.limit.backlog -= len(self._messages)
+        super().connection_lost(exc)
+
+    # --- what is no HTTP -------------------------------------------------------------------------------------------
 
     def handle_error(
         self,
@@ -47,25 +211,78 @@ class _Protocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        started, execution_id = clock(), new_execution_id()
+        execution_id = new_execution_id()
         if status >= 500:
             log.error("defect", execution_id=execution_id, exc_info=exc)
             failure = Failure(500, "internal error", "an internal error; the log tells more under the execution id")
         else:
             reason = (message or "").strip().partition("\n")[0].rstrip(":")
             failure = Failure(status, "bad request", f"this is not HTTP: {reason}" if reason else "this is not HTTP")
-        answer = problem(failure, execution_id, common_headers(execution_id, own_timing(started)))
+        answer = _problem(failure, execution_id)
         answer.closes = True
         return answer  # type: ignore[return-value]  # an Answer has all that the protocol asks of a response
 
 
+def _problem(failure: Failure, execution_id: str = "") -> Answer:
+    execution_id = execution_id or new_execution_id()
+    return problem(failure, execution_id, common_headers(execution_id, own_timing(clock())))
+
+
+class _Refused(asyncio.Protocol):
+    """A connection too many."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        failure = Failure(503, "not available", f"all {self._most} connections are in use", retry_after_seconds=1)
+        transport.write(_problem(failure).written(keep_alive=False))
+        transport.close()
+
+
 class _Server(web.Server):
+    """aiohttp's server, with a look at all connections each second."""
+
     closing = False
 
+    def __init__(self, handler: Handler, limit: Limit | None, limits: Limits) -> None:
+        super().__init__(
+            handler,  # type: ignore[arg-type]  # an Answer has all that the protocol asks of a response
+            request_factory=self._request,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            lingering_time=LINGERING_SECONDS,
+        )
+        self._limit = limit
+        self._limits = limits
+        self.refused_connections = 0
+        self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
     def __call__(self) -> web.RequestHandler:
-        protocol = _Protocol(self, loop=self._loop, **self._kwargs)
-        protocol.closing = self.closing
-        return protocol
+        if len(self._connections) >= self._limits.max_connections:
+            self.refused_connections += 1
+            return _Refused(self._limits.max_connections)  # type: ignore[return-value]  # it is of no other use
+        connection = Connection(self, self._limit, loop=self._loop, **self._kwargs)
+        connection.closing = self.closing
+        return connection
+
+    def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        if self._limit is not None:
+            self._limit.backlog -= 1
+        return web.BaseRequest(
+            message, payload, protocol, writer, task, self._loop, client_max_size=self._limits.max_body
+        )
+
+    def _sweep(self) -> None:
+        now, limits = self._loop.time(), self._limits
+        for connection in self.connections:
+            connection.sweep(now, limits)  # type: ignore[attr-defined]  # it made them all
+        self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def stop_sweeping(self) -> None:
+        self._timer.cancel()
 
 
 class Listener:
@@ -103,14 +320,14 @@ class Listener:
         server = self._server
         server.closing = True
         for protocol in server.connections:
-            protocol.closing = True  # type: ignore[attr-defined]  # each is a _Protocol
+            protocol.closing = True  # type: ignore[attr-defined]  # each is a Connection
         await self._accept_the_last()
         loop = asyncio.get_running_loop()
         began = loop.time()
         while server.connections and grace.left:
             waited = loop.time() - began
             for protocol in server.connections:
-                assert isinstance(protocol, _Protocol)
+                assert isinstance(protocol, Connection)
                 patience = linger_seconds if protocol._request_count else max(linger_seconds, FIRST_REQUEST_SECONDS)
                 if protocol.idle() and waited >= patience:
                     protocol.force_close()
@@ -142,23 +359,17 @@ class Listener:
 async def listen(
     handler: Handler,
     where: tuple[str, int] | Sequence[socket.socket],
-    max_body: int,
+    limits: Limits,
     grace: Grace,
     linger_seconds: float = 0.0,
+    limit: Limit | None = None,
 ) -> AsyncIterator[Listener]:
     """Accept connections while the block runs, on an address or on sockets that are bound already.
 
     At the end no new connection is accepted, and requests in flight get the time of ``grace`` to finish. Raises
     ``OSError`` when the address cannot be bound.
     """
-    server = _Server(
-        handler,  # type: ignore[arg-type]  # an Answer has all that the protocol asks of a response
-        request_factory=partial(web.BaseRequest, loop=asyncio.get_running_loop(), client_max_size=max_body),
-        handler_cancellation=True,
-        access_log=None,
-        keepalive_timeout=KEEPALIVE_SECONDS,
-        lingering_time=LINGERING_SECONDS,
-    )
+    server = _Server(handler, limit, limits)
     listener = Listener(server)
     try:
         if isinstance(where, tuple):
@@ -168,3 +379,4 @@ async def listen(
         yield listener
     finally:
         await listener.stop(grace, linger_seconds)
+        server.stop_sweeping()

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from orchestrator_core.answer_cache import Make
 from orchestrator_core.capture import Taken
+from orchestrator_core.config.model import LimitOptions
 from orchestrator_core.engine import (
     CLIENT_CLOSED_REQUEST,
     execute,
@@ -27,6 +28,7 @@ from orchestrator_core.errors import BadRequest, EntityNotFound, SourceUnavailab
 from orchestrator_core.expressions import MISSING, Missing
 from orchestrator_core.http.answers import (
     JSON_TYPE,
+    OVERLOADED,
     Answer,
     common_headers,
     encode,
@@ -36,12 +38,14 @@ from orchestrator_core.http.answers import (
     run_headers,
 )
 from orchestrator_core.http.docs import docs_asset
+from orchestrator_core.http.limit import Limit
 from orchestrator_core.http.openapi import openapi
 from orchestrator_core.http.routing import ROOT, Route, listing, make_routes, paths
 from orchestrator_core.http_client import current_trace, parse_traceparent
-from orchestrator_core.logs import RequestLine, request_line
+from orchestrator_core.logs import request_line
 from orchestrator_core.plugin_api import JSON, EndpointInfo, Finished, StepInfo, Telemetry, Trace
 from orchestrator_core.reload import Live
+from orchestrator_core.request_lines import RequestLine
 from orchestrator_core.run import Request, Run, clock
 from orchestrator_core.snapshot import ReadyPlan, Snapshot
 from orchestrator_core.tracking import ExecutionLog, Unrecorded
@@ -68,6 +72,7 @@ class PublicApp:
         self.draining = False
         self.stopping = False
         self._begin = telemetry.begin or parse_traceparent
+        self.limit = Limit(asyncio.get_running_loop().call_soon, _limit_of(live.snapshot))
         self._use(live.snapshot)
         live.swapped.append(self._use)
 
@@ -76,11 +81,13 @@ class PublicApp:
         self.draining = True
 
     def stop(self) -> None:
-        """Answer 503 from now on."""
+        """Answer 503 from now on, but for the requests that wait for their turn."""
+        self.limit.let_all_in()
         self.stopping = True
 
     def _use(self, snapshot: Snapshot) -> None:
         self._serving = _Serving(snapshot, self.telemetry)
+        self.limit.use(_limit_of(snapshot))
         self.executions.resize(snapshot.configuration.app.tracking.capacity)
 
     def handle(self, request: web.BaseRequest) -> Awaitable[Answer]:
@@ -94,6 +101,12 @@ class PublicApp:
         route = serving.routes.get((segments[2], segments[3])) if len(segments) > 3 else None
         if route is None or segments[1] != "orchestrator":
             return self._own(request, serving, path, segments)
+        limit = self.limit
+        connection: Any = request._protocol  # ours, which has been through the limit
+        if connection.passed:
+            connection.passed = False
+        elif connection.refused or limit.engaged or limit.in_flight >= limit.most:
+            return self._asked(request, connection, route, segments, query)
         return self._endpoint(request, serving, route, segments, query)
 
     # --- an endpoint -----------------------------------------------------------------------------------------------
@@ -110,6 +123,7 @@ class PublicApp:
         else:
             run, outside = Run(ready, new_execution_id(), trace.trace_id), current_trace.set(trace)
         snapshot.running += 1
+        self.limit.in_flight += 1
         try:
             params = route.match(segments[4:])
             if params is None:
@@ -152,6 +166,7 @@ class PublicApp:
         finally:
             if outside is not None:  # aiohttp serves the connection's next request in the same context
                 current_trace.reset(outside)
+            self.limit.in_flight -= 1
             snapshot.leave()
             stored = self.executions.add(run)
             if not waits:
@@ -217,6 +232,24 @@ class PublicApp:
             return content, run
 
         return renew
+
+    async def _asked(
+        self, request: web.BaseRequest, connection: Any, route: Route, segments: list[str], query: str
+    ) -> Answer:
+        """Answer a request of which the limit was not asked yet, or which the connection could not refuse by itself.
+
+        That is one that came while the connection was busy, or one whose body was not there yet.
+        """
+        started = clock()
+        if connection.refused:
+            connection.refused = False
+        elif await self.limit.turn():
+            return await self._endpoint(request, self._serving, route, segments, query)
+        execution_id = new_execution_id()
+        answer = problem(OVERLOADED, execution_id, common_headers(execution_id, own_timing(started)), request.path)
+        answer.headers += f"Retry-After: {self.limit.retry_after}\r\n"
+        connection.linger()
+        return answer
 
     # --- everything else -------------------------------------------------------------------------------------------
 
@@ -340,6 +373,10 @@ class _Serving:
             plans = {key: ready.plan for key, ready in self.snapshot.plans.items()}
             self._openapi = orjson.dumps(openapi(self.snapshot.configuration, plans))
         return self._openapi
+
+
+def _limit_of(snapshot: Snapshot) -> LimitOptions | None:
+    return snapshot.configuration.app.server.limit or None
 
 
 def _endpoint_info(ready: ReadyPlan) -> EndpointInfo:

@@ -15,9 +15,9 @@ from attrs import frozen
 
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.errors import Problem
-from orchestrator_core.http.app import ADMIN_GRACE_SECONDS, MAX_ADMIN_BODY, on_stop_signals, url_of
+from orchestrator_core.http.app import ADMIN_GRACE_SECONDS, on_stop_signals, url_of
 from orchestrator_core.http.grace import Grace
-from orchestrator_core.http.listener import BACKLOG, listen
+from orchestrator_core.http.listener import BACKLOG, Limits, listen
 from orchestrator_core.http.sockets import bind_shared
 from orchestrator_core.leases import runtime_folder
 from orchestrator_core.logs import LogMask
@@ -77,7 +77,7 @@ async def serve_workers(
         if options.admin.enabled:
             address = (options.admin.host, options.admin.port if admin_port is None else admin_port)
             handle = MergedAdmin(supervisor).handle
-            admin = await stack.enter_async_context(listen(handle, address, MAX_ADMIN_BODY, Grace(ADMIN_GRACE_SECONDS)))
+            admin = await stack.enter_async_context(listen(handle, address, Limits(), Grace(ADMIN_GRACE_SECONDS)))
             admin_url = url_of(admin.address)
         stack.push_async_callback(supervisor.stop, grace)
         if not await _unless(stop, supervisor.start()):

@@ -1,0 +1,295 @@
+"""The limit on requests in flight: who is let in, who waits for a turn, and who is refused at once.
+
+A worker has one event loop. When more arrives than it can work off, everything on it waits for everything else:
+answers, refusals, health. So requests are let in at the pace at which the loop works, measured in turns of the loop,
+and those that arrive faster wait in a line. The line is the measure of overload, and not the number of requests in
+flight: a thousand that wait for a slow partner cost the loop nothing.
+
+In a calm the line may hold what is worked off within ``burst``. Overload is a line that stays: for two windows nobody
+got through in less than ``wait``, and more arrived than went. From then on the line holds what is worked off within
+``wait``, and the rest is refused on arrival, until a window passes in which nobody was. The two lengths are the idea of
+CoDel (RFC 8289): a burst may wait, a standing line helps nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import structlog
+
+from orchestrator_core.config.model import LimitOptions
+from orchestrator_core.run import clock
+
+log = structlog.get_logger("orchestrator.http")
+
+PACE_SECONDS = 0.002
+"""How long the loop is to work on those that are let in together, before it looks for others."""
+
+LONG_SECONDS = 0.005
+"""How long the turns of a few requests take that are too many to begin at once."""
+
+WINDOW_SECONDS = 0.05
+FEW = 4
+MOST_AT_ONCE = 1024
+CALM_WINDOWS = 20
+CROWDED_WINDOWS = 2
+GROWING = 1.2
+TURNS_TO_BEGIN = 2
+"""How many turns of the loop pass until a request that was let in has been begun: one to wake, one for its task."""
+
+
+class Waiting(Protocol):
+    """A connection whose request waits to be let in. ``waits`` turns false when there is nobody left to let in."""
+
+    waits: bool
+
+    def let_in(self) -> None: ...
+    def refuse(self, waited_seconds: float) -> None: ...
+
+
+class _Turn:
+    """A request that waits in its handler."""
+
+    __slots__ = ("come", "waits")
+
+    def __init__(self) -> None:
+        self.waits = False
+        self.come: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def let_in(self) -> None:
+        self.waits = False
+        self.come.set_result(True)
+
+    def refuse(self, waited_seconds: float) -> None:
+        self.come.set_result(False)
+
+
+class Limit:
+    """The limit of one worker. Its figures are plain numbers, for whoever wants to show them.
+
+    ``in_flight`` are the requests of endpoints under way, ``shed`` those refused so far. ``backlog`` are the requests
+    that were read and not begun. While ``engaged`` is false, which it is until the backlog exceeds ``min``, nothing
+    is asked of the limit but to count.
+    """
+
+    __slots__ = (
+        "_arrived",
+        "_at_once",
+        "_burst",
+        "_busy",
+        "_calm",
+        "_cost",
+        "_crowded",
+        "_least_wait",
+        "_let_in",
+        "_let_in_at",
+        "_let_in_last",
+        "_line",
+        "_longest",
+        "_max",
+        "_min",
+        "_shed_before",
+        "_shed_when_overloaded",
+        "_soon",
+        "_turns",
+        "_wait",
+        "_watching",
+        "_window",
+        "adaptive",
+        "backlog",
+        "engaged",
+        "in_flight",
+        "most",
+        "overloaded",
+        "retry_after",
+        "shed",
+    )
+
+    def __init__(self, soon: Callable[[Callable[[], None]], Any], options: LimitOptions | None) -> None:
+        self._soon = soon
+        self.in_flight = 0
+        self.backlog = 0
+        self.shed = 0
+        self.engaged = False
+        self.overloaded = False
+        self._line: deque[tuple[float, Waiting]] = deque()
+        self._busy = self._watching = False
+        self._turns = 0
+        self._at_once = 8.0
+        self._cost = 0.0
+        self._let_in_at = 0.0
+        self._let_in_last = 0
+        self._calm = self._crowded = 0
+        self._shed_when_overloaded = 0
+        self._window = 0.0
+        self._arrived = self._let_in = self._longest = self._shed_before = 0
+        self._least_wait = float("inf")
+        self.use(options)
+
+    def use(self, options: LimitOptions | None) -> None:
+        """Take other options from now on; None is no limit."""
+        given = options or LimitOptions()
+        self.adaptive = options is not None and given.max == "adaptive"
+        self.most = (given.max if isinstance(given.max, int) else given.ceiling) if options else 2**62
+        self.retry_after = f"{max(1, round(given.retry_after))}"
+        self._min = given.min if options else 2**62
+        self._wait, self._burst = float(given.wait), float(given.burst)
+        if options is None:
+            self.let_all_in()
+
+    @property
+    def waiting(self) -> int:
+        """Return how many requests wait for their turn."""
+        return len(self._line)
+
+    # --- arriving ------------------------------------------------------------------------------------------------
+
+    def came(self, requests: int) -> None:
+        """Count requests that nobody asked about, and begin to ask when there are many at once."""
+        self.backlog += requests
+        if self.backlog > self._min:
+            self._engage()
+        elif self.backlog > FEW and not self._busy:  # see how long they take
+            self._busy = self._watching = True
+            self._turns = TURNS_TO_BEGIN
+            self._let_in_at = clock()
+            self._soon(self._turn)
+
+    def _engage(self) -> None:
+        if not self.engaged:
+            self.engaged = True
+            self._open_window(clock())
+
+    def ask(self, connection: Waiting) -> None:
+        """Let the connection's request wait for its turn, which may be the loop's next, or refuse it."""
+        self._arrived += 1
+        line = self._line
+        if self.is_full(len(line)):
+            self.refuse(connection, 0.0)
+            return
+        connection.waits = True
+        line.append((clock(), connection))
+        if not self._busy:
+            self._busy = True
+            self._soon(self._turn)
+
+    async def turn(self) -> bool:
+        """Wait for a turn; return whether there is one, or the request is refused."""
+        turn = _Turn()
+        self._engage()
+        self.ask(turn)
+        try:
+            return await turn.come
+        finally:
+            turn.waits = False
+
+    def is_full(self, waiting: int = 0) -> bool:
+        """Return whether one more is too many, beside those in flight and so many that wait."""
+        if waiting + self.in_flight >= self.most:
+            return True
+        if not self.adaptive or waiting < self._min:
+            return False
+        return waiting * self._cost > (self._wait if self.overloaded else self._burst)
+
+    def refuse(self, connection: Waiting, waited_seconds: float) -> None:
+        self.shed += 1
+        connection.waits = False
+        connection.refuse(waited_seconds)
+
+    def let_all_in(self) -> None:
+        """Let everybody in who waits, and ask nobody any more: the service stops, or has no limit."""
+        self.engaged = self.overloaded = False
+        while self._line:
+            _, connection = self._line.popleft()
+            if connection.waits:
+                connection.let_in()
+
+    # --- the loop's turns ----------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        if self._turns:
+            self._turns -= 1
+            self._soon(self._turn)
+            return
+        now = clock()
+        if self._watching:
+            self._watching = False
+            if now - self._let_in_at > LONG_SECONDS and self._min < 2**62:
+                self._engage()
+        if self._let_in_last:
+            self._learn(now - self._let_in_at)
+        if now - self._window >= WINDOW_SECONDS:
+            self._look_back(now)
+        self._longest = max(self._longest, len(self._line))
+        self._let_some_in(now)
+        if self._let_in_last or self._line:
+            self._turns = TURNS_TO_BEGIN
+            self._soon(self._turn)
+        else:
+            self._busy = False
+
+    def _learn(self, seconds: float) -> None:
+        """Learn from how long the last ones took, with all that was done beside them."""
+        count = self._let_in_last
+        share = min(0.5, count / 16)
+        self._cost += (seconds / count - self._cost) * share
+        if seconds > PACE_SECONDS or count >= int(self._at_once):
+            self._at_once *= min(2.0, max(0.5, PACE_SECONDS / seconds))
+            self._at_once = min(float(MOST_AT_ONCE), max(1.0, self._at_once))
+
+    def _let_some_in(self, now: float) -> None:
+        line, count = self._line, 0
+        while line and count < int(self._at_once):
+            arrived, connection = line.popleft()
+            if not connection.waits:
+                continue
+            if now - arrived < self._least_wait:
+                self._least_wait = now - arrived
+            connection.let_in()
+            count += 1
+        self._let_in_last = count
+        self._let_in_at = now
+        self._let_in += count
+
+    # --- calm and overload -----------------------------------------------------------------------------------------
+
+    def _open_window(self, now: float) -> None:
+        self._window = now
+        self._arrived = self._let_in = self._longest = 0
+        self._least_wait = float("inf")
+        self._shed_before = self.shed
+
+    def _look_back(self, now: float) -> None:
+        refused = self.shed > self._shed_before
+        quiet = now - self._window > 2 * WINDOW_SECONDS and not self._line  # nothing was going on
+        if self.overloaded:
+            if quiet or not refused:
+                self.overloaded = False
+                log.info("overload is over", refused=self.shed - self._shed_when_overloaded)
+        elif self.adaptive and self._longest > self._min and self._least_wait > self._wait:
+            self._crowded += refused or self._arrived > GROWING * self._let_in
+            if self._crowded >= CROWDED_WINDOWS:
+                self.overloaded = True
+                self._shed_when_overloaded = self._shed_before
+                log.warning("overload", waiting=len(self._line), in_flight=self.in_flight)
+                self._trim(now)
+        else:
+            self._crowded = 0
+        self._calm = 0 if self.overloaded or self._at_once < self._longest else self._calm + 1
+        if quiet or self._calm >= CALM_WINDOWS:
+            self._calm = self._crowded = 0
+            self.engaged = False
+        self._open_window(now)
+
+    def _trim(self, now: float) -> None:
+        """Refuse the oldest of a line that is longer than it may be from now on."""
+        while self._line and self.is_full(len(self._line)):
+            arrived, connection = self._line.popleft()
+            if connection.waits:
+                self.refuse(connection, now - arrived)
+
+
+__all__ = ["Limit", "Waiting"]

@@ -1,0 +1,207 @@
+"""Twice, then ten times the load that one worker can serve: what is accepted, what is refused, and how it is after."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Literal
+
+from attrs import frozen
+
+from tests.bench.load import Measured, fetch, request
+from tests.bench.load import measure as closed_loop
+from tests.bench.process import Process, divide_cores, started
+from tests.chaos.open_loop import Seen, Wanted, run
+
+PLUGIN = """
+from contextlib import asynccontextmanager
+from time import thread_time
+from attrs import frozen
+from orchestrator_core.plugin_api import SourceKind, hookimpl, option
+
+@frozen
+class Options:
+    work: float = option(0.0015, help="Seconds of CPU that a call takes.")
+
+class Busy:
+    def __init__(self, options):
+        started = thread_time()
+        rounds = 20_000
+        self._compute(rounds)
+        self._rounds = int(rounds * options.work / (thread_time() - started))
+
+    def _compute(self, rounds):
+        total = 0
+        for number in range(rounds):
+            total += number & 7
+        return total
+
+    async def fetch(self, operation, params):
+        return {"total": self._compute(self._rounds)}
+
+@asynccontextmanager
+async def opened(options, context):
+    yield Busy(options)
+
+@hookimpl
+def orchestrator_source_kinds():
+    return [SourceKind("busy", "Takes CPU.", Options, opened)]
+"""
+DOMAIN = """
+endpoints:
+  cpu:
+    data_sources:
+      - {name: work, type: busy, operation: compute}
+    response_mapping: {total: "$work.total"}
+  api:
+    data_sources:
+      - {name: partner, type: api, operation: get}
+    response_mapping: {score: "$partner.score"}
+"""
+CONFIG = """
+admin: {enabled: false}
+"""
+SOURCES = """
+busy: {{sources: {{default: {{work: 0.0015}}}}}}
+api:
+  sources:
+    default: {{base_url: "http://127.0.0.1:{port}", timeout: 5s, max_connections: 2000}}
+  operations:
+    get: {{path: /}}
+"""
+PARTNER_SECONDS = 0.01
+
+
+@frozen
+class Step:
+    """What was seen at a multiple of the peak, and how it compares with the peak."""
+
+    times: float
+    seen: Seen
+    share: float
+    p99_ratio: float
+    cpu_share: float
+    """The same share by the worker's CPU time, which other processes of the machine do not touch."""
+
+
+@frozen
+class Found:
+    flow: str
+    peak: float
+    peak_p99: float
+    steps: tuple[Step, ...]
+    after_seconds: float
+
+
+@asynccontextmanager
+async def partner() -> AsyncIterator[int]:
+    """A partner API in this process that answers after 10 ms."""
+    answer = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n{"score": 7}'
+
+    class Peer(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            asyncio.get_running_loop().call_later(PARTNER_SECONDS, self.transport.write, answer)  # type: ignore[attr-defined]
+
+    server = await asyncio.get_running_loop().create_server(Peer, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+@asynccontextmanager
+async def worker(config: str = CONFIG) -> AsyncIterator[Process]:
+    """One worker of the service, started by the command, on a core of its own where there are several."""
+    with TemporaryDirectory(prefix="orchestrator-overload-") as folder:
+        async with partner() as partner_port:
+            root = Path(folder)
+            for name, text in {
+                "config/config.yaml": config,
+                "config/integrations/sources.yaml": SOURCES.format(port=partner_port),
+                "config/domains/load.yaml": DOMAIN,
+                "plugins/busy.py": PLUGIN,
+            }.items():
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).write_text(text)
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            command = [sys.executable, "-m", "orchestrator_core", "serve", "--config", str(root / "config")]
+            command += ["--port", str(port), "--plugins-dir", str(root / "plugins")]
+            async with started("service", command, port, divide_cores().server, root / "log") as process:
+                yield process
+
+
+async def peak_of(process: Process, target: str, seconds: float, connections: int) -> Measured:
+    """Return what the worker serves when it is asked by so many clients one request after the other."""
+    (answer,) = await fetch(process, [target])
+    return await closed_loop(
+        process, [request(target)], [answer.body], connections=connections, warm_up_seconds=1, seconds=seconds, seed=1
+    )
+
+
+async def measure(
+    flow: Literal["cpu", "api"] = "cpu",
+    times: tuple[float, ...] = (2, 10),
+    seconds: float = 10.0,
+    connections: int = 32,
+    config: str = CONFIG,
+) -> Found:
+    """Measure the peak, then the multiples of it, then how soon normal load is served as before."""
+    target = f"/orchestrator/load/{flow}"
+    async with worker(config) as process:
+        peak = await peak_of(process, target, seconds / 2, connections)
+        rate = peak.requests_per_second
+        steps = []
+        for factor in times:
+            wanted = Wanted(process.port, target, rate * factor, seconds, beside="/health/live")
+            cpu = process.cpu_seconds()
+            seen = await run(wanted)
+            per_cpu = seen.accepted / (process.cpu_seconds() - cpu) * peak.cpu_micros / 1e6
+            steps.append(Step(factor, seen, seen.goodput / rate, seen.accepted_p99 / peak.p99_seconds, per_cpu))
+        ended = perf_counter()
+        calm = Wanted(process.port, target, rate / 2, 0.5)
+        while True:
+            seen = await run(calm)
+            if not seen.refused and not seen.other and seen.accepted_p99 < 2 * peak.p99_seconds:
+                break
+            if perf_counter() - ended > 30:
+                break
+        return Found(flow, rate, peak.p99_seconds, tuple(steps), perf_counter() - ended)
+
+
+def shown(found: Found) -> str:
+    lines = [
+        f"{found.flow}: peak {found.peak:.0f}/s, p99 {_ms(found.peak_p99)}, normal {found.after_seconds:.1f} s after"
+    ]
+    for step in found.steps:
+        seen = step.seen
+        lines.append(
+            f"x{step.times:g}: {seen.goodput:.0f}/s, {step.share:.0%} of the peak, by CPU {step.cpu_share:.0%}; "
+            f"p50 {_ms(seen.accepted_p50)}, p99 {_ms(seen.accepted_p99)}, {step.p99_ratio:.2f} of the peak's"
+        )
+        lines.append(
+            f"    refused {seen.refused}: p50 {_ms(seen.refused_p50)}, p99 {_ms(seen.refused_p99)}, most "
+            f"{_ms(seen.refused_max)}; health p99 {_ms(seen.beside_p99)}, failed {seen.beside_failed}"
+        )
+        lines.append(f"    unsent {seen.unsent}, others {dict(seen.other)}; sent late by {_ms(seen.late_p99)}")
+    return "\n".join(lines)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"
+
+
+if __name__ == "__main__":
+    import uvloop
+
+    print(shown(uvloop.run(measure(sys.argv[1], tuple(map(float, sys.argv[2].split(","))), float(sys.argv[3])))))
