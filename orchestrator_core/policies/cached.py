@@ -90,12 +90,13 @@ def cached_at_once(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: floa
             await cache.look([key for key in found.keys if key is not None])
             found.fresh()
         missing = found.missing()
-        if missing and found.stale_meanwhile(missing):
+        asked = bool(missing)
+        if asked and found.stale_meanwhile(missing):
             cache.refresh([found.keys[place] for place in missing], lambda: refresh(found.keys, rows, missing))
-            missing = []
-        if missing:
-            await found.ask(missing, lambda asked: within(limit, lambda timer: call(run, index, asked, timer)), rows)
-        found.note(run.note(index), asked=bool(missing))
+            asked = False
+        if asked:
+            await found.ask(missing, lambda some: within(limit, lambda timer: call(run, index, some, timer)), rows)
+        found.note(run.note(index), asked=asked)
         return found.answers
 
     def call(run: GuardedRun, index: int, rows: Sequence[Row], timer: Timer | None) -> Awaitable[Sequence[Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import Any, TypeAlias
 
 from orchestrator_core.errors import EntityNotFound, Refused, SourceError, SourceTimeout, SourceUnavailable
@@ -66,8 +67,7 @@ def queued(layer: Layer, limiter: Limiter, breaker: Breaker | None, label: str, 
     async def turn(run: GuardedRun, index: int) -> None:
         if breaker is not None and breaker.refuses():
             raise refusal(breaker, run, index, label, each=each)
-        clock = asyncio.get_running_loop().time
-        began = clock()
+        began = perf_counter()
         note = run.note(index)
         try:
             await limiter.wait()
@@ -81,7 +81,7 @@ def queued(layer: Layer, limiter: Limiter, breaker: Breaker | None, label: str, 
                 note.attempts = 0
             raise
         finally:
-            note.waited_seconds = max(note.waited_seconds, clock() - began)
+            note.waited_seconds = max(note.waited_seconds, perf_counter() - began)
 
     return queued
 

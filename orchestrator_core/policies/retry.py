@@ -34,7 +34,7 @@ class RetryBudget:
 
     Within the window there are never more than one for each five calls, or one if there were fewer: a source that fails
     because it has too much to do must not be given three times as much. The window is of the last 10 seconds at least,
-    20 at most, in two halves: the calls of the older are forgotten together.
+    and of 30 at most: it has two halves, and the calls of the older one are forgotten together.
 
     Each call does ``if clock() >= ends_at: renew()`` and ``calls += 1``.
     """

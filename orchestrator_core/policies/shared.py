@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from hashlib import blake2b
@@ -45,7 +46,7 @@ class MissingExtra(Exception):
 class SharedCache:
     """Results kept in Redis. :func:`open_shared_cache` makes one."""
 
-    def __init__(self, backend: Any, options: SharedCacheOptions, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, backend: Any, options: SharedCacheOptions, clock: Callable[[], float]) -> None:
         self.where = _without_credentials(options.url)
         self._backend = backend
         self._limit = TimeLimit(options.timeout)
@@ -152,7 +153,9 @@ class SharedCache:
 
 
 @asynccontextmanager
-async def open_shared_cache(options: SharedCacheOptions) -> AsyncIterator[SharedCache]:
+async def open_shared_cache(
+    options: SharedCacheOptions, clock: Callable[[], float] = monotonic
+) -> AsyncIterator[SharedCache]:
     """Open the cache. It connects when it is first asked; whether Redis is there makes no difference until then.
 
     Raises :class:`MissingExtra` when the libraries for it are not installed.
@@ -179,9 +182,11 @@ async def open_shared_cache(options: SharedCacheOptions) -> AsyncIterator[Shared
     )
     await backend.init()
     try:
-        yield SharedCache(backend, options)
+        yield SharedCache(backend, options, clock)
     finally:
-        await backend.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # cashews 7 closes redis-py the old way
+            await backend.close()
 
 
 def _without_credentials(url: str) -> str:

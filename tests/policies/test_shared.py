@@ -1,0 +1,362 @@
+"""Results that several processes share in Redis: a help, and never a need."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import os
+import pickle
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from time import time
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+import structlog
+
+from orchestrator_core.errors import SourceError
+from orchestrator_core.plugin_api import Duration
+from orchestrator_core.policies import cache
+from orchestrator_core.policies.notes import StepNote
+from orchestrator_core.policies.options import CacheOptions, SharedCacheOptions
+from orchestrator_core.policies.policies import Policies
+from orchestrator_core.policies.shared import MissingExtra, open_shared_cache
+from orchestrator_core.policies.state import SourceState
+from orchestrator_core.testing.ports import free_port
+from tests.policies.lab import LABEL, Backend, Clock, Run, RunFixture, guard, guard_at_once, outcome, turns
+
+REDIS = "redis://127.0.0.1:6379/0"
+UNHURRIED = Duration(5)
+"""For tests that are about what Redis answers, on a machine that may be busy."""
+
+
+@pytest.fixture
+def client() -> Iterator[redis.Redis]:
+    client = redis.Redis.from_url(REDIS)
+    try:
+        client.ping()
+    except redis.ConnectionError:
+        pytest.skip("no Redis at 127.0.0.1:6379")
+    with client:
+        yield client
+
+
+@pytest.fixture
+def prefix(client: redis.Redis) -> Iterator[str]:
+    prefix = f"test-policies-{os.getpid()}-{uuid4().hex[:8]}"
+    yield prefix
+    for key in client.scan_iter(f"{prefix}*"):
+        client.delete(key)
+
+
+@asynccontextmanager
+async def process(prefix: str, identity: str = "1", clock: Any = None, **options: Any) -> AsyncIterator[SourceState]:
+    """Give the state of a source as one of several processes has it."""
+    settings = {"url": REDIS, "prefix": prefix, "timeout": UNHURRIED, **options}
+    async with open_shared_cache(SharedCacheOptions(**settings)) as shared:
+        state = SourceState(LABEL, identity=identity, shared=shared, **({"clock": clock} if clock else {}))
+        try:
+            yield state
+        finally:
+            await written(state)
+            await state.close()
+
+
+async def written(state: SourceState) -> None:
+    """Wait until what is being put into Redis is there."""
+    while state._tasks:
+        await asyncio.wait(state._tasks)
+
+
+def caching(**options: Any) -> Policies:
+    return Policies(cache=CacheOptions(ttl=Duration(60), **options))
+
+
+def test_a_result_is_found_by_another_process_and_kept_there_too(run: RunFixture, prefix: str) -> None:
+    value = {"name": "Zoë", "scores": [1, 1.0, True, None], "nested": {"a": []}}
+
+    async def main() -> None:
+        async with process(prefix) as one, process(prefix) as other:
+            mine, theirs, requests = Backend(value), Backend("not asked"), Run()
+            assert await guard(mine, caching(), one)(Run(), 0, "x") == value
+            await written(one)
+            call = guard(theirs, caching(), other)
+            for _ in range(2):
+                assert await call(requests, 0, "x") == value
+            assert await call(Run(), 0, "y") == "not asked"
+            assert requests.notes == {0: StepNote(attempts=0, cached="hit", cached_calls=2)}
+            told = other.describe()["cache"]
+            assert told == {"entries": 2, "hits": 2, "misses": 1, "stale": 0, "shared": 0, "errors": 0}
+
+    run(main())
+
+
+def test_nothing_that_is_written_is_a_pickle_and_a_pickle_is_not_read(
+    run: RunFixture, prefix: str, client: redis.Redis
+) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return os.mkdir, ("/nonexistent/never",)
+
+    async def main() -> None:
+        for secret in ("", "s3cret"):
+            async with process(prefix, secret, secret=secret) as one:
+                await guard(Backend({"a": 1}), caching(), one)(Run(), 0, "x")
+                await written(one)
+            (key,) = client.keys(f"{prefix}*")
+            text = client.get(key)
+            assert b'{"a":1}' in text
+            ttl = client.pttl(key)
+            assert 0 < ttl <= 60_000
+            signature = text[: text.rindex(b"[")]
+            for planted in (pickle.dumps(Bomb()), b"bytes:" + pickle.dumps(Bomb()), b"Bomb:1", b"1", b"", b"bytes:[1]"):
+                client.set(key, planted)
+                async with process(prefix, secret, secret=secret) as other:
+                    assert await guard(Backend("asked"), caching(), other)(Run(), 0, "x") == "asked"
+                    assert other.describe()["cache"]["hits"] == 0
+            if secret:
+                client.set(key, signature + text[text.rindex(b"[") :].replace(b'"a":1', b'"a":2'))
+                async with process(prefix, secret, secret=secret) as other:
+                    assert await guard(Backend("asked"), caching(), other)(Run(), 0, "x") == "asked"
+            client.delete(key)
+
+    run(main())
+
+
+def test_a_changed_configuration_or_operation_reads_nothing_of_the_old_one(run: RunFixture, prefix: str) -> None:
+    async def main() -> None:
+        async with process(prefix, "before") as one, process(prefix, "after") as other:
+            await guard(Backend("old"), caching(), one)(Run(), 0, "x")
+            await written(one)
+            assert await guard(Backend("new"), caching(), other)(Run(), 0, "x") == "new"
+            assert await guard(Backend("named otherwise"), caching(), one, names=("key",))(Run(), 0, "x") == (
+                "named otherwise"
+            )
+
+    run(main())
+
+
+def test_the_age_of_a_result_goes_with_it(run: RunFixture, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with process(prefix) as one, process(prefix) as other:
+            policies = caching(stale_if_error=Duration(60))
+            with monkeypatch.context() as patch:
+                patch.setattr(cache, "time", lambda: time() - 70)
+                await guard(Backend("old"), policies, one)(Run(), 0, "x")
+                await written(one)
+            call, requests = guard(Backend(SourceError("down"), "new"), policies, other), Run()
+            assert await call(requests, 0, "x") == "old"
+            assert requests.notes == {0: StepNote(attempts=1, cached="stale", cached_calls=1)}
+            assert await call(Run(), 0, "x") == "new"
+
+    run(main())
+
+
+def test_all_items_are_looked_for_at_once(run: RunFixture, prefix: str) -> None:
+    async def rows(values: Any) -> list[Any]:
+        return [f"got {value[0]}" for value in values]
+
+    async def main() -> None:
+        async with process(prefix) as one, process(prefix) as other:
+            await guard_at_once(rows, caching(), one)(Run(), 0, [(1,), (2,)])
+            await written(one)
+            backend, requests = Backend(["asked 3"]), Run()
+            call = guard_at_once(backend, caching(), other)
+            assert await call(requests, 0, [(1,), (3,), (2,)]) == ["got 1", "asked 3", "got 2"]
+            assert backend.calls == [([(3,)],)]
+            assert requests.notes == {0: StepNote(attempts=1, cached="hit", cached_calls=2)}
+
+    run(main())
+
+
+def test_what_is_no_json_stays_in_memory(run: RunFixture, prefix: str, client: redis.Redis) -> None:
+    async def main() -> None:
+        async with process(prefix) as state:
+            call = guard(Backend({"when": object}), caching(), state)
+            for _ in range(2):
+                assert await call(Run(), 0, "x") == {"when": object}
+            await written(state)
+            assert state.describe()["cache"]["hits"] == 1
+            assert state.describe()["cache"]["errors"] == 0
+        assert client.keys(f"{prefix}*") == []
+
+    run(main())
+
+
+# --- Redis that is not there -----------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def hanging() -> AsyncIterator[str]:
+    """Give the address of a server that takes connections and never answers."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+
+    server = await asyncio.start_server(take, "127.0.0.1", 0)
+    try:
+        yield f"redis://:pa55word@127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    finally:
+        server.close()
+        for writer in writers:
+            writer.close()
+        await server.wait_closed()
+
+
+@asynccontextmanager
+async def down() -> AsyncIterator[str]:
+    yield f"redis://:pa55word@127.0.0.1:{free_port()}/0"
+
+
+@pytest.mark.parametrize("address", [hanging, down])
+def test_a_redis_that_does_not_answer_is_done_without(run: RunFixture, address: Any) -> None:
+    async def main() -> None:
+        async with address() as url:
+            with structlog.testing.capture_logs() as logs:
+                async with process("test", url=url, timeout=Duration(0.02)) as state:
+                    backend = Backend("asked")
+                    call = guard(backend, caching(), state)
+                    for value in range(50):
+                        assert await call(Run(), 0, value) == "asked"
+                    assert await call(Run(), 0, 7) == "asked"
+                    await written(state)
+                    told = state.describe()["cache"]
+                    assert (told["entries"], told["hits"], told["misses"]) == (50, 1, 50)
+                    assert told["errors"] >= 50
+                    assert len(backend.calls) == 50
+            (entry,) = [entry for entry in logs if entry["log_level"] == "warning"]
+            assert entry["event"] == "the shared cache fails and is left alone until it answers"
+            assert entry["url"] == url.replace(":pa55word@", "")
+            assert "pa55word" not in str(logs)
+
+    run(main())
+
+
+def test_a_redis_that_does_not_answer_is_asked_a_few_times_only_and_again_later(run: RunFixture) -> None:
+    async def main() -> None:
+        clock, connections = Clock(), 0
+
+        async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal connections
+            connections += 1
+            writer.close()
+
+        server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+        options = SharedCacheOptions(url=url, timeout=UNHURRIED)
+        async with server, open_shared_cache(options, clock=clock) as shared:
+            for _ in range(20):
+                assert await shared.get_many("name", ["x"]) is None
+            assert connections == 3
+            clock.now += 1
+            for _ in range(20):
+                assert await shared.get_many("name", ["x"]) is None
+            assert connections == 4
+
+    run(main())
+
+
+def test_a_redis_that_is_back_is_used_again(run: RunFixture, prefix: str) -> None:
+    async def main() -> None:
+        clock, port = Clock(), free_port()
+        options = SharedCacheOptions(url=f"redis://127.0.0.1:{port}/0", prefix=prefix, timeout=UNHURRIED)
+        with structlog.testing.capture_logs() as logs:
+            async with open_shared_cache(options, clock=clock) as shared:
+                for _ in range(5):
+                    assert await shared.get_many("name", ["x"]) is None
+                async with forwarding(port):
+                    assert await shared.get_many("name", ["x"]) is None
+                    clock.now += 1
+                    assert await shared.get_many("name", ["x"]) == {}
+                    assert await shared.put_many("name", {"x": 1}, 5.0, 60)
+                    assert await shared.get_many("name", ["x"]) == {"x": (5.0, 1)}
+        assert [entry["event"] for entry in logs] == [
+            "the shared cache fails and is left alone until it answers",
+            "the shared cache answers again",
+        ]
+
+    run(main())
+
+
+@asynccontextmanager
+async def forwarding(port: int) -> AsyncIterator[None]:
+    """Listen at the port for the real Redis."""
+    tasks: list[asyncio.Task[None]] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", 6379)
+        writers.extend([writer, back])
+        tasks.extend(asyncio.create_task(pipe(*ends)) for ends in ((reader, back), (there, writer)))
+
+    server = await asyncio.start_server(forward, "127.0.0.1", port)
+    try:
+        yield
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in writers:
+            writer.close()
+            await writer.wait_closed()
+
+
+def test_a_request_that_goes_away_while_redis_is_asked_leaves_it_usable(run: RunFixture, prefix: str) -> None:
+    async def main() -> None:
+        async with process(prefix) as state:
+            call = guard(Backend("asked"), caching(), state)
+            for value in range(30):
+                task = asyncio.create_task(call(Run(), 0, value))
+                await turns(value % 4)
+                task.cancel()
+                await outcome(task)
+            backend = Backend("asked")
+            call = guard(backend, caching(), state, names=("other",))
+            for value in range(10):
+                assert await call(Run(), 0, value) == "asked"
+            assert state.describe()["cache"]["errors"] == 0
+
+    run(main())
+
+
+# --- what it takes ---------------------------------------------------------------------------------------------------
+
+
+def test_without_the_libraries_it_says_what_to_install(run: RunFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    imported = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "cashews":
+            raise ImportError("gone", name="cashews")
+        return imported(name, *args, **kwargs)
+
+    async def main() -> None:
+        monkeypatch.setattr(builtins, "__import__", without)
+        async with open_shared_cache(SharedCacheOptions(url=REDIS)):
+            raise AssertionError("it must not open")
+
+    with pytest.raises(MissingExtra) as missing:
+        run(main())
+    assert str(missing.value) == (
+        "a cache in Redis needs `pip install orchestrator-api-core[redis]`: cashews is not installed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("mem://", "expected redis://… or rediss://…"),
+        ("redis://host/0?pickle_type=dill", "expected an address with nothing after it: options stand beside url"),
+    ],
+)
+def test_an_address_that_is_none_of_a_redis_is_a_problem(url: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        SharedCacheOptions(url=url)
