@@ -151,7 +151,7 @@ def _imports() -> tuple[Any, Any, Any, Any]:
             "    pip install --group example -e . -e plugins/source-database -e plugins/source-api"
             " -e plugins/source-feast \\\n"
             "      -e 'plugins/model-artifact[sklearn,onnx]' -e plugins/model-http -e plugins/model-docker \\\n"
-            "      -e plugins/model-ecr -e plugins/transform-standard"
+            "      -e plugins/model-ecr -e plugins/transform-standard -e plugins/tracking-sql"
         ) from error
     return features, training, mlflow, pandas
 

@@ -62,6 +62,11 @@ class Taken:
     answer: bytes = b""
     document: Captured | None = None
 
+    @property
+    def size(self) -> int:
+        """Return the bytes of the document."""
+        return 0 if self.document is None else len(self.document.text)
+
 
 def note(run: Any, index: int, values: Sequence[Any], result: Any, error: BaseException | None) -> None:
     """Note a call that has ended; what policies know as ``Capture``."""

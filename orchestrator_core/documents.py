@@ -107,12 +107,18 @@ def policies_json(policies: Applied) -> dict[str, Any]:
     """Return for each policy ``{"options": …, "why": …, "at": ["database.yaml:7"]}``; null options are off."""
     return {
         name: {
-            "options": attrs.asdict(policy.options) if attrs.has(type(policy.options)) else policy.options,
+            "options": _options_json(policy.options),
             "why": policy.why,
             "at": [f"{place.file}:{place.line}" for place in policy.places],
         }
         for name, policy in policies
     }
+
+
+def _options_json(options: Any) -> Any:
+    if attrs.has(type(options)):
+        return {name: _options_json(value) for name, value in attrs.asdict(options, recurse=False).items()}
+    return float(options) if isinstance(options, float) else options
 
 
 def problem_json(problem: Problem) -> dict[str, Any]:

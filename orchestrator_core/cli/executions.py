@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import click
@@ -15,15 +16,21 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator_core.cli.admin import admin_url, ask, refused
-from orchestrator_core.cli.options import admin_option, config_option, format_option
+from orchestrator_core.cli.captured import draw_captured
+from orchestrator_core.cli.kept import kept_execution, kept_executions
+from orchestrator_core.cli.options import admin_option, config_option, format_option, plugins_dir_option
 from orchestrator_core.cli.timeline import COLOURS, console, draw, milliseconds
 from orchestrator_core.documents import execution_of
 from orchestrator_core.plugin_api import Execution
 
+offline_option = click.option(
+    "--offline", is_flag=True, help="Read the store that tracking.store names, without asking the service."
+)
+
 
 @click.group()
 def command() -> None:
-    """Show the latest executions of the running service.
+    """Show executions: the latest of the running service, and all that its store keeps.
 
     \b
     Example:
@@ -42,19 +49,30 @@ def command() -> None:
 @click.option("--until", metavar="TIME", help="Only those that started before.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many at most.")
 @click.option("--cursor", metavar="ID", help="Go on after this execution, the last one of the list before.")
+@offline_option
+@plugins_dir_option
 @format_option("text", "json")
-def list_(folder: Path, admin: str | None, form: str, **filters: str | int | None) -> None:
+def list_(
+    folder: Path,
+    admin: str | None,
+    offline: bool,
+    plugins_dir: Path | None,
+    form: str,
+    **filters: str | int | None,
+) -> None:
     """List the latest executions, the newest first.
 
     \b
     Example:
       orchestrator executions list --domain hello --status failed --limit 5
     """
-    url = admin_url(admin, folder)
     query = {name: str(value) for name, value in filters.items() if value is not None}
-    status, document = ask(url, "GET", "/executions", query)
-    if status != 200:
-        raise refused(url, status, document)
+    if offline:
+        document = kept_executions(folder, plugins_dir, query)
+    else:
+        document = _asked(admin_url(admin, folder), "/executions", query)
+    if incomplete := document.get("incomplete"):
+        click.echo(f"note: only the latest in memory: {incomplete}", err=True)
     if form == "json":
         click.echo(json.dumps(document, indent=2, ensure_ascii=False))
         return
@@ -71,22 +89,43 @@ def list_(folder: Path, admin: str | None, form: str, **filters: str | int | Non
 @click.argument("execution_id", metavar="ID")
 @config_option
 @admin_option
+@offline_option
+@plugins_dir_option
 @format_option("text", "json")
-def show(execution_id: str, folder: Path, admin: str | None, form: str) -> None:
-    """Draw one execution as a timeline of its steps.
+def show(
+    execution_id: str, folder: Path, admin: str | None, offline: bool, plugins_dir: Path | None, form: str
+) -> None:
+    """Draw one execution as a timeline of its steps, with the values that were captured.
 
     \b
     Example:
       orchestrator executions show 0193b8c1f4a2...
     """
-    url = admin_url(admin, folder)
-    status, document = ask(url, "GET", f"/executions/{quote(execution_id, safe='')}")
-    if status != 200:
-        raise refused(url, status, document)
+    if offline:
+        document = kept_execution(folder, plugins_dir, execution_id)
+    else:
+        document = _asked(admin_url(admin, folder), f"/executions/{quote(execution_id, safe='')}")
     if form == "json":
         click.echo(json.dumps(document, indent=2, ensure_ascii=False))
-    else:
-        draw(execution_of(document), console(sys.stdout))
+        return
+    execution, to = execution_of(document), console(sys.stdout)
+    draw(execution, to)
+    trace = f"  trace {execution.trace_id}" if execution.trace_id else ""
+    to.print(Text(f"generation {execution.generation}  started {_started(execution)} UTC{trace}"), soft_wrap=True)
+    if execution.captured is not None:
+        draw_captured(execution.captured, to)
+
+
+def _asked(url: str, path: str, query: Mapping[str, str] | None = None) -> Any:
+    status, document = ask(url, "GET", path, query)
+    if status != 200:
+        raise refused(url, status, document)
+    return document
+
+
+def _started(execution: Execution) -> str:
+    started = datetime.fromtimestamp(execution.started_at, UTC).replace(tzinfo=None)
+    return started.isoformat(" ", "milliseconds")
 
 
 def _print_table(executions: Sequence[Execution], to: Console) -> None:
@@ -97,10 +136,9 @@ def _print_table(executions: Sequence[Execution], to: Console) -> None:
     table.add_column("duration", justify="right", no_wrap=True)
     table.add_column("degraded or error")
     for execution in executions:
-        started = datetime.fromtimestamp(execution.started_at, UTC).replace(tzinfo=None)
         table.add_row(
             execution.id,
-            started.isoformat(" ", "milliseconds"),
+            _started(execution),
             f"{execution.domain}.{execution.endpoint}",
             Text(execution.status, style=COLOURS[execution.status]),
             str(execution.http_status),

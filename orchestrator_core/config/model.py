@@ -177,6 +177,9 @@ class TrackingOptions:
     queue: int = option(
         10_000, help="How many executions may wait for the store; those beyond are dropped.", validator=_at_least_one
     )
+    queue_size: Size = option(
+        Size(64 * 2**20), help="How much of captured values may wait for the store; those beyond are dropped."
+    )
     retry_window: Duration = option(
         Duration(60), help="How long an execution is tried again while the store fails; then it is dropped."
     )

@@ -29,6 +29,14 @@ _PLACEHOLDER = re.compile(
 )
 
 
+_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@/\s]+@")
+
+
+def without_passwords(text: str) -> str:
+    """Return a text with the passwords of the URLs in it masked."""
+    return _PASSWORD.sub(rf"\1{MASK}@", text)
+
+
 class Secret(str):
     """A string that came from the environment or a file. It is an ordinary string that does not show itself."""
 

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from orchestrator_core.applied import applied, defaults_of
 from orchestrator_core.catalog import SourceSpec
-from orchestrator_core.config.secrets import MASK, Secret
+from orchestrator_core.config.secrets import MASK, Secret, without_passwords
 from orchestrator_core.documents import execution_json, policies_json, problem_json
 from orchestrator_core.engine import failure_of, new_execution_id
 from orchestrator_core.errors import (
@@ -44,6 +44,7 @@ from orchestrator_core.tracking import MAX_PAGE, ExecutionLog, tracking_json
 
 _EXECUTION = re.compile(r"/executions/([^/]+)\Z")
 METRICS = "/metrics"
+_GENERATION = re.compile(r"/generations/([^/]+)\Z")
 TEXT_TYPE = "text/plain; charset=utf-8"
 STATUSES = ("ok", "degraded", "failed", "cancelled")
 
@@ -88,6 +89,9 @@ class AdminApp:
         if match := _EXECUTION.match(path):
             _only(request, "GET", "HEAD")
             return 200, await self._execution(match[1])
+        if match := _GENERATION.match(path):
+            _only(request, "GET", "HEAD")
+            return 200, await self._generation(match[1])
         if model_path := parse_model_path(path):
             _only(request, *(("POST",) if model_path.is_action else ("GET", "HEAD")))
             return await self._model(model_path, request.query_string)
@@ -101,7 +105,8 @@ class AdminApp:
         }
         page = pages.get(path)
         if page is None:
-            known = [*pages, METRICS, "/reload", "/executions/{id}", "/models/{id}", "/models/{id}/logs"]
+            models = ("/models/{id}", "/models/{id}/logs")
+            known = [*pages, METRICS, "/reload", "/executions/{id}", "/generations/{id}", *models]
             raise EntityNotFound(f"no such page: {did_you_mean(path, known) or ', '.join(known)}")
         _only(request, "GET", "HEAD")
         return 200, await page(request)
@@ -119,6 +124,23 @@ class AdminApp:
         if execution is None:
             raise EntityNotFound(f"no execution {execution_id} is kept")
         return execution_json(execution)
+
+    async def _generation(self, generation_id: str) -> dict[str, Any]:
+        """Return a configuration that has served, as the store has it."""
+        writer = self.executions.writer
+        if writer is None:
+            raise EntityNotFound("generations are kept where tracking.store is configured")
+        generation, unavailable = await writer.generation(generation_id)
+        if unavailable:
+            raise SourceUnavailable(unavailable)
+        if generation is None:
+            raise EntityNotFound(f"no generation {generation_id} is kept")
+        return {
+            "generation": generation.id,
+            "served_at": datetime.fromtimestamp(generation.served_at, UTC).isoformat(timespec="milliseconds"),
+            "files": dict(generation.files),
+            "texts": dict(generation.texts),
+        }
 
     async def _sources(self, request: web.BaseRequest) -> dict[str, Any]:
         snapshot = self.live.snapshot
@@ -216,7 +238,7 @@ def _options(options: Any) -> dict[str, str]:
 def _shown(value: Any) -> str:
     if isinstance(value, Secret):
         return MASK
-    return re.sub(r"(://[^:/@\s]*:)[^@/\s]+@", r"\1***@", value if type(value) is str else repr(value))
+    return without_passwords(value if type(value) is str else repr(value))
 
 
 async def _state(opened: OpenSource) -> dict[str, str]:

@@ -13,6 +13,7 @@ from time import time
 import structlog
 from attrs import frozen
 
+from orchestrator_core.config.secrets import without_passwords
 from orchestrator_core.http.admin import AdminApp
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.listener import Handler, Limits, Listener, listen
@@ -143,7 +144,12 @@ def _writer(live: Live) -> Writer | None:
 
 
 def _generation(snapshot: Snapshot) -> Generation:
-    return Generation(snapshot.generation, time(), dict(snapshot.configuration.files))
+    """Return what is kept of a configuration: its text too where values are captured, to explain them by."""
+    configuration = snapshot.configuration
+    texts: dict[str, str] = {}
+    if any(ready.capture is not None for ready in snapshot.plans.values()):
+        texts = {name: without_passwords(configuration.redactor(text)) for name, text in configuration.texts.items()}
+    return Generation(snapshot.generation, time(), dict(configuration.files), texts)
 
 
 @asynccontextmanager

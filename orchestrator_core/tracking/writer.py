@@ -71,6 +71,7 @@ class Writer:
         self._context = context
         self._store: ExecutionStore | None = None
         self._queue: deque[Run] = deque()
+        self._bytes = 0
         self._entered = 0
         self._left = 0
         self._something = asyncio.Event()
@@ -87,9 +88,11 @@ class Writer:
         """Take a finished run. Return whether there was room; if not, it is dropped."""
         counts, queue = self.counts, self._queue
         counts.finished += 1
-        if len(queue) >= self.options.queue:
+        size = 0 if run.taken is None else run.taken.size
+        if len(queue) >= self.options.queue or self._bytes + size > self.options.queue_size:
             counts.queue_full += 1
             return False
+        self._bytes += size
         queue.append(run)
         self._entered += 1
         if len(queue) == 1:
@@ -148,6 +151,9 @@ class Writer:
             return None, f"the execution store fails: {error}"
 
     async def generation(self, generation_id: str) -> tuple[Generation | None, str]:
+        for waiting in self._generations:
+            if waiting.id == generation_id:
+                return waiting, ""
         try:
             return (await self._store.get_generation(generation_id) if self._store else None), ""
         except SourceUnavailable as error:
@@ -298,6 +304,7 @@ class Writer:
 
     def _settled(self, batch: Sequence[Run], *, stored: bool) -> None:
         self._left += len(batch)
+        self._bytes -= sum(run.taken.size for run in batch if run.taken is not None)
         if self._commits:
             for run in batch:
                 commit = self._commits.get(run.id)

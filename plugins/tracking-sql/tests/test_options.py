@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import pytest
+from orchestrator_tracking_sql.options import SqlOptions
+from orchestrator_tracking_sql.plugin import open_sql
+
+from orchestrator_core.plugin_api import StoreContext
 from orchestrator_core.testing import check_problems
 
 
@@ -13,7 +20,7 @@ from orchestrator_core.testing import check_problems
         ("url: nonsense", "ORC204", "url is not a database URL; expected sqlite:///path or postgresql://user@host/database"),
         ("url: 'oracle://x/y'", "ORC204", "'oracle' is not a supported database; expected one of: postgresql, sqlite"),
         ("url: 'postgresql+asyncpg://x/y'", "ORC204", "'postgresql+asyncpg' is not a supported driver; write postgresql://"),
-        ("url: 'sqlite://'", "ORC204", "executions are kept in a file: write sqlite:///executions.db"),
+        ("url: 'sqlite://'", "ORC204", "executions are kept in a file: write sqlite:///../executions.db"),
         ("url: 'sqlite://host/x.db'", "ORC204", "write sqlite:///relative/path or sqlite:////absolute/path"),
         ("lock_timeout: 0", "ORC204", "lock_timeout must be more than 0, not 0"),
         ("max_size: 5 apples", "ORC202", "'5 apples' is not a size"),
@@ -31,3 +38,14 @@ def test_a_check_touches_no_database() -> None:
     """Not even one that could be made."""
     config = "tracking:\n  store: {type: sql, url: 'postgresql://nobody@127.0.0.1:9/none'}\n"
     assert check_problems({"config.yaml": config}) == []
+
+
+def test_a_file_in_the_configuration_folder_is_refused(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Each write would have the service read its configuration again."""
+
+    async def main() -> None:
+        async with open_sql(SqlOptions(url="sqlite:///executions.db"), StoreContext(tmp_path)):
+            raise AssertionError("it opens")
+
+    with pytest.raises(ValueError, match=r"executions\.db lies in the configuration folder"):
+        run(main())

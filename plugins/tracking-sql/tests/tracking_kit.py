@@ -34,7 +34,7 @@ class Place:
     folder: Path
 
     def open(self, *, durable: bool = False, **options: Any) -> AbstractAsyncContextManager[SqlStore]:
-        return open_sql(SqlOptions(url=self.url, **options), StoreContext(self.folder, durable))
+        return open_sql(SqlOptions(url=self.url, **options), StoreContext(self.folder / "config", durable))
 
     def ask(self, statement: str) -> list[tuple[Any, ...]]:
         """Return the rows of a statement, on a connection of its own."""

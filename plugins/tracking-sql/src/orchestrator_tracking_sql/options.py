@@ -9,7 +9,7 @@ from attrs import Attribute, field, frozen
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from orchestrator_core.plugin_api import Duration, Size, did_you_mean, option
+from orchestrator_core.plugin_api import Duration, OptionError, Size, did_you_mean, option
 
 DIALECTS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
 
@@ -30,7 +30,7 @@ def parse_url(text: str) -> URL:
     if name == "sqlite" and (url.host or url.username or url.query):
         raise ValueError("write sqlite:///relative/path or sqlite:////absolute/path")
     if name == "sqlite" and url.database in (None, "", ":memory:"):
-        raise ValueError("executions are kept in a file: write sqlite:///executions.db")
+        raise ValueError("executions are kept in a file: write sqlite:///../executions.db")
     if name == "postgresql" and find_spec("psycopg") is None:
         raise ValueError(
             "postgresql:// needs the driver psycopg, which is not installed;"
@@ -39,8 +39,11 @@ def parse_url(text: str) -> URL:
     return url.set(drivername=DIALECTS[name])
 
 
-def _is_url(_: Any, __: Attribute[str], value: str) -> None:
-    parse_url(value)
+def _is_url(_: Any, attribute: Attribute[str], value: str) -> None:
+    try:
+        parse_url(value)
+    except ValueError as error:
+        raise OptionError(attribute.name, str(error)) from error
 
 
 def _without_password(value: str) -> str:
@@ -57,11 +60,12 @@ class SqlOptions:
     """A database for executions. Its tables are made, and brought up to date, when the service starts."""
 
     url: str = field(
-        default="sqlite:///executions.db",
+        default="sqlite:///../executions.db",
         validator=_is_url,
         repr=_without_password,
         metadata={
-            "help": "sqlite:///path, relative to the configuration folder, or postgresql://user@host/database.",
+            "help": "`sqlite:///path`, relative to the configuration folder and outside of it, or "
+            "`postgresql://user@host/database`.",
         },
     )
     lock_timeout: Duration = option(

@@ -107,6 +107,11 @@ def _delete(connection: Connection, rows: Any) -> int:
 async def open_sql(options: SqlOptions, context: StoreContext) -> AsyncIterator[SqlStore]:
     """Open the database; make its tables, or bring them up to date."""
     database = Database(options, context.path, context.durable)
+    if database.path is not None and database.path.is_relative_to(context.config_dir.resolve()):
+        raise ValueError(
+            f"{database.path.name} lies in the configuration folder, where each change has the configuration read"
+            " again: keep it elsewhere, such as sqlite:///../executions.db"
+        )
     try:
         await database.open()
         yield SqlStore(database)

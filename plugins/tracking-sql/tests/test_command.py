@@ -1,0 +1,80 @@
+"""`orchestrator executions` shows what the store keeps, with the service and without it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner, Result
+from tracking_kit import Place, files
+
+from orchestrator_core.cli import main
+from orchestrator_core.testing import service
+
+Run = Callable[..., Any]
+
+
+def orchestrator(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [*map(str, arguments)], prog_name="orchestrator")
+
+
+def test_executions_outlive_the_service(run: Run, place: Place) -> None:
+    folder = place.folder / "config"
+    settings = files(place, capture="full", capacity=1)
+    settings["domains/d.yaml"] = """
+        endpoints:
+          hello:
+            data_sources:
+              - {name: guest, type: direct, params: {name: $request.path_params.name, secret: $request.body}}
+            response_mapping: "hello {{ $guest.name }}"
+    """
+
+    async def serve() -> list[str]:
+        async with service(settings, folder=folder) as shop:
+            answers = [await shop.post(f"/orchestrator/d/hello/{name}", "x" * 300) for name in ("Ada", "Grace")]
+            return [answer.headers["X-Execution-Id"] for answer in answers]
+
+    ids = run(serve())
+    listed = orchestrator("executions", "list", "--offline", "--config", folder, "--limit", "1")
+    assert listed.output.splitlines()[1].split()[0] == ids[1], listed.output
+    assert listed.output.splitlines()[2] == f"more: --cursor {ids[1]}"
+    rest = orchestrator("executions", "list", "--offline", "--config", folder, "--cursor", ids[1], "--format", "json")
+    assert [execution["id"] for execution in json.loads(rest.output)["executions"]] == [ids[0]]
+
+    shown = orchestrator("executions", "show", ids[0], "--offline", "--config", folder).output.splitlines()
+    assert re.match(rf"{ids[0]}  d\.hello  ok  200  [\d.]+ ms  \(engine [\d.]+ ms\)", shown[0])
+    assert re.match(r"guest  ok  [\d.]+ ms  ", shown[1])
+    assert re.match(r"generation [0-9a-f]{12}  started \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} UTC", shown[2])
+    captured = [re.sub(" {2,}", "  ", line.rstrip()) for line in shown[3:] if "headers" not in line]
+    guest = '{"name": "Ada", "secret": "'
+    guest += "x" * (120 - len(guest)) + "… 329 characters; --format json has all"
+    assert captured == [
+        'request  path_params  {"name": "Ada"}',
+        f'  body  "{"x" * 119}… 302 characters; --format json has all',
+        f"guest  params  {guest}",
+        f"  result  {guest}",
+        'answer  "hello Ada"',
+    ]
+
+
+def test_an_execution_that_the_store_does_not_have(run: Run, place: Place) -> None:
+    folder = place.folder / "config"
+
+    async def serve() -> None:
+        async with service(files(place), folder=folder):
+            pass
+
+    run(serve())
+    assert orchestrator("executions", "show", "x", "--offline", "--config", folder).output == (
+        "Error: no execution x is kept\n"
+    )
+
+
+def test_without_a_store_there_is_nothing_to_read(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("tracking: {capacity: 5}\n")
+    assert orchestrator("executions", "list", "--offline", "--config", tmp_path).output == (
+        f"Error: {tmp_path}/config.yaml has no tracking.store: executions are kept as long as the service runs\n"
+    )

@@ -1,0 +1,284 @@
+"""What is kept of the values that go through an execution: enough to run it again, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from orchestrator_core.errors import EntityNotFound, SourceError
+from orchestrator_core.testing import check_problems
+from orchestrator_core.testing.pytest_plugin import Served
+from tests.engine.lab import Lab
+from tests.tracking.scripted_store import ScriptedStore
+
+Serve = Callable[..., Served]
+
+DOMAIN = """
+    endpoints:
+      score:
+        input_schema: {type: object, properties: {income: {type: number}}}
+        data_sources:
+          - name: customer
+            type: lab
+            operation: customer
+            params: {id: $request.path_params.id, key: $request.body.pin}
+          - {name: bureau, type: lab, operation: bureau, params: {id: $customer.id}, default: {score: 0}}
+          - name: items
+            type: lab
+            operation: item
+            for_each: [1, 2]
+            params: {number: $item}
+            transform: [{select: [number]}]
+        response_mapping: {name: $customer.name, score: $bureau.score, items: $items}
+        path: /{id}
+      quiet:
+        capture: none
+        data_sources: [{name: one, type: lab, operation: one, params: {a: 1}}]
+"""
+
+
+async def customer(params: Any) -> Any:
+    if params["id"] == "9":
+        raise EntityNotFound("no customer 9")
+    return {"id": params["id"], "name": "Ada", "ssn": "123-45"}
+
+
+async def bureau(_: Any) -> Any:
+    raise SourceError("the bureau is down: token sesame-open", transient=False)
+
+
+@pytest.fixture
+def shop(serve: Serve) -> Callable[..., Served]:
+    def start(store: ScriptedStore | None = None, **tracking: Any) -> Served:
+        settings = "".join(f"  {name}: {value}\n" for name, value in tracking.items())
+        lab = Lab({"customer": customer, "bureau": bureau})
+        plugins = {"lab": lab, **({"scripted": store} if store else {})}
+        return serve({"config.yaml": f"tracking:\n{settings}", "domains/d.yaml": DOMAIN}, plugins=plugins)
+
+    return start
+
+
+def ask(served: Served, id_: str = "7", **body: Any) -> dict[str, Any]:
+    """Send a request; return what is kept of its execution."""
+    headers = {"Authorization": "Bearer canary-1", "X-Shop": "north"}
+    answer = served.post(f"/orchestrator/d/score/{id_}?page=2", {"pin": "4711", **body}, headers=headers)
+    execution: dict[str, Any] = served.admin("GET", f"/executions/{answer.headers['X-Execution-Id']}").json
+    return execution
+
+
+def test_without_capture_nothing_is_kept(shop: Callable[..., Served]) -> None:
+    assert "captured" not in ask(shop())
+
+
+def test_all_that_it_takes_to_run_it_again(shop: Callable[..., Served]) -> None:
+    captured = ask(shop(capture="full"), income=5)["captured"]
+    headers = captured["request"].pop("headers")
+    assert (headers["x-shop"], headers["authorization"]) == ("north", "***")
+    assert captured == {
+        "request": {
+            "method": "POST",
+            "path_params": {"id": "7"},
+            "query_params": {"page": "2"},
+            "body": {"pin": "4711", "income": 5},
+        },
+        "steps": {
+            "customer": {
+                "calls": [
+                    {
+                        "params": {"id": "7", "key": "4711"},
+                        "result": {"id": "7", "name": "Ada", "ssn": "123-45"},
+                    }
+                ]
+            },
+            "bureau": {
+                "calls": [
+                    {
+                        "params": {"id": "7"},
+                        "error": {
+                            "type": "SourceError",
+                            "message": "the bureau is down: token sesame-open",
+                            "transient": False,
+                        },
+                    }
+                ]
+            },
+            "items": {
+                "calls": [
+                    {"params": {"number": 1}, "result": {"number": 1}},
+                    {"params": {"number": 2}, "result": {"number": 2}},
+                ]
+            },
+        },
+        "answer": {"name": "Ada", "score": 0, "items": [{"number": 1}, {"number": 2}]},
+    }
+
+
+def test_params_alone(shop: Callable[..., Served]) -> None:
+    captured = ask(shop(capture="params"))["captured"]
+    assert captured["steps"]["customer"] == {"calls": [{"params": {"id": "7", "key": "4711"}}]}
+    assert "answer" not in captured
+    assert captured["request"]["body"] == {"pin": "4711"}
+
+
+def test_an_endpoint_can_say_otherwise(shop: Callable[..., Served]) -> None:
+    served = shop(capture="full")
+    served.get("/orchestrator/d/quiet")
+    (execution,) = served.executions()
+    assert "captured" not in served.admin("GET", f"/executions/{execution['id']}").json
+
+
+def test_a_list_of_executions_is_without_captured_values(shop: Callable[..., Served]) -> None:
+    served = shop(capture="full")
+    ask(served)
+    assert [execution.get("captured") for execution in served.executions()] == [None]
+
+
+def test_a_request_that_fails_is_captured_with_its_problem(shop: Callable[..., Served]) -> None:
+    served = shop(capture="full")
+    captured = ask(served, "9")["captured"]
+    assert captured["steps"]["customer"] == {
+        "calls": [
+            {
+                "params": {"id": "9", "key": "4711"},
+                "error": {"type": "EntityNotFound", "message": "no customer 9"},
+            }
+        ]
+    }
+    assert captured["answer"]["status"] == 404
+    unfit = ask(served, income="much")["captured"]
+    assert unfit["steps"] == {}
+    assert unfit["request"]["query_params"] == {"page": ["2"]}  # as it was sent: it was not let in
+    assert unfit["answer"]["status"] == 422
+
+
+@pytest.mark.parametrize(
+    ("path", "gone"),
+    [
+        ("request.body.pin", [("request", "body", "pin")]),
+        ("request.headers.X-Shop", [("request", "headers", "x-shop")]),
+        ("request.body", [("request", "body")]),
+        ("steps.*.params.id", [("steps", name, "calls", 0, "params", "id") for name in ("customer", "bureau")]),
+        ("steps.customer.result.ssn", [("steps", "customer", "calls", 0, "result", "ssn")]),
+        ("steps.bureau.error", [("steps", "bureau", "calls", 0, "error")]),
+        ("answer.items.number", [("answer", "items", 0, "number"), ("answer", "items", 1, "number")]),
+        ("answer.items.1", [("answer", "items", 1)]),
+        ("answer", [("answer",)]),
+    ],
+)  # fmt: skip
+def test_what_is_redacted_is_not_kept(shop: Callable[..., Served], path: str, gone: list[tuple[Any, ...]]) -> None:
+    whole, kept = ask(shop(capture="full"))["captured"], ask(shop(capture="full", redact=f"[{path}]"))["captured"]
+    for place in gone:
+        at = whole
+        for part in place[:-1]:
+            at = at[part]
+        at[place[-1]] = "***"
+    for captured in (whole, kept):
+        if isinstance(captured["request"]["headers"], dict):
+            captured["request"]["headers"].pop("host")
+    assert kept == whole
+
+
+def test_a_value_that_is_too_large_is_marked(shop: Callable[..., Served]) -> None:
+    captured = ask(shop(capture="full", max_payload_size="100B"), text="x" * 200)["captured"]
+    truncated = captured["request"]["body"]["$truncated"]
+    assert truncated["bytes"] == len('{"pin":"4711","text":""}') + 200
+    assert truncated["start"] == '{"pin":"4711","text":"' + "x" * 78
+    assert captured["steps"]["customer"]["calls"][0]["params"] == {"id": "7", "key": "4711"}
+
+
+@pytest.mark.parametrize(
+    ("result", "kept"),
+    [
+        (float("nan"), {"$number": "nan"}),
+        ([1.5, float("-inf"), None], [1.5, {"$number": "-inf"}, None]),
+        ({"text": "\ud800!", "more": (1, 2)}, {"text": "?!", "more": [1, 2]}),
+        ({1, 2}, {"$unfit": "{1, 2}"}),
+        ("a\0b", "a\0b"),
+    ],
+)
+def test_what_is_no_json_is_marked(serve: Serve, result: Any, kept: Any) -> None:
+    async def odd(_: Any) -> Any:
+        return result
+
+    domain = """
+        endpoints:
+          odd:
+            data_sources: [{name: step, type: lab, operation: odd}]
+            response_mapping: done
+    """
+    served = serve(
+        {"config.yaml": "tracking: {capture: full}", "domains/d.yaml": domain}, plugins={"lab": Lab({"odd": odd})}
+    )
+    id_ = served.get("/orchestrator/d/odd").headers["X-Execution-Id"]
+    captured = served.admin("GET", f"/executions/{id_}").json["captured"]
+    assert captured["steps"] == {"step": {"calls": [{"params": {}, "result": kept}]}}
+
+
+def test_secrets_of_the_configuration_reach_no_store(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in a message, a parameter, a key, a result, a header, nor where a value is cut off."""
+    monkeypatch.setenv("CANARY", 'sesame-"open')
+    secret = 'sesame-"open'
+    store = ScriptedStore()
+
+    async def leaks(params: Any) -> Any:
+        return {"token": secret, secret: [f"Bearer {secret}"], "long": "x" * 70 + secret}
+
+    async def fails(_: Any) -> Any:
+        raise SourceError(f"refused: {secret}")
+
+    domain = """
+        endpoints:
+          leak:
+            data_sources:
+              - {name: a, type: lab, operation: leaks, params: {given: "$request.body.x"}}
+              - {name: b, type: lab, operation: fails, default: null}
+            response_mapping: $a
+    """
+    files = {
+        "config.yaml": "tracking: {capture: full, max_payload_size: 100B, store: {type: scripted}}",
+        "integrations/lab.yaml": 'lab: {operations: {unused: {token: "${env:CANARY}"}}}',
+        "domains/d.yaml": domain,
+    }
+    served = serve(files, plugins={"lab": Lab({"leaks": leaks, "fails": fails}), "scripted": store})
+    answer = served.post("/orchestrator/d/leak", {"x": secret}, headers={"X-Other": secret})
+    served.executions()
+    execution = store.kept[answer.headers["X-Execution-Id"]]
+    assert execution.captured is not None
+    whole = execution.captured.text.decode() + repr(execution)
+    assert "sesame" not in whole
+    assert execution.captured["steps"]["a"]["calls"][0]["params"] == {"given": "***"}
+    assert execution.steps[1].error == "refused: ***"
+
+
+def test_an_unfit_path_is_a_problem_at_its_line() -> None:
+    (problem,) = check_problems({"config.yaml": "tracking:\n  redact:\n    - body.ssn\n"})
+    expected = "expected such as request.body.ssn, steps.*.params.token or answer.name"
+    assert problem.message == f"'body.ssn' is no path of captured values; {expected}"
+    assert (problem.line, problem.code) == (3, "ORC204")
+
+
+def test_the_configuration_that_answered_is_kept_with_what_it_takes_to_explain_it(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CANARY", "sesame-open")
+    integration = """
+        lab:
+          operations:
+            unused: {token: "${env:CANARY}", url: "postgresql://ada:canary-2@db/crm", again: sesame-open}
+    """
+    files = {
+        "config.yaml": "tracking: {capture: params, store: {type: scripted}}\n",
+        "integrations/lab.yaml": integration,
+        "domains/d.yaml": DOMAIN,
+    }
+    served = serve(files, plugins={"lab": Lab(), "scripted": ScriptedStore()})
+    generation = served.get("/orchestrator").json["generation"]
+    shown = served.admin("GET", f"/generations/{generation}")
+    assert (shown.status, shown.json["generation"], sorted(shown.json["files"])) == (200, generation, sorted(files))
+    texts = shown.json["texts"]
+    assert texts["config.yaml"] == files["config.yaml"]
+    assert '{token: "${env:CANARY}", url: "postgresql://ada:***@db/crm", again: ***}' in texts["integrations/lab.yaml"]
+    missing = served.admin("GET", "/generations/none")
+    assert (missing.status, missing.json["detail"]) == (404, "no generation none is kept")
