@@ -546,55 +546,6 @@ class Describes(Protocol):
     def facts(self) -> ModelFacts: ...
 
 
-# --- what observers are told --------------------------------------------------------------------------------------
-
-StepStatus = Literal["ok", "cached", "default", "skipped", "failed", "cancelled"]
-ExecutionStatus = Literal["ok", "degraded", "failed", "cancelled"]
-
-
-@frozen
-class StepRecord:
-    """What one step did. Times are seconds, ``start_seconds`` counted from the start of the execution.
-
-    ``attempts`` is 0 for a step that was never called. ``error`` is the message of its failure, or empty. ``items`` is
-    how many items a step with ``for_each`` ran for, and ``items_failed`` how many of them have its default instead of a
-    result; the error is then that of the first.
-    """
-
-    name: str
-    status: StepStatus
-    start_seconds: float = 0.0
-    duration_seconds: float = 0.0
-    attempts: int = 0
-    error: str = ""
-    items: int | None = None
-    items_failed: int = 0
-
-
-@frozen
-class Execution:
-    """One run of an endpoint. ``started_at`` is a Unix time in seconds; durations are seconds.
-
-    ``engine_seconds`` is the part of the duration in which no step was under way. ``generation`` is the hash of
-    the configuration that answered, ``models`` the identities of the models that were called.
-    """
-
-    id: str
-    domain: str
-    endpoint: str
-    generation: str
-    status: ExecutionStatus
-    http_status: int
-    started_at: float
-    duration_seconds: float
-    engine_seconds: float
-    trace_id: str
-    degraded: tuple[str, ...]
-    models: tuple[Identity, ...]
-    steps: tuple[StepRecord, ...]
-    error: str = ""
-
-
 # --- telemetry ----------------------------------------------------------------------------------------------------
 
 
@@ -732,3 +683,52 @@ class TelemetryKind(Generic[Options]):
     options: type[Options]
     open: Callable[[Options, TelemetryContext], AbstractAsyncContextManager[Telemetry]]
     traces: Callable[[Options], bool] = lambda options: False
+
+
+# --- what observers are told --------------------------------------------------------------------------------------
+
+StepStatus = Literal["ok", "cached", "default", "skipped", "failed", "cancelled"]
+ExecutionStatus = Literal["ok", "degraded", "failed", "cancelled"]
+
+
+@frozen
+class StepRecord:
+    """What one step did. Times are seconds, ``start_seconds`` counted from the start of the execution.
+
+    ``attempts`` is 0 for a step that was never called. ``error`` is the message of its failure, or empty. ``items`` is
+    how many items a step with ``for_each`` ran for, and ``items_failed`` how many of them have its default instead of a
+    result; the error is then that of the first.
+    """
+
+    name: str
+    status: StepStatus
+    start_seconds: float = 0.0
+    duration_seconds: float = 0.0
+    attempts: int = 0
+    error: str = ""
+    items: int | None = None
+    items_failed: int = 0
+
+
+@frozen
+class Execution:
+    """One run of an endpoint. ``started_at`` is a Unix time in seconds; durations are seconds.
+
+    ``engine_seconds`` is the part of the duration in which no step was under way. ``generation`` is the hash of
+    the configuration that answered, ``models`` the identities of the models that were called.
+    """
+
+    id: str
+    domain: str
+    endpoint: str
+    generation: str
+    status: ExecutionStatus
+    http_status: int
+    started_at: float
+    duration_seconds: float
+    engine_seconds: float
+    trace_id: str
+    degraded: tuple[str, ...]
+    models: tuple[Identity, ...]
+    steps: tuple[StepRecord, ...]
+    error: str = ""

@@ -19,7 +19,7 @@ from orchestrator_core.reload import make_registry
 @format_option("text", "json")
 @plugins_dir_option
 def command(folder: Path, form: str, plugins_dir: Path | None) -> None:
-    """List the source types, model types and transformers there are, and who provides each.
+    """List the source types, model types, transformers and telemetry there are, and who provides each.
 
     A plugin that is installed but failed to import is listed with the reason.
 
@@ -41,6 +41,7 @@ def _document(registry: Registry) -> dict[str, Any]:
         "source_types": _kinds(registry.sources),
         "model_types": _kinds(registry.models),
         "transformers": _kinds(registry.transformers),
+        "telemetry": _kinds({} if registry.telemetry is None else {registry.telemetry.kind.name: registry.telemetry}),
         "failed": [
             {
                 "plugin": plugin.name,
@@ -69,7 +70,8 @@ def _kinds(provided: Mapping[str, Provided[Any]]) -> list[dict[str, str]]:
 
 
 def _text(document: Mapping[str, Any]) -> Iterator[str]:
-    titles = {"source_types": "source types", "model_types": "model types", "transformers": "transformers"}
+    titles = {"source_types": "source types", "model_types": "model types"}
+    titles |= {"transformers": "transformers", "telemetry": "telemetry"}
     kinds = [kind for key in titles for kind in document[key]]
     name_width = max((len(kind["name"]) for kind in kinds), default=0)
     by_width = max((len(f"{kind['provider']} {kind['version']}") for kind in kinds), default=0)

@@ -120,10 +120,10 @@ class AppConfig:
     tracking: TrackingOptions = option(factory=TrackingOptions, help="Execution records.")
     reload: ReloadOptions = option(factory=ReloadOptions, help="How a changed configuration is noticed.")
     logging: LoggingOptions = option(factory=LoggingOptions, help="The service's own log.")
+    plugins_dir: str | None = option(None, help="Folder of single-file plugins.")
     telemetry: Any = option(
         None, help="Metrics and traces, or false: the options are those of the plugin orchestrator-api-telemetry."
     )
-    plugins_dir: str | None = option(None, help="Folder of single-file plugins.")
 
 
 @frozen
@@ -248,8 +248,8 @@ class Configuration:
     """All that a configuration folder says.
 
     ``sections`` is keyed by scope and type. ``generation`` is a hash of all files; ``files`` maps each file's name
-    to the hash of its content. ``telemetry`` is the section of that name. ``incomplete`` says that a file
-    could not be read, so that what seems to be missing may be there.
+    to the hash of its content. ``incomplete`` says that a file could not be read, so that what seems to be missing
+    may be there.
     """
 
     folder: Path
@@ -262,5 +262,6 @@ class Configuration:
     redactor: Redactor
     secret_files: tuple[Path, ...] = ()
     telemetry: Located | None = field(default=None, repr=False)
+    """The section of that name in ``config.yaml``."""
     problems: tuple[Problem, ...] = ()
     incomplete: bool = False

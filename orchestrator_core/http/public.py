@@ -37,9 +37,10 @@ from orchestrator_core.http.docs import docs_asset
 from orchestrator_core.http.openapi import openapi
 from orchestrator_core.http.routing import ROOT, Route, listing, make_routes, paths
 from orchestrator_core.http_client import current_trace, parse_traceparent
-from orchestrator_core.logs import RequestLine, request_line
+from orchestrator_core.logs import request_line
 from orchestrator_core.plugin_api import JSON, EndpointInfo, Finished, StepInfo, Telemetry, Trace
 from orchestrator_core.reload import Live
+from orchestrator_core.request_lines import RequestLine
 from orchestrator_core.run import Run, clock
 from orchestrator_core.snapshot import ReadyPlan, Snapshot
 from orchestrator_core.tracking import ExecutionLog

@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import frozen
 
-from orchestrator_core.plugin_api import ModelKind, SourceKind, TransformerKind
+from orchestrator_core.plugin_api import ModelKind, SourceKind, TelemetryKind, TransformerKind
 from orchestrator_core.plugins import Plugin, Provided, Registry
 from orchestrator_core.reference.tables import (
     class_with_parts,
@@ -34,7 +34,7 @@ class KindPage:
 
 
 def kind_pages(registry: Registry, folder: Path) -> list[KindPage]:
-    """Return the pages of all source types, model types and transformers, in that order and by name.
+    """Return the pages of all source types, model types and transformers, in that order and by name, then telemetry's.
 
     A page links to the guide beside its folder, ``../sources/<name>.md`` and the like, where there is one.
     """
@@ -46,7 +46,9 @@ def kind_pages(registry: Registry, folder: Path) -> list[KindPage]:
         if name == each.kind.name
     ]
     transformers = [_transformers_page(registry.transformers, folder)] if registry.transformers else []
-    return [*sources, *models, *transformers]
+    told = registry.telemetry
+    telemetry = [] if told is None else [_telemetry_page(told.kind, told.plugin, folder)]
+    return [*sources, *models, *transformers, *telemetry]
 
 
 def _source_page(kind: SourceKind[Any], plugin: Plugin, folder: Path) -> KindPage:
@@ -92,6 +94,16 @@ def _transformers_page(transformers: Mapping[str, Provided[TransformerKind[Any]]
             parts.append(summary(cls) if not place else f"`{place.strip('.')}`: {summary(cls)}")
             parts.append(options_reference(cls))
     return KindPage("transformers.md", "transformers", what, _joined(parts))
+
+
+def _telemetry_page(kind: TelemetryKind[Any], plugin: Plugin, folder: Path) -> KindPage:
+    parts = [
+        *_head("Options of telemetry", kind.summary, [plugin], _guide(folder, "../telemetry.md")),
+        "## `telemetry` in `config.yaml`",
+        description(kind.options),
+        *class_with_parts(kind.options, "###", "telemetry"),
+    ]
+    return KindPage("telemetry.md", "telemetry", kind.summary, _joined(parts))
 
 
 def _guide(folder: Path, target: str) -> str:
