@@ -19,7 +19,7 @@ from orchestrator_core.reload import make_registry
 @format_option("text", "json")
 @plugins_dir_option
 def command(folder: Path, form: str, plugins_dir: Path | None) -> None:
-    """List the source types, model types, transformers and tracking stores there are, and who provides each.
+    """List the source types, model types, transformers, tracking stores and telemetry there are, with providers.
 
     A plugin that is installed but failed to import is listed with the reason.
 
@@ -42,6 +42,7 @@ def _document(registry: Registry) -> dict[str, Any]:
         "model_types": _kinds(registry.models),
         "transformers": _kinds(registry.transformers),
         "tracking_stores": _kinds(registry.stores),
+        "telemetry": _kinds({} if registry.telemetry is None else {registry.telemetry.kind.name: registry.telemetry}),
         "failed": [
             {
                 "plugin": plugin.name,
@@ -75,6 +76,7 @@ def _text(document: Mapping[str, Any]) -> Iterator[str]:
         "model_types": "model types",
         "transformers": "transformers",
         "tracking_stores": "tracking stores",
+        "telemetry": "telemetry",
     }
     kinds = [kind for key in titles for kind in document[key]]
     name_width = max((len(kind["name"]) for kind in kinds), default=0)

@@ -399,6 +399,7 @@ class Configuration:
     secret_files: Mapping[Path, Secret | None] = field(factory=dict, repr=False)
     secrets: str = field(default="", repr=False)
     telemetry: Located | None = field(default=None, repr=False)
+    """The section of that name in ``config.yaml``."""
     problems: tuple[Problem, ...] = ()
     incomplete: bool = False
     texts: Mapping[str, str] = field(factory=dict, repr=False, eq=False)

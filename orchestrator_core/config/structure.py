@@ -250,7 +250,7 @@ def _size(value: Any, _: Any) -> Size:
 def _literal(value: Any, cls: Any) -> Any:
     allowed = get_args(cls)
     for option in allowed:
-        if option == value and type(option) is type(value):
+        if option == value and (type(option) is type(value) or isinstance(value, Secret)):
             return option
     shown = value if isinstance(value, str | int | float) else kind_of(value)
     words = [_yaml_word(option) for option in allowed]

@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import frozen
 
-from orchestrator_core.plugin_api import ModelKind, SourceKind, StoreKind, TransformerKind
+from orchestrator_core.plugin_api import ModelKind, SourceKind, StoreKind, TelemetryKind, TransformerKind
 from orchestrator_core.plugins import Plugin, Provided, Registry
 from orchestrator_core.reference.tables import (
     class_with_parts,
@@ -34,7 +34,7 @@ class KindPage:
 
 
 def kind_pages(registry: Registry, folder: Path) -> list[KindPage]:
-    """Return the pages of all source types, model types, transformers and stores, in that order and by name.
+    """Return the pages of all source types, model types, transformers and stores, in that order, then telemetry's.
 
     A page links to the guide beside its folder, ``../sources/<name>.md`` and the like, where there is one.
     """
@@ -47,7 +47,9 @@ def kind_pages(registry: Registry, folder: Path) -> list[KindPage]:
     ]
     transformers = [_transformers_page(registry.transformers, folder)] if registry.transformers else []
     stores = [_store_page(each.kind, each.plugin, folder) for _, each in sorted(registry.stores.items())]
-    return [*sources, *models, *transformers, *stores]
+    told = registry.telemetry
+    telemetry = [] if told is None else [_telemetry_page(told.kind, told.plugin, folder)]
+    return [*sources, *models, *transformers, *stores, *telemetry]
 
 
 def _source_page(kind: SourceKind[Any], plugin: Plugin, folder: Path) -> KindPage:
@@ -105,6 +107,16 @@ def _transformers_page(transformers: Mapping[str, Provided[TransformerKind[Any]]
             parts.append(summary(cls) if not place else f"`{place.strip('.')}`: {summary(cls)}")
             parts.append(options_reference(cls))
     return KindPage("transformers.md", "transformers", what, _joined(parts))
+
+
+def _telemetry_page(kind: TelemetryKind[Any], plugin: Plugin, folder: Path) -> KindPage:
+    parts = [
+        *_head("Options of telemetry", kind.summary, [plugin], _guide(folder, "../telemetry.md")),
+        "## `telemetry` in `config.yaml`",
+        description(kind.options),
+        *class_with_parts(kind.options, "###", "telemetry"),
+    ]
+    return KindPage("telemetry.md", "telemetry", kind.summary, _joined(parts))
 
 
 def _guide(folder: Path, target: str) -> str:

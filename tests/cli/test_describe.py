@@ -35,6 +35,8 @@ def test_plugins_are_listed_with_what_they_provide(write: Write, orchestrator: I
         f"  rename  {'plugins/store.py':<{len(core)}}  Renames fields.\n"
         "tracking stores\n"
         "  none\n"
+        "telemetry\n"
+        "  none\n"
         "failed to import\n"
         "  broken  plugins/broken.py\n"
         "    ModuleNotFoundError: No module named 'no_such_library'\n"

@@ -237,6 +237,14 @@ def test_a_whole_configuration_knows_its_secrets_and_shows_none(
     assert "tok$$en" not in shown
 
 
+def test_one_of_a_few_words_may_come_from_the_environment(tmp_path: Path) -> None:
+    write_files(tmp_path, {"config.yaml": "logging: {level: '${env:ABSENT:-warning}', format: '${env:FORMAT}'}"})
+    configuration = load_configuration(tmp_path, {"FORMAT": "json"})
+    assert configuration.problems == ()
+    logging_options = configuration.app.logging
+    assert (logging_options.level, logging_options.format) == ("warning", "json")
+
+
 def test_a_domain_file_holds_no_secrets_and_says_where_they_belong() -> None:
     domain = "endpoints: {e: {response_mapping: '${env:NAME}'}}"
     (problem,) = check_problems({"domains/d.yaml": domain})

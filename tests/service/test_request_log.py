@@ -1,0 +1,89 @@
+"""The line of each request, of a service that runs in this process on a log of the test's."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from orchestrator_core.config.model import LoggingOptions
+from orchestrator_core.config.secrets import Redactor
+from orchestrator_core.logs import LogMask, configure_logging
+
+CANARY = "canary-5e8d1"
+SHOP = {
+    "domains/shop.yaml": """
+        endpoints:
+          hello:
+            path: "/{name}"
+            data_sources:
+              - {name: greeting, type: direct, params: {text: "hello {{ $request.name }}"}}
+              - {name: extra, type: direct, params: {x: "$request.body.x"}, required: false}
+            response_mapping: {text: "$greeting.text"}
+        """
+}
+
+
+@pytest.fixture
+def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure_logging(LoggingOptions(format="json"), LogMask(Redactor.of([CANARY])))
+    yield stream
+    logging.captureWarnings(False)
+    root.handlers = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    structlog.get_config()["logger_factory"].lines.flush()
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    return [event for event in events if event["event"] == "request"]
+
+
+def test_each_request_has_a_line_with_the_id_of_its_answer(serve: Any, stream: io.StringIO) -> None:
+    shop = serve(SHOP)
+    headers = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
+    first = shop.post("/orchestrator/shop/hello/Ada?q=secret", {"x": 1}, headers=headers)
+    second = shop.get("/orchestrator/shop/hello/Bob")
+    third = shop.request("DELETE", "/orchestrator/shop/hello/Bob")
+    found = lines(stream)
+    assert [event["execution_id"] for event in found] == [
+        answer.headers["X-Execution-Id"] for answer in (first, second, third)
+    ]
+    assert [(event["method"], event["status"], event["trace_id"]) for event in found] == [
+        ("POST", 200, "ab" * 16),
+        ("GET", 200, ""),
+        ("DELETE", 405, ""),
+    ]
+    assert {event["route"] for event in found} == {"/orchestrator/shop/hello/{name}"}
+    assert [event.get("degraded") for event in found] == [None, ["extra"], None]
+    assert found[2]["error"] == "DELETE is not among the endpoint's methods"
+    assert all(event["milliseconds"] > 0 for event in found)
+
+
+def test_pages_of_the_service_have_a_line_only_when_they_fail(
+    serve: Any, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOMAINS", CANARY)
+    shop = serve({**SHOP, "config.yaml": "plugins_dir: '${env:DOMAINS}'"}, plugins={"other": "X = 1"})
+    for path in ("/health/live", "/orchestrator", f"/nothing/{'x' * 500}", "/%ff%00\\", f"/{CANARY}"):
+        shop.get(path)
+    found = lines(stream)
+    assert [(event["route"], event["status"]) for event in found] == [("-", 404)] * 3
+    assert [event["path"] for event in found] == [f"/nothing/{'x' * 191}", "/%ff%00\\", "/***"]
+
+
+def test_they_can_be_left_out(serve: Any, stream: io.StringIO) -> None:
+    shop = serve({**SHOP, "config.yaml": "logging: {requests: false}"})
+    shop.get("/orchestrator/shop/hello/Ada")
+    assert lines(stream) == []
