@@ -172,6 +172,7 @@ class Stage:
     model: Proxy
     client: aiohttp.ClientSession = field(repr=False)
     log: Path
+    database_name: str
 
     def path(self, endpoint: str) -> str:
         return f"/orchestrator/shop/{endpoint}"
@@ -298,4 +299,6 @@ async def stage(
             started("service", command, admin_port, setting.server_cores, log, environment or {})
         )
         client = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Stage(setting, folder, process, port, admin_port, database, api, model, client, log)
+        yield Stage(
+            setting, folder, process, port, admin_port, database, api, model, client, log, parts.path.strip("/")
+        )
