@@ -4,7 +4,7 @@ TOX = .venv/bin/tox
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint types layers docs plugins wheels peers reference constraints clean
+.PHONY: help demo test bench chaos lint types layers docs plugins wheels peers reference constraints clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -22,6 +22,9 @@ peers: $(TOX)  ## install the model servers that the tests speak to and that nee
 
 bench: $(TOX)  ## measure against hand-written handlers
 	@$(TOX) run -q -e bench $(if $(ARGS),-- $(ARGS))
+
+chaos: $(TOX)  ## put the service under fault and load, print what holds: ARGS="--rows down,hangs --quick"
+	@$(TOX) run -q -e chaos $(if $(ARGS),-- $(ARGS))
 
 lint types layers docs wheels: $(TOX)
 	@$(TOX) run -q -e $@ $(if $(ARGS),-- $(ARGS))

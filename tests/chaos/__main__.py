@@ -16,6 +16,7 @@ import platform
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -71,6 +72,9 @@ async def measure(row: Row, setting: Setting) -> list[Finding]:
         return await row.measure(setting)
     except Unusable as error:
         return [Finding("the row can be measured", str(error).replace("\n", " "), held=None)]
+    except Exception as error:  # whatever it is, the other rows are to be measured
+        traceback.print_exc()
+        return [Finding("the row can be measured", f"{type(error).__name__}: {error}".replace("\n", " "), held=False)]
 
 
 async def run(options: Options, folder: Path, results: list[tuple[Row, list[Finding]]]) -> None:

@@ -81,6 +81,8 @@ class Traffic:
     status: Sequence[int]
     bodies: Counter[str] = field(factory=Counter)
     without_retry_after: int = 0
+    closed_ports: Sequence[int] = ()
+    """Our own ports of the connections that were closed with a request under way."""
 
     def between(self, start: float, end: float) -> Traffic:
         return self._where([start <= at < end for at in self.at])
@@ -158,7 +160,7 @@ def _read(file: Path) -> Iterator[tuple[str, Traffic]]:
             columns = [array(kind) for kind in "dfh"]
             for column in columns:
                 column.fromfile(source, head["count"])
-            yield head["name"], Traffic(head["name"], *columns, Counter(head["bodies"]), head["without_retry_after"])
+            yield head["name"], Traffic(head["name"], *columns, Counter(head["bodies"]), *head["rest"])
 
 
 # --- the process -------------------------------------------------------------------------------------------------
@@ -173,6 +175,7 @@ class Sending:
         self.at, self.seconds, self.status = array("d"), array("f"), array("h")
         self.bodies: Counter[str] = Counter()
         self.without_retry_after = 0
+        self.closed_ports: list[int] = []
         self.idle: list[Connection] = []
         self.open: set[Connection] = set()
         self.stopped = False
@@ -275,7 +278,7 @@ class Sending:
             "name": self.spec.name,
             "count": len(self.at),
             "bodies": self.bodies,
-            "without_retry_after": self.without_retry_after,
+            "rest": [self.without_retry_after, self.closed_ports],
         }
 
 
@@ -289,6 +292,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]
+        self._port = transport.get_extra_info("sockname")[1]
         self._stream.open.add(self)
         self._stream.idle.append(self)
 
@@ -324,6 +328,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.scheduled:
+            self._stream.closed_ports.append(self._port)
             self._stream.note(self.scheduled, CLOSED)
             self.scheduled = 0.0
         self._stream.lost(self)

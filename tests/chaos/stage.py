@@ -19,7 +19,7 @@ from attrs import field, frozen
 from orchestrator_core.testing import free_port
 from orchestrator_core.testing.service import write_files
 from tests.bench.backends import make_customers, postgresql_database
-from tests.bench.process import Process, Unusable, started
+from tests.bench.process import START_SECONDS, Process, Unusable, started
 from tests.chaos.load import Driven, Stream, load
 from tests.chaos.outcome import Setting
 from tests.chaos.proxy import Proxy, chaos_proxy
@@ -172,6 +172,7 @@ class Stage:
     model: Proxy
     client: aiohttp.ClientSession = field(repr=False)
     log: Path
+    database_name: str
 
     def path(self, endpoint: str) -> str:
         return f"/orchestrator/shop/{endpoint}"
@@ -226,6 +227,11 @@ class Stage:
             raise Unusable(f"{targets[0]} at its peak: {met.shown()}")
         start, end = min(met.at) + seconds * 0.1, max(met.at)
         return len(met.between(start, end)) / (end - start)
+
+
+async def _ready(client: aiohttp.ClientSession, admin_port: int) -> bool:
+    async with client.get(f"http://127.0.0.1:{admin_port}/health/ready") as response:
+        return response.status == 200
 
 
 def resident_bytes(pid: int) -> int:
@@ -298,4 +304,9 @@ async def stage(
             started("service", command, admin_port, setting.server_cores, log, environment or {})
         )
         client = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Stage(setting, folder, process, port, admin_port, database, api, model, client, log)
+        async with asyncio.timeout(START_SECONDS):
+            while not await _ready(client, admin_port):  # noqa: ASYNC110  # it is asked, not told
+                await asyncio.sleep(0.05)
+        yield Stage(
+            setting, folder, process, port, admin_port, database, api, model, client, log, parts.path.strip("/")
+        )
