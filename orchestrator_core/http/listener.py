@@ -51,10 +51,11 @@ class Connection(web.RequestHandler):
     """aiohttp's connection, whose requests wait to be let in, and whose client is told in a problem document if it
     does not speak HTTP.
 
-    ``let_in`` says that the request about to be handled has waited for its turn, ``refused`` that it is to be refused.
+    ``passed`` says that the request about to be handled has waited for its turn, and ``refused`` that it is to be
+    refused. ``odd`` says that what arrived is not all ASCII, so that a head may be no text at all.
     """
 
-    __slots__ = ("discarded", "head_began", "head_since", "limit", "passed", "refused", "sending_since", "waits")
+    __slots__ = ("discarded", "head_began", "head_since", "limit", "odd", "passed", "refused", "sending_since", "waits")
 
     def __init__(self, server: _Server, limit: Limit | None, **options: Any) -> None:
         super().__init__(server, **options)
@@ -62,6 +63,7 @@ class Connection(web.RequestHandler):
         self.waits = self.passed = self.refused = False
         self.head_since = self._loop.time()
         self.head_began = False
+        self.odd = False
         self.sending_since = 0.0
         self.discarded = -1
 
@@ -69,6 +71,8 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         limit = self.limit
+        if not data.isascii():
+            self.odd = True
         before = self._request_count
         if limit is not None and (limit.engaged or self.waits):
             # Without its waiter aiohttp only reads the request: taking it up is for the limit to say.
@@ -92,6 +96,7 @@ class Connection(web.RequestHandler):
                 limit.came(came)
         if came:
             self.head_since = 0.0
+            self.discarded = -1
         elif self.discarded >= 0:
             self._discard(len(data))
         elif self.head_since == 0.0 or not self.head_began:
@@ -144,8 +149,12 @@ class Connection(web.RequestHandler):
             self.head_began = True
             self.head_since = self.head_since or self._loop.time()
 
-    def linger(self) -> None:
-        """Ignore, from now on, what the client still sends of its request, up to a point."""
+    def linger(self, seconds: float) -> None:
+        """Ignore what the client still sends of its request, for so long and up to a size; then close.
+
+        A connection that is closed while something of the client's is unread loses the answer on the way.
+        """
+        self._lingering_time = seconds
         self.discarded = 0
 
     def _discard(self, count: int) -> None:
