@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,6 +24,8 @@ KEEPALIVE_SECONDS = 75.0
 LINGERING_SECONDS = 2.0
 LINGERING_BYTES = 8 * 2**20
 SWEEP_SECONDS = 1.0
+SWEPT_AT_ONCE = 50
+PAUSE_SECONDS = 0.005
 
 Handler = Callable[[web.BaseRequest], Awaitable[Answer]]
 
@@ -254,11 +256,13 @@ class _Server(web.Server):
             message, payload, protocol, writer, task, self._loop, client_max_size=self._limits.max_body
         )
 
-    def _sweep(self) -> None:
-        now, limits = self._loop.time(), self._limits
-        for connection in self.connections:
-            connection.sweep(now, limits)  # type: ignore[attr-defined]  # it made them all
-        self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+    def _sweep(self, rest: Sequence[Any] = ()) -> None:
+        """Look at some connections, and soon at the others: closing a thousand at once would keep the rest waiting."""
+        now, connections = self._loop.time(), rest or self.connections
+        for connection in connections[:SWEPT_AT_ONCE]:
+            connection.sweep(now, self._limits)
+        rest = connections[SWEPT_AT_ONCE:]
+        self._timer = self._loop.call_later(PAUSE_SECONDS if rest else SWEEP_SECONDS, self._sweep, rest)
 
     def stop_sweeping(self) -> None:
         self._timer.cancel()
