@@ -61,7 +61,7 @@ _RESERVED = {
 }
 _NOT_A_WORD = re.compile(r"\W", re.ASCII)
 # The shapes of the names that are made from a step's variable; no variable of a step may have one of them.
-_DERIVED_START = re.compile(r"_|call_|convert_|default_|each_|transform_|response")
+_DERIVED_START = re.compile(r"_|(call|convert|default|each|transform)(_|\Z)|response")
 _DERIVED_END = re.compile(r"_(params|condition|wanted|ready|task|branch|list|each|given|[0-9]+)\Z")
 
 CACHE_KEY = "cache key"

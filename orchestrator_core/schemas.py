@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from attrs import field, frozen
 
 from orchestrator_core.config.yaml import DataPath
 
+MAX_ERRORS = 100
 FOREIGN_REFERENCE = "references to other documents are not followed"
 _INTEGER = re.compile(r"[-+]?[0-9]{1,19}\Z")
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?\Z")
@@ -38,11 +41,11 @@ class RequestSchema:
         return {name: declared["default"] for name, declared in self.properties.items() if "default" in declared}
 
     def errors(self, instance: Any) -> list[dict[str, str]]:
-        """Return ``{"pointer", "message"}`` for everything in the instance that does not fit."""
+        """Return ``{"pointer", "message"}`` for what does not fit in the instance, up to ``MAX_ERRORS``."""
         if self.validator.is_valid(instance):
             return []
         found = []
-        for error in self.validator.iter_errors(instance):
+        for error in islice(self.validator.iter_errors(instance), MAX_ERRORS):
             path = list(error.instance_path)
             name = getattr(error.kind, "property", None)
             if isinstance(name, str):
@@ -106,7 +109,8 @@ def coerce(text: str, declared: Mapping[str, Any]) -> Any:
         if name == "integer" and _INTEGER.match(text):
             return int(text)
         if name == "number" and _NUMBER.match(text):
-            return int(text) if _INTEGER.match(text) else float(text)
+            number = int(text) if _INTEGER.match(text) else float(text)
+            return number if math.isfinite(number) else text  # 1e400, which fits no number
         if name == "boolean" and text in _BOOLEANS:
             return _BOOLEANS[text]
         if name == "null" and text in ("", "null"):

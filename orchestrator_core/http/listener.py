@@ -32,6 +32,8 @@ _POLL_SECONDS = 0.02
 _CANCEL_SECONDS = 0.05
 LINGERING_BYTES = 8 * 2**20
 SWEEP_SECONDS = 1.0
+SWEPT_AT_ONCE = 50
+PAUSE_SECONDS = 0.005
 
 Handler = Callable[[web.BaseRequest], Awaitable[Answer]]
 
@@ -59,8 +61,9 @@ class Connection(web.RequestHandler):
     """aiohttp's connection, whose requests wait to be let in, and whose client is told in a problem document if it
     does not speak HTTP.
 
-    ``let_in`` says that the request about to be handled has waited for its turn, ``refused`` that it is to be refused.
-    ``closing`` says that the next answer is the last one on the connection.
+    ``passed`` says that the request about to be handled has waited for its turn, and ``refused`` that it is to be
+    refused. ``odd`` says that what arrived is not all ASCII, so that a head may be no text at all. ``closing``
+    says that the next answer is the last one on the connection.
     """
 
     __slots__ = (
@@ -69,6 +72,7 @@ class Connection(web.RequestHandler):
         "head_began",
         "head_since",
         "limit",
+        "odd",
         "passed",
         "refused",
         "sending_since",
@@ -82,6 +86,7 @@ class Connection(web.RequestHandler):
         self.waits = self.passed = self.refused = False
         self.head_since = self._loop.time()
         self.head_began = False
+        self.odd = False
         self.sending_since = 0.0
         self.discarded = -1
 
@@ -89,6 +94,8 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         limit = self.limit
+        if not data.isascii():
+            self.odd = True
         before = self._request_count
         if limit is not None and (limit.engaged or self.waits):
             # Without its waiter aiohttp only reads the request: taking it up is for the limit to say.
@@ -112,6 +119,7 @@ class Connection(web.RequestHandler):
                 limit.came(came)
         if came:
             self.head_since = 0.0
+            self.discarded = -1
         elif self.discarded >= 0:
             self._discard(len(data))
         elif self.head_since == 0.0 or not self.head_began:
@@ -164,8 +172,12 @@ class Connection(web.RequestHandler):
             self.head_began = True
             self.head_since = self.head_since or self._loop.time()
 
-    def linger(self) -> None:
-        """Ignore, from now on, what the client still sends of its request, up to a point."""
+    def linger(self, seconds: float) -> None:
+        """Ignore what the client still sends of its request, for so long and up to a size; then close.
+
+        A connection that is closed while something of the client's is unread loses the answer on the way.
+        """
+        self._lingering_time = seconds
         self.discarded = 0
 
     def _discard(self, count: int) -> None:
@@ -275,11 +287,13 @@ class _Server(web.Server):
             message, payload, protocol, writer, task, self._loop, client_max_size=self._limits.max_body
         )
 
-    def _sweep(self) -> None:
-        now, limits = self._loop.time(), self._limits
-        for connection in self.connections:
-            connection.sweep(now, limits)  # type: ignore[attr-defined]  # it made them all
-        self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+    def _sweep(self, rest: Sequence[Any] = ()) -> None:
+        """Look at some connections, and soon at the others: closing a thousand at once would keep the rest waiting."""
+        now, connections = self._loop.time(), rest or self.connections
+        for connection in connections[:SWEPT_AT_ONCE]:
+            connection.sweep(now, self._limits)
+        rest = connections[SWEPT_AT_ONCE:]
+        self._timer = self._loop.call_later(PAUSE_SECONDS if rest else SWEEP_SECONDS, self._sweep, rest)
 
     def stop_sweeping(self) -> None:
         self._timer.cancel()

@@ -25,6 +25,7 @@ _PROBLEMS = {
     400: ("MalformedRequest", "The body is not JSON, or the query cannot be read."),
     404: ("NotFound", "There is no such route, or no such entity."),
     405: ("MethodNotAllowed", "The route does not take this method; the header `Allow` has those it takes."),
+    408: ("BodyTimeout", "The body did not arrive in time."),
     413: ("TooLarge", "The body is too large."),
     415: ("UnsupportedMediaType", "The body is of another media type than `application/json`."),
     422: ("InvalidRequest", "The request does not fit the endpoint's schema, or lacks a value that is needed."),

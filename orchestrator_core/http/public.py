@@ -18,6 +18,7 @@ from orchestrator_core.capture import Taken
 from orchestrator_core.config.model import LimitOptions
 from orchestrator_core.engine import (
     CLIENT_CLOSED_REQUEST,
+    Failure,
     execute,
     failure_of,
     finish,
@@ -39,6 +40,7 @@ from orchestrator_core.http.answers import (
 )
 from orchestrator_core.http.docs import docs_asset
 from orchestrator_core.http.limit import Limit
+from orchestrator_core.http.listener import LINGERING_SECONDS
 from orchestrator_core.http.openapi import openapi
 from orchestrator_core.http.routing import ROOT, Route, listing, make_routes, paths
 from orchestrator_core.http_client import current_trace, parse_traceparent
@@ -53,6 +55,7 @@ from orchestrator_core.tracking import ExecutionLog, Unrecorded
 log = structlog.get_logger("orchestrator.http")
 
 MAX_QUERY_FIELDS = 1000
+MAX_DEPTH = 100
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _NO_QUERY: Mapping[str, list[str]] = {}
 _PAGES = frozenset({"/health/live", "/health/ready", ROOT, f"{ROOT}/", "/openapi.json", "/docs"})
@@ -97,12 +100,14 @@ class PublicApp:
         if target[:1] != "/":  # the absolute form, which a proxy sends
             target = request.rel_url.raw_path_qs if request.rel_url.raw_path[:1] == "/" else target
         path, _, query = target.partition("?")
+        connection: Any = request._protocol  # ours, which has been through the limit
+        if connection.odd and not _is_text(request):
+            return self._no_text(path)
         segments = path.split("/")
         route = serving.routes.get((segments[2], segments[3])) if len(segments) > 3 else None
         if route is None or segments[1] != "orchestrator":
             return self._own(request, serving, path, segments)
         limit = self.limit
-        connection: Any = request._protocol  # ours, which has been through the limit
         if connection.passed:
             connection.passed = False
         elif connection.refused or limit.engaged or limit.in_flight >= limit.most:
@@ -133,7 +138,9 @@ class PublicApp:
             if self.stopping:
                 raise SourceUnavailable("the service is shutting down")
             self.executions.refuse()
-            body = await read_json(request, ready.timeout) if request.body_exists else MISSING
+            body = (
+                await read_json(request, min(ready.timeout, serving.body_timeout)) if request.body_exists else MISSING
+            )
             texts = parse_query(query) if query else _NO_QUERY
             if ready.capture is None:
                 given = make_request(ready, params, texts, headers, body)
@@ -158,6 +165,7 @@ class PublicApp:
             response = problem(failure, run.id, lines, request.path)
             if run.taken is not None:
                 run.taken.answer = response.body
+            _end_body(request, failure.status)
         else:
             finish(run, 200, None, serving.redact)
             response = Answer(200, content, JSON_TYPE, run_headers(run))
@@ -233,6 +241,11 @@ class PublicApp:
 
         return renew
 
+    async def _no_text(self, path: str) -> Answer:
+        started, execution_id = clock(), new_execution_id()
+        failure = Failure(400, "bad request", "the head of the request is not UTF-8")
+        return problem(failure, execution_id, common_headers(execution_id, own_timing(started)), _shown(path))
+
     async def _asked(
         self, request: web.BaseRequest, connection: Any, route: Route, segments: list[str], query: str
     ) -> Answer:
@@ -248,7 +261,7 @@ class PublicApp:
         execution_id = new_execution_id()
         answer = problem(OVERLOADED, execution_id, common_headers(execution_id, own_timing(started)), request.path)
         answer.headers += f"Retry-After: {self.limit.retry_after}\r\n"
-        connection.linger()
+        _end_body(request, answer.status)
         return answer
 
     # --- everything else -------------------------------------------------------------------------------------------
@@ -342,6 +355,7 @@ class _Serving:
         self.request_line = request_line() if snapshot.configuration.app.logging.requests else None
         self.docs = snapshot.configuration.app.server.docs
         self.domain_names = set(snapshot.configuration.descriptions)
+        self.body_timeout = float(snapshot.configuration.app.server.body_timeout)
         self._openapi: bytes | None = None
         self.waits_for = [model.slot for _, _, model in snapshot.models() if model.slot.holds_up]
 
@@ -373,6 +387,30 @@ class _Serving:
             plans = {key: ready.plan for key, ready in self.snapshot.plans.items()}
             self._openapi = orjson.dumps(openapi(self.snapshot.configuration, plans))
         return self._openapi
+
+
+def _is_text(request: web.BaseRequest) -> bool:
+    """Return whether the request's target and headers are UTF-8; aiohttp makes lone surrogates of what is not."""
+    message = request._message
+    try:
+        message.path.encode()
+        for name, value in message.raw_headers:
+            name.decode()
+            value.decode()
+    except UnicodeError:
+        return False
+    return True
+
+
+def _shown(path: str) -> str:
+    return path.encode("utf-8", "replace").decode()
+
+
+def _end_body(request: web.BaseRequest, status: int) -> None:
+    """Say what becomes of a body that is not read to its end: some of it is ignored, or the connection closed."""
+    if not request._payload.is_eof():
+        connection: Any = request._protocol
+        connection.linger(LINGERING_SECONDS if status != 408 else 0.0)
 
 
 def _limit_of(snapshot: Snapshot) -> LimitOptions | None:
@@ -415,15 +453,7 @@ async def read_json(request: web.BaseRequest, timeout_seconds: float) -> JSON | 
     length = request.content_length
     if length is not None and length > request._client_max_size:
         raise _too_large(request)
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            raw = await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_large(request) from None
-    except TimeoutError:
-        raise BadRequest(f"the body did not arrive within {timeout_seconds:g} s", 408) from None
-    except web.RequestPayloadError as error:
-        raise BadRequest(f"the body cannot be read: {error}") from error
+    raw = await _read(request, timeout_seconds)
     if not raw:
         return MISSING
     content_type = request.headers.get("Content-Type", JSON_TYPE).partition(";")[0].strip().lower()
@@ -435,7 +465,46 @@ async def read_json(request: web.BaseRequest, timeout_seconds: float) -> JSON | 
             json.loads(raw, parse_int=_exact)
     except ValueError as error:
         raise BadRequest(f"the body is not JSON: {error}") from error
+    except RecursionError:
+        raise _too_deep() from None
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deeper(body, MAX_DEPTH):
+        raise _too_deep()
+    if b"\\u0000" in raw and _holds_nul(body):
+        raise BadRequest("the body holds a NUL character")
     return body
+
+
+async def _read(request: web.BaseRequest, timeout_seconds: float) -> bytes:
+    try:
+        if request._payload.is_eof():
+            return await request.read()
+        async with asyncio.timeout(timeout_seconds):
+            return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise _too_large(request) from None
+    except TimeoutError:
+        raise BadRequest(f"the body did not arrive within {timeout_seconds:g} s", 408) from None
+    except web.RequestPayloadError as error:
+        raise BadRequest(f"the body cannot be read: {error}") from error
+
+
+def _is_deeper(value: JSON, depth: int) -> bool:
+    """Return whether arrays and objects lie in each other more than ``depth`` deep: orjson writes 254 levels."""
+    for _ in range(254 - depth):
+        value = [value]
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return True
+    return False
+
+
+def _holds_nul(value: JSON) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any("\0" in key or _holds_nul(item) for key, item in value.items())
+    return isinstance(value, list) and any(map(_holds_nul, value))
 
 
 def _exact(digits: str) -> int:
@@ -446,12 +515,18 @@ def _exact(digits: str) -> int:
     return number
 
 
+def _too_deep() -> BadRequest:
+    return BadRequest(f"the body is nested more than {MAX_DEPTH} deep")
+
+
 def _too_large(request: web.BaseRequest) -> BadRequest:
     return BadRequest(f"the body is larger than {request._client_max_size} bytes", 413)
 
 
 def parse_query(query: str) -> dict[str, list[str]]:
-    """Return the values of each query parameter. Raises :class:`BadRequest` if they are not UTF-8 or too many."""
+    """Return the values of each query parameter. Raises :class:`BadRequest` if they are no text or too many."""
+    if "%00" in query:
+        raise BadRequest("the query holds a NUL character")
     try:
         return parse_qs(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_FIELDS)
     except UnicodeDecodeError:

@@ -49,13 +49,16 @@ class Route:
 
 
 def decode(segment: str) -> str:
-    """Return a path segment without its percent-encoding. Raises :class:`BadRequest` if it is not UTF-8."""
+    """Return a path segment without its percent-encoding. Raises :class:`BadRequest` for what is no text."""
     if "%" not in segment:
         return segment
     try:
-        return unquote(segment, errors="strict")
+        text = unquote(segment, errors="strict")
     except UnicodeDecodeError:
         raise BadRequest("the path is not UTF-8") from None
+    if "\0" in text:
+        raise BadRequest("the path holds a NUL character")
+    return text
 
 
 def make_route(ready: ReadyPlan, finished: Finished | None = None) -> Route:

@@ -102,7 +102,7 @@ async def run(flow: str, folder: Path) -> None:
         executions = ExecutionLog(1000)
         app = PublicApp(live, executions)
         http = make_mocked_request("GET", f"{path(flow)}42", payload=EMPTY_PAYLOAD, transport=Mock())
-        http._protocol.passed = http._protocol.refused = False  # as a connection of ours has it
+        http._protocol.odd = http._protocol.passed = http._protocol.refused = False  # as a connection of ours has it
         headers, params = http.headers, {"entity_id": "42"}
         request = make_request(ready, params, {}, headers)
         done = Run(ready, new_execution_id())

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +13,8 @@ from typing import Literal
 
 from attrs import frozen
 
+from orchestrator_core.testing import free_port
+from orchestrator_core.testing.service import write_files
 from tests.bench.load import Measured, fetch, request
 from tests.bench.load import measure as closed_loop
 from tests.bench.process import Process, divide_cores, started
@@ -55,6 +56,10 @@ def orchestrator_source_kinds():
 """
 DOMAIN = """
 endpoints:
+  plain:
+    response_mapping: {fine: true, x: "$request.x ?? 1", header: "$request.headers['x-test'] ?? null"}
+  large:
+    response_mapping: {text: "%s"}
   cpu:
     data_sources:
       - {name: work, type: busy, operation: compute}
@@ -64,6 +69,7 @@ endpoints:
       - {name: partner, type: api, operation: get}
     response_mapping: {score: "$partner.score"}
 """
+DOMAIN %= "x" * 100_000
 CONFIG = """
 admin: {enabled: false}
 """
@@ -120,25 +126,30 @@ async def partner() -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def worker(config: str = CONFIG) -> AsyncIterator[Process]:
-    """One worker of the service, started by the command, on a core of its own where there are several."""
-    with TemporaryDirectory(prefix="orchestrator-overload-") as folder:
-        async with partner() as partner_port:
-            root = Path(folder)
-            for name, text in {
-                "config/config.yaml": config,
-                "config/integrations/sources.yaml": SOURCES.format(port=partner_port),
-                "config/domains/load.yaml": DOMAIN,
-                "plugins/busy.py": PLUGIN,
-            }.items():
-                (root / name).parent.mkdir(parents=True, exist_ok=True)
-                (root / name).write_text(text)
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
-            command = [sys.executable, "-m", "orchestrator_core", "serve", "--config", str(root / "config")]
-            command += ["--port", str(port), "--plugins-dir", str(root / "plugins")]
-            async with started("service", command, port, divide_cores().server, root / "log") as process:
-                yield process
+    """One worker with the flows, on a core of its own where there are several."""
+    async with partner() as port:
+        files = {
+            "config/config.yaml": config,
+            "config/integrations/sources.yaml": SOURCES.format(port=port),
+            "config/domains/load.yaml": DOMAIN,
+            "plugins/busy.py": PLUGIN,
+        }
+        async with serving(files) as process:
+            yield process
+
+
+@asynccontextmanager
+async def serving(files: Mapping[str, str]) -> AsyncIterator[Process]:
+    """Start the service by its command, from files below ``config`` and ``plugins``."""
+    with TemporaryDirectory(prefix="orchestrator-chaos-") as folder:
+        write_files(Path(folder), files)
+        port = free_port()
+        command = [sys.executable, "-m", "orchestrator_core", "serve", "--config", f"{folder}/config"]
+        command += ["--port", str(port)]
+        if any(name.startswith("plugins/") for name in files):
+            command += ["--plugins-dir", f"{folder}/plugins"]
+        async with started("service", command, port, divide_cores().server, Path(folder) / "log") as process:
+            yield process
 
 
 async def peak_of(process: Process, target: str, seconds: float, connections: int) -> Measured:

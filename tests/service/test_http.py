@@ -374,9 +374,30 @@ def test_a_body_that_is_no_json_or_too_large_is_refused(
     assert told == {"title": "bad request", "status": status, "instance": "/orchestrator/d/echo"}
 
 
-def test_a_nul_in_a_string_is_only_a_character(all_of_it: Served) -> None:
-    answer = all_of_it.request("POST", "/orchestrator/d/echo", body=b'{"a": "\\u0000"}')
-    assert answer.json["body"] == {"a": "\x00"}
+@pytest.mark.parametrize(
+    ("target", "body", "part"),
+    [
+        ("/orchestrator/d/echo/a%00", None, "path"),
+        ("/orchestrator/d/echo?q=a%00", None, "query"),
+        ("/orchestrator/d/echo", b'{"a": ["\\u0000"]}', "body"),
+        ("/orchestrator/d/echo", b'{"a\\u0000": 1}', "body"),
+    ],
+)
+def test_a_nul_which_no_source_takes_is_refused(all_of_it: Served, target: str, body: bytes | None, part: str) -> None:
+    told = problem(all_of_it.request("POST", target, body=body))
+    assert (told["status"], told["detail"]) == (400, f"the {part} holds a NUL character")
+
+
+def test_what_only_looks_like_a_nul_is_text(all_of_it: Served) -> None:
+    answer = all_of_it.request("POST", "/orchestrator/d/echo", body=b'{"a": "\\\\u0000"}')
+    assert answer.json["body"] == {"a": "\\u0000"}
+
+
+@pytest.mark.parametrize(("levels", "status"), [(100, 200), (101, 400)])
+def test_a_body_is_nested_a_hundred_deep_at_most(all_of_it: Served, levels: int, status: int) -> None:
+    answer = all_of_it.request("POST", "/orchestrator/d/echo", body=b"[" * levels + b"]" * levels)
+    assert answer.status == status
+    assert status == 200 or problem(answer)["detail"] == "the body is nested more than 100 deep"
 
 
 def test_an_empty_body_is_no_body(all_of_it: Served) -> None:
