@@ -10,10 +10,11 @@ from urllib.parse import urlencode
 import click
 
 from orchestrator_core.cli.findings import refuse
-from orchestrator_core.cli.prepare import prepare, run_async
+from orchestrator_core.cli.prepare import prepare
 from orchestrator_core.documents import execution_json
 from orchestrator_core.errors import InvalidRequest, OrchestratorError
 from orchestrator_core.http.admin import parse_execution_query
+from orchestrator_core.loops import run_async
 from orchestrator_core.plugin_api import ExecutionStore, StoreContext
 from orchestrator_core.stores import StoreSpec
 

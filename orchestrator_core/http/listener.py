@@ -289,7 +289,8 @@ class _Server(web.Server):
 
     def _sweep(self, rest: Sequence[Any] = ()) -> None:
         """Look at some connections, and soon at the others: closing a thousand at once would keep the rest waiting."""
-        now, connections = self._loop.time(), rest or self.connections
+        now = self._loop.time()
+        connections: Sequence[Any] = rest or self.connections
         for connection in connections[:SWEPT_AT_ONCE]:
             connection.sweep(now, self._limits)
         rest = connections[SWEPT_AT_ONCE:]
