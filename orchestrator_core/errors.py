@@ -133,15 +133,17 @@ class EntityNotFound(OrchestratorError):
 class SourceError(OrchestratorError):
     """502: the source failed, or answered what cannot be used.
 
-    ``transient`` says that the same call may succeed when tried again.
+    ``transient`` says that the same call may succeed when tried again. ``answered`` says of such a failure that the
+    source did answer, if with nothing that can be used, such as half an answer: it is not down.
     """
 
     status = 502
     title = "source failed"
 
-    def __init__(self, message: str, *, transient: bool = False) -> None:
+    def __init__(self, message: str, *, transient: bool = False, answered: bool = False) -> None:
         super().__init__(message)
         self.transient = transient
+        self.answered = answered
 
 
 class SourceTimeout(SourceError):

@@ -291,7 +291,10 @@ class Connection(asyncio.Protocol):
         because = f": {error}" if error else ""
         if self._fed_bytes:
             return HttpProtocolError(
-                self._head.call, f"the peer closed the connection in the middle of the answer{because}", transient=True
+                self._head.call,
+                f"the peer closed the connection in the middle of the answer{because}",
+                transient=True,
+                answered=True,
             )
         if self.reused:
             again = "" if self._head.form.may_resend else ", and the request must not be sent twice"

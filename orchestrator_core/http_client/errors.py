@@ -47,8 +47,8 @@ class HttpTimeout(SourceError):
 class HttpProtocolError(SourceError):
     """The answer is not HTTP, or ended too soon (then transient)."""
 
-    def __init__(self, call: str, reason: str, *, transient: bool = False) -> None:
-        super().__init__(f"{call}: {reason}", transient=transient)
+    def __init__(self, call: str, reason: str, *, transient: bool = False, answered: bool = False) -> None:
+        super().__init__(f"{call}: {reason}", transient=transient, answered=answered)
 
 
 class ResponseTooLarge(SourceError):

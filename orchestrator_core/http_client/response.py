@@ -119,5 +119,5 @@ def _inflate(body: bytes, window_bits: int, limit: int, call: str) -> bytes:
             if inflater.eof:
                 inflater = None
     if inflater is not None:
-        raise HttpProtocolError(call, "the answer's compressed body ended too soon", transient=True)
+        raise HttpProtocolError(call, "the answer's compressed body ended too soon", transient=True, answered=True)
     return b"".join(parts)

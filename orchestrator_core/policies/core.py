@@ -24,12 +24,16 @@ __all__ = ["Call", "Layer", "attempts", "is_failure", "queued", "timed"]
 Call: TypeAlias = Callable[..., Awaitable[Any]]
 Layer: TypeAlias = Callable[[GuardedRun, int, tuple[Any, ...], Timer | None], Awaitable[Any]]
 
-_FAILURES = (SourceError, SourceUnavailable, TimeoutError)
-
 
 def is_failure(error: object) -> bool:
-    """Return whether an error says that the source is not well."""
-    return isinstance(error, _FAILURES) and not isinstance(error, Refused)
+    """Return whether an error says that the source is down: it did not answer, or said that it cannot now.
+
+    An answer that cannot be used, and a refusal that would be the same again, come from a source that is there: to
+    leave it alone would only change what its callers are told.
+    """
+    if isinstance(error, SourceError):
+        return error.transient and not error.answered
+    return isinstance(error, SourceUnavailable | TimeoutError) and not isinstance(error, Refused)
 
 
 def timed(call: Call, seconds: float, label: str) -> Call:
@@ -201,7 +205,7 @@ class _Attempts:
         except BaseException as error:
             if is_failure(error) or _in_time_out(error, run, timer):
                 breaker.reopen()
-            elif isinstance(error, EntityNotFound):
+            elif isinstance(error, EntityNotFound | SourceError):  # it did answer
                 breaker.close()
             elif isinstance(error, Exception):
                 breaker.let_go()
@@ -246,7 +250,7 @@ class _Attempts:
             return
         if is_failure(error) or _in_time_out(error, run, timer):
             breaker.failed(era)
-        elif isinstance(error, EntityNotFound):
+        elif isinstance(error, EntityNotFound | SourceError):
             breaker.calls += 1
 
     async def may_try_again(

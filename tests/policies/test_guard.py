@@ -157,10 +157,10 @@ def test_a_source_that_always_fails_bears_a_fifth_more_attempts(run: RunFixture)
 def test_an_open_breaker_refuses_until_a_probe_is_answered(run: RunFixture) -> None:
     async def main() -> None:
         clock = Clock()
-        state, backend = SourceState(LABEL, clock=clock), Backend(SourceError("down"))
+        state, backend = SourceState(LABEL, clock=clock), Backend(SourceUnavailable("down"))
         call = guard(backend, DEFAULTS, state)
         for _ in range(3):
-            assert await outcome(call(Run(), 0, "x")) == ("SourceError", "down")
+            assert await outcome(call(Run(), 0, "x")) == ("SourceUnavailable", "down")
         clock.now += 2
         requests = Run()
         with pytest.raises(Refused) as refused:
@@ -199,6 +199,7 @@ def test_an_open_breaker_refuses_until_a_probe_is_answered(run: RunFixture) -> N
         (transient(), "open", 5.0),
         (SourceUnavailable("no connection"), "open", 5.0),
         (EntityNotFound("no 7"), "closed", 0.0),
+        (SourceError("bad answer"), "closed", 0.0),
         (InvalidParam("id", "is no number"), "open", 0.0),
         (Refused("the model is loading"), "open", 0.0),
         (KeyError("a defect"), "open", 0.0),
@@ -210,11 +211,11 @@ def test_an_open_breaker_refuses_until_a_probe_is_answered(run: RunFixture) -> N
 def test_how_a_probe_ends(run: RunFixture, end: Any, state_then: str, retry_after: float) -> None:
     async def main() -> None:
         clock = Clock()
-        state, backend = SourceState(LABEL, clock=clock), Backend(SourceError("down"))
+        state, backend = SourceState(LABEL, clock=clock), Backend(SourceUnavailable("down"))
         call = guard(backend, Policies(retry=RETRY, circuit_breaker=BreakerOptions(failures=1)), state)
         await outcome(call(Run(), 0, "x"))
         clock.now += 5
-        opened = 1 + (end == "deadline" or isinstance(end, SourceError | SourceUnavailable))
+        opened = 1 + (end == "deadline" or isinstance(end, SourceUnavailable) or getattr(end, "transient", False))
         opened -= isinstance(end, Refused)
         if isinstance(end, str):
             backend.script = [future()]
@@ -238,7 +239,9 @@ def test_how_a_probe_ends(run: RunFixture, end: Any, state_then: str, retry_afte
 @pytest.mark.parametrize(
     ("error", "opens"),
     [
-        (SourceError("bad answer"), True),
+        (transient(), True),
+        (SourceError("half an answer", transient=True, answered=True), False),
+        (SourceError("bad answer"), False),
         (SourceUnavailable("no connection"), True),
         (TimeoutError(), True),
         (EntityNotFound("no 7"), False),
@@ -396,12 +399,12 @@ def test_calls_beyond_the_places_wait_and_those_beyond_the_queue_are_refused(run
 def test_nobody_waits_for_a_source_that_is_left_alone(run: RunFixture) -> None:
     async def main() -> None:
         state, hanging = SourceState(LABEL), future()
-        backend = Backend(hanging, SourceError("down"))
+        backend = Backend(hanging, SourceUnavailable("down"))
         policies = Policies(circuit_breaker=BreakerOptions(failures=1), concurrency=ConcurrencyOptions(max=2, queue=9))
         call = guard(backend, policies, state)
         straggler = asyncio.create_task(call(Run(), 0, 0))
         await turns()
-        assert await outcome(call(Run(), 0, 1)) == ("SourceError", "down")
+        assert await outcome(call(Run(), 0, 1)) == ("SourceUnavailable", "down")
         state.limiter(ConcurrencyOptions(max=2, queue=9)).running += 1
         assert (await outcome(call(Run(), 0, 2)))[0] == "Refused"
         assert state.describe()["concurrency"]["waiting"] == 0
@@ -448,7 +451,7 @@ def test_a_call_for_all_items_has_failed_when_all_items_have(run: RunFixture) ->
             ([down, 2], 0, 1),
             ([down, missing], 0, 1),
             ([down, down], 1, 2),
-            ([down, SourceError("for good")], 1, 1),
+            ([down, SourceError("for good")], 0, 1),
             ([], 0, 1),
         ]:
             state, backend, requests = paid_for(SourceState(LABEL)), Backend(answers, answers), Run()
@@ -463,8 +466,8 @@ def test_a_call_for_all_items_has_failed_when_all_items_have(run: RunFixture) ->
 
 def test_what_fails_all_items_is_raised(run: RunFixture) -> None:
     async def main() -> None:
-        call = guard_at_once(Backend(SourceError("down")), DEFAULTS)
-        assert await outcome(call(Run(), 0, [("1",)])) == ("SourceError", "down")
+        call = guard_at_once(Backend(SourceUnavailable("down")), DEFAULTS)
+        assert await outcome(call(Run(), 0, [("1",)])) == ("SourceUnavailable", "down")
 
     run(main())
 
@@ -479,7 +482,7 @@ def test_each_call_is_captured_once_with_what_the_step_got(run: RunFixture) -> N
         def capture(run: Run, index: int, values: Any, result: Any, error: BaseException | None) -> None:
             seen.append((index, tuple(values), result, error))
 
-        gone, down = EntityNotFound("no 7"), SourceError("down")
+        gone, down = EntityNotFound("no 7"), SourceUnavailable("down")
         alone = guard(Backend("a", gone), Policies(capture=capture))
         await alone(Run(), 3, "x")
         await outcome(alone(Run(), 3, "y"))

@@ -50,7 +50,7 @@ class CallTimeout(SourceError):
 def named(operation: str, error: SourceError) -> SourceError:
     """Return an error of the HTTP client as the operation's own."""
     kind = CallTimeout if error.status == CallTimeout.status else SourceError
-    return kind(f"{operation}: {error}", transient=error.transient)
+    return kind(f"{operation}: {error}", transient=error.transient, answered=error.answered)
 
 
 def reader(request: Request, options: OperationOptions) -> Read:
