@@ -168,4 +168,7 @@ def _if_idempotent(retry: Policy, facts: OperationFacts, spec: SourceSpec, opera
 
 def _of_kind(spec: SourceSpec, seconds: float) -> Policy:
     """Return the timeout that the source's kind keeps itself; nothing more is put around the call."""
-    return Policy(None, f"{seconds:g} s, kept by the source itself")
+    located = spec.located
+    given = located is not None and isinstance(located.data, dict) and "timeout" in located.data
+    places = (_Layer(spec.options, located).place("timeout"),) if given else ()
+    return Policy(None, f"{seconds:g} s, kept by the source itself", places)

@@ -31,6 +31,7 @@ from orchestrator_core.config.model import (
 from orchestrator_core.models import ML, CommonOptions, MlOptions
 from orchestrator_core.plugin_api import Duration, ModelKind, Size, SourceKind, StoreKind
 from orchestrator_core.plugins import Registry
+from orchestrator_core.policies.options import PolicyOptions
 
 Schema = dict[str, Any]
 
@@ -256,7 +257,8 @@ class _Types:
             operations = self._operations(kind)
             parts["operations"] = {**operations, "description": "Operations that all sources of the section share."}
             own = {"operations": {**operations, "description": "The source's own operations."}}
-            source = self.class_schema(kind.options, {**self.properties(kind.options), **own})
+            options = self.properties(kind.options)
+            source = self.class_schema(kind.options, {**self.policies(options), **options, **own})
         name = f"{kind.name}.source"
         self.definitions[name] = source
         reference: Schema = {"$ref": f"#/$defs/{name}"}
@@ -269,6 +271,11 @@ class _Types:
             "properties": parts,
             "additionalProperties": False,
         }
+
+    def policies(self, own: Mapping[str, Schema]) -> dict[str, Schema]:
+        """Return the schemas of the policies that every source has, but for keys that are the options' own."""
+        found = self.properties(PolicyOptions)
+        return {name: schema for name, schema in found.items() if name not in own}
 
     def _operations(self, kind: SourceKind[Any]) -> Schema:
         operation = {} if kind.operation is None else self.of(kind.operation)
@@ -294,6 +301,7 @@ class _Types:
         source = {**_or_null(model), "description": "The one model; short for models: {default: …}."}
         models = {"type": "object", "additionalProperties": model}
         properties = self.properties(MlOptions, {"source": source, "models": models})
+        properties |= self.policies(properties)
         addressed = {"$ref": "#/$defs/model.addressed"}
         return {
             "description": _summary(MlOptions),
@@ -316,6 +324,7 @@ class _Types:
         for name, kind in kinds.items():
             required = [option for option in required_options(kind.options) if option != "base_url"]
             properties = {**self.properties(kind.options), **self.properties(CommonOptions, {"type": names})}
+            properties |= self.policies(properties)
             choice: Schema = {"description": kind.summary, "properties": properties}
             if required:
                 choice["required"] = required

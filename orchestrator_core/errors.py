@@ -7,6 +7,7 @@ place which turns errors into RFC 9457 answers needs no table of its own.
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ __all__ = [
     "InvalidParam",
     "InvalidRequest",
     "MissingReference",
+    "NotBegun",
     "OrchestratorError",
     "Problem",
     "Refused",
@@ -178,6 +180,10 @@ class Refused(SourceUnavailable):
 
     Its circuit breaker is open, its queue is full, or the model is not ready.
     """
+
+
+class NotBegun(asyncio.CancelledError):
+    """A call was cancelled before it came to its source, such as while it waited for its model to be loaded."""
 
 
 class DeadlineExceeded(OrchestratorError):

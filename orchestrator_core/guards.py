@@ -125,6 +125,7 @@ def remember(
                 states[key, operation] = _kept(
                     before.states.get((key, operation)), of, label, identity_of(spec, operation), shared
                 )
+                model.slot.on_ready = states[key, operation].state.recovered
         else:
             states[key, ""] = _kept(before.states.get((key, "")), spec, spec.label, identity_of(spec), shared)
     answers: dict[tuple[str, str], Remembered] = {}

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from time import perf_counter, time
 from typing import Any, Literal
 
-from orchestrator_core.errors import Refused
+from orchestrator_core.errors import NotBegun, Refused
 from orchestrator_core.models.batching import Row, predict_rows
 from orchestrator_core.models.options import ModelSpec
 from orchestrator_core.plugin_api import (
@@ -80,7 +80,7 @@ class Slot:
 
     So a call of a ready model costs what it would cost without a slot. ``requests`` counts the calls, ``failures``
     those of them that failed for a reason of the model's. ``since``, ``last_error_at`` and ``next_try`` are Unix
-    times.
+    times. ``on_ready`` is called whenever the model has become ready.
     """
 
     def __init__(self, spec: ModelSpec, label: str) -> None:
@@ -102,6 +102,7 @@ class Slot:
         self.wanted = False
         self.on_demand = False
         self.closed = False
+        self.on_ready: Callable[[], None] | None = None
         self.predict_one: PredictOne = self._one_elsewhere
         self.predict_rows: PredictRows = self._rows_elsewhere
         self._model: Model | None = None
@@ -161,7 +162,10 @@ class Slot:
         """Have the model loaded, once for all who wait, if this is its first use. Return whether it is ready."""
         if self._waits_for_load():
             self.want(on_demand=True)
-            await asyncio.shield(self._attempt)
+            try:
+                await asyncio.shield(self._attempt)
+            except asyncio.CancelledError:
+                raise NotBegun from None
         return self.state == "ready"
 
     async def _one_elsewhere(self, row: Row) -> JSON | Degraded:
@@ -215,6 +219,8 @@ class Slot:
         self._calls = calls
         self._took = time() - self._began
         self.was_ready = True
+        if self.on_ready is not None:
+            self.on_ready()
         self.enter("ready")
         self.tell()
 

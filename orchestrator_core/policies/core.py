@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any, TypeAlias
 
-from orchestrator_core.errors import EntityNotFound, Refused, SourceError, SourceTimeout, SourceUnavailable
+from orchestrator_core.errors import EntityNotFound, NotBegun, Refused, SourceError, SourceTimeout, SourceUnavailable
 from orchestrator_core.policies.breaker import Breaker
 from orchestrator_core.policies.concurrency import Limiter, QueueFull
 from orchestrator_core.policies.options import RetryOptions
@@ -275,6 +275,6 @@ class _Attempts:
 
 def _in_time_out(error: BaseException, run: GuardedRun, timer: Timer | None) -> bool:
     """Return whether a call was cancelled because the time of its request or step was up."""
-    if not isinstance(error, asyncio.CancelledError):
+    if not isinstance(error, asyncio.CancelledError) or isinstance(error, NotBegun):
         return False
     return run.deadline.passed or (timer is not None and timer.passed)

@@ -169,7 +169,7 @@ async def open_shared_cache(
             f"a cache in Redis needs `pip install orchestrator-api-core[redis]`: {error.name} is not installed"
         ) from error
     seconds = float(options.timeout)
-    backend = cashews.Cache().setup(
+    backend: Any = cashews.Cache().setup(
         options.url,
         pickle_type="null",  # bytes go through as they are
         secret=None,  # with one, cashews would pickle again; ours signs

@@ -79,6 +79,12 @@ class SourceState:
             found = self._caches[of] = Cache(options, self.clock, self.own, self.shared, name)
         return found
 
+    def recovered(self) -> None:
+        """Close the breakers: it is known by other ways that the source is well again."""
+        for breaker in list(self._breakers.values()):
+            if not breaker.era:
+                breaker.close()
+
     # --- what is seen of them ----------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:

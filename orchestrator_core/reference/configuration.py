@@ -18,6 +18,15 @@ from orchestrator_core.config.model import (
     TrackingOptions,
 )
 from orchestrator_core.models import BatchOptions, CommonOptions, HealthOptions, MlOptions, RestartOptions
+from orchestrator_core.policies.options import (
+    BreakerOptions,
+    CacheOptions,
+    ConcurrencyOptions,
+    DefaultPolicies,
+    PolicyOptions,
+    RetryOptions,
+    SharedCacheOptions,
+)
 from orchestrator_core.reference.tables import options_reference, summary
 
 _CLASSES = {
@@ -29,6 +38,13 @@ _CLASSES = {
         TrackingOptions,
         ReloadOptions,
         LoggingOptions,
+        SharedCacheOptions,
+        DefaultPolicies,
+        PolicyOptions,
+        RetryOptions,
+        BreakerOptions,
+        ConcurrencyOptions,
+        CacheOptions,
         MlOptions,
         CommonOptions,
         BatchOptions,
@@ -79,12 +95,44 @@ Every other key of this file is a source type's section, as in `database.yaml` a
 
 [[LoggingOptions]]
 
+### `cache`
+
+[[SharedCacheOptions]]
+
+### `policies`
+
+[[DefaultPolicies]]
+
 ## Sections of source types
 
 `database.yaml` and `integrations/*.yaml` hold sections, one for each source type: `<type>.sources.<source_id>` are its
 sources, each with the options and `operations` that its plugin describes, and `<type>.operations` are shared by all of
 them. A source's own operation wins. The folder `domains/<domain>/` can hold the same files for one domain; they win
 over the global ones.
+
+### Policies of a source
+
+[[PolicyOptions]]
+
+[Policies](../policies.md) tells what each does. They stand beside the options of `<type>.sources.<source_id>`, or of
+one model; `retry`, `circuit_breaker`, `concurrency` and `cache` on a step too, where they win. `false` switches one
+off.
+
+### `retry`
+
+[[RetryOptions]]
+
+### `circuit_breaker`
+
+[[BreakerOptions]]
+
+### `concurrency`
+
+[[ConcurrencyOptions]]
+
+### `cache` of a source, a step or an endpoint
+
+[[CacheOptions]]
 
 ### A source of models: `ml.sources.<source_id>`
 

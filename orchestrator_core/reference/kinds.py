@@ -52,6 +52,12 @@ def kind_pages(registry: Registry, folder: Path) -> list[KindPage]:
     return [*sources, *models, *transformers, *stores, *telemetry]
 
 
+_POLICIES = (
+    "It also takes the [policies](configuration.md#policies-of-a-source) of every source, but for a key that stands in"
+    " the table above."
+)
+
+
 def _source_page(kind: SourceKind[Any], plugin: Plugin, folder: Path) -> KindPage:
     subject = f"source type `{kind.name}`"
     parts = [
@@ -59,6 +65,7 @@ def _source_page(kind: SourceKind[Any], plugin: Plugin, folder: Path) -> KindPag
         f"## A source: `{kind.name}.sources.<source_id>`",
         description(kind.options),
         *class_with_parts(kind.options, "###"),
+        _POLICIES,
         "## An operation: `operations.<name>`",
         f"Operations stand in a source or, shared by all of them, in `{kind.name}.operations`; a source's own wins.",
     ]

@@ -15,6 +15,9 @@ from orchestrator_core.testing import RunningService, leaves_nothing
 from orchestrator_core.testing.leaks import held
 from orchestrator_core.testing.service import Answer
 
+WITHOUT_POLICIES = "policies: {circuit_breaker: false, retry: false}"
+"""What a source does by itself is looked at, call by call: a breaker would soon refuse them."""
+
 
 def problem(answer: Answer, detail: str, step: str, title: str, instance: str) -> dict[str, Any]:
     """Return the whole problem document that is expected beside the answer's status."""

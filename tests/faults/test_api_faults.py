@@ -18,7 +18,16 @@ import pytest
 from attrs import define, frozen
 
 from orchestrator_core.testing import RunningService, service
-from tests.faults.kit import failed_steps, meanwhile, no_more_than, nothing_left, problem, relay, warmed
+from tests.faults.kit import (
+    WITHOUT_POLICIES,
+    failed_steps,
+    meanwhile,
+    no_more_than,
+    nothing_left,
+    problem,
+    relay,
+    warmed,
+)
 from tests.hostile_server import Behaviour, Peer, Server, always, chunked, hostile, ok
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -101,6 +110,7 @@ DOMAIN = """
 def files(url: str, other: str = "http://127.0.0.1:1", options: str = "{}") -> dict[str, str]:
     own = "" if options == "{}" else options
     return {
+        "config.yaml": WITHOUT_POLICIES,
         "integrations/api.yaml": INTEGRATION.format(url=url, other=other, options=own),
         "domains/loans.yaml": DOMAIN,
     }

@@ -19,6 +19,7 @@ from attrs import frozen
 
 from orchestrator_core.testing import RunningService, service
 from tests.faults.kit import (
+    WITHOUT_POLICIES,
     Relay,
     failed_steps,
     meanwhile,
@@ -108,6 +109,7 @@ class Engine:
         credentials = url.netloc.rpartition("@")[0]
         through = f"{url.scheme}://{credentials}@127.0.0.1:{port}{url.path}"
         return {
+            "config.yaml": WITHOUT_POLICIES,
             "database.yaml": DATABASE.format(url=through, query=self.query, sleep=self.sleep, options=options),
             "domains/bank.yaml": DOMAIN,
         }

@@ -14,7 +14,16 @@ import pytest
 from orchestrator_core.testing import RunningService, service
 from orchestrator_core.testing.service import Answer
 from tests.faults.features import EXPIRED, FRESH, UNKNOWN, Repository, make
-from tests.faults.kit import failed_steps, no_more_than, nothing_left, problem, relay, skip_without, warmed
+from tests.faults.kit import (
+    WITHOUT_POLICIES,
+    failed_steps,
+    no_more_than,
+    nothing_left,
+    problem,
+    relay,
+    skip_without,
+    warmed,
+)
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -70,7 +79,11 @@ def visits(entity: int) -> str:
 
 
 def files(folder: Path) -> dict[str, str]:
-    return {"integrations/feast.yaml": FEAST.format(folder=folder), "domains/shop.yaml": DOMAIN}
+    return {
+        "config.yaml": WITHOUT_POLICIES,
+        "integrations/feast.yaml": FEAST.format(folder=folder),
+        "domains/shop.yaml": DOMAIN,
+    }
 
 
 def elsewhere(repository: Repository, folder: Path, **store: Any) -> dict[str, str]:

@@ -279,15 +279,31 @@ def test_clients_that_go_away_do_not_open_it_and_deadlines_that_pass_do(run: Run
     run(main())
 
 
-def test_a_breaker_that_opens_between_two_attempts_ends_them(run: RunFixture) -> None:
+def test_the_failure_that_opens_the_breaker_is_the_last_attempt(run: RunFixture) -> None:
     async def main() -> None:
         state, backend = paid_for(SourceState(LABEL)), Backend(transient())
-        call = guard(
-            backend, Policies(retry=RetryOptions(attempts=9, backoff=Duration(0.001)), circuit_breaker=BREAKER), state
-        )
-        assert await outcome(call(Run(), 0, "x")) == ("SourceError", "down")
+        policies = Policies(retry=RetryOptions(attempts=9, backoff=Duration(0.001)), circuit_breaker=BREAKER)
+        assert await outcome(guard(backend, policies, state)(Run(), 0, "x")) == ("SourceError", "down")
         assert len(backend.calls) == 3
-        assert state.describe()["circuit_breaker"]["state"] == "open"
+        told = state.describe()
+        assert (told["circuit_breaker"]["state"], told["retry"]["retries"]) == ("open", 2)
+
+    run(main())
+
+
+def test_a_breaker_that_opens_during_a_pause_ends_the_attempts(
+    run: RunFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(core, "pause_seconds", lambda options, failed: 0.01)
+        state, backend = paid_for(SourceState(LABEL)), Backend(transient())
+        task = asyncio.create_task(guard(backend, DEFAULTS, state)(Run(), 0, "x"))
+        await turns()
+        breaker = state.breaker(BREAKER)
+        for _ in range(2):
+            breaker.failed(breaker.era)
+        assert await outcome(task) == ("SourceError", "down")
+        assert len(backend.calls) == 1
 
     run(main())
 

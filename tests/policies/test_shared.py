@@ -6,6 +6,8 @@ import asyncio
 import builtins
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from time import time
@@ -328,6 +330,13 @@ def test_a_request_that_goes_away_while_redis_is_asked_leaves_it_usable(run: Run
 
 
 # --- what it takes ---------------------------------------------------------------------------------------------------
+
+
+def test_the_core_loads_them_only_for_a_cache_in_redis() -> None:
+    loaded = "import orchestrator_core.http.app, orchestrator_core.policies.shared, sys; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", loaded], check=True, capture_output=True, text=True).stdout.split()
+    assert "orchestrator_core.policies.shared" in modules
+    assert {"cashews", "redis", "stamina"}.isdisjoint(modules)
 
 
 def test_without_the_libraries_it_says_what_to_install(run: RunFixture, monkeypatch: pytest.MonkeyPatch) -> None:

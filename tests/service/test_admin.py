@@ -185,6 +185,7 @@ def test_secrets_are_masked_on_every_page_in_every_answer_and_record(
     sources = shop.admin("GET", "/sources").json["sources"]
     (source,) = [source for source in sources if source["type"] == "lab2"]
     assert source.pop("plugin").endswith("lab2.py")
+    assert source.pop("policies")["circuit_breaker"]["state"] == "closed"
     assert source == {
         "type": "lab2",
         "source_id": "default",

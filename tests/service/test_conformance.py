@@ -227,9 +227,10 @@ tasks: list[asyncio.Task[Any]] = []
             WorkingCase.test_what_it_says_before_it_opens_agrees_with_what_it_finds_out,
             (
                 "get: `facts` says "
-                "OperationFacts(required=('id',), optional=(), fields=('id',), many=False, inputs={}, degrades=False) "
+                "OperationFacts(required=('id',), optional=(), fields=('id',), many=False, inputs={}, degrades=False, "
+                "idempotent=False, in_process=False) "
                 "and `inspect` OperationFacts(required=('key',), optional=(), fields=('id',), many=False, inputs={}, "
-                "degrades=False)"
+                "degrades=False, idempotent=False, in_process=False)"
             ),
         ),
         (

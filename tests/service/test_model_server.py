@@ -51,7 +51,9 @@ def files(port: int) -> dict[str, str]:
         "integrations/ml.yaml": f"""
             ml:
               sources:
-                m: {{base_url: "http://127.0.0.1:{port}", models: {{default: {{health: /health, timeout: 1s}}}}}}
+                m:
+                  base_url: "http://127.0.0.1:{port}"
+                  models: {{default: {{health: /health, timeout: 1s, circuit_breaker: false}}}}
         """,
         "domains/d.yaml": """
             endpoints:

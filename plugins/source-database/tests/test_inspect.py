@@ -37,9 +37,11 @@ def test_a_good_query_tells_its_fields(database: Database) -> None:
     )
     assert inspection.findings == ()
     assert inspection.facts == {
-        "one": OperationFacts(("customer_id",), (), ("id", "credit_score")),
-        "many": OperationFacts((), (), ("customer_id", "name", "credit_score", "annual_income"), many=True),
-        "value": OperationFacts((), ()),
+        "one": OperationFacts(("customer_id",), (), ("id", "credit_score"), idempotent=True),
+        "many": OperationFacts(
+            (), (), ("customer_id", "name", "credit_score", "annual_income"), many=True, idempotent=True
+        ),
+        "value": OperationFacts((), (), idempotent=True),
         "change": OperationFacts(("name",), (), ("rowcount",)),
     }
 

@@ -160,7 +160,7 @@ def test_facts_name_the_parameters_without_a_database() -> None:
     options = DatabaseOptions("postgresql://nowhere.invalid/x")
     assert DATABASE.facts is not None
     assert DATABASE.facts(options, operations) == {
-        "get": OperationFacts(required=("b", "c"), optional=()),
-        "all": OperationFacts(required=(), optional=(), many=True),
-        "typed": OperationFacts(required=("b",), optional=()),
+        "get": OperationFacts(required=("b", "c"), optional=(), idempotent=True),
+        "all": OperationFacts(required=(), optional=(), many=True, idempotent=True),
+        "typed": OperationFacts(required=("b",), optional=(), idempotent=True),
     }
