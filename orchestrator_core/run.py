@@ -356,8 +356,8 @@ class Run:
             engine_seconds=self.engine_seconds(),
             trace_id=self.trace_id,
             degraded=self.degraded_steps,
-            models=tuple(identity for identity, _ in self._identities().values()),
-            steps=tuple(map(self.step_record, range(len(self.steps)))),
+            models=tuple(identity for identity, _ in self._identities().values()) if self.plan.models else (),
+            steps=tuple([self.step_record(index) for index in range(len(self.steps))]),
             error=self.error,
             cache=self.kept.how if self.kept else "",
             cached_from=self.kept.execution_id if self.kept else "",
@@ -382,6 +382,12 @@ class Run:
         name, step = self.plan.step_names[index], self.steps[index]
         if step is None:
             return StepRecord(name, CACHED, cache=self.kept.how) if self.kept else StepRecord(name, CANCELLED)
+        if self.notes is None and self.items is None and type(step) is tuple:  # nothing out of the ordinary
+            status, start, stop, error = step
+            attempts = 0 if status is SKIPPED else 1
+            return StepRecord(
+                name, status, start - self.started, stop - start, attempts, self.plan.redact(error) if error else ""
+            )
         items = self.items.get(index) if self.items else None
         counts = (items.count, items.failed) if items else (None, 0)
         note = self.notes.get(index) if self.notes else None

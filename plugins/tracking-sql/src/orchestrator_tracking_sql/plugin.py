@@ -12,15 +12,14 @@ from sqlalchemy import Connection, delete, select
 
 from orchestrator_core.plugin_api import Execution, Generation, Page, Query, StoreContext, StoreKind, hookimpl
 from orchestrator_tracking_sql.database import Database
+from orchestrator_tracking_sql.insert import INSERTS
 from orchestrator_tracking_sql.options import SqlOptions
-from orchestrator_tracking_sql.rows import document_of, execution_of, generation_of, values_of
+from orchestrator_tracking_sql.rows import execution_of, generation_of, values_of
 from orchestrator_tracking_sql.schema import executions as table
-from orchestrator_tracking_sql.statements import INSERT_GENERATION, found, insert, one, one_generation
+from orchestrator_tracking_sql.statements import INSERT_GENERATION, before_id, found, one, one_generation
 
 PRUNED_AT_ONCE = 500
-ROWS_BETWEEN_PAUSES = 50
-LARGEST_DOCUMENT = 16 * 2**20
-"""Characters of one statement's parameter: captured values can be large, and SQLite takes no more than a gigabyte."""
+ROWS_AT_ONCE = 50
 
 __all__ = ["SQL", "SqlStore", "orchestrator_execution_stores"]
 
@@ -30,30 +29,15 @@ class SqlStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._insert = insert(database.dialect)
-        self._nested = database.dialect == "sqlite"
+        self._insert = INSERTS[database.dialect]
 
     async def add(self, executions: Sequence[Execution]) -> None:
-        documents: list[str] = []
-        size = 0
-        for start in range(0, len(executions), ROWS_BETWEEN_PAUSES):
+        insert = self._insert()
+        for start in range(0, len(executions), ROWS_AT_ONCE):
             if start:
                 await asyncio.sleep(0)  # this runs beside requests
-            rows = [values_of(execution) for execution in executions[start : start + ROWS_BETWEEN_PAUSES]]
-            document = document_of(rows, nested=self._nested)
-            if documents and size + len(document) <= LARGEST_DOCUMENT:
-                documents[-1] = f"{documents[-1][:-1]},{document[1:]}"
-                size += len(document)
-            else:
-                documents.append(document)
-                size = len(document)
-        parameters = [{"document": document} for document in documents]
-
-        def work(connection: Connection) -> None:
-            for each in parameters:
-                connection.execute(self._insert, each)
-
-        await self._database.write(work)
+            insert.more([values_of(execution) for execution in executions[start : start + ROWS_AT_ONCE]])
+        await self._database.write(insert.write)
 
     async def find(self, query: Query) -> Page:
         rows = await self._database.read(lambda connection: connection.execute(found(query)).all())
@@ -68,8 +52,8 @@ class SqlStore:
         def work(connection: Connection) -> int:
             deleted = 0
             if before is not None:
-                old = select(table.c.row_id).where(table.c.started_at < before)
-                deleted += _delete(connection, old.order_by(table.c.started_at))
+                old = select(table.c.row_id).where(table.c.started_at < before, table.c.id < before_id(before))
+                deleted += _delete(connection, old.order_by(table.c.id))
             if keep is not None:
                 newest = select(table.c.id).order_by(table.c.id.desc())
                 beyond = connection.execute(newest.offset(keep).limit(1)).scalar()

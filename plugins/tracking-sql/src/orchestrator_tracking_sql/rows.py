@@ -16,8 +16,7 @@ COLUMNS = (
     *("id", "domain", "endpoint", "generation", "status", "http_status", "started_at", "duration_seconds"),
     *("engine_seconds", "trace_id", "error", "cache", "cached_from", "degraded", "models", "steps", "captured"),
 )
-FIRST_JSON_COLUMN = COLUMNS.index("degraded")
-JSON_COLUMNS = frozenset(COLUMNS[FIRST_JSON_COLUMN:])
+JSON_COLUMNS = frozenset(("degraded", "models", "steps", "captured"))
 
 _STEP_NAMES = tuple(field.name for field in attrs.fields(StepRecord))
 _IDENTITY_NAMES = tuple(field.name for field in attrs.fields(Identity))
@@ -28,7 +27,12 @@ Values = tuple[Any, ...]
 
 
 def values_of(execution: Execution) -> Values:
-    """Return what stands in the row, in the order of the columns."""
+    """Return what stands in the row, in the order of the columns; what goes into a JSON column is JSON text.
+
+    This runs for every execution, on the event loop.
+    """
+    error, degraded, models, steps = execution.error, execution.degraded, execution.models, execution.steps
+    captured = execution.captured
     return (
         execution.id,
         execution.domain,
@@ -40,34 +44,26 @@ def values_of(execution: Execution) -> Values:
         execution.duration_seconds,
         execution.engine_seconds,
         execution.trace_id,
-        execution.error.replace("\0", "\ufffd"),  # PostgreSQL's text holds no NUL
+        error and _text(error),
         execution.cache,
         execution.cached_from,
-        execution.degraded,
-        [dict(zip(_IDENTITY_NAMES, _of_identity(model), strict=True)) for model in execution.models],
-        [dict(zip(_STEP_NAMES, _of_step(step), strict=True)) for step in execution.steps],
-        None if execution.captured is None else orjson.Fragment(execution.captured.text),
+        _json(degraded) if degraded else "[]",
+        _json([dict(zip(_IDENTITY_NAMES, _of_identity(model), strict=True)) for model in models]) if models else "[]",
+        _json([dict(zip(_STEP_NAMES, _of_step(step), strict=True)) for step in steps]) if steps else "[]",
+        None if captured is None else captured.text.decode(),
     )
 
 
-def document_of(rows: Sequence[Values], *, nested: bool = True) -> str:
-    """Return rows as one JSON document, which the database takes apart: one parameter for any number of rows.
+def _text(value: str) -> str:
+    """Return a text that a database can hold: without NUL and the halves of characters that headers can have."""
+    return value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
-    Without ``nested``, what goes into JSON columns is text of its own in it: PostgreSQL cannot take a document apart
-    that has a NUL in a string, though it can store one.
-    """
+
+def _json(value: Any) -> str:
     try:
-        return orjson.dumps(rows if nested else [_with_texts(row) for row in rows]).decode()
-    except TypeError:  # a lone surrogate, which can stand in a header and so in a message
-        return document_of(_valid(rows), nested=nested)
-
-
-def _with_texts(row: Values) -> Values:
-    return (*row[:FIRST_JSON_COLUMN], *map(_text_of, row[FIRST_JSON_COLUMN:]))
-
-
-def _text_of(value: Any) -> str | None:
-    return None if value is None else orjson.dumps(value).decode()
+        return orjson.dumps(value).decode()
+    except TypeError:  # half a character, in a message
+        return orjson.dumps(_valid(value)).decode()
 
 
 def _valid(value: Any) -> Any:
@@ -113,4 +109,4 @@ def generation_of(row: Row[Any]) -> Generation:
     return Generation(row.id, row.served_at, orjson.loads(row.files), orjson.loads(row.texts))
 
 
-__all__ = ["COLUMNS", "JSON_COLUMNS", "Values", "document_of", "execution_of", "generation_of", "values_of"]
+__all__ = ["COLUMNS", "JSON_COLUMNS", "Values", "execution_of", "generation_of", "values_of"]

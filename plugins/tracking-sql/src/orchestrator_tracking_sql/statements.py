@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, Text, TextClause, cast, select, text
+from sqlalchemy import Select, Text, cast, select, text
 
 from orchestrator_core.plugin_api import Query
 from orchestrator_tracking_sql.rows import COLUMNS, JSON_COLUMNS
@@ -14,27 +14,6 @@ from orchestrator_tracking_sql.schema import executions, generations
 
 CLOCK_STEPS_SECONDS = 60.0
 """How far an execution's start may be from the time in its id: the clock can be set in between."""
-
-_NUMBERS = {"http_status": "integer", "started_at": "float8", "duration_seconds": "float8", "engine_seconds": "float8"}
-
-
-def insert(dialect: str) -> TextClause:
-    """Return what adds the rows of the JSON document ``:document``.
-
-    One statement, and in SQLite one call that runs without the interpreter's lock, however many rows there are.
-    """
-    if dialect == "sqlite":
-        values = ", ".join(f"json_extract(value, '$[{index}]')" for index in range(len(COLUMNS)))
-        rows = "json_each(:document) WHERE true"  # without WHERE, SQLite takes ON CONFLICT for a join
-    else:
-        values = ", ".join(_of_postgresql(index, name) for index, name in enumerate(COLUMNS))
-        rows = "json_array_elements(CAST(:document AS json)) AS each(value)"
-    into = f"INSERT INTO {executions.name} ({', '.join(COLUMNS)})"
-    return text(f"{into} SELECT {values} FROM {rows} ON CONFLICT (id) DO NOTHING")
-
-
-def _of_postgresql(index: int, name: str) -> str:
-    return f"CAST(value->>{index} AS {'json' if name in JSON_COLUMNS else _NUMBERS.get(name, 'text')})"
 
 
 def found(query: Query) -> Select[Any]:
@@ -50,16 +29,23 @@ def found(query: Query) -> Select[Any]:
         statement = statement.where(columns.endpoint == query.endpoint)
     if query.status is not None:
         statement = statement.where(columns.status == query.status)
+        if query.status != "ok":
+            statement = statement.where(columns.status != "ok")  # which its index has not
     # Ids begin with a time, so a range of them spares looking at everything that is newer or older.
     if query.since is not None:
         statement = statement.where(columns.started_at >= query.since)
         statement = statement.where(columns.id >= _first_id(query.since - CLOCK_STEPS_SECONDS))
     if query.until is not None:
         statement = statement.where(columns.started_at < query.until)
-        statement = statement.where(columns.id < _first_id(query.until + CLOCK_STEPS_SECONDS))
+        statement = statement.where(columns.id < before_id(query.until))
     if query.cursor is not None:
         statement = statement.where(columns.id < query.cursor)
     return statement
+
+
+def before_id(moment: float) -> str:
+    """Return an id that is after those of all executions that started before the Unix time."""
+    return _first_id(moment + CLOCK_STEPS_SECONDS)
 
 
 def _first_id(moment: float) -> str:
@@ -92,4 +78,4 @@ INSERT_GENERATION = text(
     " ON CONFLICT (id) DO NOTHING"
 )
 
-__all__ = ["INSERT_GENERATION", "found", "insert", "one", "one_generation"]
+__all__ = ["INSERT_GENERATION", "before_id", "found", "one", "one_generation"]

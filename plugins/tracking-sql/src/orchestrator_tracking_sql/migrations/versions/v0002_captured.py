@@ -11,6 +11,16 @@ down_revision = "0001"
 
 def upgrade() -> None:
     json = sa.Text().with_variant(sa.JSON(), "postgresql")
+    op.drop_index("orchestrator_executions_status", "orchestrator_executions")
+    op.drop_index("orchestrator_executions_started_at", "orchestrator_executions")
+    not_ok = sa.text("status <> 'ok'")
+    op.create_index(
+        "orchestrator_executions_status",
+        "orchestrator_executions",
+        ["status", "id"],
+        sqlite_where=not_ok,
+        postgresql_where=not_ok,
+    )
     op.add_column("orchestrator_executions", sa.Column("cache", sa.Text, nullable=False, server_default=""))
     op.add_column("orchestrator_executions", sa.Column("cached_from", sa.Text, nullable=False, server_default=""))
     op.add_column("orchestrator_executions", sa.Column("captured", json))

@@ -1,0 +1,90 @@
+"""Adding many rows with little work, and with few turns of the interpreter's lock.
+
+The rows are made on the event loop; the thread that writes then does almost nothing but wait for the database, without
+the lock. Were it to take the lock for each row, the event loop would wait for it as often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Protocol
+
+import orjson
+from sqlalchemy import Connection
+
+from orchestrator_tracking_sql.rows import COLUMNS, JSON_COLUMNS, Values
+from orchestrator_tracking_sql.schema import executions
+
+LARGEST_DOCUMENT = 16 * 2**20
+"""Bytes of one statement's parameter: captured values can be large."""
+
+_INTO = f"INSERT INTO {executions.name} ({', '.join(COLUMNS)})"
+_ONCE = "ON CONFLICT (id) DO NOTHING"
+_NUMBERS = {"http_status": "integer", "started_at": "float8", "duration_seconds": "float8", "engine_seconds": "float8"}
+
+
+class Insert(Protocol):
+    """Rows on their way into the table: made some at a time, and written all at once."""
+
+    def more(self, rows: Sequence[Values]) -> None: ...
+
+    def write(self, connection: Connection) -> None: ...
+
+
+class SqliteInsert:
+    """A statement for each few dozen rows: one call without the lock. JSON functions would take five times as long."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[str, tuple[Any, ...]]] = []
+
+    def more(self, rows: Sequence[Values]) -> None:
+        self._parts.append((_of_rows(len(rows)), tuple(value for row in rows for value in row)))
+
+    def write(self, connection: Connection) -> None:
+        for statement, values in self._parts:
+            connection.exec_driver_sql(statement, values)
+
+
+@cache
+def _of_rows(count: int) -> str:
+    row = f"({', '.join('?' * len(COLUMNS))})"
+    return f"{_INTO} VALUES {', '.join([row] * count)} {_ONCE}"
+
+
+class PostgresqlInsert:
+    """One JSON document, which the server takes apart: one round trip, and one value for the driver to adapt.
+
+    What goes into JSON columns is text in it, as PostgreSQL cannot take apart what has a NUL in a string, though it can
+    store that.
+    """
+
+    def __init__(self) -> None:
+        self._documents: list[list[bytes]] = []
+        self._size = LARGEST_DOCUMENT
+
+    def more(self, rows: Sequence[Values]) -> None:
+        part = orjson.dumps(rows)[1:-1]
+        if self._size + len(part) > LARGEST_DOCUMENT:
+            self._documents.append([])
+            self._size = 0
+        self._documents[-1].append(part)
+        self._size += len(part)
+
+    def write(self, connection: Connection) -> None:
+        for parts in self._documents:
+            connection.exec_driver_sql(_OF_DOCUMENT, (b"[%b]" % b",".join(parts),))
+
+
+def _of_value(index: int, name: str) -> str:
+    return f"CAST(value->>{index} AS {'json' if name in JSON_COLUMNS else _NUMBERS.get(name, 'text')})"
+
+
+_OF_DOCUMENT = (
+    f"{_INTO} SELECT {', '.join(_of_value(index, name) for index, name in enumerate(COLUMNS))}"
+    f" FROM json_array_elements(convert_from(%s, 'UTF8')::json) AS each(value) {_ONCE}"
+)
+
+INSERTS: dict[str, type[Insert]] = {"sqlite": SqliteInsert, "postgresql": PostgresqlInsert}
+
+__all__ = ["INSERTS", "Insert"]
