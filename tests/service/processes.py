@@ -97,6 +97,7 @@ async def serving(folder: Path, files: Mapping[str, str] = FILES, *arguments: st
     )
     assert process.stderr is not None
     lines: list[str] = []
+    reading: asyncio.Task[None] | None = None
     try:
         async with asyncio.timeout(30):
             while not any("/executions" in line for line in lines):
@@ -112,7 +113,8 @@ async def serving(folder: Path, files: Mapping[str, str] = FILES, *arguments: st
         if process.returncode is None:
             process.kill()
         await process.wait()
-    await reading
+        if reading is not None:
+            await reading
 
 
 async def _read(stream: asyncio.StreamReader, lines: list[str]) -> None:
