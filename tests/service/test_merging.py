@@ -135,7 +135,8 @@ def test_pages_hold_every_execution_once_whatever_the_workers_kept(seed: int) ->
 
 def test_a_worker_that_is_gone_is_left_out_of_the_next_page() -> None:
     said = {22: {"executions": [{"id": "b", "started_at": "1"}], "cursor": None}}
-    assert merge_executions(said, {11: "a", 22: ""}, 5) == {"executions": [{"id": "b", "started_at": "1"}], "cursor": None}
+    page = merge_executions(said, {11: "a", 22: ""}, 5)
+    assert page == {"executions": [{"id": "b", "started_at": "1"}], "cursor": None}
 
 
 @pytest.mark.parametrize("cursor", ["x", "1.a,b", ",", "x.y"])
