@@ -354,19 +354,18 @@ def test_reloads_at_the_same_time_run_one_after_the_other(run: RunFixture) -> No
     run(main())
 
 
-def test_the_old_configuration_is_freed(run: RunFixture) -> None:
-    files = {**FILES, "config.yaml": "tracking: {capacity: 1}"}
-
+def test_the_old_configuration_is_freed_and_its_executions_are_still_told(run: RunFixture) -> None:
     async def main() -> None:
-        async with serving(Plugin(), files) as shop:
+        async with serving(Plugin()) as shop:
             assert (await shop.get("/orchestrator/d/e")).status == 200
+            (execution,) = await shop.executions()
             old = [weakref.ref(shop.running.live.snapshot), weakref.ref(shop.running.live.snapshot.configuration)]
             for number in (2, 3):  # a collection comes with each reload, of what the one before left
                 shop.write("domains/d.yaml", domain(number))
                 assert (await shop.reload()).status == 200
-                await shop.get("/orchestrator/d/e")  # the record of an execution keeps its plan
                 await until(lambda: not shop.running.live._retiring)
             assert [reference() for reference in old] == [None, None]
+            assert await shop.executions() == [execution]
 
     run(main())
 
