@@ -249,7 +249,9 @@ async def _outliving(reload: Callable[[], Awaitable[object]]) -> None:
 
 
 async def _watch_secrets(secret_files: Callable[[], Iterable[Path]], changed: Callable[[], None]) -> None:
-    seen: dict[Path, object] = {}
+    seen = await asyncio.to_thread(_states, sorted(secret_files()))
+    if seen:
+        changed()  # for what came after the configuration was read, and before this
     while True:
         now = await asyncio.to_thread(_states, sorted(secret_files()))
         if any(path in seen and seen[path] != state for path, state in now.items()):

@@ -124,6 +124,35 @@ class Items:
         self.defect = False
 
 
+class PastPlan:
+    """What the record of an execution needs of its plan, when that has been replaced: a plan holds its whole files."""
+
+    __slots__ = (
+        "capture",
+        "domain",
+        "generation",
+        "models",
+        "name",
+        "on_request_only",
+        "redact",
+        "request_only",
+        "sequential",
+        "step_names",
+    )
+
+    def __init__(self, plan: Running) -> None:
+        self.domain = plan.domain
+        self.name = plan.name
+        self.generation = plan.generation
+        self.sequential = plan.sequential
+        self.step_names = plan.step_names
+        self.models = plan.models
+        self.request_only = plan.request_only
+        self.on_request_only = plan.on_request_only
+        self.capture = plan.capture
+        self.redact = plan.redact
+
+
 @frozen
 class KeptAnswer:
     """Where the answer of a run is from that executed nothing: how the cache had it, whose it is, and since when.

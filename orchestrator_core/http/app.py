@@ -123,17 +123,17 @@ async def serve_live(
 
 def _writer(live: Live) -> Writer | None:
     """Return what writes to the store that the configuration asks for, and have it follow the configuration."""
-    first = live.snapshot
-    tracking = first.configuration.app.tracking
+    store = live.snapshot.store  # and not the snapshot, which must go when it is replaced
+    tracking = live.snapshot.configuration.app.tracking
     writer = None
-    if first.store is not None:
-        context = StoreContext(first.configuration.folder, tracking.mode == "durable")
-        writer = Writer(first.store, context, tracking)
-        writer.serve(_generation(first))
+    if store is not None:
+        context = StoreContext(live.folder, tracking.mode == "durable")
+        writer = Writer(store, context, tracking)
+        writer.serve(_generation(live.snapshot))
 
     def follow(snapshot: Snapshot) -> None:
         now = snapshot.configuration.app.tracking
-        if (snapshot.store, now.mode) != (first.store, tracking.mode):
+        if (snapshot.store, now.mode) != (store, tracking.mode):
             log.warning("tracking.store and tracking.mode change when the service is started the next time")
         if writer is not None:
             writer.options = now

@@ -92,6 +92,7 @@ class PublicApp:
         self._serving = _Serving(snapshot, self.telemetry)
         self.limit.use(_limit_of(snapshot))
         self.executions.resize(snapshot.configuration.app.tracking.capacity)
+        self.executions.settle(snapshot.plans.values())
 
     def handle(self, request: web.BaseRequest) -> Awaitable[Answer]:
         """Answer one request; the handler of :class:`aiohttp.web.Server`."""

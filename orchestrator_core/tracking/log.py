@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -13,7 +13,7 @@ from attrs import evolve, frozen
 from orchestrator_core.errors import SourceUnavailable
 from orchestrator_core.plugin_api import Execution, Page, Query
 from orchestrator_core.plugins import Observer, Provided
-from orchestrator_core.run import OK, CalledModel, Run
+from orchestrator_core.run import OK, CalledModel, PastPlan, Run, Running
 from orchestrator_core.tracking.writer import Writer
 
 log = structlog.get_logger("orchestrator.tracking")
@@ -82,6 +82,17 @@ class ExecutionLog:
     def resize(self, capacity: int) -> None:
         if capacity != self._ring.maxlen:
             self._ring = deque(self._ring, maxlen=capacity)
+
+    def settle(self, plans: Iterable[Running]) -> None:
+        """Let go of every plan but these: executions of a configuration that was replaced keep their records only."""
+        current = {id(plan) for plan in plans}
+        past: dict[int, PastPlan] = {}
+        for run in self._ring:
+            plan = run.plan
+            if id(plan) not in current and not isinstance(plan, PastPlan):
+                if id(plan) not in past:
+                    past[id(plan)] = PastPlan(plan)
+                run.plan = past[id(plan)]
 
     async def get(self, execution_id: str) -> tuple[Execution | None, str]:
         """Return the execution, if it is known, and why the store was not asked, where that was necessary."""

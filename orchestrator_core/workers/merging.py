@@ -72,7 +72,8 @@ def merge_executions(said: Mapping[int, Mapping[str, Any]], before: Mapping[int,
         else:
             after[pid] = entries[places[pid] - 1]["id"] if places[pid] else before.get(pid, "")
     more = any(cursor != END for cursor in after.values())
-    return {"executions": merged, "cursor": ",".join(f"{pid}.{last}" for pid, last in after.items()) if more else None}
+    cursor = ",".join(f"{pid}.{last}" for pid, last in after.items()) if more else None
+    return {"executions": merged, "cursor": cursor}
 
 
 # --- metrics ------------------------------------------------------------------------------------------------------

@@ -72,6 +72,8 @@ async def serve_workers(
                 one.listen(BACKLOG)
         runtime = stack.enter_context(tempfile.TemporaryDirectory(prefix="workers-", dir=_base()))
         taken = await asyncio.to_thread(take, folder, Path(runtime) / "configuration")
+        named = taken.configuration.app.plugins_dir
+        plugins_dir = plugins_dir or (folder / named if named else None)
         supervisor = Supervisor(taken, shared, Path(runtime), plugins_dir)
         admin_url = ""
         if options.admin.enabled:

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from attrs import define, field, frozen
 
+from orchestrator_core.config.load import load_configuration
 from orchestrator_core.plugin_api import SourceError, SourceKind, hookimpl, option
 from orchestrator_core.testing import RunningService, leaves_nothing, service
+from orchestrator_core.testing.service import write_files
 
 RunFixture = Callable[..., Any]
 
@@ -265,6 +267,79 @@ def test_a_secret_that_changed_replaces_the_source_that_uses_it(
     run(main())
 
 
+def test_what_fails_in_the_new_configuration_alone_never_touches_the_old_one(run: RunFixture) -> None:
+    """One source of the new configuration opens, another does not: nothing is left of it, and the old ones go on."""
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin, {**FILES, "domains/d.yaml": domain(1, seconds=0.1)}) as shop:
+            changing, stable = plugin.opened
+            users = [source.users for source in shop.running.live.snapshot.sources.values()]
+            in_flight = [asyncio.create_task(shop.get("/orchestrator/d/e")) for _ in range(5)]
+            await until(lambda: shop.running.live.snapshot.running == 5)
+            async with leaves_nothing("a reload that fails"):
+                shop.write(
+                    "integrations/noted.yaml",
+                    sources(changing="{n: 2}", stable="{n: 0}", other="{n: 3}", broken="{breaks: true}"),
+                )
+                shop.write(
+                    "domains/d.yaml",
+                    """
+                    endpoints:
+                      e:
+                        data_sources:
+                          - {name: a, type: noted, source_id: changing, operation: x}
+                          - {name: b, type: noted, source_id: stable, operation: x}
+                          - {name: c, type: noted, source_id: other, operation: x}
+                          - {name: d, type: noted, source_id: broken, operation: x}
+                    """,
+                )
+                refused = await shop.running.live.reload()
+                assert [problem.message for problem in refused.problems] == [
+                    "noted.broken cannot be opened: it does not want to"
+                ]
+                assert [answer.json for answer in await asyncio.gather(*in_flight)] == [ANSWER] * 5
+            assert [source.options.n for source in plugin.opened] == [1, 0, 2, 3]
+            assert [source.closed for source in plugin.opened] == [False, False, True, True]
+            assert [source.users for source in shop.running.live.snapshot.sources.values()] == users
+            assert (changing.closed, stable.closed) == (False, False)
+            assert (await shop.get("/orchestrator/d/e")).json == ANSWER
+
+    run(main())
+
+
+def test_a_prepared_configuration_serves_only_when_it_is_committed(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin) as shop:
+            live = shop.running.live
+            before = live.snapshot
+            assert (await shop.get("/orchestrator/d/e")).json == ANSWER
+            shop.write("integrations/noted.yaml", sources(stable="{n: 0}", changing="{n: 2}"))
+            shop.write("domains/d.yaml", domain(2))
+            new = load_configuration(shop.folder)
+            async with leaves_nothing("a configuration that was prepared and abandoned"):
+                assert await live.prepare(new) == ()
+                assert (live.snapshot is before, plugin.open_now) == (True, 3)
+                assert (await shop.get("/orchestrator/d/e")).json == ANSWER
+                await live.abandon()
+                assert plugin.open_now == 2
+            with pytest.raises(LookupError, match=f"generation {new.generation} is not prepared"):
+                await live.commit(new.generation)
+            await live.prepare(new)
+            await live.prepare(new)  # the one before is given up
+            assert plugin.open_now == 3
+            with pytest.raises(LookupError):
+                await live.commit(before.generation)
+            assert (await live.commit(new.generation)).swapped
+            assert (await shop.get("/orchestrator/d/e")).json == {"config": 2, "one": 2, "two": 2, "kept": 0}
+            await until(lambda: plugin.open_now == 2)
+            await live.prepare(load_configuration(shop.folder))  # one that is left is closed with the service
+
+    run(main())
+
+
 def test_reloads_at_the_same_time_run_one_after_the_other(run: RunFixture) -> None:
     plugin = Plugin()
 
@@ -279,19 +354,18 @@ def test_reloads_at_the_same_time_run_one_after_the_other(run: RunFixture) -> No
     run(main())
 
 
-def test_the_old_configuration_is_freed(run: RunFixture) -> None:
-    files = {**FILES, "config.yaml": "tracking: {capacity: 1}"}
-
+def test_the_old_configuration_is_freed_and_its_executions_are_still_told(run: RunFixture) -> None:
     async def main() -> None:
-        async with serving(Plugin(), files) as shop:
+        async with serving(Plugin()) as shop:
             assert (await shop.get("/orchestrator/d/e")).status == 200
+            (execution,) = await shop.executions()
             old = [weakref.ref(shop.running.live.snapshot), weakref.ref(shop.running.live.snapshot.configuration)]
             for number in (2, 3):  # a collection comes with each reload, of what the one before left
                 shop.write("domains/d.yaml", domain(number))
                 assert (await shop.reload()).status == 200
-                await shop.get("/orchestrator/d/e")  # the record of an execution keeps its plan
                 await until(lambda: not shop.running.live._retiring)
             assert [reference() for reference in old] == [None, None]
+            assert await shop.executions() == [execution]
 
     run(main())
 
@@ -359,6 +433,33 @@ def test_a_config_map_s_swap_of_symbolic_links_is_noticed(run: RunFixture, tmp_p
                 turned.symlink_to(f"..version_{number}")
                 os.replace(turned, folder / "domains/..data")
                 await serves(shop, number)
+
+    run(main())
+
+
+def test_a_secret_file_s_change_is_noticed_and_so_is_the_turning_of_a_link_on_the_way(
+    run: RunFixture, tmp_path: Path
+) -> None:
+    """The files of the folder stay the same: only what a file elsewhere says has changed."""
+    plugin = Plugin()
+    write_files(tmp_path, {"versions/1/key": "first-key", "versions/2/key": "second-key", "mounted/x": ""})
+    (tmp_path / "mounted/..data").symlink_to("../versions/1")
+    (tmp_path / "mounted/key").symlink_to("..data/key")
+    files = {**FILES, "integrations/noted.yaml": sources(changing='{key: "${file:../mounted/key}"}', stable="{n: 0}")}
+
+    async def main() -> None:
+        async with serving(plugin, files, folder=tmp_path / "config", watch=True) as shop:
+            generation = shop.running.live.snapshot.generation
+            (tmp_path / "mounted/..tmp").symlink_to("../versions/2")
+            os.replace(tmp_path / "mounted/..tmp", tmp_path / "mounted/..data")
+            await until(lambda: len(plugin.opened) == 3, 20)
+            (tmp_path / "versions/2/key").unlink()
+            await until(lambda: shop.running.live.last.failed, 20)
+            assert [problem.code for problem in shop.running.live.last.problems] == ["ORC303"]
+            (tmp_path / "versions/2/key").write_text("third-key")
+            await until(lambda: len(plugin.opened) == 4, 20)
+            assert [source.options.key for source in plugin.opened] == ["first-key", "", "second-key", "third-key"]
+            assert shop.running.live.snapshot.generation == generation
 
     run(main())
 

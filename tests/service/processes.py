@@ -1,0 +1,172 @@
+"""``python -m orchestrator_core serve`` as a process of its own, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from attrs import define, field
+
+from orchestrator_core.testing.service import write_files
+
+ROOT = Path(__file__).parents[2]
+
+SLOW = '''
+    import asyncio
+    import os
+    from contextlib import asynccontextmanager
+    from attrs import frozen
+    from orchestrator_core.plugin_api import SourceKind, hookimpl, option
+
+    @frozen
+    class Options:
+        """How it opens."""
+        opens_in: float = option(0.0, help="How long it takes to open.")
+        dies: str = option("", help="File whose being there ends the process.")
+        key: str = option("", help="A secret.")
+
+    class Slow:
+        async def fetch(self, operation, params):
+            if operation == "pid":
+                return os.getpid()
+            await asyncio.sleep(params["seconds"])
+            return params
+
+    @asynccontextmanager
+    async def opened(options, context):
+        if options.dies and os.path.exists(options.dies):
+            os._exit(3)
+        await asyncio.sleep(options.opens_in)
+        yield Slow()
+
+    @hookimpl
+    def orchestrator_source_kinds():
+        return [SourceKind("slow", "Takes its time.", Options, opened)]
+'''
+FILES = {
+    "config/config.yaml": "reload: {watch: false}\nplugins_dir: ../plugins\n",
+    "config/database.yaml": "slow: {sources: {default: {}}}",
+    "config/domains/d.yaml": """
+        endpoints:
+          version: {response_mapping: 1}
+          pid: {data_sources: [{name: pid, type: slow, operation: pid}]}
+          slow: {data_sources: [{name: slow, type: slow, params: {seconds: "$request.body"}}]}
+    """,
+    "plugins/slow.py": SLOW,
+}
+
+
+@define
+class Process:
+    """A service in a process of its own; ``lines`` is what it wrote to standard error."""
+
+    folder: Path
+    process: asyncio.subprocess.Process
+    url: str
+    admin_url: str
+    client: aiohttp.ClientSession
+    lines: list[str]
+
+    async def get(self, url: str, **more: Any) -> tuple[int, Any]:
+        async with self.client.request(more.pop("method", "GET"), url, **more) as response:
+            return response.status, await response.json(content_type=None)
+
+    async def version(self, number: int) -> None:
+        async with asyncio.timeout(10):
+            while (await self.get(f"{self.url}/version"))[1] != number:  # noqa: ASYNC110  # it is asked, not told
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def serving(folder: Path, files: Mapping[str, str] = FILES, *arguments: str) -> AsyncIterator[Process]:
+    write_files(folder, files)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "orchestrator_core", "serve", "--config", "config", "--port", "0", "--admin-port", "0"),
+        *arguments,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    lines: list[str] = []
+    reading: asyncio.Task[None] | None = None
+    try:
+        async with asyncio.timeout(30):
+            while not any("/executions" in line for line in lines):
+                line = (await process.stderr.readline()).decode()
+                assert line, "".join(lines)
+                lines.append(line)
+        told = "".join(lines)
+        urls = re.findall(r"http://127\.0\.0\.1:\d+", told)
+        reading = asyncio.create_task(_read(process.stderr, lines))
+        async with aiohttp.ClientSession() as client:
+            yield Process(folder, process, f"{urls[0]}/orchestrator/d", urls[-1], client, lines)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        if reading is not None:
+            await reading
+
+
+async def _read(stream: asyncio.StreamReader, lines: list[str]) -> None:
+    while line := await stream.readline():
+        lines.append(line.decode())
+
+
+@define
+class Load:
+    """Clients that ask one after the other, and know no second attempt, until nobody listens any more."""
+
+    url: str
+    reuse: bool
+    count: int = 0
+    statuses: set[int] = field(factory=set)
+    failures: list[str] = field(factory=list)
+    stopped: bool = False
+
+    async def client(self) -> None:
+        parts = urlsplit(self.url)
+        head = f"GET {parts.path}/version HTTP/1.1\r\nHost: here\r\n\r\n".encode()
+        writer: asyncio.StreamWriter | None = None
+        try:
+            while not self.stopped:
+                if writer is None:
+                    try:
+                        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+                    except ConnectionRefusedError:
+                        return
+                if await self._asked(reader, writer, head):
+                    writer.close()
+                    writer = None
+        finally:
+            if writer is not None:
+                writer.close()
+
+    async def _asked(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> bool:
+        """Send one request; return whether its connection is used up."""
+        try:
+            writer.write(head)
+            answer = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            await reader.readexactly(int(answer.partition("content-length: ")[2].partition("\r")[0]))
+        except (OSError, EOFError) as error:
+            self.failures.append(repr(error))
+            return True
+        self.count += 1
+        self.statuses.add(int(answer.split()[1]))
+        return not self.reuse or "connection: close" in answer
+
+    async def answered(self, more: int) -> None:
+        """Wait until this many more answers have come."""
+        until = self.count + more
+        async with asyncio.timeout(30):
+            while self.count < until:  # noqa: ASYNC110  # it is asked, not told
+                await asyncio.sleep(0.01)

@@ -1,0 +1,348 @@
+"""``serve --workers 2``: several processes that are one service to everybody else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import frozen
+
+from orchestrator_core.testing.running import loop_factory
+from orchestrator_core.testing.service import write_files
+from tests.service.processes import FILES, Load, Process, serving
+
+RunFixture = Callable[..., Any]
+TWO = ("--workers", "2")
+NEW = {"Connection": "close"}
+SHARED = {
+    **FILES,
+    "config/database.yaml": 'slow: {sources: {default: {key: "${file:../key}", dies: die}}}',
+    "key": "a-secret",
+}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
+    """One service for the tests that leave it as they found it: a start takes seconds."""
+    folder = tmp_path_factory.mktemp("two")
+    with asyncio.Runner(loop_factory=loop_factory("uvloop")) as runner:
+        context = serving(folder, SHARED, *TWO)
+        service = runner.run(context.__aenter__())
+        try:
+            yield Two(folder, service, runner)
+        finally:
+            runner.run(context.__aexit__(None, None, None))
+
+
+@frozen
+class Two:
+    """A service with two workers, and the loop that its clients run on."""
+
+    folder: Path
+    service: Process
+    runner: asyncio.Runner
+
+    def run(self, test: Callable[[Process], Coroutine[Any, Any, None]]) -> None:
+        async def and_mend() -> None:
+            async with asyncio.timeout(120):
+                try:
+                    await test(self.service)
+                finally:
+                    write_files(self.folder, SHARED)
+                    (self.folder / "die").unlink(missing_ok=True)
+                    await self.service.get(f"{self.service.admin_url}/reload", method="POST")
+                    await until(lambda told: states(told) == ["serving", "serving"], self.service)
+
+        self.runner.run(and_mend())
+
+
+async def pids_of(service: Process, asks: int = 40) -> list[int]:
+    """Return who answers, over many connections."""
+    answers = await asyncio.gather(*(service.get(f"{service.url}/pid", headers=NEW) for _ in range(asks)))
+    assert {status for status, _ in answers} == {200}
+    return sorted({pid for _, pid in answers})
+
+
+async def workers_of(service: Process) -> list[dict[str, Any]]:
+    status, told = await service.get(f"{service.admin_url}/config")
+    assert status == 200, told
+    workers: list[dict[str, Any]] = told["workers"]
+    return workers
+
+
+async def until(condition: Callable[[list[dict[str, Any]]], bool], service: Process, seconds: float = 30) -> Any:
+    """Wait until the workers are as they should be, and return them."""
+    async with asyncio.timeout(seconds):
+        while not condition(workers := await workers_of(service)):  # noqa: ASYNC110  # it is asked, not told
+            await asyncio.sleep(0.05)
+    return workers
+
+
+def states(workers: list[dict[str, Any]]) -> list[str]:
+    return [worker["state"] for worker in workers]
+
+
+def test_all_workers_answer_and_one_admin_listener_speaks_for_them(two: Two) -> None:
+    async def main(service: Process) -> None:
+        workers = await workers_of(service)
+        pids = sorted(worker["pid"] for worker in workers)
+        assert await pids_of(service) == pids
+        assert service.process.pid not in pids
+        generation = (await service.get(f"{service.admin_url}/health/live"))[1]["generation"]
+        for index, worker in enumerate(workers):
+            del worker["pid"], worker["started_at"]
+            assert worker == {
+                "slot": index,
+                "state": "serving",
+                "generation": generation,
+                "restarts": 0,
+                "last_exit": None,
+            }
+        assert (await service.get(f"{service.admin_url}/health/ready"))[1]["status"] == "ready"
+        sources = (await service.get(f"{service.admin_url}/sources"))[1]["sources"]
+        assert sorted(source["type"] for source in sources) == ["direct", "slow"]
+        assert [sorted(source["workers"], key=str) for source in sources] == [[{"pid": pid} for pid in pids]] * 2
+        status, told = await service.get(f"{service.admin_url}/nowhere")
+        assert (status, told["detail"][:12]) == (404, "no such page")
+        status, told = await service.get(f"{service.admin_url}/restart")
+        assert (status, told["detail"]) == (405, "/restart takes POST, not GET")
+
+    two.run(main)
+
+
+def test_executions_of_all_workers_are_one_list_with_pages(two: Two) -> None:
+    async def main(service: Process) -> None:
+        for _ in range(30):
+            await service.get(f"{service.url}/pid", headers=NEW)
+        _, whole = await service.get(f"{service.admin_url}/executions?limit=1000")
+        started = [execution["started_at"] for execution in whole["executions"]]
+        assert len(started) >= 30
+        assert whole["cursor"] is None
+        assert started == sorted(started, reverse=True)
+        paged, cursor = [], ""
+        while cursor is not None:
+            query = f"limit=17{f'&cursor={cursor}' if cursor else ''}"
+            _, page = await service.get(f"{service.admin_url}/executions?{query}")
+            paged += page["executions"]
+            cursor = page["cursor"]
+            await service.get(f"{service.url}/version")  # a newer one moves nothing on later pages
+        assert [execution["id"] for execution in paged] == [execution["id"] for execution in whole["executions"]]
+        for execution in paged:
+            assert await service.get(f"{service.admin_url}/executions/{execution['id']}") == (200, execution)
+        for target, expected in (
+            ("executions/none", (404, "no execution none is kept")),
+            ("executions?limit=0", (422, "/limit expected a number from 1 to 1000")),
+            ("executions?cursor=x", (422, "/cursor expected the cursor of the page before")),
+        ):
+            status, told = await service.get(f"{service.admin_url}/{target}")
+            assert (status, told["detail"]) == expected
+        _, filtered = await service.get(f"{service.admin_url}/executions?endpoint=nobody")
+        assert filtered == {"executions": [], "cursor": None}
+
+    two.run(main)
+
+
+def test_a_killed_worker_is_replaced_on_the_configuration_that_the_others_serve(two: Two) -> None:
+    """The folder is half-written and a secret file is gone at that moment: neither matters."""
+
+    async def main(service: Process) -> None:
+        first, second = await workers_of(service)
+        (two.folder / "config/domains/d.yaml").write_text("endpoints: {")
+        (two.folder / "key").unlink()
+        os.kill(first["pid"], signal.SIGKILL)
+        workers = await until(lambda told: told[0]["pid"] not in (None, first["pid"]), service)
+        assert workers[1] == second
+        assert (workers[0]["restarts"], workers[0]["last_exit"]) == (first["restarts"] + 1, "signal SIGKILL")
+        assert workers[0]["generation"] == first["generation"]
+        assert await pids_of(service) == sorted(worker["pid"] for worker in workers)
+
+    two.run(main)
+
+
+def test_requests_of_the_other_worker_do_not_notice_and_those_who_wait_are_served(two: Two) -> None:
+    async def main(service: Process) -> None:
+        first, second = await workers_of(service)
+        os.kill(first["pid"], signal.SIGSTOP)  # so that connections wait in its queue
+        try:
+            waiting = [asyncio.create_task(service.get(f"{service.url}/pid", headers=NEW)) for _ in range(40)]
+            done, pending = await asyncio.wait(waiting, timeout=2)
+            assert {task.result() for task in done} == {(200, second["pid"])}
+            assert pending
+        finally:
+            os.kill(first["pid"], signal.SIGKILL)
+        answers = set(await asyncio.gather(*waiting))
+        workers = await until(lambda told: states(told) == ["serving", "serving"], service)
+        assert answers <= {(200, worker["pid"]) for worker in workers}
+
+    two.run(main)
+
+
+def test_a_reload_is_for_all_workers_or_for_none_and_has_one_answer(two: Two) -> None:
+    async def versions(service: Process) -> set[int]:
+        answers = (service.get(f"{service.url}/version", headers=NEW) for _ in range(30))
+        return {version for _, version in await asyncio.gather(*answers)}
+
+    async def main(service: Process) -> None:
+        path = two.folder / "config/domains/d.yaml"
+        path.write_text("endpoints: {version: {response_mapping: 2}}")
+        status, told = await service.get(f"{service.admin_url}/reload", method="POST")
+        assert (status, told["swapped"], told["problems"]) == (200, True, [])
+        assert {worker["generation"] for worker in await workers_of(service)} == {told["generation"]}
+        assert await versions(service) == {2}
+        path.write_text("endpoints: {version: {response_mapping: $x}}")
+        status, refused = await service.get(f"{service.admin_url}/reload", method="POST")
+        assert (status, refused["swapped"], refused["generation"]) == (422, False, told["generation"])
+        assert [problem["code"] for problem in refused["problems"]] == ["ORC502"]
+        _, config = await service.get(f"{service.admin_url}/config")
+        assert config["last_reload"]["problems"] == refused["problems"]
+        assert await versions(service) == {2}
+        path.write_text("endpoints: {version: {response_mapping: 3}}")
+        service.process.send_signal(signal.SIGHUP)
+        await service.version(3)
+
+    two.run(main)
+
+
+def test_a_changed_file_and_a_changed_secret_reload_all_workers(run: RunFixture, tmp_path: Path) -> None:
+    files = {
+        **FILES,
+        "config/config.yaml": "plugins_dir: ../plugins",
+        "config/database.yaml": 'slow: {sources: {default: {key: "${file:../secrets/key}"}}}',
+        "versions/1/key": "first-secret",
+        "versions/2/key": "second-secret",
+    }
+    write_files(tmp_path, files)
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets/..data").symlink_to("../versions/1")
+    (tmp_path / "secrets/key").symlink_to("..data/key")
+
+    async def main() -> None:
+        async with serving(tmp_path, files, *TWO) as service:
+            await asyncio.sleep(0.3)  # the watch starts in a thread of its own, and nobody tells when
+            (tmp_path / "config/domains/d.yaml").write_text("endpoints: {version: {response_mapping: 2}}")
+            await service.version(2)
+
+            async def reload_at() -> str:
+                at: str = (await service.get(f"{service.admin_url}/config"))[1]["last_reload"]["at"]
+                return at
+
+            before = await reload_at()
+            await asyncio.sleep(1.5)  # the secret files are looked at once a second
+            (tmp_path / "secrets/..tmp").symlink_to("../versions/2")
+            os.replace(tmp_path / "secrets/..tmp", tmp_path / "secrets/..data")
+            async with asyncio.timeout(20):
+                while await reload_at() == before:  # noqa: ASYNC110  # it is asked, not told
+                    await asyncio.sleep(0.05)
+
+    run(main())
+
+
+def test_a_worker_that_dies_during_a_reload_does_not_hold_it_up(two: Two) -> None:
+    async def main(service: Process) -> None:
+        first, second = await workers_of(service)
+        (two.folder / "config/database.yaml").write_text("slow: {sources: {default: {opens_in: 1.5}}}")
+        reloading = asyncio.create_task(service.get(f"{service.admin_url}/reload", method="POST"))
+        await asyncio.sleep(0.7)
+        os.kill(first["pid"], signal.SIGKILL)
+        status, told = await asyncio.wait_for(reloading, 30)
+        assert (status, told["swapped"], told["problems"]) == (200, True, [])
+        workers = await until(lambda told: states(told) == ["serving", "serving"], service)
+        assert {worker["generation"] for worker in workers} == {told["generation"]} != {second["generation"]}
+
+    two.run(main)
+
+
+def test_a_rolling_restart_fails_no_request(two: Two) -> None:
+    async def main(service: Process) -> None:
+        before = {worker["pid"] for worker in await workers_of(service)}
+        loads = [Load(service.url, reuse=reuse) for reuse in (True, False)]
+        clients = [asyncio.create_task(load.client()) for load in loads for _ in range(4)]
+        await loads[0].answered(50)
+        status, told = await service.get(f"{service.admin_url}/restart", method="POST")
+        assert (status, told["restarted"], told["error"]) == (200, 2, None)
+        after = {worker["pid"] for worker in await workers_of(service)}
+        assert not before & after
+        for load in loads:
+            await load.answered(20)
+            load.stopped = True
+        await asyncio.gather(*clients)
+        assert [(load.failures, load.statuses) for load in loads] == [([], {200})] * 2
+        write_files(two.folder, {"plugins/slow.py": "raise RuntimeError('not any more')"})
+        status, told = await service.get(f"{service.admin_url}/restart", method="POST")
+        assert (status, told["restarted"]) == (503, 0)
+        assert told["error"] == "worker 0: the configuration has problems"
+        assert {worker["pid"] for worker in await workers_of(service)} == after
+        assert await pids_of(service) == sorted(after)
+
+    two.run(main)
+
+
+def test_a_worker_that_cannot_start_is_given_up_and_the_others_take_its_connections(two: Two) -> None:
+    async def main(service: Process) -> None:
+        first, second = await workers_of(service)
+        (two.folder / "die").touch()
+        os.kill(first["pid"], signal.SIGKILL)
+        workers = await until(lambda told: states(told) == ["failed", "serving"], service, 60)
+        assert workers[0]["last_exit"] == "it ended before it served: exit status 3"
+        assert await pids_of(service) == [second["pid"]]
+        assert any("given up until the next reload" in line for line in service.lines)
+        (two.folder / "die").unlink()
+        assert (await service.get(f"{service.admin_url}/reload", method="POST"))[0] == 200
+        await until(lambda told: states(told) == ["serving", "serving"], service)
+
+    two.run(main)
+
+
+def test_workers_end_with_their_supervisor_however_it_ends(run: RunFixture, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, FILES, *TWO) as service:
+            pids = [worker["pid"] for worker in await workers_of(service)]
+            slow = [asyncio.create_task(service.get(f"{service.url}/slow", method="POST", json=0.5)) for _ in range(4)]
+            await asyncio.sleep(0.2)
+            service.process.kill()
+            assert await asyncio.gather(*slow) == [(200, {"seconds": 0.5})] * 4
+            async with asyncio.timeout(20):
+                while any(map(alive, pids)):  # noqa: ASYNC110  # nobody tells
+                    await asyncio.sleep(0.05)
+
+    run(main())
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def start(folder: Path, *arguments: str) -> Any:
+    async def ended() -> tuple[int | None, str]:
+        with_it = serving(folder, {}, *TWO, *arguments)
+        try:
+            async with with_it:
+                raise AssertionError("it serves")
+        except AssertionError as error:
+            return None, str(error)
+
+    return ended()
+
+
+def test_a_configuration_with_problems_is_told_once_and_not_served(run: RunFixture, tmp_path: Path) -> None:
+    write_files(tmp_path, {"config/domains/d.yaml": "endpoints: {e: {response_mapping: $x}}"})
+    _, told = run(start(tmp_path))
+    assert told.count("ORC502") == 1
+    assert "1 problem in 1 file" in told
+
+
+def test_a_port_that_is_taken_is_told_also_when_it_could_be_shared(run: RunFixture, tmp_path: Path) -> None:
+    write_files(tmp_path, {"config/domains/d.yaml": "endpoints: {e: {response_mapping: 1}}"})
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        _, told = run(start(tmp_path, "--port", str(port)))
+    assert f"cannot listen on 127.0.0.1:{port}: address already in use" in told
