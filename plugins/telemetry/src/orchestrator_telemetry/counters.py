@@ -92,6 +92,7 @@ def _counting(counter: EndpointCounter, steps: tuple[StepCounter, ...], bounds: 
         if run.notes:
             _count_noted(run, run.notes, steps, bounds)
             return
+        status: str
         for (step, by_status, step_seconds, step_buckets), outcome in zip(parts, run.steps, strict=True):
             if isinstance(outcome, tuple):
                 status, start, end, _ = outcome
