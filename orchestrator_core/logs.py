@@ -15,8 +15,6 @@ from orchestrator_core.config.model import LoggingOptions
 from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.request_lines import Lines, RequestLine, json_dropped, json_line, text_dropped, text_line
 
-LOG = "orchestrator.http"
-
 
 class LogMask:
     """Masks the secrets of the configuration that serves, and of those before: requests may still be on them."""
@@ -41,11 +39,9 @@ class LineFactory(structlog.PrintLoggerFactory):
 
 
 def request_line() -> RequestLine | None:
-    """Return what writes the line of a request, None where no log was set up or its level leaves such lines out."""
+    """Return what writes the line of a request, None where none was set up here or its level leaves it out."""
     factory = structlog.get_config()["logger_factory"]
-    if isinstance(factory, LineFactory):
-        return factory.request_line
-    return _through_structlog if structlog.is_configured() else None
+    return factory.request_line if isinstance(factory, LineFactory) else None
 
 
 def configure_logging(options: LoggingOptions, redact: Callable[[str], str]) -> None:
@@ -113,18 +109,3 @@ class _Mask:
         if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes | bytearray):
             return [self._masked(item) for item in value]
         return self._redact(repr(value))
-
-
-def _through_structlog(
-    execution_id: str, trace_id: str, method: str, route: str, status: int, seconds: float, **more: Any
-) -> None:
-    structlog.get_logger(LOG).info(
-        "request",
-        execution_id=execution_id,
-        trace_id=trace_id,
-        method=method,
-        route=route,
-        status=status,
-        milliseconds=round(seconds * 1000, 3),
-        **more,
-    )

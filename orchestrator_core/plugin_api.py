@@ -47,7 +47,7 @@ register and nothing to inherit.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
@@ -119,6 +119,7 @@ __all__ = [
     "Model",
     "ModelFacts",
     "ModelKind",
+    "Noted",
     "OpenContext",
     "OperationFacts",
     "OptionError",
@@ -803,12 +804,22 @@ class EndpointInfo:
     steps: tuple[StepInfo, ...]
 
 
+class Noted(Protocol):
+    """What policies have noted of a step's calls: how many there were, and how a cache answered."""
+
+    @property
+    def attempts(self) -> int: ...
+    @property
+    def cached(self) -> str: ...
+
+
 class FinishedRun(Protocol):
     """A run after its answer was made: the raw times, of which an :class:`Execution` is only made when asked for.
 
     ``started`` and ``ended`` are moments of ``perf_counter``, ``started_at`` is ``started`` as a Unix time; all in
     seconds. ``steps`` has for each step ``None`` if it was never begun, its start if the run ended before it did, else
-    its status, start, end and the message of its failure, which may hold secrets. ``error`` holds none.
+    its status, start, end and the message of its failure, which may hold secrets. ``error`` holds none. ``notes`` has
+    what policies noted, by the step's place: None, or no entry, where a step was called once as usual.
     """
 
     @property
@@ -827,6 +838,12 @@ class FinishedRun(Protocol):
     def degraded_steps(self) -> tuple[str, ...]: ...
     @property
     def steps(self) -> Sequence[tuple[StepStatus, float, float, str] | float | None]: ...
+    @property
+    def notes(self) -> Mapping[int, Noted] | None: ...
+    def cached_steps(self) -> Container[str]:
+        """Return the names of the steps that a cache answered."""
+        ...
+
     def step_record(self, index: int) -> StepRecord:
         """Return all that is known of a step."""
         ...
@@ -886,10 +903,12 @@ class TelemetryContext:
          "reloads": {"swapped": 1, "failed": 0}, "tracking": {"written": 9, "dropped": 0, "queued": 0},
          "sources": [{"source": "database.default", "type": "database", "unreachable": false,
                       "circuit_breaker": {…}, "retry": {…}, "concurrency": {…}, "cache": {…}}],
+         "answers": [{"endpoint": "shop.cart", "cache": {…}}],
          "models": [{"model": "ml.credit", "type": "artifact", "state": "ready", "requests": 5, "failures": 0,
                      "starts": 1, "restarts": 0, "falls_back": false}]}
 
-    ``redact`` masks every secret of the configuration in a text. ``version`` is the core's.
+    Each model of a source of models is an entry of ``sources``. The policies' parts are those that ``GET /sources``
+    shows. ``redact`` masks every secret of the configuration in a text. ``version`` is the core's.
     """
 
     config_dir: Path

@@ -18,7 +18,7 @@ from orchestrator_core.http.admin import AdminApp
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.listener import Handler, Limits, Listener, listen
 from orchestrator_core.http.public import PublicApp
-from orchestrator_core.http.telemetry import open_telemetry
+from orchestrator_core.http.telemetry import ServiceState, open_telemetry
 from orchestrator_core.logs import LogMask
 from orchestrator_core.plugin_api import Generation, StoreContext
 from orchestrator_core.reload import Live, open_live
@@ -107,8 +107,10 @@ async def serve_live(
     executions = ExecutionLog(options.tracking.capacity, live.registry.observers, writer)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(writing(writer, float(options.server.shutdown_timeout)))
-        telemetry = await stack.enter_async_context(open_telemetry(live))
+        state = ServiceState(live, executions)
+        telemetry = await stack.enter_async_context(open_telemetry(live, state))
         public = PublicApp(live, executions, telemetry)
+        state.limit = public.limit
         admin = None
         if admin_at is not None:
             handle, admin_grace = wrap_admin(AdminApp(live, executions, telemetry).handle), Grace(ADMIN_GRACE_SECONDS)

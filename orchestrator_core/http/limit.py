@@ -37,6 +37,7 @@ MOST_AT_ONCE = 1024
 CALM_WINDOWS = 20
 CROWDED_WINDOWS = 2
 GROWING = 1.2
+UNLIMITED = 2**62
 TURNS_TO_BEGIN = 2
 """How many turns of the loop pass until a request that was let in has been begun: one to wake, one for its task."""
 
@@ -133,9 +134,9 @@ class Limit:
         """Take other options from now on; None is no limit."""
         given = options or LimitOptions()
         self.adaptive = options is not None and given.max == "adaptive"
-        self.most = (given.max if isinstance(given.max, int) else given.ceiling) if options else 2**62
+        self.most = (given.max if isinstance(given.max, int) else given.ceiling) if options else UNLIMITED
         self.retry_after = f"{max(1, round(given.retry_after))}"
-        self._min = given.min if options else 2**62
+        self._min = given.min if options else UNLIMITED
         self._wait, self._burst = float(given.wait), float(given.burst)
         if options is None:
             self.let_all_in()
@@ -217,7 +218,7 @@ class Limit:
         now = clock()
         if self._watching:
             self._watching = False
-            if now - self._let_in_at > LONG_SECONDS and self._min < 2**62:
+            if now - self._let_in_at > LONG_SECONDS and self._min < UNLIMITED:
                 self._engage()
         if self._let_in_last:
             self._learn(now - self._let_in_at)

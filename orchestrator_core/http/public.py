@@ -103,7 +103,7 @@ class PublicApp:
         path, _, query = target.partition("?")
         connection: Any = request._protocol  # ours, which has been through the limit
         if connection.odd and not _is_text(request):
-            return self._no_text(path)
+            return self._no_text(request, path)
         segments = path.split("/")
         route = serving.routes.get((segments[2], segments[3])) if len(segments) > 3 else None
         if route is None or segments[1] != "orchestrator":
@@ -242,8 +242,10 @@ class PublicApp:
 
         return renew
 
-    async def _no_text(self, path: str) -> Answer:
+    async def _no_text(self, request: web.BaseRequest, path: str) -> Answer:
         started, execution_id = clock(), new_execution_id()
+        if self.telemetry.answered is not None:
+            self.telemetry.answered("", request.method, 400, 0.0)
         failure = Failure(400, "bad request", "the head of the request is not UTF-8")
         return problem(failure, execution_id, common_headers(execution_id, own_timing(started)), _shown(path))
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
 
 from orchestrator_core import __version__
+from orchestrator_core.guards import Memory
+from orchestrator_core.http.limit import UNLIMITED, Limit
 from orchestrator_core.http.public import NO_TELEMETRY
 from orchestrator_core.logs import LogMask
 from orchestrator_core.models import Supervisor
 from orchestrator_core.plugin_api import Telemetry, TelemetryContext
 from orchestrator_core.reload import Live
 from orchestrator_core.snapshot import OpenSource, Snapshot
+from orchestrator_core.tracking import ExecutionLog
 
 log = structlog.get_logger("orchestrator.telemetry")
 
 
 @asynccontextmanager
-async def open_telemetry(live: Live) -> AsyncIterator[Telemetry]:
+async def open_telemetry(live: Live, state: ServiceState) -> AsyncIterator[Telemetry]:
     """Open what the configuration asks for at the start. A reload that asks for something else waits for the next."""
     wanted = live.snapshot.telemetry
     secrets = LogMask(live.snapshot.configuration.redactor)
@@ -34,26 +37,57 @@ async def open_telemetry(live: Live) -> AsyncIterator[Telemetry]:
     if wanted is None:
         yield NO_TELEMETRY
         return
-    context = TelemetryContext(live.folder.resolve(), __version__, lambda: service_state(live), secrets)
+    context = TelemetryContext(live.folder.resolve(), __version__, state, secrets)
     async with wanted.kind.open(wanted.options, context) as telemetry:
         yield telemetry
 
 
-def service_state(live: Live) -> dict[str, Any]:
-    """Return the document that :class:`TelemetryContext` describes."""
-    snapshot = live.snapshot
-    return {
-        "generation": snapshot.generation,
-        "endpoints": len(snapshot.plans),
-        "requests": {"in_flight": snapshot.running},
-        "reloads": dict(live.reloads),
-        "sources": [_source(opened) for opened in snapshot.sources.values()],
-        "models": [_model(model) for _, _, model in snapshot.models()],
-    }
+class ServiceState:
+    """Returns the document that :class:`TelemetryContext` describes. ``limit`` is set once there is a listener."""
+
+    def __init__(self, live: Live, executions: ExecutionLog) -> None:
+        self.limit: Limit | None = None
+        self._live = live
+        self._executions = executions
+
+    def __call__(self) -> dict[str, Any]:
+        live, snapshot = self._live, self._live.snapshot
+        return {
+            "generation": snapshot.generation,
+            "endpoints": len(snapshot.plans),
+            "requests": {} if self.limit is None else _requests(self.limit),
+            "reloads": dict(live.reloads),
+            "tracking": _tracking(self._executions),
+            "sources": [part for opened in snapshot.sources.values() for part in _source(opened, snapshot.memory)],
+            "answers": [
+                {"endpoint": f"{domain}.{name}", **remembered.state.describe()}
+                for (domain, name), remembered in snapshot.memory.answers.items()
+            ],
+            "models": [_model(model) for _, _, model in snapshot.models()],
+        }
 
 
-def _source(opened: OpenSource) -> dict[str, Any]:
-    return {"source": opened.spec.label, "type": opened.spec.kind.name, "unreachable": bool(opened.unreachable)}
+def _requests(limit: Limit) -> dict[str, int]:
+    most = {} if limit.most >= UNLIMITED else {"limit": limit.most}
+    return {"in_flight": limit.in_flight, "shed": limit.shed, **most}
+
+
+def _tracking(executions: ExecutionLog) -> dict[str, int]:
+    if executions.writer is None:
+        return {}
+    counts = executions.writer.counts
+    return {"written": counts.written, "dropped": counts.dropped, "queued": counts.waiting}
+
+
+def _source(opened: OpenSource, memory: Memory) -> Iterator[dict[str, Any]]:
+    """Yield an entry for the source, or one for each model of a source of models, which have policies each."""
+    spec = opened.spec
+    facts = {"source": spec.label, "type": spec.kind.name, "unreachable": bool(opened.unreachable)}
+    states = list(memory.of_source(spec.key))
+    if not states:
+        yield facts
+    for _, state in states:
+        yield {**facts, "source": state.label, **state.describe()}
 
 
 def _model(model: Supervisor) -> dict[str, Any]:

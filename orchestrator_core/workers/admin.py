@@ -21,7 +21,7 @@ from orchestrator_core.http.answers import JSON_TYPE, Answer, common_headers, ow
 from orchestrator_core.http.models_page import parse_model_path
 from orchestrator_core.reload import Reloaded
 from orchestrator_core.run import clock
-from orchestrator_core.workers.merging import END, cursors_of, merge_entries, merge_executions, merge_metrics
+from orchestrator_core.workers.merging import END, Totals, cursors_of, merge_entries, merge_executions
 from orchestrator_core.workers.process import Reply, StartFailed, WorkerGone
 from orchestrator_core.workers.supervisor import Supervisor
 
@@ -48,6 +48,7 @@ class MergedAdmin:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor
+        self._totals = Totals()
 
     async def handle(self, request: web.BaseRequest) -> Answer:
         started, execution_id = clock(), new_execution_id()
@@ -170,11 +171,13 @@ class MergedAdmin:
         return _json(200, {**first, **last, "workers": self._workers(generations)})
 
     async def _metrics(self, request: web.BaseRequest) -> Reply:
-        replies = list((await self._ask(request)).values())
-        if refused := next((reply for reply in replies if reply.status != 200), None):
+        said = await self._ask(request)
+        if refused := next((reply for reply in said.values() if reply.status != 200), None):
             return refused
-        text = merge_metrics([reply.body.decode() for reply in replies])
-        return Reply(200, replies[0].content_type, (text + self._own_metrics()).encode())
+        alive = {slot.worker.pid for slot in self.supervisor.slots if slot.worker}
+        text = self._totals.merged({pid: reply.body.decode() for pid, reply in said.items() if reply.body}, alive)
+        content_type = next(iter(said.values())).content_type
+        return Reply(200, content_type, (text + self._own_metrics()).encode())
 
     def _own_metrics(self) -> str:
         slots = self.supervisor.slots

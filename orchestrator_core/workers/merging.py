@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 Entry = Mapping[str, Any]
@@ -133,3 +133,41 @@ def _number(value: float) -> str:
     if value != value:
         return "NaN"
     return {float("inf"): "+Inf", float("-inf"): "-Inf"}.get(value, repr(value))
+
+
+_GROWING = ("counter", "histogram", "summary")
+
+
+class Totals:
+    """What each worker said last, and the sum of what those had counted that are gone.
+
+    To Prometheus a counter that falls has begun anew, and all of its value is an increase: one worker that is replaced
+    would look like a burst of everything it ever did. What a worker has counted since it was asked last is lost with
+    it.
+    """
+
+    def __init__(self) -> None:
+        self._latest: dict[int, str] = {}
+        self._gone = ""
+
+    def merged(self, said: Mapping[int, str], alive: Collection[int]) -> str:
+        """Return the sums in Prometheus' format. ``said`` is by process id; ``alive`` may yet answer the next time."""
+        self._latest |= said
+        for pid in [pid for pid in self._latest if pid not in said and pid not in alive]:
+            self._gone = merge_metrics([self._gone, "\n".join(_growing(self._latest.pop(pid)))])
+        return merge_metrics([*self._latest.values(), self._gone])
+
+
+def _growing(text: str) -> Iterator[str]:
+    """Yield the lines of the families that only grow."""
+    grows, announced = False, ""
+    for line in text.splitlines():
+        if line.startswith("# HELP "):
+            announced = line
+            continue
+        if line.startswith("# TYPE "):
+            grows = line.rpartition(" ")[2] in _GROWING
+            if grows:
+                yield announced
+        if grows:
+            yield line

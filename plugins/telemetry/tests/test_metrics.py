@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import frozen
 from orchestrator_telemetry.options import MetricsOptions, TelemetryOptions
 from orchestrator_telemetry.plugin import open_telemetry
 
-from orchestrator_core.plugin_api import SourceKind, SourceUnavailable, Telemetry, TelemetryContext, hookimpl
+from orchestrator_core.plugin_api import (
+    Page,
+    SourceError,
+    SourceKind,
+    SourceUnavailable,
+    StoreKind,
+    Telemetry,
+    TelemetryContext,
+    hookimpl,
+)
 from orchestrator_core.testing import check_problems
 
 SHOP = """
@@ -28,28 +40,24 @@ SHOP = """
 HELLO = {"domain": "shop", "endpoint": "hello"}
 
 
+@frozen
+class NoOptions:
+    """Nothing to configure."""
+
+
 class Broken:
     """A source type whose calls fail."""
 
     @hookimpl
     def orchestrator_source_kinds(self) -> list[SourceKind[Any]]:
-        from contextlib import asynccontextmanager
+        return [SourceKind("broken", "Fails.", NoOptions, self.opened)]
 
-        from attrs import frozen
+    @asynccontextmanager
+    async def opened(self, options: Any, context: Any) -> AsyncIterator[Any]:
+        yield self
 
-        @frozen
-        class Options:
-            pass
-
-        class Source:
-            async def fetch(self, operation: str, params: Any) -> Any:
-                raise SourceUnavailable("the partner is away")
-
-        @asynccontextmanager
-        async def opened(options: Any, context: Any) -> Any:
-            yield Source()
-
-        return [SourceKind("broken", "Fails.", Options, opened)]
+    async def fetch(self, operation: str, params: Any) -> Any:
+        raise SourceUnavailable("the partner is away")
 
 
 def labels(**given: str) -> tuple[tuple[str, str], ...]:
@@ -107,6 +115,138 @@ def test_steps_are_counted_by_outcome_and_timed_unless_skipped(serve: Any, scrap
     }
     assert found["orchestrator_step_duration_seconds_count"][of_step("extra")] == 2
     assert found["orchestrator_step_duration_seconds_count"][of_step("never")] == 0
+
+
+FLAKY = """
+    endpoints:
+      kept: {data_sources: [{name: rate, type: flaky, source_id: kept, operation: one, cache: {ttl: 1h}}]}
+      answers: {cache: {ttl: 1h}, data_sources: [{name: rate, type: flaky, source_id: kept, operation: two}]}
+      again: {data_sources: [{name: rate, type: flaky, source_id: again, operation: twice}]}
+      down: {data_sources: [{name: rate, type: flaky, source_id: down, operation: down}]}
+"""
+FLAKY_SOURCES = """
+    flaky:
+      sources:
+        kept: {circuit_breaker: false, concurrency: {max: 2}}
+        again: {retry: {backoff: 1ms}}
+        down: {retry: false, circuit_breaker: {failures: 2, reset: 1h}}
+"""
+
+
+class Flaky:
+    """A source type that fails the first call of ``twice`` and all of ``down``."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    @hookimpl
+    def orchestrator_source_kinds(self) -> list[SourceKind[Any]]:
+        return [SourceKind("flaky", "Fails.", NoOptions, self.opened, idempotent=True)]
+
+    @asynccontextmanager
+    async def opened(self, options: Any, context: Any) -> AsyncIterator[Any]:
+        yield self
+
+    async def fetch(self, operation: str, params: Any) -> Any:
+        self.calls.append(operation)
+        if operation == "down" or self.calls == ["twice"]:
+            raise SourceError("it is away", transient=True)
+        return 1.5
+
+
+def test_policies_are_counted_by_source_and_in_the_steps(serve: Any, scrape: Any) -> None:
+    flaky = Flaky()
+    shop = serve({"domains/shop.yaml": FLAKY, "database.yaml": FLAKY_SOURCES}, plugins={"flaky": flaky})
+    for path, statuses in (("again", [200]), ("kept", [200] * 3), ("answers", [200] * 2), ("down", [502, 502, 503])):
+        assert [shop.get(f"/orchestrator/shop/{path}").status for _ in statuses] == statuses
+    assert flaky.calls == ["twice", "twice", "one", "two", "down", "down"]
+    found = scrape(shop)
+
+    def steps(name: str) -> dict[tuple[str, ...], float]:
+        return {
+            tuple(value for key, value in labels if key in ("endpoint", "status")): count
+            for labels, count in found[name].items()
+        }
+
+    assert steps("orchestrator_steps_total") == {
+        ("again", "ok"): 1,
+        ("kept", "ok"): 1,
+        ("kept", "cached"): 2,
+        ("answers", "ok"): 1,
+        ("down", "failed"): 3,
+    }
+    assert steps("orchestrator_step_attempts_total") == {
+        ("again",): 2,
+        ("kept",): 1,
+        ("answers",): 1,
+        ("down",): 2,
+    }
+    by_source = {
+        name.removeprefix("orchestrator_source_"): {dict(labels)["source"]: count for labels, count in series.items()}
+        for name, series in found.items()
+        if name.startswith("orchestrator_source_") and "state" not in name
+    }
+    assert by_source["retries_total"] == {"flaky.again": 1, "flaky.kept": 0}
+    assert by_source["breaker_opened_total"] == {"flaky.again": 0, "flaky.down": 1}
+    ready = by_source["ready"]
+    assert [ready[name] for name in ("flaky.again", "flaky.kept", "flaky.down")] == [1, 1, 0]
+    assert by_source["calls_running"] == {"flaky.kept": 0}
+    states = [dict(labels) for labels, count in found["orchestrator_source_breaker_state"].items() if count]
+    assert {state["source"]: state["state"] for state in states} == {"flaky.again": "closed", "flaky.down": "open"}
+    looked = {
+        (dict(labels)["of"], dict(labels)["name"], dict(labels)["result"]): count
+        for labels, count in found["orchestrator_cache_lookups_total"].items()
+        if count
+    }
+    assert looked == {
+        ("source", "flaky.kept", "miss"): 1,
+        ("source", "flaky.kept", "hit"): 2,
+        ("endpoint", "shop.answers", "miss"): 1,
+        ("endpoint", "shop.answers", "hit"): 1,
+    }
+
+
+class Store:
+    """A store of executions that takes them all, and has none of them."""
+
+    @hookimpl
+    def orchestrator_execution_stores(self) -> list[StoreKind[Any]]:
+        return [StoreKind("nowhere", "Keeps nothing.", NoOptions, self.opened)]
+
+    @asynccontextmanager
+    async def opened(self, options: Any, context: Any) -> AsyncIterator[Any]:
+        yield self
+
+    async def add(self, executions: Any) -> None:
+        pass
+
+    async def find(self, query: Any) -> Page:
+        return Page((), None)
+
+    async def get(self, execution_id: str) -> None:
+        return None
+
+    async def prune(self, before: Any, keep: Any) -> int:
+        return 0
+
+    async def add_generation(self, generation: Any) -> None:
+        pass
+
+    async def get_generation(self, generation_id: str) -> None:
+        return None
+
+
+def test_the_limit_and_the_store_of_executions_are_counted(serve: Any, scrape: Any) -> None:
+    config = "server: {limit: {max: 7}}\ntracking: {store: {type: nowhere}}"
+    given = {"broken": Broken(), "store": Store()}
+    shop = serve({"config.yaml": config, "domains/shop.yaml": SHOP}, plugins=given)
+    shop.get("/orchestrator/shop/hello/Ada")
+    shop.executions()  # after what waits for the store
+    found = scrape(shop)
+    assert (found["orchestrator_requests_limit"], found["orchestrator_requests_shed_total"]) == ({(): 7}, {(): 0})
+    assert found["orchestrator_tracking_written_total"] == {(): 1}
+    assert found["orchestrator_tracking_dropped_total"] == {(): 0}
+    assert found["orchestrator_tracking_queued"] == {(): 0}
 
 
 def test_a_histogram_has_the_buckets_of_the_configuration_and_they_only_grow(serve: Any, scrape: Any) -> None:

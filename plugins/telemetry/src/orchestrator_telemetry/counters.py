@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 
-from orchestrator_core.plugin_api import EndpointInfo, Finished, FinishedRun, Trace
+from orchestrator_core.plugin_api import EndpointInfo, Finished, FinishedRun, Noted, Trace
 
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 OTHER_METHOD = "other"
-NOT_CALLED = ("skipped", "cached")
+SKIPPED = "skipped"
+CACHED = "cached"
 CANCELLED = "cancelled"
 
 
@@ -23,21 +25,18 @@ class Histogram:
 
 
 class StepCounter:
-    """One step of one endpoint. ``retries`` counts the attempts after the first."""
+    """One step of one endpoint. ``attempts`` counts the calls that were made, retries included.
 
-    __slots__ = ("by_status", "retries", "seconds", "source")
+    Each number only ever grows: whoever reads them in between must not see one fall.
+    """
 
-    def __init__(self, source: str, bounds: int) -> None:
-        self.source = source
+    __slots__ = ("attempts", "by_status", "name", "seconds")
+
+    def __init__(self, name: str, bounds: int) -> None:
+        self.name = name
         self.by_status: dict[str, int] = {}
         self.seconds = Histogram(bounds)
-        self.retries = 0
-
-    @property
-    def attempts(self) -> int:
-        """Return how many calls were made."""
-        called = sum(count for status, count in self.by_status.items() if status not in NOT_CALLED)
-        return called + self.retries
+        self.attempts = 0
 
 
 class EndpointCounter:
@@ -70,15 +69,14 @@ class Counters:
         size = len(self.bounds)
         counter = self.endpoints.setdefault((endpoint.domain, endpoint.endpoint), EndpointCounter(size))
         steps = tuple(
-            counter.steps.setdefault((step.name, step.source), StepCounter(step.source, size))
-            for step in endpoint.steps
+            counter.steps.setdefault((step.name, step.source), StepCounter(step.name, size)) for step in endpoint.steps
         )
         return _counting(counter, steps, self.bounds)
 
 
 def _counting(counter: EndpointCounter, steps: tuple[StepCounter, ...], bounds: tuple[float, ...]) -> Finished:
     answers, seconds, buckets = counter.answers, counter.seconds, counter.seconds.buckets
-    parts = tuple((step.by_status, step.seconds, step.seconds.buckets) for step in steps)
+    parts = tuple((step, step.by_status, step.seconds, step.seconds.buckets) for step in steps)
 
     def finished(run: FinishedRun, method: str, trace: Trace | None) -> None:
         key = (method, run.http_status)
@@ -91,24 +89,55 @@ def _counting(counter: EndpointCounter, steps: tuple[StepCounter, ...], bounds: 
         seconds.sum += taken
         if run.degraded_steps:
             counter.degraded += 1
-        for (by_status, step_seconds, step_buckets), outcome in zip(parts, run.steps, strict=True):
+        if run.notes:
+            _count_noted(run, run.notes, steps, bounds)
+            return
+        status: str
+        for (step, by_status, step_seconds, step_buckets), outcome in zip(parts, run.steps, strict=True):
             if isinstance(outcome, tuple):
                 status, start, end, _ = outcome
-                try:
-                    by_status[status] += 1
-                except KeyError:
-                    by_status[status] = 1
-                if status != "skipped":
-                    taken = end - start
-                    step_buckets[bisect_left(bounds, taken)] += 1
-                    step_seconds.sum += taken
+                if status == SKIPPED:
+                    by_status[status] = by_status.get(status, 0) + 1
+                    continue
             elif outcome is not None:
-                by_status[CANCELLED] = by_status.get(CANCELLED, 0) + 1
-                taken = run.ended - outcome
-                step_buckets[bisect_left(bounds, taken)] += 1
-                step_seconds.sum += taken
+                status, start, end = CANCELLED, outcome, run.ended
+            else:
+                continue
+            try:
+                by_status[status] += 1
+            except KeyError:
+                by_status[status] = 1
+            step.attempts += 1
+            taken = end - start
+            step_buckets[bisect_left(bounds, taken)] += 1
+            step_seconds.sum += taken
 
     return finished
+
+
+def _count_noted(
+    run: FinishedRun, notes: Mapping[int, Noted], steps: tuple[StepCounter, ...], bounds: tuple[float, ...]
+) -> None:
+    """Count the steps of a run of which policies have noted something, such as an answer of the cache."""
+    cached = run.cached_steps()
+    for index, (step, outcome) in enumerate(zip(steps, run.steps, strict=True)):
+        if outcome is None:
+            continue
+        status: str
+        if isinstance(outcome, tuple):
+            status, start, end, _ = outcome
+        else:
+            status, start, end = CANCELLED, outcome, run.ended
+        if step.name in cached:
+            status = CACHED
+        step.by_status[status] = step.by_status.get(status, 0) + 1
+        if status == SKIPPED:
+            continue
+        note = notes.get(index)
+        step.attempts += 1 if note is None else note.attempts
+        taken = end - start
+        step.seconds.buckets[bisect_left(bounds, taken)] += 1
+        step.seconds.sum += taken
 
 
 def _count_new(answers: dict[tuple[str, int], int], method: str, status: int) -> None:

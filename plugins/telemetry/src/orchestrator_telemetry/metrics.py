@@ -112,6 +112,8 @@ def _series(
     yield from _of_requests(counters)
     yield from _of_the_service(state, context)
     yield from _of_sources(state.get("sources", ()))
+    kept = (("source", "sources"), ("endpoint", "answers"))
+    yield from _of_caches([cache for name, part in kept for cache in _caches(name, state.get(part, ()))])
     yield from _of_models(state.get("models", ()))
     if spans is not None:
         yield "orchestrator_spans_exported_total", {(): spans.exported}
@@ -184,18 +186,20 @@ def _of_sources(sources: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Ser
         ("orchestrator_source_calls_running", "concurrency", "running"),
         ("orchestrator_source_calls_waiting", "concurrency", "waiting"),
         ("orchestrator_source_calls_refused_total", "concurrency", "refused"),
-        ("orchestrator_cache_entries", "cache", "entries"),
-        ("orchestrator_cache_errors_total", "cache", "errors"),
     ):
         yield family, {(name,): values[key] for name, values in _parts(named, part) if values.get(key) is not None}
+
+
+def _caches(name: str, of: Iterable[Mapping[str, Any]]) -> list[tuple[Labels, Mapping[str, Any]]]:
+    return [((name, each[name]), each["cache"]) for each in of if each.get("cache")]
+
+
+def _of_caches(caches: list[tuple[Labels, Mapping[str, Any]]]) -> Iterator[tuple[str, Series]]:
+    yield "orchestrator_cache_entries", {labels: cache["entries"] for labels, cache in caches}
+    yield "orchestrator_cache_errors_total", {labels: cache["errors"] for labels, cache in caches}
     yield (
         "orchestrator_cache_lookups_total",
-        {
-            (name, result): cache[key]
-            for name, cache in _parts(named, "cache")
-            for key, result in CACHE_RESULTS.items()
-            if key in cache
-        },
+        {(*labels, result): cache[key] for labels, cache in caches for key, result in CACHE_RESULTS.items()},
     )
 
 

@@ -99,6 +99,12 @@ class SpanMaker:
 
 def _outcome(record: StepRecord) -> Mapping[str, Any]:
     found: dict[str, Any] = {"orchestrator.status": record.status, "orchestrator.attempts": record.attempts}
+    if record.cache:
+        found["orchestrator.cache"] = record.cache
+    if record.breaker:
+        found["orchestrator.breaker"] = record.breaker
+    if record.waited_seconds:
+        found["orchestrator.waited_seconds"] = record.waited_seconds
     if record.items is not None:
         found["orchestrator.items"] = record.items
         found["orchestrator.items_failed"] = record.items_failed
