@@ -72,7 +72,8 @@ async def serve_workers(
                 one.listen(BACKLOG)
         runtime = stack.enter_context(tempfile.TemporaryDirectory(prefix="workers-", dir=_base()))
         taken = await asyncio.to_thread(take, folder, Path(runtime) / "configuration")
-        supervisor = Supervisor(taken, shared, Path(runtime), plugins_dir)
+        plugins = plugins_dir or (folder / options.plugins_dir if options.plugins_dir else None)
+        supervisor = Supervisor(taken, shared, Path(runtime), plugins)
         admin_url = ""
         if options.admin.enabled:
             address = (options.admin.host, options.admin.port if admin_port is None else admin_port)

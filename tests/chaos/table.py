@@ -6,6 +6,7 @@ from tests.chaos.rows import (
     canary,
     contract,
     down,
+    durable,
     flaps,
     hangs,
     hostile,
@@ -16,6 +17,7 @@ from tests.chaos.rows import (
     sigterm,
     slow,
     soak,
+    tracking,
     workers,
 )
 
@@ -29,6 +31,8 @@ ROWS = (
     reloads.ROW,
     workers.ROW,
     sigterm.ROW,
+    tracking.ROW,
+    durable.ROW,
     slow.ROW,
     hostile.ROW,
     contract.ROW,
