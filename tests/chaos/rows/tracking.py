@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
 import sqlite3
 from collections.abc import AsyncIterator, Callable
@@ -138,8 +137,8 @@ def full(file: Path) -> Fault:
     @asynccontextmanager
     async def limit(service: Stage) -> AsyncIterator[None]:
         """Let no file of the service's grow beyond what the database and its log have now, as on a full disk."""
-        largest = max(os.path.getsize(found) for found in file.parent.glob(f"{file.name}*"))
-        assert os.path.getsize(service.log) + OTHER_FILES < largest
+        largest = max(map(_size, file.parent.glob(f"{file.name}*")))
+        assert _size(service.log) + OTHER_FILES < largest
         soft, hard = resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (largest, hard))
         try:
@@ -150,9 +149,11 @@ def full(file: Path) -> Fault:
     return limit
 
 
+def _size(file: Path) -> int:
+    return file.stat().st_size
+
+
 async def _rows_of_file(file: Path) -> int:
-    if not file.exists():
-        return 0
     connection = sqlite3.connect(file)
     try:
         return int(connection.execute("SELECT count(*) FROM orchestrator_executions").fetchone()[0])
