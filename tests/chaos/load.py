@@ -40,6 +40,7 @@ LATE_SECONDS = 0.003
 SWEEP_SECONDS = 0.02
 DISTINCT_BODIES = 20_000
 HEAD_END = b"\r\n\r\n"
+EXECUTION_ID = b"X-Execution-Id: "
 
 
 def named(status: int) -> str:
@@ -61,6 +62,7 @@ class Stream:
     ids: int = 1
     more: Sequence[str] = ()
     keep_bodies: bool = False
+    keep_ids: bool = False
 
     def requests(self) -> list[bytes]:
         body = self.body.encode()
@@ -83,6 +85,8 @@ class Traffic:
     without_retry_after: int = 0
     closed_ports: Sequence[int] = ()
     """Our own ports of the connections that were closed with a request under way."""
+    execution_ids: Sequence[str] = ()
+    """Of each 200, where they are kept."""
 
     def between(self, start: float, end: float) -> Traffic:
         return self._where([start <= at < end for at in self.at])
@@ -176,6 +180,7 @@ class Sending:
         self.bodies: Counter[str] = Counter()
         self.without_retry_after = 0
         self.closed_ports: list[int] = []
+        self.execution_ids: list[str] = []
         self.idle: list[Connection] = []
         self.open: set[Connection] = set()
         self.stopped = False
@@ -278,7 +283,7 @@ class Sending:
             "name": self.spec.name,
             "count": len(self.at),
             "bodies": self.bodies,
-            "rest": [self.without_retry_after, self.closed_ports],
+            "rest": [self.without_retry_after, self.closed_ports, self.execution_ids],
         }
 
 
@@ -318,6 +323,9 @@ class Connection(asyncio.Protocol):
         stream.note(self.scheduled, status)
         if status == 503 and b"retry-after" not in data[:head_end].lower():
             stream.without_retry_after += 1
+        if status == 200 and stream.spec.keep_ids:
+            at = data.index(EXECUTION_ID) + len(EXECUTION_ID)
+            stream.execution_ids.append(data[at : data.index(b"\r", at)].decode())
         if stream.spec.keep_bodies and len(stream.bodies) < DISTINCT_BODIES:
             stream.bodies[f"{status} {data[head_end + 4 :].decode(errors='replace')}"] += 1
         self.scheduled = 0.0

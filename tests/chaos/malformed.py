@@ -21,18 +21,20 @@ from tests.hostile_server import Behaviour, Peer, hostile
 CONFIG = """
 api:
   sources:
-    default: {{base_url: "{url}", timeout: 3s, max_response_bytes: 256KiB}}
+    default:
+      {{base_url: "{url}", timeout: 3s, max_response_bytes: 256KiB, circuit_breaker: false, retry: false}}
   operations:
     get: {{path: "/reports/1", result: {{score: "$response.body.score"}}}}
 ml:
   sources:
     default:
       base_url: "{url}"
+      circuit_breaker: false
       models:
         default: {{endpoint: /predict, timeout: 3s, max_response_bytes: 256KiB, health_check: {{interval: 0}}}}
 feast:
   sources:
-    default: {{server_url: "{url}", entity_key: customer_id, timeout: 3s}}
+    default: {{server_url: "{url}", entity_key: customer_id, timeout: 3s, circuit_breaker: false, retry: false}}
   operations:
     get: {{features: ["customer:visits"]}}
 """

@@ -54,6 +54,8 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*self._connecting, return_exceptions=True)
         self._abort_all()
+        while self._pairs:  # noqa: ASYNC110  # for a turn or two of the loop
+            await asyncio.sleep(0)
 
     # --- faults --------------------------------------------------------------------------------------------------
 
@@ -178,10 +180,6 @@ class _End(asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.write(data)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self.other is not None and self._proxy.mode != "hang":
-            self.other.transport.close()
-
     def abort(self) -> None:
         connection = self.transport.get_extra_info("socket")
         if connection is not None and not self.transport.is_closing():
@@ -200,7 +198,8 @@ class _Client(_End):
         super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
+        if self.other is not None:
+            self.other.transport.close()
         self._proxy.lost(self)
 
     def hold(self, held: bool) -> None:
@@ -242,6 +241,10 @@ class _Target(_End):
         self._answered += len(data)
         super().data_received(data)
         if self._answered >= most:
+            self.other.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.other is not None and self._proxy.mode != "hang":
             self.other.transport.close()
 
 

@@ -261,7 +261,8 @@ async def stage(
     """Start the sources, a proxy before each, and the service.
 
     ``files`` of the configuration come over the usual ones, and may use ``{database}``, ``{api}`` and ``{model}``, the
-    URLs of the proxies; ``config`` is appended to ``config.yaml``. ``source_timeout`` is that of the
+    URLs of the proxies, and ``{database_at}``, which is without the scheme and the user; so may ``config``, which is
+    appended to ``config.yaml``. ``source_timeout`` is that of the
     partner API and the model.
     """
     folder = setting.folder / f"stage-{free_port()}"
@@ -290,7 +291,8 @@ async def stage(
             "integrations/ml.yaml": MODELS.format(**urls, timeout=source_timeout),
             "domains/shop.yaml": DOMAIN,
         }
-        for name, text in (files or {}).items():
+        urls["database_at"] = f"127.0.0.1:{database.port}{parts.path}"
+        for name, text in {**(files or {}), "config.yaml": texts["config.yaml"]}.items():
             for what, address in urls.items():
                 text = text.replace(f"{{{what}}}", address)  # one after the other
             texts[name] = text

@@ -2,6 +2,40 @@
 
 from __future__ import annotations
 
-from tests.chaos.rows import canary, down, flaps, hangs, pool, reloads, sigterm, soak, workers
+from tests.chaos.rows import (
+    canary,
+    contract,
+    down,
+    durable,
+    flaps,
+    hangs,
+    hostile,
+    malformed,
+    overload,
+    pool,
+    reloads,
+    sigterm,
+    slow,
+    soak,
+    tracking,
+    workers,
+)
 
-ROWS = (down.ROW, hangs.ROW, flaps.ROW, pool.ROW, reloads.ROW, workers.ROW, sigterm.ROW, soak.ROW, canary.ROW)
+ROWS = (
+    overload.ROW,
+    down.ROW,
+    hangs.ROW,
+    flaps.ROW,
+    malformed.ROW,
+    pool.ROW,
+    reloads.ROW,
+    workers.ROW,
+    sigterm.ROW,
+    tracking.ROW,
+    durable.ROW,
+    slow.ROW,
+    hostile.ROW,
+    contract.ROW,
+    soak.ROW,
+    canary.ROW,
+)

@@ -28,7 +28,16 @@ AWKWARD = ("header_quoted", "database_quoted", "basic_quoted")
 
 CONFIG = """
 logging: {{level: debug, format: {log_format}, requests: true}}
-tracking: {{capacity: 1000}}
+tracking:
+  capture: full
+  redact: [request.body.secret, "request.query_params.secret"]
+  store: {{type: sql, url: "postgresql://postgres:${{env:CANARY_TRACKING}}@{{database_at}}"}}
+cache: {{url: "redis://:${{env:CANARY_CACHE}}@127.0.0.1:6379/0"}}
+telemetry:
+  traces:
+    endpoint: "{echo}/v1/traces"
+    headers: {{Authorization: "Bearer ${{env:CANARY_TELEMETRY}}"}}
+    interval: 200ms
 """
 SOURCES = """\
 database:
@@ -73,7 +82,7 @@ STEP = "{{name: step, type: {type}, source_id: {source}, operation: {operation},
 APIS = ("header", "quoted", "bearer", "basic", "basic_quoted", "in_url", "query", "proxy", "oauth2", "literal")
 ENVIRONMENT = (
     *("DATABASE", "DATABASE_GONE", "DATABASE_QUOTED", "HEADER", "HEADER_QUOTED", "BASIC", "BASIC_QUOTED", "QUERY"),
-    *("PROXY", "OAUTH2", "MODEL", "COMMAND", "IN_URL"),
+    *("PROXY", "OAUTH2", "MODEL", "COMMAND", "IN_URL", "TRACKING", "CACHE", "TELEMETRY"),
 )
 
 
@@ -99,8 +108,15 @@ def make_canaries() -> Canaries:
 
 
 @asynccontextmanager
-async def echoing() -> AsyncIterator[int]:
-    """An API that answers with the status it is asked for, and repeats the request in every part of the answer."""
+async def echoing(spans: list[bytes]) -> AsyncIterator[int]:
+    """An API that answers with the status it is asked for, and repeats the request in every part of the answer.
+
+    It also is a collector of spans.
+    """
+
+    async def collect(request: web.Request) -> web.Response:
+        spans.append(await request.read())
+        return web.Response()
 
     async def answer(request: web.Request) -> web.Response:
         told = {
@@ -117,6 +133,7 @@ async def echoing() -> AsyncIterator[int]:
         return web.json_response(told, status=status, headers=headers)
 
     app = web.Application()
+    app.router.add_post("/v1/traces", collect)
     app.router.add_route("*", "/{status}", answer)
     runner = web.AppRunner(app)
     await runner.setup()
@@ -143,6 +160,8 @@ def domain() -> str:
     endpoint("database_fails", "database", "canary", "fails", "number: $request.path_params.status")
     for source in ("scores", "started"):
         endpoint(f"model_{source}", "ml", source, "predict", "features: {a: 1}")
+    cached = ", cache: {ttl: 5s}"
+    endpoint("database_cached", "database", "canary", "fails", "number: $request.path_params.status", cached)
     endpoint("holders", "inside", "default", "tell", "what: holders, texts: $request.body")
     return "\n".join(endpoints) + "\n"
 
@@ -164,7 +183,8 @@ async def measure(setting: Setting) -> list[Finding]:
         if places := canaries.found_in(text):
             found.setdefault(where, []).extend(places)
 
-    async with echoing() as echo:
+    spans: list[bytes] = []
+    async with echoing(spans) as echo:
         for log_format in formats:
             setting.say(f"a service with {len(canaries.values)} secrets, its log as {log_format}")
             host, name = setting.postgresql.rpartition("@")[2].split("/", 1)
@@ -189,7 +209,7 @@ async def measure(setting: Setting) -> list[Finding]:
                 "secrets/cookie": canaries.values["cookie"],
                 "secrets/bearer": canaries.values["bearer_file"],
             }
-            config = CONFIG.format(log_format=log_format)
+            config = CONFIG.format(log_format=log_format, echo=f"http://127.0.0.1:{echo}")
             async with stage(setting, files=files, config=config, environment=environment) as service:
                 problems += await converse(service, look)
                 shown = await representations(service, canaries)
@@ -200,6 +220,7 @@ async def measure(setting: Setting) -> list[Finding]:
                 await commands(service, environment, look)
                 log = service.log
             look("logs", log.read_text(errors="replace"))
+            look("spans", b"".join(spans).decode("latin-1"))
     findings.append(
         Finding(
             f"not once, of {len(canaries.values)} places, in what the service says",
@@ -221,7 +242,7 @@ async def converse(service: Stage, look: object) -> list[str]:
     names = [f"api_{source}" for source in APIS] + ["api_default"]
     targets = [f"/orchestrator/canary/{name}/{status}" for name in names for status in statuses]
     targets += [f"/orchestrator/canary/database_{source}/1" for source in ("canary", "literal", "gone", "quoted")]
-    targets.append("/orchestrator/canary/database_fails/0")
+    targets += ["/orchestrator/canary/database_fails/0", *["/orchestrator/canary/database_cached/1"] * 2]
     targets += [f"/orchestrator/canary/model_{source}/1" for source in ("scores", "started") for _ in range(3)]
     targets += ["/openapi.json", "/docs", "/orchestrator", "/orchestrator/canary", "/health/ready", "/nowhere"]
     answers: dict[str, int] = {}

@@ -41,14 +41,15 @@ async def measure(setting: Setting) -> list[Finding]:
         failing = driven["report"].between(down, up)
         first = next((at for at, status in zip(failing.at, failing.status, strict=True) if status == 503), None)
         failures = failing.between(down, first or up).only(502)
-        state = next((source.get("breaker", {}) for source in sources if source["type"] == "api"), {})
+        (source,) = (source for source in sources if source["type"] == "api")
+        breaker = source["policies"]["circuit_breaker"]["state"]
         after = first or up
         refused = driven["report"].between(after, up).only(503)
         fallback = driven["report_or_default"].between(after, up)
         findings = [
             Finding(
                 f"open breaker within {MOST_FAILURES} failures or {MOST_SECONDS:g} s",
-                f"{len(failures)} failures of this endpoint, {milliseconds(after - down)}; now {_shown(state)}"
+                f"{len(failures)} failures of this endpoint, {milliseconds(after - down)}; GET /sources: {breaker}"
                 if first
                 else f"never in {len(failures)} failures",
                 first is not None and (len(failures) <= MOST_FAILURES or after - down <= MOST_SECONDS),
@@ -83,10 +84,6 @@ async def measure(setting: Setting) -> list[Finding]:
                 Finding(f"{name}: answered as before", during.shown(), set(during.status) == {200}),
             ]
     return findings
-
-
-def _shown(state: object) -> str:
-    return str(state.get("state", state)) if isinstance(state, dict) else str(state)
 
 
 async def _well_again(service: Stage) -> None:

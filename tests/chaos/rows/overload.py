@@ -1,0 +1,60 @@
+"""Twice, then ten times the load that one worker can serve."""
+
+from __future__ import annotations
+
+from tests.chaos import overload
+from tests.chaos.outcome import Finding, Row, Setting, milliseconds
+
+LEAST_SHARE = {2.0: 0.9, 10.0: 0.8}
+REFUSED_SECONDS = 0.010
+MOST_P99 = 2.0
+CALM_SECONDS = 5.0
+
+
+async def measure(setting: Setting) -> list[Finding]:
+    findings = []
+    for flow in ("cpu",) if setting.quick else ("cpu", "api"):
+        setting.say(f"the flow '{flow}': its peak, then twice and ten times as much")
+        found = await overload.measure(flow, seconds=setting.long(20, 3))  # type: ignore[arg-type]
+        for step in found.steps:
+            seen, name = step.seen, f"{flow}, {step.times:g} times"
+            least = LEAST_SHARE[step.times]
+            findings += [
+                Finding(
+                    f"{name}: at least {least:.0%} of the peak goodput",
+                    f"{seen.goodput:,.0f} of {found.peak:,.0f}/s, {step.share:.0%}; by CPU {step.cpu_share:.0%}",
+                    step.share >= least,
+                    relative=True,
+                ),
+                Finding(
+                    f"{name}: refusals in under 10 ms",
+                    f"{seen.refused:,} refused: p50 {milliseconds(seen.refused_p50)},"
+                    f" p99 {milliseconds(seen.refused_p99)}",
+                    seen.refused_p99 < REFUSED_SECONDS,
+                    relative=True,
+                ),
+                Finding(
+                    f"{name}: p99 of accepted at most doubled",
+                    f"{milliseconds(found.peak_p99)} -> {milliseconds(seen.accepted_p99)} ({step.p99_ratio:.2f} times)",
+                    step.p99_ratio <= MOST_P99,
+                    relative=True,
+                ),
+                Finding(
+                    f"{name}: nothing but 200 and 503; health answers",
+                    f"{seen.accepted:,} 200, {seen.refused:,} 503, {dict(seen.other) or 'no others'}; health failed"
+                    f" {seen.beside_failed} times, p99 {milliseconds(seen.beside_p99)}; {seen.unsent:,} not sent",
+                    not seen.other and not seen.beside_failed and seen.refused > 0,
+                ),
+            ]
+        findings.append(
+            Finding(
+                f"{flow}: normal within {CALM_SECONDS:g} s after",
+                f"{found.after_seconds:.1f} s",
+                found.after_seconds <= CALM_SECONDS,
+                relative=True,
+            )
+        )
+    return findings
+
+
+ROW = Row("overload", "2 times, then 10 times the load one worker can serve", measure)
