@@ -168,6 +168,7 @@ def finish(run: Run, http_status: int, error: BaseException | None, redactor: Re
     """Note how a run ended."""
     run.ended = clock()
     run.http_status = http_status
+    run.failure = None  # with its traceback it would keep what the source answered, as long as the record is kept
     if error is not None:
         run.error = redactor(describe(error))
 

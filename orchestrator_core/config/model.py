@@ -54,6 +54,11 @@ def _at_least_one(instance: Any, attribute: Any, value: int) -> None:
         raise ValueError(f"expected at least 1, got {value}")
 
 
+def _off(instance: Any, attribute: Any, value: object) -> None:
+    if value is True:
+        raise ValueError("expected false, or a mapping such as {max: 100}")
+
+
 def _most(instance: Any, attribute: Any, value: int | str) -> None:
     if isinstance(value, int) and value < 1:
         raise ValueError(f"expected adaptive, or at least 1, got {value}")
@@ -116,8 +121,10 @@ class ServerOptions:
     host: str = option("127.0.0.1", help="Address that the public listener binds.")
     port: int = option(8000, help="Port of the public listener; 0 takes any free one.", validator=_port)
     max_body_size: Size = option(Size(2**20), help="Largest request body; a larger one answers 413.")
-    limit: LimitOptions | Literal[False] = option(
-        factory=LimitOptions, help="Limit on requests in flight, beyond which one is refused with 503; or false."
+    limit: LimitOptions | bool = option(
+        factory=LimitOptions,
+        help="Limit on requests in flight, beyond which one is refused with 503; or false.",
+        validator=_off,
     )
     max_connections: int = option(
         10_000, help="Most connections; one more is refused with 503.", validator=_at_least_one

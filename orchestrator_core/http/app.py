@@ -16,6 +16,7 @@ from attrs import frozen
 from orchestrator_core.config.secrets import without_passwords
 from orchestrator_core.http.admin import AdminApp
 from orchestrator_core.http.grace import Grace
+from orchestrator_core.http.limit import Limit
 from orchestrator_core.http.listener import Handler, Limits, Listener, listen
 from orchestrator_core.http.public import PublicApp
 from orchestrator_core.http.telemetry import ServiceState, open_telemetry
@@ -38,6 +39,7 @@ class Service:
 
     live: Live
     executions: ExecutionLog
+    limit: Limit
     listener: Listener
     public: tuple[str, int]
     admin: tuple[str, int] | None
@@ -120,7 +122,7 @@ async def serve_live(
             listen(public.handle, public_at, Limits.of(options.server), grace, linger_seconds, public.limit)
         )
         stack.callback(public.drain)
-        yield Service(live, executions, listener, listener.address, admin.address if admin else None)
+        yield Service(live, executions, public.limit, listener, listener.address, admin.address if admin else None)
 
 
 def _writer(live: Live) -> Writer | None:

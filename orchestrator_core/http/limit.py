@@ -31,10 +31,10 @@ PACE_SECONDS = 0.002
 LONG_SECONDS = 0.005
 """How long the turns of a few requests take that are too many to begin at once."""
 
-WINDOW_SECONDS = 0.05
+WINDOW_SECONDS = 0.025
 FEW = 4
 MOST_AT_ONCE = 1024
-CALM_WINDOWS = 20
+CALM_WINDOWS = 40
 CROWDED_WINDOWS = 2
 GROWING = 1.2
 UNLIMITED = 2**62
@@ -71,9 +71,10 @@ class _Turn:
 class Limit:
     """The limit of one worker. Its figures are plain numbers, for whoever wants to show them.
 
-    ``in_flight`` are the requests of endpoints under way, ``shed`` those refused so far. ``backlog`` are the requests
-    that were read and not begun. While ``engaged`` is false, which it is until the backlog exceeds ``min``, nothing
-    is asked of the limit but to count.
+    ``in_flight`` are the requests of endpoints under way, ``shed`` those refused so far, ``backlog`` those that were
+    read and not begun, ``connections`` the open ones. While ``engaged`` is false, nothing is asked of the limit but to
+    count: until the backlog exceeds ``min``, or a few requests take long. ``soon`` calls a function in the loop's next
+    turn.
     """
 
     __slots__ = (
@@ -90,8 +91,8 @@ class Limit:
         "_let_in_last",
         "_line",
         "_longest",
-        "_max",
         "_min",
+        "_now",
         "_shed_before",
         "_shed_when_overloaded",
         "_soon",
@@ -101,6 +102,7 @@ class Limit:
         "_window",
         "adaptive",
         "backlog",
+        "connections",
         "engaged",
         "in_flight",
         "most",
@@ -109,10 +111,17 @@ class Limit:
         "shed",
     )
 
-    def __init__(self, soon: Callable[[Callable[[], None]], Any], options: LimitOptions | None) -> None:
+    def __init__(
+        self,
+        soon: Callable[[Callable[[], None]], Any],
+        options: LimitOptions | None,
+        now: Callable[[], float] = clock,
+    ) -> None:
         self._soon = soon
+        self._now = now
         self.in_flight = 0
         self.backlog = 0
+        self.connections = 0
         self.shed = 0
         self.engaged = False
         self.overloaded = False
@@ -151,18 +160,21 @@ class Limit:
     def came(self, requests: int) -> None:
         """Count requests that nobody asked about, and begin to ask when there are many at once."""
         self.backlog += requests
-        if self.backlog > self._min:
-            self._engage()
+        if self._watching:
+            self._let_in_last += requests
         elif self.backlog > FEW and not self._busy:  # see how long they take
             self._busy = self._watching = True
             self._turns = TURNS_TO_BEGIN
-            self._let_in_at = clock()
+            self._let_in_last = self.backlog
+            self._let_in_at = self._now()
             self._soon(self._turn)
+        if self.backlog > self._min:
+            self._engage()
 
     def _engage(self) -> None:
         if not self.engaged:
             self.engaged = True
-            self._open_window(clock())
+            self._open_window(self._now())
 
     def ask(self, connection: Waiting) -> None:
         """Let the connection's request wait for its turn, which may be the loop's next, or refuse it."""
@@ -172,7 +184,7 @@ class Limit:
             self.refuse(connection, 0.0)
             return
         connection.waits = True
-        line.append((clock(), connection))
+        line.append((self._now(), connection))
         if not self._busy:
             self._busy = True
             self._soon(self._turn)
@@ -215,7 +227,7 @@ class Limit:
             self._turns -= 1
             self._soon(self._turn)
             return
-        now = clock()
+        now = self._now()
         if self._watching:
             self._watching = False
             if now - self._let_in_at > LONG_SECONDS and self._min < UNLIMITED:
@@ -235,7 +247,7 @@ class Limit:
     def _learn(self, seconds: float) -> None:
         """Learn from how long the last ones took, with all that was done beside them."""
         count = self._let_in_last
-        share = min(0.5, count / 16)
+        share = min(0.5, max(0.1, count / 16)) if self._cost else 1.0
         self._cost += (seconds / count - self._cost) * share
         if seconds > PACE_SECONDS or count >= int(self._at_once):
             self._at_once *= min(2.0, max(0.5, PACE_SECONDS / seconds))

@@ -208,9 +208,15 @@ class Connection(web.RequestHandler):
         """Return whether the connection waits for a request."""
         return self._waiter is not None and not self._messages
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self.limit is not None:
+            self.limit.connections += 1
+
     def connection_lost(self, exc: BaseException | None) -> None:
         self.waits = False
         if self.limit is not None:
+            self.limit.connections -= 1
             self.limit.backlog -= len(self._messages)
         super().connection_lost(exc)
 
@@ -247,9 +253,8 @@ class _Refused(asyncio.Protocol):
         self._most = most
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
         failure = Failure(503, "not available", f"all {self._most} connections are in use", retry_after_seconds=1)
-        transport.write(_problem(failure).written(keep_alive=False))
+        transport.write(_problem(failure).written(keep_alive=False))  # type: ignore[attr-defined]  # it is no datagram
         transport.close()
 
 

@@ -166,6 +166,7 @@ class PublicApp:
             response = problem(failure, run.id, lines, request.path)
             if run.taken is not None:
                 run.taken.answer = response.body
+            response.closes = failure.status == 408
             _end_body(request, failure.status)
         else:
             finish(run, 200, None, serving.redact)
@@ -417,7 +418,8 @@ def _end_body(request: web.BaseRequest, status: int) -> None:
 
 
 def _limit_of(snapshot: Snapshot) -> LimitOptions | None:
-    return snapshot.configuration.app.server.limit or None
+    limit = snapshot.configuration.app.server.limit
+    return limit if isinstance(limit, LimitOptions) else None
 
 
 def _endpoint_info(ready: ReadyPlan) -> EndpointInfo:

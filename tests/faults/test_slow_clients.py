@@ -1,0 +1,144 @@
+"""Clients that take their time, or take no answer, are closed; those that are only idle are not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import orjson
+
+from orchestrator_core.testing import service
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+CONFIG = """
+    server:
+      header_timeout: 300ms
+      body_timeout: 300ms
+      send_timeout: 300ms
+      max_connections: 20
+"""
+DOMAIN = """
+    endpoints:
+      quick: {response_mapping: {body: "$request.body ?? null"}}
+      large: {response_mapping: {text: "%s"}}
+""" % ("x" * 200_000)
+FILES = {"config.yaml": CONFIG, "domains/d.yaml": DOMAIN}
+HEAD = b"GET /orchestrator/d/quick HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST /orchestrator/d/quick HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+
+
+async def everything(address: tuple[str, int], start: bytes, drip: bytes = b"") -> bytes:
+    """Send the start and then drips, and return what comes until the service closes."""
+    reader, writer = await asyncio.open_connection(*address)
+
+    async def send() -> None:
+        writer.write(start)
+        while drip:
+            await asyncio.sleep(0.05)
+            writer.write(drip)
+
+    sending = asyncio.create_task(send())
+    try:
+        async with asyncio.timeout(10):
+            return await reader.read()
+    finally:
+        sending.cancel()
+        writer.close()
+
+
+def told(raw: bytes) -> tuple[bytes, dict[str, Any]]:
+    head, _, body = raw.partition(b"\r\n\r\n")
+    assert b"\r\nConnection: close" in head
+    assert b"\r\nX-Execution-Id: " in head
+    problem = orjson.loads(body)
+    del problem["execution_id"]
+    return head.partition(b"\r\n")[0], problem
+
+
+def test_a_head_that_drips_is_ended(run: Run) -> None:
+    async def main() -> None:
+        async with service(FILES) as served:
+            status, problem = told(await everything(served.running.public, HEAD + b"X-Slow: ", b"1"))
+            assert status == b"HTTP/1.1 408 Request Timeout"
+            assert problem == {
+                "type": "about:blank",
+                "title": "bad request",
+                "status": 408,
+                "detail": "no request came within 0.3 s",
+            }
+
+    run(main())
+
+
+def test_a_connection_that_says_nothing_is_closed(run: Run) -> None:
+    async def main() -> None:
+        async with service(FILES) as served:
+            assert await everything(served.running.public, b"") == b""
+
+    run(main())
+
+
+def test_a_body_that_drips_is_ended(run: Run) -> None:
+    async def main() -> None:
+        async with service(FILES) as served:
+            status, problem = told(await everything(served.running.public, POST, b"1"))
+            assert status == b"HTTP/1.1 408 Request Timeout"
+            assert problem["detail"] == "the body did not arrive within 0.3 s"
+            (execution,) = await served.executions()
+            assert (execution["status"], execution["http_status"]) == ("failed", 408)
+
+    run(main())
+
+
+def test_a_client_that_does_not_read_its_answers_is_cut_off(run: Run) -> None:
+    async def main() -> None:
+        async with service(FILES) as served:
+            reader, writer = await asyncio.open_connection(*served.running.public, limit=1000)
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            request = b"GET /orchestrator/d/large HTTP/1.1\r\nHost: x\r\n\r\n"
+            writer.write(request * 60)
+            live = served.running.live
+            async with asyncio.timeout(10):
+                while served.running.limit.connections:  # noqa: ASYNC110  # nobody tells of it
+                    await asyncio.sleep(0.05)
+            assert live.snapshot.running == 0
+            writer.transport.abort()
+            del reader
+
+    run(main())
+
+
+def test_an_idle_connection_is_kept(run: Run) -> None:
+    """The time for a head begins with its first byte once there was a request."""
+
+    async def main() -> None:
+        async with service(FILES) as served:
+            reader, writer = await asyncio.open_connection(*served.running.public)
+            for pause in (2.5, 0):
+                writer.write(HEAD + b"\r\n")
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200 OK")
+                await reader.readexactly(int(head.partition(b"Content-Length: ")[2].partition(b"\r")[0]))
+                await asyncio.sleep(pause)
+            writer.close()
+
+    run(main())
+
+
+def test_a_connection_too_many_is_told_so(run: Run) -> None:
+    async def main() -> None:
+        async with service(FILES) as served:
+            opened = [await asyncio.open_connection(*served.running.public) for _ in range(20)]
+            status, problem = told(await everything(served.running.public, HEAD + b"\r\n"))
+            assert status == b"HTTP/1.1 503 Service Unavailable"
+            assert problem["detail"] == "all 20 connections are in use"
+            for _, writer in opened:
+                writer.close()
+            async with asyncio.timeout(10):
+                while served.running.limit.connections:  # noqa: ASYNC110  # nobody tells of it
+                    await asyncio.sleep(0.05)
+            assert (await served.get("/orchestrator/d/quick")).status == 200
+
+    run(main())

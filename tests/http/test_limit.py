@@ -1,0 +1,224 @@
+"""The limit on requests in flight, on a loop whose turns and time are the test's own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import pytest
+from attrs import define, evolve, field
+
+from orchestrator_core.config.model import LimitOptions
+from orchestrator_core.http.limit import Limit
+from orchestrator_core.plugin_api import Duration
+
+ADAPTIVE = LimitOptions()
+TURN = 20e-6
+REFUSING = 20e-6
+
+
+@define(eq=False)
+class Request:
+    """A request that arrived, and what became of it."""
+
+    loop: Loop
+    arrived: float
+    waits: bool = False
+    ended: float = 0.0
+    refused: bool = False
+
+    def let_in(self) -> None:
+        self.waits = False
+        self.loop.woken.append(self)
+
+    def refuse(self, waited_seconds: float) -> None:
+        self.refused = True
+        self.ended = self.loop.now
+        self.loop.now += REFUSING
+        self.loop.limit.backlog -= 1
+
+    @property
+    def took(self) -> float:
+        return self.ended - self.arrived
+
+
+@define(eq=False)
+class Loop:
+    """An event loop as the limit knows it: what arrives is read, then what is ready runs.
+
+    A request that was let in is woken in one turn and worked on in the next, for ``cost`` seconds.
+    """
+
+    options: LimitOptions | None
+    cost: float
+    now: float = 1.0
+    ready: list[Callable[[], None]] = field(factory=list)
+    woken: list[Request] = field(factory=list)
+    tasks: list[Request] = field(factory=list)
+    done: list[Request] = field(factory=list)
+    limit: Limit = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.limit = Limit(self.ready.append, self.options, lambda: self.now)
+
+    def arrive(self) -> Request:
+        request = Request(self, self.now)
+        if self.limit.engaged:
+            self.limit.backlog += 1
+            self.limit.ask(request)
+        else:
+            self.limit.came(1)
+            request.let_in()
+        return request
+
+    def turn(self) -> None:
+        ready, self.ready[:] = list(self.ready), []
+        tasks, self.tasks = self.tasks, self.woken
+        self.woken = []
+        self.limit.backlog -= len(self.tasks)
+        self.now += TURN
+        for call in ready:
+            call()
+        for request in tasks:
+            self.now += self.cost
+            request.ended = self.now
+            self.done.append(request)
+
+    @property
+    def idle(self) -> bool:
+        return not (self.ready or self.woken or self.tasks)
+
+    def run(self, per_second: float, seconds: float) -> list[Request]:
+        """Let requests arrive at a rate, and return them when all have been answered."""
+        due = deque(self.now + number / per_second for number in range(int(per_second * seconds)))
+        sent = []
+        while due or not self.idle:
+            if self.idle:
+                self.now = max(self.now, due[0])
+            while due and due[0] <= self.now:
+                request = self.arrive()
+                request.arrived = due.popleft()
+                sent.append(request)
+            self.turn()
+        return sent
+
+
+def accepted(requests: list[Request]) -> list[float]:
+    return sorted(request.took for request in requests if not request.refused)
+
+
+def refused(requests: list[Request]) -> list[float]:
+    return sorted(request.took for request in requests if request.refused)
+
+
+def at(times: list[float], share: float) -> float:
+    return times[min(len(times) - 1, int(len(times) * share))]
+
+
+@pytest.mark.parametrize("times", [2, 10])
+def test_most_of_the_work_goes_into_answers_under_lasting_overload(times: int) -> None:
+    loop = Loop(ADAPTIVE, 0.0015)
+    peak = 1 / loop.cost
+    sent = loop.run(peak * times, 10)
+    good, bad = accepted(sent), refused(sent)
+    assert len(good) > 0.8 * peak * 10
+    assert at(bad, 0.99) < 0.01
+    assert at(good, 0.5) < 0.06
+    assert at(good, 0.99) < 0.12
+    assert loop.limit.shed == len(bad) > 0
+    assert loop.limit.backlog == 0
+
+
+def test_a_burst_that_is_worked_off_soon_is_not_refused() -> None:
+    """Five hundred clients whose answers come at once, and who ask again at once, each second."""
+    loop = Loop(ADAPTIVE, 0.0002)
+    for _ in range(10):
+        burst = [loop.arrive() for _ in range(500)]
+        while not loop.idle:
+            loop.turn()
+        assert not refused(burst)
+        loop.now += 1
+
+
+@pytest.mark.parametrize(("clients", "cost"), [(32, 0.002), (64, 0.002), (256, 0.0005)])
+def test_clients_that_wait_for_their_answers_are_not_refused(clients: int, cost: float) -> None:
+    loop = Loop(ADAPTIVE, cost)
+    requests = [loop.arrive() for _ in range(clients)]
+    while loop.now < 3:
+        loop.turn()
+        requests += [loop.arrive() for _ in loop.done]
+        loop.done.clear()
+    assert not refused(requests)
+    assert not loop.limit.overloaded
+
+
+def test_a_load_that_is_served_is_not_refused_and_hardly_waits() -> None:
+    loop = Loop(ADAPTIVE, 0.0015)
+    sent = loop.run(0.8 / loop.cost, 5)
+    assert not refused(sent)
+    assert at(accepted(sent), 0.99) < 0.01
+
+
+def test_after_an_overload_everything_is_as_before() -> None:
+    loop = Loop(ADAPTIVE, 0.0015)
+    assert refused(loop.run(10 / loop.cost, 2))
+    first = loop.run(0.5 / loop.cost, 0.5)
+    then = loop.run(0.5 / loop.cost, 2)
+    assert len(refused(first)) < 5
+    assert not refused(then)
+    assert (loop.limit.overloaded, loop.limit.engaged, loop.limit.waiting) == (False, False, 0)
+
+
+def test_so_many_as_min_are_never_refused() -> None:
+    loop = Loop(evolve(ADAPTIVE, wait=Duration(0.001), burst=Duration(0.001)), 0.1)
+    assert not refused([loop.arrive() for _ in range(33)])
+    loop.run(1, 1)
+    assert refused(loop.run(1000, 1))
+
+
+def test_a_fixed_limit_counts_those_in_flight_and_those_that_wait() -> None:
+    loop = Loop(LimitOptions(max=50), 0.001)
+    loop.limit.in_flight = 20
+    loop.limit.engaged = True
+    requests = [loop.arrive() for _ in range(60)]
+    assert [request.refused for request in requests] == [False] * 30 + [True] * 30
+    assert (loop.limit.waiting, loop.limit.shed) == (30, 30)
+
+
+def test_the_ceiling_holds_whatever_the_requests_wait_for() -> None:
+    loop = Loop(LimitOptions(ceiling=100), 0.001)
+    loop.limit.in_flight = 99
+    assert not loop.limit.is_full()
+    loop.limit.in_flight = 100
+    assert loop.limit.is_full()
+
+
+def test_without_a_limit_nobody_waits() -> None:
+    loop = Loop(None, 0.01)
+    sent = loop.run(1000, 0.5)
+    assert not refused(sent)
+    assert (loop.limit.engaged, loop.limit.shed) == (False, 0)
+
+
+def test_those_that_wait_are_let_in_when_the_limit_is_taken_away() -> None:
+    loop = Loop(ADAPTIVE, 0.001)
+    requests = [loop.arrive() for _ in range(200)]
+    assert loop.limit.waiting
+    loop.limit.use(None)
+    assert loop.limit.waiting == 0
+    while not loop.idle:
+        loop.turn()
+    assert len(accepted(requests)) == 200
+
+
+def test_a_request_whose_client_went_away_takes_no_turn() -> None:
+    loop = Loop(ADAPTIVE, 0.001)
+    requests = [loop.arrive() for _ in range(100)]
+    gone = [request for request in requests if request.waits][:20]
+    for request in gone:
+        request.waits = False
+        loop.limit.backlog -= 1
+    while not loop.idle:
+        loop.turn()
+    assert len(loop.done) == 80
+    assert loop.limit.backlog == 0

@@ -1,0 +1,250 @@
+"""What a service does that gets more than it can do: how it refuses, what it still answers, and what it forgets."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+import pytest
+
+from orchestrator_core.testing import RunningService, check_problems, service
+from orchestrator_core.testing.pytest_plugin import Served
+from tests.engine.lab import Lab
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+DOMAIN = """
+    endpoints:
+      quick:
+        response_mapping: {x: "$request.body.x ?? 1"}
+      hangs:
+        data_sources: [{name: waits, type: lab, operation: forever}]
+"""
+QUICK, HANGS = "/orchestrator/d/quick", "/orchestrator/d/hangs"
+
+
+async def forever(_: Any) -> None:
+    await asyncio.Event().wait()
+
+
+LAB = {"lab": Lab({"forever": forever})}
+REFUSED = {
+    "type": "about:blank",
+    "title": "not available",
+    "status": 503,
+    "detail": "the service is overloaded",
+}
+
+
+@asynccontextmanager
+async def full(at_most: int = 1) -> AsyncIterator[RunningService]:
+    """Serve with so many requests in flight as there may be."""
+    files = {"config.yaml": f"server: {{limit: {{max: {at_most}, retry_after: 3s}}}}", "domains/d.yaml": DOMAIN}
+    async with service(files, plugins=LAB) as served:
+        hanging = [asyncio.create_task(served.get(HANGS)) for _ in range(at_most)]
+        await until(lambda: served.running.live.snapshot.running == at_most)
+        try:
+            yield served
+        finally:
+            for task in hanging:
+                task.cancel()
+            await asyncio.gather(*hanging, return_exceptions=True)
+            await until(lambda: served.running.live.snapshot.running == 0)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110  # nobody tells of it
+            await asyncio.sleep(0.005)
+
+
+async def exchange(served: RunningService, *parts: bytes) -> bytes:
+    """Send the parts over one connection, and return all that comes until the service closes it."""
+    reader, writer = await asyncio.open_connection(*served.running.public)
+    try:
+        for part in parts:
+            writer.write(part)
+            await asyncio.sleep(0.02)
+        async with asyncio.timeout(5):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+def test_beyond_the_limit_a_request_is_refused_at_once_and_says_when_to_come_again(run: Run) -> None:
+    async def main() -> None:
+        async with full() as served:
+            answers = [await served.get(QUICK), await served.post(QUICK, {"x": 2}), await served.get(QUICK)]
+            for answer in answers:
+                assert answer.status == 503
+                assert answer.headers["Retry-After"] == "3"
+                assert answer.headers["Content-Type"] == "application/problem+json"
+                assert re.fullmatch(r"engine;dur=\d+\.\d{3}", answer.headers["Server-Timing"])
+                answer.json.pop("instance", None)
+                assert answer.json == {**REFUSED, "execution_id": answer.headers["X-Execution-Id"]}
+            assert len({answer.json["execution_id"] for answer in answers}) == 3
+            assert served.running.limit.shed == 3
+            assert await served.executions() == []
+
+    run(main())
+
+
+def test_health_the_lists_and_the_admin_listener_are_never_refused(run: Run) -> None:
+    async def main() -> None:
+        async with full() as served:
+            assert (await served.get(QUICK)).status == 503
+            pages = ("/health/live", "/health/ready", "/orchestrator", "/orchestrator/d", "/openapi.json", "/docs")
+            assert [(await served.get(page)).status for page in pages] == [200] * len(pages)
+            assert (await served.admin("GET", "/config")).status == 200
+            assert (await served.get("/nothing")).status == 404
+
+    run(main())
+
+
+def test_when_there_is_room_again_requests_are_answered(run: Run) -> None:
+    async def main() -> None:
+        files = {"config.yaml": "server: {limit: {max: 1}}", "domains/d.yaml": DOMAIN}
+        async with service(files, plugins=LAB) as served:
+            hanging = asyncio.create_task(served.get(HANGS))
+            await until(lambda: served.running.limit.in_flight == 1)
+            assert (await served.get(QUICK)).status == 503
+            hanging.cancel()
+            await until(lambda: served.running.limit.in_flight == 0)
+            assert (await served.get(QUICK)).status == 200
+
+    run(main())
+
+
+def test_as_many_as_there_may_be_are_let_in(run: Run) -> None:
+    async def main() -> None:
+        async with full(3) as served:
+            assert served.running.limit.in_flight == 3
+            assert [answer.status for answer in await asyncio.gather(*(served.get(QUICK) for _ in range(5)))] == [
+                503
+            ] * 5
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "closes"),
+    [
+        (b"HEAD %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", True),
+        (b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", True),
+        (b"GET %b HTTP/1.0\r\n\r\n", True),
+        (b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}", True),
+        (b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n{", True),
+        (b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n", True),
+    ],
+)
+def test_every_form_of_a_request_is_refused_properly(run: Run, request_bytes: bytes, closes: bool) -> None:
+    async def main() -> None:
+        async with full() as served:
+            await served.get(QUICK)  # from now on the connections ask before they take anything up
+            raw = await exchange(served, request_bytes % QUICK.encode())
+            head, _, body = raw.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+            assert head.count(b"HTTP/1.1") == 1
+            if request_bytes.startswith(b"HEAD"):
+                assert body == b""
+            else:
+                assert orjson.loads(body)["detail"] == "the service is overloaded"
+
+    run(main())
+
+
+def test_requests_on_one_connection_are_refused_in_their_order(run: Run) -> None:
+    async def main() -> None:
+        async with full() as served:
+            await served.get(QUICK)
+            get = b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % QUICK.encode()
+            health = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+            last = b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % QUICK.encode()
+            raw = await exchange(served, get, get + health + get, b"GET %b HT" % QUICK.encode(), get[-21:], last)
+            assert re.findall(rb"HTTP/1\.1 (\d+)", raw) == [b"503", b"503", b"200", b"503", b"400"]
+
+    run(main())
+
+
+def test_a_whole_request_in_pieces_is_refused_when_it_is_whole(run: Run) -> None:
+    async def main() -> None:
+        async with full() as served:
+            await served.get(QUICK)
+            get = b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % QUICK.encode()
+            raw = await exchange(served, *(get[start : start + 20] for start in range(0, len(get), 20)))
+            assert re.findall(rb"HTTP/1\.1 (\d+)", raw) == [b"503"]
+
+    run(main())
+
+
+def test_many_requests_that_wait_for_a_slow_source_are_all_let_in(run: Run) -> None:
+    """They cost the event loop nothing, so they are no overload."""
+
+    async def main() -> None:
+        files = {"config.yaml": "server: {docs: false}", "domains/d.yaml": DOMAIN}
+        async with service(files, plugins=LAB) as served:
+            hanging = [asyncio.create_task(served.get(HANGS)) for _ in range(300)]
+            await until(lambda: served.running.limit.in_flight == 300)
+            assert (await served.get(QUICK)).status == 200
+            assert served.running.limit.shed == 0
+            for task in hanging:
+                task.cancel()
+            await asyncio.gather(*hanging, return_exceptions=True)
+            await until(lambda: served.running.limit.in_flight == 0)
+            assert served.running.limit.backlog == 0
+
+    run(main())
+
+
+def test_clients_that_leave_while_they_wait_are_forgotten(run: Run) -> None:
+    async def main() -> None:
+        async with service({"domains/d.yaml": DOMAIN}, plugins=LAB) as served:
+            limit = served.running.limit
+            limit.engaged = True
+            writers = []
+            for _ in range(50):
+                _, writer = await asyncio.open_connection(*served.running.public)
+                writer.write(f"GET {HANGS} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 2)
+                writers.append(writer)
+            await until(lambda: limit.in_flight == 50)
+            for writer in writers:
+                writer.close()
+            await until(lambda: (limit.in_flight, limit.backlog, limit.waiting) == (0, 0, 0))
+
+    run(main())
+
+
+def test_a_reload_changes_the_limit(serve: Callable[..., Served]) -> None:
+    served = serve({"config.yaml": "server: {limit: false}", "domains/d.yaml": DOMAIN}, plugins=LAB)
+    limit = served.service.running.limit
+    assert (limit.adaptive, limit.most) == (False, 2**62)
+    served.write("config.yaml", "server: {limit: {max: 7}}")
+    assert served.reload().status == 200
+    assert (limit.adaptive, limit.most) == (False, 7)
+
+
+def test_mistakes_in_the_limit_are_found_with_their_lines() -> None:
+    text = """\
+    server:
+      limit:
+        max: 0
+        min: 0
+        wait: 0
+        queue: 5
+      header_timeout: 0
+      max_connections: 0
+    """
+    assert [(found.line, found.message) for found in check_problems({"config.yaml": text, "domains/d.yaml": ""})] == [
+        (3, "expected adaptive, or at least 1, got 0"),
+        (4, "expected at least 1, got 0"),
+        (5, "expected more than 0, got 0"),
+        (6, "unknown key 'queue'"),
+        (7, "expected more than 0, got 0"),
+        (8, "expected at least 1, got 0"),
+    ]
+    (found,) = check_problems({"config.yaml": "server: {limit: true}", "domains/d.yaml": ""})
+    assert found.message == "expected false, or a mapping such as {max: 100}"
