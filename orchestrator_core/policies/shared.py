@@ -180,13 +180,13 @@ async def open_shared_cache(
         wait_for_connection_timeout=seconds,
         retry=Retry(NoBackoff(), 0),
     )
-    await backend.init()  # type: ignore[no-untyped-call]  # cashews types few of its methods
+    await backend.init()
     try:
         yield SharedCache(backend, options, clock)
     finally:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # cashews 7 closes redis-py the old way
-            await backend.close()  # type: ignore[no-untyped-call]
+            await backend.close()
 
 
 def _without_credentials(url: str) -> str:
