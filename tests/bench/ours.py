@@ -60,7 +60,7 @@ EXTRAS = {
     "": "server: {}\n",
     "lean": "logging: {requests: false}\ntelemetry: false\n",
     "full": "logging: {requests: false}\ntelemetry: {}\n"
-    "tracking: {store: {type: sql, url: 'sqlite:///executions.db'}}\n",
+    "tracking: {store: {type: sql, url: 'sqlite:///../executions.db'}}\n",
 }
 """What config.yaml says: as it is by default, with nothing that can be left out, and with all that is there."""
 
