@@ -20,7 +20,10 @@ JSON_COLUMNS = frozenset(("degraded", "models", "steps", "captured"))
 
 _STEP_NAMES = tuple(field.name for field in attrs.fields(StepRecord))
 _IDENTITY_NAMES = tuple(field.name for field in attrs.fields(Identity))
-_of_step = attrgetter(*_STEP_NAMES)
+_ALWAYS = ("name", "status", "start_seconds", "duration_seconds", "attempts")
+_SELDOM = {field.name: field.default for field in attrs.fields(StepRecord) if field.name not in _ALWAYS}
+_ORDINARY = tuple(_SELDOM.values())
+_seldom = attrgetter(*_SELDOM)
 _of_identity = attrgetter(*_IDENTITY_NAMES)
 
 Values = tuple[Any, ...]
@@ -49,9 +52,24 @@ def values_of(execution: Execution) -> Values:
         execution.cached_from,
         _json(degraded) if degraded else "[]",
         _json([dict(zip(_IDENTITY_NAMES, _of_identity(model), strict=True)) for model in models]) if models else "[]",
-        _json([dict(zip(_STEP_NAMES, _of_step(step), strict=True)) for step in steps]) if steps else "[]",
+        _json([_step(step) for step in steps]) if steps else "[]",
         None if captured is None else captured.text.decode(),
     )
+
+
+def _step(step: StepRecord) -> dict[str, Any]:
+    """Return the fields of a step, without those that have their defaults."""
+    document = {
+        "name": step.name,
+        "status": step.status,
+        "start_seconds": step.start_seconds,
+        "duration_seconds": step.duration_seconds,
+        "attempts": step.attempts,
+    }
+    more = _seldom(step)
+    if more != _ORDINARY:
+        document |= {name: value for name, value in zip(_SELDOM, more, strict=True) if value != _SELDOM[name]}
+    return document
 
 
 def _text(value: str) -> str:
