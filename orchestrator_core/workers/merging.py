@@ -81,13 +81,16 @@ def merge_executions(said: Mapping[int, Mapping[str, Any]], before: Mapping[int,
 _SAMPLE = re.compile(r"(?P<series>(?P<name>[A-Za-z_:][A-Za-z0-9_:]*)(?:\{.*\})?)\s+(?P<value>\S+)(?:\s+\S+)?\Z")
 _COMMENT = re.compile(r"# (?:HELP|TYPE) (?P<name>\S+)")
 _NOT_SUMMED = re.compile(r"_(created|info|time_seconds|timestamp_seconds)\Z")
+_OF_ALL = {"orchestrator_endpoints", "orchestrator_reloads_total"}
+"""What is one thing for all workers, and not one for each."""
 _SUFFIX = re.compile(r"_(total|created|bucket|sum|count|info)\Z")
 
 
 def merge_metrics(texts: Sequence[str]) -> str:
     """Return one text in Prometheus' format: each series is the sum of what the workers say of it.
 
-    Of points in time, quantiles and ``…_info`` it is the largest, since a sum of them means nothing. Families keep
+    Of points in time, quantiles, ``…_info`` and what all workers have in common, such as endpoints, it is the largest,
+    since a sum of them means nothing. Families keep
     their ``HELP`` and ``TYPE`` and stand together, whichever worker has which series.
     """
     comments: dict[str, list[str]] = {}
@@ -110,7 +113,8 @@ def merge_metrics(texts: Sequence[str]) -> str:
 
 def _merged(series: str, values: Sequence[float]) -> float:
     name, _, labels = series.partition("{")
-    return max(values) if _NOT_SUMMED.search(name) or 'quantile="' in labels else sum(values)
+    common = name in _OF_ALL or _NOT_SUMMED.search(name) or 'quantile="' in labels
+    return max(values) if common else sum(values)
 
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:

@@ -25,6 +25,8 @@ open_sources 2.0
 process_start_time_seconds 1.7e+09
 # TYPE build_info gauge
 build_info{version="1"} 1.0
+# TYPE orchestrator_endpoints gauge
+orchestrator_endpoints 3.0
 # TYPE wait summary
 wait{quantile="0.5"} 0.25
 wait_count 4.0
@@ -47,6 +49,8 @@ open_sources +Inf
 process_start_time_seconds 1.6e+09
 # TYPE build_info gauge
 build_info{version="1"} 1.0
+# TYPE orchestrator_endpoints gauge
+orchestrator_endpoints 3.0
 # TYPE wait summary
 wait{quantile="0.5"} 0.5
 wait_count 1.0
@@ -68,6 +72,8 @@ open_sources +Inf
 process_start_time_seconds 1700000000.0
 # TYPE build_info gauge
 build_info{version="1"} 1.0
+# TYPE orchestrator_endpoints gauge
+orchestrator_endpoints 3.0
 # TYPE wait summary
 wait{quantile="0.5"} 0.5
 wait_count 5.0
