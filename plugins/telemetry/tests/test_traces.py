@@ -17,12 +17,13 @@ import structlog
 from aiohttp import web
 from attrs import define, field, frozen
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from orchestrator_telemetry import options
 from orchestrator_telemetry.export import Export, Recorded
 from orchestrator_telemetry.options import TracesOptions
 from orchestrator_telemetry.traces import Tracer
 
 from orchestrator_core.plugin_api import EndpointInfo, HttpOptions, SourceError, SourceKind, hookimpl, option
-from orchestrator_core.testing import service
+from orchestrator_core.testing import check_problems, service
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = "00f067aa0ba902b7"
@@ -402,3 +403,18 @@ def test_a_defect_of_the_exporter_does_not_end_the_export() -> None:
 
 def test_the_exporters_own_log_is_ours() -> None:
     assert logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").propagate is False
+
+
+@pytest.mark.parametrize("there", ["", "opentelemetry"])
+def test_an_exporter_that_is_not_installed_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, there: str) -> None:
+    def find_spec(name: str) -> None:
+        if name.partition(".")[0] != there:
+            raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(options, "find_spec", find_spec)
+    (problem,) = check_problems({"config.yaml": "telemetry:\n  traces:\n    exporter: console\n"}, offline=True)
+    assert (problem.line, problem.message) == (
+        3,
+        "exporting spans needs OpenTelemetry: pip install 'orchestrator-api-telemetry[otlp]'",
+    )
+    assert check_problems({"config.yaml": "telemetry: {traces: {exporter: none}}"}, offline=True) == []

@@ -12,6 +12,7 @@ from attrs import frozen
 from orchestrator_core.plugin_api import Duration, option
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+NEEDED = {"console": "opentelemetry.sdk", "otlp": "opentelemetry.exporter.otlp.proto.http"}
 INSTALL = "pip install 'orchestrator-api-telemetry[otlp]'"
 
 
@@ -36,10 +37,16 @@ def _http(instance: Any, attribute: Any, value: str | None) -> None:
 
 
 def _installed(instance: Any, attribute: Any, value: str) -> None:
-    if value != "none" and find_spec("opentelemetry") is None:
-        raise ValueError(f"the exporter {value} needs OpenTelemetry: {INSTALL}")
-    if value == "otlp" and find_spec("opentelemetry.exporter") is None:
-        raise ValueError(f"the exporter otlp needs OpenTelemetry's: {INSTALL}")
+    needed = NEEDED.get(value)
+    if needed is not None and not _is_there(needed):
+        raise ValueError(f"exporting spans needs OpenTelemetry: {INSTALL}")
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # a package that it is in
+        return False
 
 
 @frozen
