@@ -94,7 +94,7 @@ class Capture:
     request: Tree
     answer: Tree | None
     redactor: Redactor
-    _secrets: tuple[bytes, ...]
+    _secrets: tuple[bytes, ...] = field(repr=False)
 
     def seal(self, taken: Taken) -> Captured:
         """Make the document of what was taken, once."""
@@ -187,7 +187,7 @@ def make_capture(
         else CapturedStep(name, tuple(params), of_steps)
         for name, params in steps
     )
-    secrets = tuple(orjson.dumps(value)[1:-1] for value in redactor.values)
+    secrets = tuple(orjson.dumps(form)[1:-1] for form in redactor.forms)
     return Capture(level == "full", captured, largest, tree["request"], tree.get("answer"), redactor, secrets)
 
 

@@ -25,7 +25,9 @@ from orchestrator_core.snapshot import Draft, Snapshot, draft, open_snapshot
 log = structlog.get_logger("orchestrator.reload")
 
 BUILTINS: Mapping[str, object] = {"direct": DirectPlugin(), "ml": MlPlugin()}
-WATCH_DEBOUNCE_MS = 200
+WATCH_DEBOUNCE_MS = 50
+SETTLED_SECONDS = 0.2
+LONGEST_SETTLING_SECONDS = 5.0
 SECRETS_POLL_SECONDS = 1.0
 
 
@@ -232,13 +234,43 @@ async def watch(
         task.add_done_callback(reloads.discard)
 
     secrets = asyncio.create_task(_watch_secrets(secret_files, start), name="watch secret files")
+    settling = _Settling(start)
     try:
         async for _ in awatch(folder, debounce=WATCH_DEBOUNCE_MS, step=50, recursive=True, rust_timeout=1000):
-            start()
+            settling.changed()
     finally:
+        settling.stop()
         for task in (secrets, *reloads):
             task.cancel()
         await asyncio.gather(secrets, *reloads, return_exceptions=True)
+
+
+class _Settling:
+    """Calls ``start`` once nothing has changed for a moment.
+
+    Files are saved in pieces, and what is there of one can be a configuration without some of its endpoints.
+    """
+
+    def __init__(self, start: Callable[[], None]) -> None:
+        self._start = start
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._latest = 0.0
+
+    def changed(self) -> None:
+        now = self._loop.time()
+        if self._timer is None:
+            self._latest = now + LONGEST_SETTLING_SECONDS
+        self.stop()
+        self._timer = self._loop.call_at(min(now + SETTLED_SECONDS, self._latest), self._settled)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _settled(self) -> None:
+        self._timer = None
+        self._start()
 
 
 async def _outliving(reload: Callable[[], Awaitable[object]]) -> None:

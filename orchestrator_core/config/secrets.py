@@ -54,7 +54,7 @@ class Redactor:
     """
 
     values: tuple[str, ...] = ()
-    _forms: tuple[str, ...] = field(
+    forms: tuple[str, ...] = field(
         init=False, eq=False, default=Factory(lambda self: _forms_of(self.values), takes_self=True)
     )
 
@@ -64,7 +64,7 @@ class Redactor:
         return cls(tuple(sorted(known, key=len, reverse=True)))
 
     def __call__(self, text: str) -> str:
-        for value in self._forms:
+        for value in self.forms:
             if value in text:
                 text = text.replace(value, MASK)
         return text

@@ -39,6 +39,8 @@ TICK_SECONDS = 0.001
 LATE_SECONDS = 0.003
 SWEEP_SECONDS = 0.02
 DISTINCT_BODIES = 20_000
+FIRST_SECONDS = 0.02
+MANY = 2**16
 HEAD_END = b"\r\n\r\n"
 EXECUTION_ID = b"X-Execution-Id: "
 
@@ -192,7 +194,8 @@ class Sending:
         self._sent = 0
 
     async def connect(self) -> None:
-        count = self.spec.connections
+        """Open as many connections as are needed at once; one that is never used is closed by the service in time."""
+        count = min(self.spec.connections, int(self.spec.rate * FIRST_SECONDS) + 1 if self.spec.rate else MANY)
         await asyncio.gather(*(self._new_connection() for _ in range(count)), return_exceptions=True)
 
     async def _new_connection(self) -> Connection:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvloop
@@ -14,10 +12,12 @@ from tests.bench.process import divide_cores
 from tests.chaos.outcome import NOT_HELD, Row, Setting
 from tests.chaos.table import ROWS
 
-RunFixture = Callable[..., Any]
+TESTED_ELSEWHERE = ("overload", "malformed", "pool", "slow", "hostile", "contract")
+"""In `tests/faults` and `tests/http`, in parts, without processes of their own."""
+TESTED = [row for row in ROWS if row.name not in TESTED_ELSEWHERE]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+@pytest.mark.parametrize("row", TESTED, ids=[row.name for row in TESTED])
 def test_what_is_to_hold_under_fault_holds(row: Row, tmp_path: Path) -> None:
     cores = divide_cores()
     setting = Setting(tmp_path, cores.server, cores.load)

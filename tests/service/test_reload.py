@@ -208,7 +208,7 @@ def test_a_request_in_flight_ends_on_the_configuration_it_began_with(run: RunFix
     plugin = Plugin()
 
     async def main() -> None:
-        async with serving(plugin, {**FILES, "domains/d.yaml": domain(1, seconds=0.15)}) as shop:
+        async with serving(plugin, {**FILES, "domains/d.yaml": domain(1, seconds=1.5)}) as shop:
             old = shop.running.live.snapshot
             in_flight = [asyncio.create_task(shop.get("/orchestrator/d/e")) for _ in range(5)]
             await until(lambda: old.running == 5)

@@ -139,7 +139,7 @@ async def save_in_pieces(setting: Setting) -> list[Finding]:
 
     Each file is block YAML, of which a piece can be valid too: a part of the endpoints. They are not to be served.
     """
-    times = setting.times(50, 5)
+    times = setting.times(30, 3)
     setting.say(f"{times} files saved in pieces, while the folder is watched")
     files = {"domains/numbers.yaml": block(0)}
     async with stage(setting, files=files, watch=True) as service:
@@ -158,7 +158,7 @@ async def save_in_pieces(setting: Setting) -> list[Finding]:
                 swapped += await _serves(service, number)
         return [
             Finding(
-                f"a file saved in pieces {PIECE_SECONDS * 1e3:g} ms apart is served whole, and no request fails",
+                "a watched file that is saved in pieces for a second is served whole, and no request fails",
                 f"{swapped} of {times} served; " + ", ".join(f"{one.name}: {one.shown()}" for one in driven.values()),
                 swapped == times and all(set(one.status) == {200} for one in driven.values()),
             )
@@ -166,8 +166,8 @@ async def save_in_pieces(setting: Setting) -> list[Finding]:
 
 
 ENDPOINTS = 40
-PIECE = 1000
-PIECE_SECONDS = 0.01
+PIECE = 50
+PIECE_SECONDS = 0.02
 
 
 def block(number: int) -> str:

@@ -16,7 +16,7 @@ ENDPOINTS = {"plain": 0.4, "customer": 0.3, "report": 0.2, "score": 0.1}
 
 
 async def measure(setting: Setting) -> list[Finding]:
-    seconds = setting.long(1800, 5)
+    seconds = setting.long(1800, 3)
     async with stage(setting) as service:
         turns = [service.path(f"{name}/{{n}}") for name, share in ENDPOINTS.items() for _ in range(round(share * 10))]
         peak = await service.peak(*turns, seconds=min(5.0, seconds / 3))

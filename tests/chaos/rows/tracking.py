@@ -60,7 +60,7 @@ async def measure(setting: Setting) -> list[Finding]:
 
 async def under(setting: Setting, name: str, url: str, fault: Fault, rows: Callable[[], Any]) -> list[Finding]:
     """Measure before and during a fault; then wait until all is written, and count."""
-    seconds = setting.long(20, 3)
+    seconds = setting.long(20, 1.5)
     config = CONFIG.format(url=url, window=2 if setting.quick else 5)
     async with stage(setting, config=config) as service:
         streams = [
