@@ -147,6 +147,7 @@ class Connection(web.RequestHandler):
         if (
             not payload.is_eof()
             or message.should_close
+            or self.closing
             or message.method == "HEAD"
             or message.version != HttpVersion11
             or len(self._messages) > 1

@@ -238,7 +238,10 @@ def test_mistakes_in_the_limit_are_found_with_their_lines() -> None:
       header_timeout: 0
       max_connections: 0
     """
-    assert [(found.line, found.message) for found in check_problems({"config.yaml": text, "domains/d.yaml": ""})] == [
+    assert [
+        (found.line, found.message)
+        for found in check_problems({"config.yaml": text, "domains/d.yaml": "endpoints: {}"})
+    ] == [
         (3, "expected adaptive, or at least 1, got 0"),
         (4, "expected at least 1, got 0"),
         (5, "expected more than 0, got 0"),
@@ -246,5 +249,5 @@ def test_mistakes_in_the_limit_are_found_with_their_lines() -> None:
         (7, "expected more than 0, got 0"),
         (8, "expected at least 1, got 0"),
     ]
-    (found,) = check_problems({"config.yaml": "server: {limit: true}", "domains/d.yaml": ""})
+    (found,) = check_problems({"config.yaml": "server: {limit: true}", "domains/d.yaml": "endpoints: {}"})
     assert found.message == "expected false, or a mapping such as {max: 100}"
