@@ -104,7 +104,7 @@ class LimitOptions:
         Duration(0.02), help="Longest line that is kept under lasting overload, as a time.", validator=_positive
     )
     burst: Duration = option(
-        Duration(0.25), help="Longest line that is kept in a burst, as a time.", validator=_positive
+        Duration(0.5), help="Longest line that is kept in a burst, as a time.", validator=_positive
     )
     ceiling: int = option(
         10_000, help="Most requests in flight where max is adaptive, which bounds memory.", validator=_at_least_one

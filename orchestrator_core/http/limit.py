@@ -62,10 +62,14 @@ class _Turn:
 
     def let_in(self) -> None:
         self.waits = False
-        self.come.set_result(True)
+        self._settle(True)
 
     def refuse(self, waited_seconds: float) -> None:
-        self.come.set_result(False)
+        self._settle(False)
+
+    def _settle(self, come: bool) -> None:
+        if not self.come.done():  # cancelled, and its handler does not know it yet
+            self.come.set_result(come)
 
 
 class Limit:

@@ -62,7 +62,8 @@ class Connection(web.RequestHandler):
     does not speak HTTP.
 
     ``passed`` says that the request about to be handled has waited for its turn, and ``refused`` that it is to be
-    refused. ``odd`` says that what arrived is not all ASCII, so that a head may be no text at all. ``closing``
+    refused. ``pending`` counts those that were read and not begun. ``odd`` says that what arrived is not all ASCII,
+    so that a head may be no text at all. ``closing``
     says that the next answer is the last one on the connection.
     """
 
@@ -74,6 +75,7 @@ class Connection(web.RequestHandler):
         "limit",
         "odd",
         "passed",
+        "pending",
         "refused",
         "sending_since",
         "waits",
@@ -87,6 +89,7 @@ class Connection(web.RequestHandler):
         self.head_since = self._loop.time()
         self.head_began = False
         self.odd = False
+        self.pending = 0
         self.sending_since = 0.0
         self.discarded = -1
 
@@ -106,6 +109,7 @@ class Connection(web.RequestHandler):
                 self._waiter = waiter
             came = self._request_count - before
             if came:
+                self.pending += came
                 limit.backlog += came
                 if waiter is not None and not self.waits:
                     if self._is_for_endpoint():
@@ -116,6 +120,7 @@ class Connection(web.RequestHandler):
             super().data_received(data)
             came = self._request_count - before
             if came and limit is not None:
+                self.pending += came
                 limit.came(came)
         if came:
             self.head_since = 0.0
@@ -147,6 +152,7 @@ class Connection(web.RequestHandler):
         if (
             not payload.is_eof()
             or message.should_close
+            or self.closing
             or message.method == "HEAD"
             or message.version != HttpVersion11
             or len(self._messages) > 1
@@ -160,9 +166,15 @@ class Connection(web.RequestHandler):
             return
         self._messages.popleft()
         self._parser.message_consumed()
-        self.limit.backlog -= 1
+        self.begin()
         self.transport.write(refusal(self.limit.retry_after, waited_seconds))
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+
+    def begin(self) -> None:
+        """Count a request that leaves the backlog. One behind a declined upgrade was never in it."""
+        if self.pending and self.limit is not None:
+            self.pending -= 1
+            self.limit.backlog -= 1
 
     # --- clients that take their time ------------------------------------------------------------------------------
 
@@ -217,7 +229,8 @@ class Connection(web.RequestHandler):
         self.waits = False
         if self.limit is not None:
             self.limit.connections -= 1
-            self.limit.backlog -= len(self._messages)
+            self.limit.backlog -= self.pending
+            self.pending = 0
         super().connection_lost(exc)
 
     # --- what is no HTTP -------------------------------------------------------------------------------------------
@@ -286,8 +299,7 @@ class _Server(web.Server):
         return connection
 
     def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-        if self._limit is not None:
-            self._limit.backlog -= 1
+        protocol.begin()
         return web.BaseRequest(
             message, payload, protocol, writer, task, self._loop, client_max_size=self._limits.max_body
         )

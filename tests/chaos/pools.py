@@ -26,6 +26,8 @@ database:
       connection_string: "{url}/{name}"
       pool_size: {size}
       pool_timeout: 200ms
+      retry: false
+      circuit_breaker: false
   operations:
     read: {{query: "SELECT CAST(1 AS integer) AS one"}}
     nap: {{query: "SELECT pg_sleep(CAST(:seconds AS float8))", params: {{seconds: number}}}}

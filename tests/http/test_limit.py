@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 
@@ -222,3 +223,23 @@ def test_a_request_whose_client_went_away_takes_no_turn() -> None:
         loop.turn()
     assert len(loop.done) == 80
     assert loop.limit.backlog == 0
+
+
+def test_a_request_that_is_cancelled_while_it_waits_holds_nobody_up(run: Callable[..., None]) -> None:
+    async def main() -> None:
+        limit = Limit(asyncio.get_running_loop().call_soon, ADAPTIVE)
+        waiting = [asyncio.create_task(limit.turn()) for _ in range(60)]
+        await asyncio.sleep(0)
+        for task in waiting[::2]:
+            task.cancel()
+        limit.let_all_in()
+        limit.engaged = True
+        came = await asyncio.gather(*waiting, return_exceptions=True)
+        assert came[1::2] == [True] * 30
+        assert all(isinstance(found, asyncio.CancelledError) for found in came[::2])
+        again = [asyncio.create_task(limit.turn()) for _ in range(10)]
+        await asyncio.sleep(0)
+        again[0].cancel()
+        assert await asyncio.gather(*again[1:]) == [True] * 9
+
+    run(main())

@@ -218,6 +218,25 @@ def test_clients_that_leave_while_they_wait_are_forgotten(run: Run) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("engaged", [True, False])
+def test_the_backlog_is_empty_after_whatever_a_connection_was_used_for(run: Run, engaged: bool) -> None:
+    get = b"GET %b HTTP/1.1\r\nHost: x\r\n" % QUICK.encode()
+    upgrade = get + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    last = get + b"Connection: close\r\n\r\n"
+
+    async def main() -> None:
+        async with service({"domains/d.yaml": DOMAIN}, plugins=LAB) as served:
+            limit = served.running.limit
+            whole = get + b"\r\n"
+            for parts in ((upgrade + whole + last,), (whole + b"nonsense\r\n\r\n",), (get, b"\r\n" + last)):
+                limit.engaged = engaged
+                assert (await exchange(served, *parts)).startswith(b"HTTP/1.1 ")
+                await until(lambda: limit.connections == 0)
+                assert (limit.backlog, limit.in_flight, limit.waiting) == (0, 0, 0)
+
+    run(main())
+
+
 def test_a_reload_changes_the_limit(serve: Callable[..., Served]) -> None:
     served = serve({"config.yaml": "server: {limit: false}", "domains/d.yaml": DOMAIN}, plugins=LAB)
     limit = served.service.running.limit
@@ -238,7 +257,10 @@ def test_mistakes_in_the_limit_are_found_with_their_lines() -> None:
       header_timeout: 0
       max_connections: 0
     """
-    assert [(found.line, found.message) for found in check_problems({"config.yaml": text, "domains/d.yaml": ""})] == [
+    assert [
+        (found.line, found.message)
+        for found in check_problems({"config.yaml": text, "domains/d.yaml": "endpoints: {}"})
+    ] == [
         (3, "expected adaptive, or at least 1, got 0"),
         (4, "expected at least 1, got 0"),
         (5, "expected more than 0, got 0"),
@@ -246,5 +268,5 @@ def test_mistakes_in_the_limit_are_found_with_their_lines() -> None:
         (7, "expected more than 0, got 0"),
         (8, "expected at least 1, got 0"),
     ]
-    (found,) = check_problems({"config.yaml": "server: {limit: true}", "domains/d.yaml": ""})
+    (found,) = check_problems({"config.yaml": "server: {limit: true}", "domains/d.yaml": "endpoints: {}"})
     assert found.message == "expected false, or a mapping such as {max: 100}"
