@@ -219,8 +219,6 @@ class Slot:
         self._calls = calls
         self._took = time() - self._began
         self.was_ready = True
-        if self.on_ready is not None:
-            self.on_ready()
         self.enter("ready")
         self.tell()
 
@@ -236,6 +234,8 @@ class Slot:
     def enter(self, state: ModelState) -> None:
         if state != self.state:
             self.state, self.since = state, time()
+            if state == "ready" and self.on_ready is not None:
+                self.on_ready()
         self._use()
 
     def tell(self) -> None:

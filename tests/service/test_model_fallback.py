@@ -305,3 +305,49 @@ def test_each_item_of_a_step_is_answered_by_the_fallback_and_the_step_is_degrade
                 assert (await model(shop))["requests"] == 1
 
     run(main())
+
+
+def breaks(row: Mapping[str, Any]) -> Exception:
+    return SourceError("out of memory")
+
+
+def test_the_fallback_answers_while_the_breaker_of_a_ready_model_is_open(run: RunFixture) -> None:
+    async def main() -> None:
+        plugin = Plugin()
+        plugin["m"].unfit = breaks
+        async with serving(plugin) as (shop, server):
+            assert [(await score(shop)).status for _ in range(5)] == [502] * 5
+            assert server.asked == []
+            answer = await score(shop)
+            assert shown(answer) == DEGRADED
+            assert len(server.asked) == 1
+            (execution, *_) = await shop.executions()
+            assert [found["name"] for found in execution["models"]] == ["ml.m.default.fallback"]
+            (step,) = execution["steps"]
+            assert (step["status"], step["attempts"], step["breaker"]) == ("ok", 0, "open")
+            server.status = 500
+            answer = await score(shop)
+            assert (answer.status, answer.json["detail"].split(": ", 2)[:2]) == (
+                502,
+                ["step 's'", "ml.m has failed repeatedly and is left alone"],
+            )
+            assert ", and its fallback failed: " in answer.json["detail"]
+
+    run(main())
+
+
+def test_a_model_that_is_ready_again_is_asked_at_once(run: RunFixture) -> None:
+    async def main() -> None:
+        plugin = Plugin()
+        plugin["m"].unfit = breaks
+        async with serving(plugin) as (shop, _):
+            for _ in range(5):
+                await score(shop)
+            assert shown(await score(shop)) == DEGRADED
+            plugin["m"].sick = SourceUnavailable("it is ill")
+            await state(shop, "unhealthy")
+            plugin["m"].sick, plugin["m"].unfit = None, lambda row: None
+            await state(shop, "ready")
+            assert shown(await score(shop)) == FINE
+
+    run(main())
