@@ -199,6 +199,12 @@ A folder that it sees.
 """
 
 
+POLICIES = """\
+It also takes the [policies](configuration.md#policies-of-a-source) of every source, but for a key that stands in the \
+table above.
+"""
+
+
 def test_a_kind_that_comes_later_has_its_page_without_further_ado(tmp_path: Path) -> None:
     pages = reference_pages(REGISTRY, tmp_path)
     assert sorted(pages) == [
@@ -213,7 +219,8 @@ def test_a_kind_that_comes_later_has_its_page_without_further_ado(tmp_path: Path
         f"{OPTIONS}"
     )
     assert pages["source-box.md"] == (
-        f"# The source type `box`\n\nOpens boxes.\n\n{HEAD}\n## A source: `box.sources.<source_id>`\n\n{OPTIONS}\n"
+        f"# The source type `box`\n\nOpens boxes.\n\n{HEAD}\n"
+        f"## A source: `box.sources.<source_id>`\n\n{OPTIONS}\n{POLICIES}\n"
         "## An operation: `operations.<name>`\n\n"
         "Operations stand in a source or, shared by all of them, in `box.operations`; a source's own wins.\n\n"
         "A call.\n\n"
