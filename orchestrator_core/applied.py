@@ -12,6 +12,7 @@ from orchestrator_core.catalog import SourceSpec
 from orchestrator_core.config.model import Configuration, Step
 from orchestrator_core.config.structure import Located
 from orchestrator_core.direct import DIRECT
+from orchestrator_core.models import ML
 from orchestrator_core.plugin_api import OperationFacts
 from orchestrator_core.policies.options import (
     BreakerOptions,
@@ -126,6 +127,8 @@ def applied(defaults: Defaults, spec: SourceSpec, operation: str, step: Step | N
     found = {name: _policy(name, facts, layers) for name in _CLASSES}
     if step is not None:
         found["retry"] = _if_idempotent(found["retry"], facts, spec, operation)
+        if step.config.cache is None:
+            found["cache"] = _if_no_write(found["cache"], spec, operation)
     if found["timeout"].options is None and (seconds := getattr(spec.options, "timeout", None)) is not None:
         found["timeout"] = _of_kind(spec, float(seconds))
     return Applied(**found)
@@ -164,6 +167,14 @@ def _if_idempotent(retry: Policy, facts: OperationFacts, spec: SourceSpec, opera
         return evolve(retry, why=f"{retry.why}, {operation} is idempotent") if not retry.places else retry
     what = operation or f"an operation of type {spec.kind.name}"
     return Policy(None, f"off: {what} is not known to be idempotent", retry.places)
+
+
+def _if_no_write(cache: Policy, spec: SourceSpec, operation: str) -> Policy:
+    """Return the cache of a source for an operation of it: what may be a write has to be done each time."""
+    facts = spec.facts.get(operation)
+    if cache.options is None or facts is None or facts.idempotent or spec.kind.idempotent or spec.kind is ML:
+        return cache
+    return Policy(None, f"off: {operation} is not known to be idempotent", cache.places)
 
 
 def _of_kind(spec: SourceSpec, seconds: float) -> Policy:

@@ -363,6 +363,15 @@ def test_a_result_is_fetched_once_for_the_same_parameters(run: RunFixture) -> No
     run(main())
 
 
+def test_a_source_s_cache_is_for_its_reads(run: RunFixture) -> None:
+    async def main() -> None:
+        async with serving("cache: {ttl: 1h}") as (served, told):
+            assert [(await served.get("/orchestrator/d/write")).json["call"] for _ in range(2)] == [1, 2]
+            assert told.calls == ["/write/1", "/write/1"]
+
+    run(main())
+
+
 def test_requests_for_the_same_share_one_call(run: RunFixture) -> None:
     async def main() -> None:
         async with serving("cache: {ttl: 1h}") as (served, told):
