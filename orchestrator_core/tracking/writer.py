@@ -176,6 +176,8 @@ class Writer:
                     if self._queue:
                         batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
                         await self._write(batch)
+            except Exception:  # requests go on without: whoever reads the log must know
+                log.exception("executions are no longer written")
             finally:
                 if pruning is not None:
                     pruning.cancel()
