@@ -77,11 +77,11 @@ def test_a_second_signal_ends_requests_in_flight(run: RunFixture, tmp_path: Path
             await asyncio.sleep(0.2)
             assert not slow.done()
             service.process.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(service.process.wait(), 20) == 0
+            assert await asyncio.wait_for(service.process.wait(), 60) == 0
             (outcome,) = await asyncio.gather(slow, return_exceptions=True)
             assert isinstance(outcome, aiohttp.ClientError)
 
-    run(main())
+    run(main(), timeout_seconds=180)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -95,9 +95,9 @@ def test_sigterm_under_load_fails_no_request(run: RunFixture, tmp_path: Path, wo
             clients = [asyncio.create_task(load.client()) for _ in range(16)]
             await load.answered(100)
             service.process.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(service.process.wait(), 20) == 0
+            assert await asyncio.wait_for(service.process.wait(), 60) == 0
             await asyncio.gather(*clients)
             assert load.failures == []
             assert load.statuses == {200}
 
-    run(main())
+    run(main(), timeout_seconds=180)
