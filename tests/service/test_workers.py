@@ -236,7 +236,7 @@ def test_a_changed_file_and_a_changed_secret_reload_all_workers(run: RunFixture,
             await asyncio.sleep(1.5)  # the secret files are looked at once a second
             (tmp_path / "secrets/..tmp").symlink_to("../versions/2")
             os.replace(tmp_path / "secrets/..tmp", tmp_path / "secrets/..data")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while await reload_at() == before:  # noqa: ASYNC110  # it is asked, not told
                     await asyncio.sleep(0.05)
 
@@ -307,7 +307,7 @@ def test_workers_end_with_their_supervisor_however_it_ends(run: RunFixture, tmp_
             await asyncio.sleep(0.2)
             service.process.kill()
             assert await asyncio.gather(*slow) == [(200, {"seconds": 0.5})] * 4
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while any(map(alive, pids)):  # noqa: ASYNC110  # nobody tells
                     await asyncio.sleep(0.05)
 
