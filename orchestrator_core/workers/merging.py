@@ -90,8 +90,8 @@ def merge_metrics(texts: Sequence[str]) -> str:
     """Return one text in Prometheus' format: each series is the sum of what the workers say of it.
 
     Of points in time, quantiles, ``…_info`` and what all workers have in common, such as endpoints, it is the largest,
-    since a sum of them means nothing. Families keep
-    their ``HELP`` and ``TYPE`` and stand together, whichever worker has which series.
+    since a sum of them means nothing. Families keep their ``HELP`` and ``TYPE`` and stand together, whichever worker
+    has which series.
     """
     comments: dict[str, list[str]] = {}
     families: dict[str, dict[str, list[float]]] = {}

@@ -21,6 +21,8 @@ from orchestrator_core.documents import problem_of
 from orchestrator_core.errors import Problem
 
 MODULE = "orchestrator_core.workers"
+_SAFE_PATH = () if {"", os.getcwd()} & set(sys.path) else ("-P",)
+"""Modules in the working directory must not be found by a worker when they are not by its supervisor."""
 State = Literal["starting", "serving", "stopping", "ended"]
 
 
@@ -78,7 +80,7 @@ class Worker:
         with theirs:
             ours.setblocking(False)
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", MODULE, "--channel", str(theirs.fileno())),
+                *(sys.executable, *_SAFE_PATH, "-m", MODULE, "--channel", str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno(), *(one.fileno() for one in listening)],
             )

@@ -99,7 +99,7 @@ async def serving(folder: Path, files: Mapping[str, str] = FILES, *arguments: st
     lines: list[str] = []
     reading: asyncio.Task[None] | None = None
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while not any("/executions" in line for line in lines):
                 line = (await process.stderr.readline()).decode()
                 assert line, "".join(lines)

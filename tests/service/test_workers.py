@@ -50,7 +50,7 @@ class Two:
 
     def run(self, test: Callable[[Process], Coroutine[Any, Any, None]]) -> None:
         async def and_mend() -> None:
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(180):
                 try:
                     await test(self.service)
                 finally:
@@ -76,7 +76,7 @@ async def workers_of(service: Process) -> list[dict[str, Any]]:
     return workers
 
 
-async def until(condition: Callable[[list[dict[str, Any]]], bool], service: Process, seconds: float = 30) -> Any:
+async def until(condition: Callable[[list[dict[str, Any]]], bool], service: Process, seconds: float = 60) -> Any:
     """Wait until the workers are as they should be, and return them."""
     async with asyncio.timeout(seconds):
         while not condition(workers := await workers_of(service)):  # noqa: ASYNC110  # it is asked, not told
@@ -236,11 +236,11 @@ def test_a_changed_file_and_a_changed_secret_reload_all_workers(run: RunFixture,
             await asyncio.sleep(1.5)  # the secret files are looked at once a second
             (tmp_path / "secrets/..tmp").symlink_to("../versions/2")
             os.replace(tmp_path / "secrets/..tmp", tmp_path / "secrets/..data")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while await reload_at() == before:  # noqa: ASYNC110  # it is asked, not told
                     await asyncio.sleep(0.05)
 
-    run(main())
+    run(main(), timeout_seconds=180)
 
 
 def test_a_worker_that_dies_during_a_reload_does_not_hold_it_up(two: Two) -> None:
@@ -307,11 +307,11 @@ def test_workers_end_with_their_supervisor_however_it_ends(run: RunFixture, tmp_
             await asyncio.sleep(0.2)
             service.process.kill()
             assert await asyncio.gather(*slow) == [(200, {"seconds": 0.5})] * 4
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while any(map(alive, pids)):  # noqa: ASYNC110  # nobody tells
                     await asyncio.sleep(0.05)
 
-    run(main())
+    run(main(), timeout_seconds=180)
 
 
 def alive(pid: int) -> bool:
@@ -332,7 +332,7 @@ def start(folder: Path, *arguments: str) -> Any:
 
 def test_a_configuration_with_problems_is_told_once_and_not_served(run: RunFixture, tmp_path: Path) -> None:
     write_files(tmp_path, {"config/domains/d.yaml": "endpoints: {e: {response_mapping: $x}}"})
-    _, told = run(start(tmp_path))
+    _, told = run(start(tmp_path), timeout_seconds=180)
     assert told.count("ORC502") == 1
     assert "1 problem in 1 file" in told
 
@@ -344,5 +344,5 @@ def test_a_port_that_is_taken_is_told_also_when_it_could_be_shared(run: RunFixtu
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        _, told = run(start(tmp_path, "--port", str(port)))
+        _, told = run(start(tmp_path, "--port", str(port)), timeout_seconds=180)
     assert f"cannot listen on 127.0.0.1:{port}: address already in use" in told
