@@ -152,6 +152,7 @@ def test_an_operation_says_all_that_is_known_of_the_endpoint(document: Any) -> N
             "400": {"$ref": "#/components/responses/MalformedRequest"},
             "404": {"$ref": "#/components/responses/NotFound"},
             "405": {"$ref": "#/components/responses/MethodNotAllowed"},
+            "408": {"$ref": "#/components/responses/BodyTimeout"},
             "413": {"$ref": "#/components/responses/TooLarge"},
             "415": {"$ref": "#/components/responses/UnsupportedMediaType"},
             "422": {"$ref": "#/components/responses/InvalidRequest"},
