@@ -129,7 +129,10 @@ async def number(params: Mapping[str, Any]) -> Any:
 def all_of_it() -> Iterator[Served]:
     lab = Lab({"raises": raises, "forever": forever, "number": number})
     with serving() as start:
-        files = {"config.yaml": "server: {max_body_size: 64KiB}", "domains/d.yaml": DOMAIN}
+        files = {
+            "config.yaml": "server: {max_body_size: 64KiB}\npolicies: {circuit_breaker: false}",
+            "domains/d.yaml": DOMAIN,
+        }
         yield start(files, plugins={"lab": lab})
 
 
