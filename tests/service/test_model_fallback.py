@@ -308,7 +308,7 @@ def test_each_item_of_a_step_is_answered_by_the_fallback_and_the_step_is_degrade
 
 
 def breaks(row: Mapping[str, Any]) -> Exception:
-    return SourceError("out of memory")
+    return SourceError("the connection was reset", transient=True)
 
 
 def test_the_fallback_answers_while_the_breaker_of_a_ready_model_is_open(run: RunFixture) -> None:
