@@ -12,7 +12,6 @@ from orchestrator_core.catalog import SourceSpec
 from orchestrator_core.config.model import Configuration, Step
 from orchestrator_core.config.structure import Located
 from orchestrator_core.direct import DIRECT
-from orchestrator_core.models import ML
 from orchestrator_core.plugin_api import OperationFacts
 from orchestrator_core.policies.options import (
     BreakerOptions,
@@ -172,9 +171,9 @@ def _if_idempotent(retry: Policy, facts: OperationFacts, spec: SourceSpec, opera
 def _if_no_write(cache: Policy, spec: SourceSpec, operation: str) -> Policy:
     """Return the cache of a source for an operation of it: what may be a write has to be done each time."""
     facts = spec.facts.get(operation)
-    if cache.options is None or facts is None or facts.idempotent or spec.kind.idempotent or spec.kind is ML:
+    if cache.options is None or facts is None or facts.idempotent is not False or spec.kind.idempotent:
         return cache
-    return Policy(None, f"off: {operation} is not known to be idempotent", cache.places)
+    return Policy(None, f"off: {operation} is not idempotent", cache.places)
 
 
 def _of_kind(spec: SourceSpec, seconds: float) -> Policy:

@@ -241,4 +241,4 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         close = [lowered[key] for key in difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.6)]
     if close:
         return f"did you mean '{close[0]}'?"
-    return f"expected one of: {', '.join(names)}" if 0 < len(names) <= 12 else ""
+    return f"expected one of: {', '.join(names)}" if 0 < len(names) <= 13 else ""

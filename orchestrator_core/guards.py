@@ -253,7 +253,7 @@ def _names(step: PlannedStep, keyed: bool) -> list[str]:
 
 def _is_idempotent(step: PlannedStep) -> bool:
     facts = step.spec.facts.get(step.operation) or OperationFacts()
-    return facts.idempotent or step.spec.kind.idempotent
+    return bool(facts.idempotent) or step.spec.kind.idempotent
 
 
 def _policies(step: PlannedStep, slot: Slot | None, capture: Capture | None) -> Policies:

@@ -256,8 +256,10 @@ class OperationFacts:
     ``{"features": ("income", "age")}``. ``degrades`` says that a result can be :class:`Degraded`.
 
     ``idempotent`` says that a second call does no harm, as for a read: then the core tries again after a failure that
-    is :attr:`SourceError.transient`. ``in_process`` says that a call never leaves this process, so that nothing about
-    its failures is transient. Both are taken from the ``facts`` of the kind: they have to be known before it is opened.
+    is :attr:`SourceError.transient`. False says that one may, as for a write: what a source's cache would keep of it is
+    asked for each time; None leaves both to the configuration. ``in_process`` says that a call never leaves this
+    process, so that nothing about its failures is transient. Both are taken from the ``facts`` of the kind: they have
+    to be known before it is opened.
     """
 
     required: tuple[str, ...] = ()
@@ -266,7 +268,7 @@ class OperationFacts:
     many: bool = False
     inputs: Mapping[str, tuple[str, ...]] = field(factory=dict)
     degrades: bool = False
-    idempotent: bool = False
+    idempotent: bool | None = None
     in_process: bool = False
 
 

@@ -163,7 +163,7 @@ domains/d.yaml:9:14: ORC204 expected more than 0, got 0
 domains/d.yaml:10:5: ORC201 unknown key 'unknown'
    10 |     unknown: 1
       |     ^^^^^^^
-      = expected one of: cache, data_sources, description, endpoint_type, input_schema, methods, \
+      = expected one of: cache, capture, data_sources, description, endpoint_type, input_schema, methods, \
 output_schema, path, primary_source, response_mapping, timeout, transform"""
 
 

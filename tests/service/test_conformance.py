@@ -228,9 +228,9 @@ tasks: list[asyncio.Task[Any]] = []
             (
                 "get: `facts` says "
                 "OperationFacts(required=('id',), optional=(), fields=('id',), many=False, inputs={}, degrades=False, "
-                "idempotent=False, in_process=False) "
+                "idempotent=None, in_process=False) "
                 "and `inspect` OperationFacts(required=('key',), optional=(), fields=('id',), many=False, inputs={}, "
-                "degrades=False, idempotent=False, in_process=False)"
+                "degrades=False, idempotent=None, in_process=False)"
             ),
         ),
         (
