@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -105,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     results: list[tuple[Row, list[Finding]]] = []
     interrupted = False
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as Ctrl-C does
     with tempfile.TemporaryDirectory(prefix="orchestrator-chaos-") as folder:
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

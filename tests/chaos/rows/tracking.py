@@ -37,7 +37,7 @@ Fault = Callable[[Stage], AbstractAsyncContextManager[None]]
 async def measure(setting: Setting) -> list[Finding]:
     findings = []
     file = setting.folder / "executions.db"
-    for name, fault in (("locked", locked(file)), ("full", full(file))):
+    for name, fault in (("locked", locked(file)), ("full", full)):
         for stale in setting.folder.glob("executions.db*"):
             stale.unlink()
         findings += await under(setting, name, f"sqlite:///{file}", fault, lambda: _rows_of_file(file))
@@ -133,24 +133,15 @@ def locked(file: Path) -> Fault:
     return lock
 
 
-def full(file: Path) -> Fault:
-    @asynccontextmanager
-    async def limit(service: Stage) -> AsyncIterator[None]:
-        """Let no file of the service's grow beyond what the database and its log have now, as on a full disk."""
-        largest = max(map(_size, file.parent.glob(f"{file.name}*")))
-        assert _size(service.log) + OTHER_FILES < largest
-        soft, hard = resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (largest, hard))
-        try:
-            yield
-        finally:
-            resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (soft, hard))
-
-    return limit
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size
+@asynccontextmanager
+async def full(service: Stage) -> AsyncIterator[None]:
+    """Let no file of the service's be written beyond a few pages, as on a full disk."""
+    soft, hard = resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (service.log.stat().st_size + OTHER_FILES, hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (soft, hard))
 
 
 async def _rows_of_file(file: Path) -> int:

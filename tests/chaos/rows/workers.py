@@ -38,6 +38,7 @@ async def measure(setting: Setting) -> list[Finding]:
             await asyncio.sleep(1)
             for number in range(kills):
                 victim = (await _serving(service))[number % WORKERS]
+                os.kill(victim, signal.SIGSTOP)  # so that it takes no connection that is not seen
                 of_the_killed |= client_ports(victim, service.port)
                 killed = monotonic()
                 os.kill(victim, signal.SIGKILL)
