@@ -157,6 +157,8 @@ domains/d.yaml:7:45: ORC502 there is no step 'nobody'
 domains/d.yaml:8:17: ORC401 no installed plugin provides the transformer 'no_such'
     8 |     transform: [no_such]
       |                 ^^^^^^^
+      = expected one of: bucket, cast, compute, default, drop, flatten, jmespath, map_values, one_hot, rename, \
+round, scale, select
 domains/d.yaml:9:14: ORC204 expected more than 0, got 0
     9 |     timeout: 0
       |              ^
