@@ -302,10 +302,14 @@ def shipped() -> Registry:
     http = pytest.importorskip("orchestrator_model_http.plugin").HTTP
     docker = pytest.importorskip("orchestrator_model_docker.plugin").DOCKER
     ecr = pytest.importorskip("orchestrator_model_ecr.plugin").ECR
+    sql = pytest.importorskip("orchestrator_tracking_sql.plugin").SQL
+    telemetry = pytest.importorskip("orchestrator_telemetry.plugin").TELEMETRY
     models = {"artifact": artifact, "local_artifact": artifact, "http": http, "docker": docker, "ecr": ecr}
     return Registry(
         sources={kind.name: Provided(kind, PLUGIN) for kind in (DIRECT, ML, database, api, feast)},
         models={name: Provided(kind, PLUGIN) for name, kind in models.items()},
+        telemetry=Provided(telemetry, PLUGIN),
+        stores={"sql": Provided(sql, PLUGIN)},
     )
 
 
