@@ -302,9 +302,9 @@ class Limit:
         self._open_window(now)
 
     def _trim(self, now: float) -> None:
-        """Refuse the oldest of a line that is longer than it may be from now on."""
+        """Refuse the latest of a line that is longer than it may be from now on: they hear of it soonest."""
         while self._line and self.is_full(len(self._line)):
-            arrived, connection = self._line.popleft()
+            arrived, connection = self._line.pop()
             if connection.waits:
                 self.refuse(connection, now - arrived)
 
