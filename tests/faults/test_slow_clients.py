@@ -40,12 +40,17 @@ async def everything(address: tuple[str, int], start: bytes, drip: bytes = b"") 
             writer.write(drip)
 
     sending = asyncio.create_task(send())
+    received = b""
     try:
         async with asyncio.timeout(10):
-            return await reader.read()
+            while chunk := await reader.read(65536):
+                received += chunk
+    except ConnectionResetError:  # a drip met a closed connection
+        received += bytes(reader._buffer)  # type: ignore[attr-defined]
     finally:
         sending.cancel()
         writer.close()
+    return received
 
 
 def told(raw: bytes) -> tuple[bytes, dict[str, Any]]:
