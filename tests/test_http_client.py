@@ -34,6 +34,7 @@ from orchestrator_core.http_client import (
     ResponseTooLarge,
     TlsOptions,
 )
+from orchestrator_core.http_client.pool import Expired
 from tests.hostile_server import (
     Behaviour,
     Peer,
@@ -921,6 +922,24 @@ def test_waiting_for_a_connection_ends_with_the_time_of_the_call(run: Run) -> No
             assert (caught.value.phase, caught.value.seconds, caught.value.transient) == ("pool", 0.02, True)
             assert str(caught.value) == f"GET {server.url}/x: no connection of the pool was free within 0.02 s"
             assert origin.stats == PoolStats(open=1, idle=0, in_use=1, waiting=0)
+            first.cancel()
+            await asyncio.wait([first])
+
+    run(scenario())
+
+
+def test_a_slot_that_comes_free_when_the_time_of_a_waiting_call_is_up_is_not_for_it(run: Run) -> None:
+    async def scenario() -> None:
+        async with connected(never_answers, HttpOptions(max_connections=1)) as (server, origin):
+            first = asyncio.create_task(origin.request("GET", "/"))
+            await eventually(lambda: len(server.requests) == 1)
+            second = asyncio.create_task(origin.request("GET", "/x"))
+            await eventually(lambda: origin.stats.waiting == 1)
+            pool = origin._pool
+            pool._waiters[0].set_exception(Expired())
+            assert not pool._hand_over(None)
+            with pytest.raises(HttpTimeout):
+                await second
             first.cancel()
             await asyncio.wait([first])
 

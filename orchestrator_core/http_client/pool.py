@@ -160,7 +160,8 @@ class Pool:
         try:
             connection = await waiter
         except Expired:
-            self._waiters.remove(waiter)
+            if waiter in self._waiters:  # else a slot that came free in the same moment has passed it by
+                self._waiters.remove(waiter)
             raise HttpTimeout(head.call, "pool", total_seconds) from None
         except asyncio.CancelledError:
             self._leave_line(waiter)

@@ -12,8 +12,11 @@ from tests.bench.process import divide_cores
 from tests.chaos.outcome import NOT_HELD, Row, Setting
 from tests.chaos.table import ROWS
 
-TESTED_ELSEWHERE = ("overload", "malformed", "pool", "slow", "hostile", "contract")
-"""In `tests/faults` and `tests/http`, in parts, without processes of their own."""
+TESTED_ELSEWHERE = (
+    *("overload", "malformed", "pool", "slow", "hostile", "contract"),  # tests/faults and tests/http, in parts
+    *("tracking", "durable"),  # plugins/tracking-sql
+    "workers",  # tests/service
+)
 TESTED = [row for row in ROWS if row.name not in TESTED_ELSEWHERE]
 
 

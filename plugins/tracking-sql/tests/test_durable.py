@@ -29,7 +29,7 @@ def serve_and_tell(folder: Path, tell: Connection) -> None:
     def ready(service: Service) -> None:
         tell.send(service.url)
 
-    asyncio.run(serve(folder, ready=ready))
+    asyncio.run(serve(folder, ready=ready, shutdown_seconds=5))
 
 
 async def client(session: aiohttp.ClientSession, url: str, answered: list[str]) -> None:
