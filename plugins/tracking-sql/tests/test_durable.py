@@ -19,7 +19,7 @@ from orchestrator_core.http.app import Service, serve
 from orchestrator_core.testing.service import write_files
 
 Run = Callable[..., Any]
-KILLS = int(os.environ.get("ORCHESTRATOR_TEST_KILLS", "20"))
+KILLS = int(os.environ.get("ORCHESTRATOR_TEST_KILLS", "8"))
 CLIENTS = 8
 
 
