@@ -176,7 +176,7 @@ def test_identity_names_image_tag_and_digest(
 
 
 def test_logs_are_the_last_lines(engine: Engine, machine: Engine, tmp_path: Path, run: Callable[..., Any]) -> None:
-    chatty = "for i in 1 2 3 4 5; do echo line $i; done; echo oops >&2; exec httpd -f -p 8080 -h /www"
+    chatty = "for i in 1 2 3 4 5; do echo line $i; done; sleep 0.3; echo oops >&2; exec httpd -f -p 8080 -h /www"
     image = machine.image("chatty", command=["sh", "-c", chatty])
 
     async def main() -> None:

@@ -42,7 +42,7 @@ def test_a_good_query_tells_its_fields(database: Database) -> None:
             (), (), ("customer_id", "name", "credit_score", "annual_income"), many=True, idempotent=True
         ),
         "value": OperationFacts((), (), idempotent=True),
-        "change": OperationFacts(("name",), (), ("rowcount",)),
+        "change": OperationFacts(("name",), (), ("rowcount",), idempotent=False),
     }
 
 
