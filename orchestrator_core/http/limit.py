@@ -28,8 +28,14 @@ log = structlog.get_logger("orchestrator.http")
 PACE_SECONDS = 0.002
 """How long the loop is to work on those that are let in together, before it looks for others."""
 
-LONG_SECONDS = 0.005
+LONG_SECONDS = 0.01
 """How long the turns of a few requests take that are too many to begin at once."""
+
+LONG_IN_A_ROW = 3
+"""So often in a row: once is somebody else's work on the core."""
+
+MANY = 128
+"""So many clients in a circle, who wait for their answers before they ask again, are a calm."""
 
 WINDOW_SECONDS = 0.025
 FEW = 4
@@ -94,6 +100,7 @@ class Limit:
         "_let_in_at",
         "_let_in_last",
         "_line",
+        "_long",
         "_longest",
         "_min",
         "_now",
@@ -136,7 +143,7 @@ class Limit:
         self._cost = 0.0
         self._let_in_at = 0.0
         self._let_in_last = 0
-        self._calm = self._crowded = 0
+        self._calm = self._crowded = self._long = 0
         self._shed_when_overloaded = 0
         self._window = 0.0
         self._arrived = self._let_in = self._longest = self._shed_before = 0
@@ -234,7 +241,8 @@ class Limit:
         now = self._now()
         if self._watching:
             self._watching = False
-            if now - self._let_in_at > LONG_SECONDS and self._min < UNLIMITED:
+            self._long = self._long + 1 if now - self._let_in_at > LONG_SECONDS else 0
+            if self._long >= LONG_IN_A_ROW and self._min < UNLIMITED:
                 self._engage()
         if self._let_in_last:
             self._learn(now - self._let_in_at)
@@ -295,7 +303,8 @@ class Limit:
                 self._trim(now)
         else:
             self._crowded = 0
-        self._calm = 0 if self.overloaded or self._at_once < self._longest else self._calm + 1
+        grows = self._longest > MANY or self._arrived > GROWING * self._let_in
+        self._calm = 0 if self.overloaded or refused or grows else self._calm + 1
         if quiet or self._calm >= CALM_WINDOWS:
             self._calm = self._crowded = 0
             self.engaged = False

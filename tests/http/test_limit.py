@@ -123,7 +123,8 @@ def test_most_of_the_work_goes_into_answers_under_lasting_overload(times: int) -
     sent = loop.run(peak * times, 10)
     good, bad = accepted(sent), refused(sent)
     assert len(good) > 0.8 * peak * 10
-    assert at(bad, 0.99) < 0.01
+    assert at(bad, 0.95) < 0.01
+    assert at(bad, 0.99) < 0.05  # those who came before it was known for an overload
     assert at(good, 0.5) < 0.06
     assert at(good, 0.99) < 0.12
     assert loop.limit.shed == len(bad) > 0
