@@ -125,18 +125,3 @@ def test_there_are_colours_on_a_terminal_unless_no_color_is_set(write: Write) ->
 
     assert "\x1b[31m\x1b[1mORC201" in in_a_terminal("check", "--offline")
     assert "\x1b" not in in_a_terminal("check", "--offline", NO_COLOR="1")
-
-
-def test_importing_the_command_line_is_quick_and_small() -> None:
-    script = (
-        "import time; start = time.perf_counter(); import orchestrator_core.cli; print(time.perf_counter() - start);"
-        "print(next(int(line.split()[1]) / 1024 for line in open('/proc/self/status') if line.startswith('VmHWM')))"
-    )
-
-    seconds, mebibytes = min(
-        tuple(map(float, subprocess.check_output([sys.executable, "-c", script], env=ENVIRONMENT).split()))
-        for _ in range(5)
-    )
-
-    assert seconds < 0.3
-    assert mebibytes < 60

@@ -111,9 +111,9 @@ def test_two_slow_steps_and_a_model_that_needs_both_take_one_slow_step(run_on_ea
             got = await ran(ready)
             took = time.perf_counter() - started
         assert got.statuses == {"a": "ok", "b": "ok", "model": "ok"}
-        assert 0.245 <= took < 0.25 + 0.05
+        assert 0.245 <= took < 0.4  # one after the other they take 0.45
         assert got.steps["model"].start_seconds >= 0.195
-        assert 0 <= got.run.engine_seconds() < 0.05
+        assert 0 <= got.run.engine_seconds() < 0.15
 
     run_on_each_loop(main())
 
