@@ -19,7 +19,9 @@ RunFixture = Callable[..., Any]
 
 
 def rebound(ready: ReadyPlan, **calls: Any) -> ReadyPlan:
-    return ReadyPlan(ready.plan, ready.generation, calls)
+    bound = ReadyPlan(ready.plan, ready.generation, calls)
+    bound.generated.forget()  # it belongs to no snapshot, which would see to that
+    return bound
 
 
 async def plain(*values: JSON) -> JSON:
