@@ -83,6 +83,7 @@ from orchestrator_core.leases import Lease, hold_lease, if_unheld, is_held, leas
 
 __all__ = [
     "JSON",
+    "AddsRuns",
     "CallInspection",
     "Captured",
     "Changes",
@@ -131,6 +132,7 @@ __all__ = [
     "Query",
     "ReadyCheck",
     "Reference",
+    "RunPlan",
     "Size",
     "Source",
     "SourceError",
@@ -138,6 +140,7 @@ __all__ = [
     "SourceUnavailable",
     "StepInfo",
     "StepRecord",
+    "StorableRun",
     "StoreContext",
     "StoreKind",
     "Telemetry",
@@ -744,6 +747,67 @@ class ExecutionStore(Protocol):
         ...
 
     async def get_generation(self, generation_id: str) -> Generation | None: ...
+
+
+class RunPlan(Protocol):
+    """What a run executed: the endpoint, as the configuration of that generation has it."""
+
+    @property
+    def domain(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def generation(self) -> str: ...
+    @property
+    def step_names(self) -> tuple[str, ...]: ...
+
+
+class StorableRun(Protocol):
+    """A finished run as a store may read it instead of its :class:`Execution`, which ``record`` makes.
+
+    A ``usual`` run is one whose ``steps`` hold all there is to tell of them: for each the status ``ok`` or ``skipped``,
+    its start, its end and an empty text. It is not degraded, has no error, nothing of it is from a cache and nothing is
+    captured. ``started`` and ``ended`` are moments of ``perf_counter``, ``started_at`` is ``started`` as a Unix time;
+    all in seconds.
+    """
+
+    @property
+    def usual(self) -> bool: ...
+    @property
+    def plan(self) -> RunPlan: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def trace_id(self) -> str: ...
+    @property
+    def started_at(self) -> float: ...
+    @property
+    def started(self) -> float: ...
+    @property
+    def ended(self) -> float: ...
+    @property
+    def http_status(self) -> int: ...
+    @property
+    def steps(self) -> Sequence[tuple[StepStatus, float, float, str] | float | None]: ...
+    def status(self) -> ExecutionStatus: ...
+    def engine_seconds(self) -> float: ...
+    def identities(self) -> tuple[Identity, ...]:
+        """Return the models that were called, as ``Execution.models`` has them."""
+        ...
+
+    def record(self) -> Execution:
+        """Return the whole record."""
+        ...
+
+
+@runtime_checkable
+class AddsRuns(Protocol):
+    """An :class:`ExecutionStore` that takes the runs themselves, and so spares the event loop the records.
+
+    The core calls ``add_runs`` in place of ``add``; the same holds for it. The runs are for the event loop's thread.
+    """
+
+    async def add_runs(self, runs: Sequence[StorableRun]) -> None: ...
 
 
 @frozen

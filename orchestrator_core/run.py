@@ -367,6 +367,18 @@ class Run:
             return "failed"
         return "degraded" if self.degraded_steps else "ok"
 
+    @property
+    def usual(self) -> bool:
+        """Return whether ``steps`` hold all there is to tell: see :class:`~orchestrator_core.plugin_api.StorableRun`."""
+        return (
+            self.notes is None
+            and self.items is None
+            and self.kept is None
+            and self.taken is None
+            and not self.degraded_steps
+            and self.http_status < 400
+        )
+
     def seal(self) -> Captured | None:
         """Return the document of what was captured, and let the values go."""
         capture, taken = self.plan.capture, self.taken
@@ -385,13 +397,17 @@ class Run:
             engine_seconds=self.engine_seconds(),
             trace_id=self.trace_id,
             degraded=self.degraded_steps,
-            models=tuple(identity for identity, _ in self._identities().values()) if self.plan.models else (),
+            models=self.identities(),
             steps=tuple([self.step_record(index) for index in range(len(self.steps))]),
             error=self.error,
             cache=self.kept.how if self.kept else "",
             cached_from=self.kept.execution_id if self.kept else "",
             captured=self.seal(),
         )
+
+    def identities(self) -> tuple[Identity, ...]:
+        """Return the models that were called."""
+        return tuple([identity for identity, _ in self._identities().values()]) if self.plan.models else ()
 
     def _identities(self) -> dict[str, tuple[Identity, StepStatus]]:
         """Return which model each step called, where there was one to call, and how the step ended."""

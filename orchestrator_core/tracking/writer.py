@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import islice
 from time import time
@@ -20,7 +20,16 @@ from attrs import define, field
 
 from orchestrator_core.config.model import TrackingOptions
 from orchestrator_core.errors import ConfigError, SourceUnavailable
-from orchestrator_core.plugin_api import Execution, ExecutionStore, Generation, Page, Query, StoreContext
+from orchestrator_core.plugin_api import (
+    AddsRuns,
+    Execution,
+    ExecutionStore,
+    Generation,
+    Page,
+    Query,
+    StorableRun,
+    StoreContext,
+)
 from orchestrator_core.run import Run, clock
 from orchestrator_core.stores import StoreSpec
 from orchestrator_core.tracking.counts import Counts
@@ -70,6 +79,7 @@ class Writer:
         self.unusable: ValueError | None = None
         self._context = context
         self._store: ExecutionStore | None = None
+        self._add: Callable[[Sequence[StorableRun]], Awaitable[None]] = self._add_records
         self._queue: deque[Run] = deque()
         self._bytes = 0
         self._entered = 0
@@ -188,7 +198,8 @@ class Writer:
 
     async def _open(self, stack: AsyncExitStack) -> bool:
         try:
-            self._store = await stack.enter_async_context(self.spec.kind.open(self.spec.options, self._context))
+            self._store = store = await stack.enter_async_context(self.spec.kind.open(self.spec.options, self._context))
+            self._add = store.add_runs if isinstance(store, AddsRuns) else self._add_records
         except Exception as error:  # the service does without its store, whatever ails that
             if isinstance(error, ValueError) and not self.attempted.is_set():
                 self.unusable = error
@@ -245,7 +256,7 @@ class Writer:
                 self._settled(batch, stored=True)
                 return
 
-    async def _add(self, batch: Sequence[Run]) -> None:
+    async def _add_records(self, batch: Sequence[StorableRun]) -> None:
         assert self._store is not None, "a batch is written to a store that is open"
         executions: list[Execution] = []
         for start in range(0, len(batch), RECORDS_BETWEEN_PAUSES):

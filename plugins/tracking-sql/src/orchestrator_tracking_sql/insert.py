@@ -13,9 +13,13 @@ from typing import Any, Protocol
 import orjson
 from sqlalchemy import Connection
 
-from orchestrator_tracking_sql.rows import COLUMNS, JSON_COLUMNS, Values
+from orchestrator_tracking_sql.rows import COLUMNS, JSON_COLUMNS, OWN_COLUMNS, Values
 from orchestrator_tracking_sql.schema import executions
 
+ROWS = 100
+"""In one statement of SQLite's, at most."""
+FEW = 4
+"""Rows that are alike and fewer than this are written with the others: each count of rows is a statement of its own."""
 LARGEST_DOCUMENT = 16 * 2**20
 """Bytes of one statement's parameter: captured values can be large."""
 
@@ -33,23 +37,76 @@ class Insert(Protocol):
 
 
 class SqliteInsert:
-    """A statement for each few dozen rows: one call without the lock. JSON functions would take five times as long."""
+    """A statement for each few dozen rows: one call without the lock. JSON functions would take five times as long.
+
+    Rows that agree in all but a few columns, as those of one endpoint do, share the parameters for the others: binding
+    a value costs about as much as storing it.
+    """
 
     def __init__(self) -> None:
-        self._parts: list[tuple[str, tuple[Any, ...]]] = []
+        self._parts: list[tuple[str, list[Any]]] = []
+        self._alike: dict[Values, list[Any]] = {}
+        self._others: list[Any] = []
 
     def more(self, rows: Sequence[Values]) -> None:
-        self._parts.append((_of_rows(len(rows)), tuple(value for row in rows for value in row)))
+        alike = self._alike
+        for row in rows:
+            if row[-1] is not None:  # what was captured differs, and is long
+                self._other(row)
+                continue
+            shared = row[_OWN:]
+            values = alike.get(shared)
+            if values is None:
+                alike[shared] = [*shared, *row[:_OWN]]
+                continue
+            values += row[:_OWN]
+            if len(values) == _FULL:
+                self._parts.append((_of_alike(ROWS), values))
+                del alike[shared]
+
+    def _other(self, row: Values) -> None:
+        self._others += row
+        if len(self._others) == ROWS * len(COLUMNS):
+            self._end_others()
+
+    def _end_others(self) -> None:
+        if self._others:
+            self._parts.append((_of_rows(len(self._others) // len(COLUMNS)), self._others))
+            self._others = []
 
     def write(self, connection: Connection) -> None:
+        for shared, values in self._alike.items():
+            count = (len(values) - len(shared)) // _OWN
+            if count >= FEW:
+                self._parts.append((_of_alike(count), values))
+                continue
+            for start in range(len(shared), len(values), _OWN):
+                self._other((*values[start : start + _OWN], *shared))
+        self._alike = {}
+        self._end_others()
         for statement, values in self._parts:
-            connection.exec_driver_sql(statement, values)
+            connection.exec_driver_sql(statement, tuple(values))
+
+
+_OWN = len(OWN_COLUMNS)
+_SHARED = len(COLUMNS) - _OWN
+_FULL = _SHARED + ROWS * _OWN
 
 
 @cache
 def _of_rows(count: int) -> str:
     row = f"({', '.join('?' * len(COLUMNS))})"
     return f"{_INTO} VALUES {', '.join([row] * count)} {_ONCE}"
+
+
+@cache
+def _of_alike(count: int) -> str:
+    shared = ", ".join(f"?{number}" for number in range(1, _SHARED + 1))
+    rows = (
+        f"({', '.join(f'?{number}' for number in range(first, first + _OWN))}, {shared})"
+        for first in range(_SHARED + 1, _SHARED + 1 + count * _OWN, _OWN)
+    )
+    return f"{_INTO} VALUES {', '.join(rows)} {_ONCE}"
 
 
 class PostgresqlInsert:

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from sqlalchemy import Connection, delete, select
 
-from orchestrator_core.plugin_api import Execution, Generation, Page, Query, StoreContext, StoreKind, hookimpl
+from orchestrator_core.plugin_api import (
+    Execution,
+    Generation,
+    Page,
+    Query,
+    StorableRun,
+    StoreContext,
+    StoreKind,
+    hookimpl,
+)
 from orchestrator_tracking_sql.database import Database
 from orchestrator_tracking_sql.insert import INSERTS
 from orchestrator_tracking_sql.options import SqlOptions
-from orchestrator_tracking_sql.rows import execution_of, generation_of, values_of
+from orchestrator_tracking_sql.rows import Values, execution_of, generation_of, values_of, values_of_run
 from orchestrator_tracking_sql.schema import executions as table
 from orchestrator_tracking_sql.statements import INSERT_GENERATION, before_id, found, one, one_generation
+
+T = TypeVar("T")
 
 PRUNED_AT_ONCE = 500
 ROWS_AT_ONCE = 50
@@ -25,18 +36,24 @@ __all__ = ["SQL", "SqlStore", "orchestrator_execution_stores"]
 
 
 class SqlStore:
-    """Executions in one table. See :class:`~orchestrator_core.plugin_api.ExecutionStore`."""
+    """Executions in one table: an ``ExecutionStore`` that ``AddsRuns`` (see :mod:`orchestrator_core.plugin_api`)."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._insert = INSERTS[database.dialect]
 
     async def add(self, executions: Sequence[Execution]) -> None:
+        await self._add(executions, values_of)
+
+    async def add_runs(self, runs: Sequence[StorableRun]) -> None:
+        await self._add(runs, values_of_run)
+
+    async def _add(self, given: Sequence[T], values: Callable[[T], Values]) -> None:
         insert = self._insert()
-        for start in range(0, len(executions), ROWS_AT_ONCE):
+        for start in range(0, len(given), ROWS_AT_ONCE):
             if start:
                 await asyncio.sleep(0)  # this runs beside requests
-            insert.more([values_of(execution) for execution in executions[start : start + ROWS_AT_ONCE]])
+            insert.more([values(one) for one in given[start : start + ROWS_AT_ONCE]])
         await self._database.write(insert.write)
 
     async def find(self, query: Query) -> Page:

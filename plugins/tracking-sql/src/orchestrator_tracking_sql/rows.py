@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -10,11 +11,14 @@ import attrs
 import orjson
 from sqlalchemy import Row
 
-from orchestrator_core.plugin_api import Captured, Execution, Generation, Identity, StepRecord
+from orchestrator_core.plugin_api import Captured, Execution, Generation, Identity, StepRecord, StorableRun
 
+OWN_COLUMNS = ("id", "started_at", "duration_seconds", "engine_seconds", "trace_id", "steps")
+"""What differs from row to row, as a rule; the others follow, so that rows that agree in them are told apart quickly."""
 COLUMNS = (
-    *("id", "domain", "endpoint", "generation", "status", "http_status", "started_at", "duration_seconds"),
-    *("engine_seconds", "trace_id", "error", "cache", "cached_from", "degraded", "models", "steps", "captured"),
+    *OWN_COLUMNS,
+    *("domain", "endpoint", "generation", "status", "http_status", "models"),
+    *("error", "cache", "cached_from", "degraded", "captured"),
 )
 JSON_COLUMNS = frozenset(("degraded", "models", "steps", "captured"))
 
@@ -30,31 +34,69 @@ Values = tuple[Any, ...]
 
 
 def values_of(execution: Execution) -> Values:
-    """Return what stands in the row, in the order of the columns; what goes into a JSON column is JSON text.
-
-    This runs for every execution, on the event loop.
-    """
-    error, degraded, models, steps = execution.error, execution.degraded, execution.models, execution.steps
-    captured = execution.captured
+    """Return what stands in the row, in the order of the columns; what goes into a JSON column is JSON text."""
+    error, degraded, steps, captured = execution.error, execution.degraded, execution.steps, execution.captured
     return (
         execution.id,
+        execution.started_at,
+        execution.duration_seconds,
+        execution.engine_seconds,
+        execution.trace_id,
+        _json([_step(step) for step in steps]) if steps else "[]",
         execution.domain,
         execution.endpoint,
         execution.generation,
         execution.status,
         execution.http_status,
-        execution.started_at,
-        execution.duration_seconds,
-        execution.engine_seconds,
-        execution.trace_id,
+        _models(execution.models) if execution.models else "[]",
         error and _text(error),
         execution.cache,
         execution.cached_from,
         _json(degraded) if degraded else "[]",
-        _json([dict(zip(_IDENTITY_NAMES, _of_identity(model), strict=True)) for model in models]) if models else "[]",
-        _json([_step(step) for step in steps]) if steps else "[]",
         None if captured is None else captured.text.decode(),
     )
+
+
+def values_of_run(run: StorableRun) -> Values:
+    """Return the same for a run. This runs for every execution, on the event loop: a usual one needs no record."""
+    if not run.usual:
+        return values_of(run.record())
+    plan, started, models = run.plan, run.started, run.identities()
+    steps = [
+        {
+            "name": name,
+            "status": step[0],
+            "start_seconds": step[1] - started,
+            "duration_seconds": step[2] - step[1],
+            "attempts": 1 if step[0] == "ok" else 0,
+        }
+        for name, step in zip(plan.step_names, run.steps, strict=True)
+        if isinstance(step, tuple)
+    ]
+    return (
+        run.id,
+        run.started_at,
+        run.ended - started,
+        run.engine_seconds(),
+        run.trace_id,
+        orjson.dumps(steps).decode() if steps else "[]",
+        plan.domain,
+        plan.name,
+        plan.generation,
+        "ok",
+        run.http_status,
+        _models(models) if models else "[]",
+        "",
+        "",
+        "",
+        "[]",
+        None,
+    )
+
+
+@lru_cache(256)
+def _models(identities: tuple[Identity, ...]) -> str:
+    return _json([dict(zip(_IDENTITY_NAMES, _of_identity(identity), strict=True)) for identity in identities])
 
 
 def _step(step: StepRecord) -> dict[str, Any]:
@@ -127,4 +169,13 @@ def generation_of(row: Row[Any]) -> Generation:
     return Generation(row.id, row.served_at, orjson.loads(row.files), orjson.loads(row.texts))
 
 
-__all__ = ["COLUMNS", "JSON_COLUMNS", "Values", "execution_of", "generation_of", "values_of"]
+__all__ = [
+    "COLUMNS",
+    "JSON_COLUMNS",
+    "OWN_COLUMNS",
+    "Values",
+    "execution_of",
+    "generation_of",
+    "values_of",
+    "values_of_run",
+]
