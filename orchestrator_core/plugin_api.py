@@ -57,6 +57,7 @@ import orjson
 import pluggy
 from attrs import Factory, field, frozen
 
+from orchestrator_core.bounds import at_least_one, not_negative, positive
 from orchestrator_core.errors import (
     EntityNotFound,
     ExpressionError,
@@ -150,6 +151,7 @@ __all__ = [
     "Trace",
     "TraceParent",
     "TransformerKind",
+    "at_least_one",
     "compile_value",
     "did_you_mean",
     "hold_lease",
@@ -157,8 +159,10 @@ __all__ = [
     "if_unheld",
     "is_held",
     "lease_domain",
+    "not_negative",
     "option",
     "parse_traceparent",
+    "positive",
     "trace_lines",
 ]
 

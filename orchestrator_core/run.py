@@ -369,7 +369,7 @@ class Run:
 
     @property
     def usual(self) -> bool:
-        """Return whether ``steps`` hold all there is to tell: see :class:`~orchestrator_core.plugin_api.StorableRun`."""
+        """Return whether ``steps`` hold all there is to tell, as ``plugin_api.StorableRun`` has it."""
         return (
             self.notes is None
             and self.items is None

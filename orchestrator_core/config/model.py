@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
+from orchestrator_core.bounds import at_least_one, positive
 from orchestrator_core.config.secrets import Redactor, Secret
 from orchestrator_core.config.structure import Located
 from orchestrator_core.errors import Problem
@@ -42,16 +43,6 @@ UNSET = Unset.UNSET
 def _port(instance: Any, attribute: Any, value: int) -> None:
     if not 0 <= value <= 65535:
         raise ValueError(f"a port is a number from 0 (any free one) to 65535, got {value}")
-
-
-def _positive(instance: Any, attribute: Any, value: float | None) -> None:
-    if value is not None and value <= 0:
-        raise ValueError(f"expected more than 0, got {value:g}")
-
-
-def _at_least_one(instance: Any, attribute: Any, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"expected at least 1, got {value}")
 
 
 def _off(instance: Any, attribute: Any, value: object) -> None:
@@ -98,19 +89,17 @@ class LimitOptions:
     min: int = option(
         32,
         help="So many requests may always wait for their turn at once; only beyond is one refused, or made to wait.",
-        validator=_at_least_one,
+        validator=at_least_one,
     )
     wait: Duration = option(
-        Duration(0.02), help="Longest line that is kept under lasting overload, as a time.", validator=_positive
+        Duration(0.02), help="Longest line that is kept under lasting overload, as a time.", validator=positive
     )
-    burst: Duration = option(
-        Duration(0.5), help="Longest line that is kept in a burst, as a time.", validator=_positive
-    )
+    burst: Duration = option(Duration(0.5), help="Longest line that is kept in a burst, as a time.", validator=positive)
     ceiling: int = option(
-        10_000, help="Most requests in flight where max is adaptive, which bounds memory.", validator=_at_least_one
+        10_000, help="Most requests in flight where max is adaptive, which bounds memory.", validator=at_least_one
     )
     retry_after: Duration = option(
-        Duration(1), help="What the header Retry-After of a refusal says, in whole seconds.", validator=_positive
+        Duration(1), help="What the header Retry-After of a refusal says, in whole seconds.", validator=positive
     )
 
 
@@ -127,20 +116,20 @@ class ServerOptions:
         validator=_off,
     )
     max_connections: int = option(
-        10_000, help="Most connections; one more is refused with 503.", validator=_at_least_one
+        10_000, help="Most connections; one more is refused with 503.", validator=at_least_one
     )
     header_timeout: Duration = option(
         Duration(8),
         help="How long the head of a request may take to arrive; the connection is closed then.",
-        validator=_positive,
+        validator=positive,
     )
     body_timeout: Duration = option(
-        Duration(8), help="How long the body of a request may take to arrive; 408 then.", validator=_positive
+        Duration(8), help="How long the body of a request may take to arrive; 408 then.", validator=positive
     )
     send_timeout: Duration = option(
         Duration(8),
         help="How long a client may take to read an answer; the connection is closed then.",
-        validator=_positive,
+        validator=positive,
     )
     shutdown_timeout: Duration = option(
         Duration(30), help="How long requests in flight may take to finish when the service stops."
@@ -151,7 +140,7 @@ class ServerOptions:
     )
     docs: bool = option(True, help="Serve /docs and /openapi.json.")
     workers: int = option(
-        1, help="How many processes serve. With several, one more looks after them.", validator=_at_least_one
+        1, help="How many processes serve. With several, one more looks after them.", validator=at_least_one
     )
 
 
@@ -173,7 +162,7 @@ def _paths(instance: Any, attribute: Any, value: Iterable[str]) -> None:
 class TrackingOptions:
     """Execution records."""
 
-    capacity: int = option(1000, help="How many of the latest executions are kept in memory.", validator=_positive)
+    capacity: int = option(1000, help="How many of the latest executions are kept in memory.", validator=positive)
     store: Mapping[str, Any] | None = option(
         None, help="Where executions are kept for longer: {type: …} and the options of that type."
     )
@@ -182,7 +171,7 @@ class TrackingOptions:
         help="Buffered never holds up a request; durable answers once the execution is stored, else with 503.",
     )
     queue: int = option(
-        10_000, help="How many executions may wait for the store; those beyond are dropped.", validator=_at_least_one
+        10_000, help="How many executions may wait for the store; those beyond are dropped.", validator=at_least_one
     )
     queue_size: Size = option(
         Size(64 * 2**20), help="How much of captured values may wait for the store; those beyond are dropped."
@@ -191,13 +180,13 @@ class TrackingOptions:
         Duration(60), help="How long an execution is tried again while the store fails; then it is dropped."
     )
     commit_timeout: Duration = option(
-        Duration(2), help="How long a durable answer waits for its execution to be stored.", validator=_positive
+        Duration(2), help="How long a durable answer waits for its execution to be stored.", validator=positive
     )
     retention: Duration | None = option(
-        Duration(30 * 24 * 3600), help="How long the store keeps an execution; null for ever.", validator=_positive
+        Duration(30 * 24 * 3600), help="How long the store keeps an execution; null for ever.", validator=positive
     )
     max_executions: int | None = option(
-        None, help="How many executions the store keeps at most: the newest.", validator=_positive
+        None, help="How many executions the store keeps at most: the newest.", validator=positive
     )
     capture: Literal["none", "params", "full"] = option(
         "none",
@@ -209,7 +198,7 @@ class TrackingOptions:
         validator=_paths,
     )
     max_payload_size: Size = option(
-        Size(64 * 2**10), help="Largest captured value; of a larger one the beginning is kept.", validator=_positive
+        Size(64 * 2**10), help="Largest captured value; of a larger one the beginning is kept.", validator=positive
     )
 
 
@@ -280,13 +269,13 @@ class StepConfig:
     max_concurrency: int = option(
         8,
         help="How many items of for_each are under way at once, where the source cannot take all in one call.",
-        validator=_at_least_one,
+        validator=at_least_one,
     )
     depends_on: tuple[str, ...] = option((), help="Steps to wait for besides those that are referred to.")
     transform: tuple[Any, ...] | StepTransforms = option(
         (), help="Transformers that the result passes through, or {params: …, result: …}."
     )
-    timeout: Duration | None = option(None, help="Longest time for the step.", validator=_positive)
+    timeout: Duration | None = option(None, help="Longest time for the step.", validator=positive)
     retry: RetryOptions | bool | None = option(None, help="Trying again after a transient failure: over the source's.")
     circuit_breaker: BreakerOptions | bool | None = option(
         None, help="A circuit breaker of the step's own, in place of the source's."
@@ -323,7 +312,7 @@ class EndpointConfig:
     primary_source: str | None = option(None, help="Step whose result is the answer without a response_mapping.")
     response_mapping: Any = option(None, help="The answer: values and expressions.")
     transform: tuple[Any, ...] = option((), help="Transformers that the answer passes through.")
-    timeout: Duration = option(DEFAULT_TIMEOUT, help="Longest time for the request.", validator=_positive)
+    timeout: Duration = option(DEFAULT_TIMEOUT, help="Longest time for the request.", validator=positive)
     cache: CacheOptions | Off | None = option(
         None, help="Keeping whole answers: of the same path and query parameters and body, unless `key` says otherwise."
     )

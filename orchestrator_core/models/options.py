@@ -7,21 +7,12 @@ from typing import Any
 
 from attrs import field, frozen
 
+from orchestrator_core.bounds import at_least_one, positive
 from orchestrator_core.plugin_api import Duration, ModelKind, option
 
 DEFAULT_MODEL = "default"
 PREDICT = "predict"
 FEATURES = "features"
-
-
-def _at_least_one(instance: Any, attribute: Any, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"expected at least 1, got {value}")
-
-
-def _positive(instance: Any, attribute: Any, value: float | None) -> None:
-    if value is not None and value <= 0:
-        raise ValueError(f"expected more than 0, got {value:g}")
 
 
 def _switch(instance: Any, attribute: Any, value: bool | str) -> None:
@@ -33,7 +24,7 @@ def _switch(instance: Any, attribute: Any, value: bool | str) -> None:
 class BatchOptions:
     """Micro-batching: concurrent requests share one call of the model."""
 
-    max_size: int = option(32, help="Most rows in one call.", validator=_at_least_one)
+    max_size: int = option(32, help="Most rows in one call.", validator=at_least_one)
     max_wait: Duration = option(
         Duration(0.002), help="Longest time that a row waits for the call under way before it goes in one of its own."
     )
@@ -44,9 +35,9 @@ class HealthOptions:
     """Health checks of an open model that can be asked, such as a server's health path."""
 
     interval: Duration = option(Duration(0.5), help="Pause between two checks; 0 turns them off.")
-    timeout: Duration = option(Duration(0.6), help="Longest time that a check may take.", validator=_positive)
+    timeout: Duration = option(Duration(0.6), help="Longest time that a check may take.", validator=positive)
     failures: int = option(
-        2, help="How many checks in a row have to fail before requests are refused.", validator=_at_least_one
+        2, help="How many checks in a row have to fail before requests are refused.", validator=at_least_one
     )
 
 
@@ -55,12 +46,12 @@ class RestartOptions:
     """What is done when a model cannot be started, or has ended."""
 
     max_starts: int = option(
-        5, help="How many starts in a row may fail; then the model stays failed.", validator=_at_least_one
+        5, help="How many starts in a row may fail; then the model stays failed.", validator=at_least_one
     )
     backoff: Duration = option(
-        Duration(0.5), help="Pause before the second start; it doubles with each, jittered.", validator=_positive
+        Duration(0.5), help="Pause before the second start; it doubles with each, jittered.", validator=positive
     )
-    max_backoff: Duration = option(Duration(30), help="Longest pause.", validator=_positive)
+    max_backoff: Duration = option(Duration(30), help="Longest pause.", validator=positive)
     reset_after: Duration = option(
         Duration(10), help="How long a model has to be ready for its starts to be forgotten."
     )
@@ -87,7 +78,7 @@ class CommonOptions:
     unload_after: Duration | None = option(
         None,
         help="Unload the model when no request has asked for it for so long; the next one loads it again.",
-        validator=_positive,
+        validator=positive,
     )
 
     @property

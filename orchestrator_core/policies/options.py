@@ -6,35 +6,21 @@ from typing import Any, Literal, TypeAlias
 
 from attrs import frozen
 
+from orchestrator_core.bounds import at_least_one, not_negative, positive
 from orchestrator_core.plugin_api import Duration, option
-
-
-def _positive(instance: Any, attribute: Any, value: float | None) -> None:
-    if value is not None and value is not False and value <= 0:
-        raise ValueError(f"expected more than 0, got {value:g}")
-
-
-def _not_negative(instance: Any, attribute: Any, value: float) -> None:
-    if value < 0:
-        raise ValueError(f"expected 0 or more, got {value:g}")
-
-
-def _at_least_one(instance: Any, attribute: Any, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"expected at least 1, got {value}")
 
 
 @frozen
 class RetryOptions:
     """Trying again after a transient failure. ``retry: false`` switches it off."""
 
-    attempts: int = option(3, help="Most attempts of one call, the first included.", validator=_at_least_one)
+    attempts: int = option(3, help="Most attempts of one call, the first included.", validator=at_least_one)
     backoff: Duration = option(
         Duration(0.05),
         help="Longest pause before the second attempt; it doubles with each, jittered.",
-        validator=_positive,
+        validator=positive,
     )
-    max_backoff: Duration = option(Duration(1), help="Longest pause.", validator=_positive)
+    max_backoff: Duration = option(Duration(1), help="Longest pause.", validator=positive)
     non_idempotent: bool = option(False, help="Try calls again that may have had their effect already, such as a POST.")
 
 
@@ -43,11 +29,11 @@ class BreakerOptions:
     """Refusing calls of a source that fails. ``circuit_breaker: false`` switches it off."""
 
     failures: int = option(
-        5, help="How many failures within the window open it: in a row, or half of the calls.", validator=_at_least_one
+        5, help="How many failures within the window open it: in a row, or half of the calls.", validator=at_least_one
     )
-    window: Duration = option(Duration(10), help="How long a failure counts.", validator=_positive)
+    window: Duration = option(Duration(10), help="How long a failure counts.", validator=positive)
     reset: Duration = option(
-        Duration(5), help="How long it stays open; then one call is let through as a probe.", validator=_positive
+        Duration(5), help="How long it stays open; then one call is let through as a probe.", validator=positive
     )
 
 
@@ -55,26 +41,26 @@ class BreakerOptions:
 class ConcurrencyOptions:
     """How many calls are under way at once, and how many wait for their turn."""
 
-    max: int = option(help="Most calls at once.", validator=_at_least_one)
-    queue: int = option(100, help="Most calls that wait; one more is refused.", validator=_not_negative)
+    max: int = option(help="Most calls at once.", validator=at_least_one)
+    queue: int = option(100, help="Most calls that wait; one more is refused.", validator=not_negative)
 
 
 @frozen
 class CacheOptions:
     """Keeping results. Concurrent calls for the same key share one."""
 
-    ttl: Duration = option(help="How long a result is fresh.", validator=_positive)
+    ttl: Duration = option(help="How long a result is fresh.", validator=positive)
     key: str | tuple[str, ...] | None = option(
         None, help="What tells results apart: parameters, or an expression; default all parameters."
     )
     stale_while_revalidate: Duration = option(
-        Duration(0), help="How long after that it is still given while a new one is fetched.", validator=_not_negative
+        Duration(0), help="How long after that it is still given while a new one is fetched.", validator=not_negative
     )
     stale_if_error: Duration = option(
-        Duration(0), help="How long after that it is still given when the source fails.", validator=_not_negative
+        Duration(0), help="How long after that it is still given when the source fails.", validator=not_negative
     )
     max_entries: int = option(
-        10_000, help="Most results kept in memory; the oldest used go first.", validator=_at_least_one
+        10_000, help="Most results kept in memory; the oldest used go first.", validator=at_least_one
     )
 
 
@@ -93,9 +79,9 @@ class SharedCacheOptions:
     secret: str = option("", help="Signs what is kept, so that others with access to the Redis cannot change it.")
     prefix: str = option("orchestrator", help="What the names of all entries start with.")
     timeout: Duration = option(
-        Duration(0.05), help="How long an answer may take; then a request does without.", validator=_positive
+        Duration(0.05), help="How long an answer may take; then a request does without.", validator=positive
     )
-    max_connections: int = option(20, help="Most connections of one process.", validator=_at_least_one)
+    max_connections: int = option(20, help="Most connections of one process.", validator=at_least_one)
 
 
 Off: TypeAlias = Literal[False]
@@ -107,7 +93,7 @@ class PolicyOptions:
     """What every source takes besides its kind's own options. A key that the kind has itself stays the kind's."""
 
     timeout: Duration | Off | None = option(
-        None, help="Longest time for one attempt; default the request's own `timeout`.", validator=_positive
+        None, help="Longest time for one attempt; default the request's own `timeout`.", validator=positive
     )
     retry: RetryOptions | bool | None = option(
         None, help="Trying again after a transient failure; on by default for calls that are idempotent."
@@ -125,7 +111,7 @@ class PolicyOptions:
 class DefaultPolicies:
     """The policies of every source that does not have its own."""
 
-    timeout: Duration | Off | None = option(None, help="Longest time for one attempt.", validator=_positive)
+    timeout: Duration | Off | None = option(None, help="Longest time for one attempt.", validator=positive)
     retry: RetryOptions | bool | None = option(None, help="Trying again after a transient failure.")
     circuit_breaker: BreakerOptions | bool | None = option(None, help="Refusing calls while a source fails.")
     concurrency: ConcurrencyOptions | Off | None = option(

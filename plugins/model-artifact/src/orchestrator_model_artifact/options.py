@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from attrs import fields_dict, frozen
 
-from orchestrator_core.plugin_api import Duration, option
+from orchestrator_core.plugin_api import Duration, option, positive
 
 Take: TypeAlias = Literal["value", "label", "probability", "probabilities", "list"]
 
@@ -75,11 +75,6 @@ def _hex(_: Any, __: Any, value: str | None) -> None:
         raise ValueError("expected 64 hexadecimal digits")
 
 
-def _positive(_: Any, __: Any, value: float | None) -> None:
-    if value is not None and value <= 0:
-        raise ValueError(f"expected more than 0, got {value}")
-
-
 def _port(_: Any, __: Any, value: int | None) -> None:
     if value is not None and not 0 < value < 65536:
         raise ValueError(f"expected a port between 1 and 65535, got {value}")
@@ -113,8 +108,8 @@ class Readiness:
     path: str | None = option(
         None, validator=_url_path, help="A path that answers 2xx when it is. Default: any answer to `GET /` will do."
     )
-    timeout: Duration = option(Duration(60.0), validator=_positive, help="Longest time to become ready.")
-    interval: Duration = option(Duration(0.2), validator=_positive, help="Time between two tries.")
+    timeout: Duration = option(Duration(60.0), validator=positive, help="Longest time to become ready.")
+    interval: Duration = option(Duration(0.2), validator=positive, help="Time between two tries.")
 
 
 @frozen
@@ -168,13 +163,13 @@ class ArtifactOptions:
         "none", help="`onnx`: convert the model at load and prove that it predicts the same within `tolerance`."
     )
     tolerance: float = option(
-        1e-5, validator=_positive, help="How far accelerated numbers may be off: |a-b| <= tolerance * max(1, |b|)."
+        1e-5, validator=positive, help="How far accelerated numbers may be off: |a-b| <= tolerance * max(1, |b|)."
     )
     run_in: Literal["auto", "loop", "thread", "process"] = option(
         "auto", help="Where predictions run; `auto` measures the model when it is loaded."
     )
     workers: int | None = option(
-        None, validator=_positive, help="How many threads or processes. Default: the usable CPUs, at most 4."
+        None, validator=positive, help="How many threads or processes. Default: the usable CPUs, at most 4."
     )
     startup_command: str | list[str] | None = option(
         None,
@@ -196,11 +191,11 @@ class ArtifactOptions:
         Duration(0.0), help="A server may take at least this long to become ready: lifts the readiness timeout."
     )
     stop_timeout: Duration = option(
-        Duration(10.0), validator=_positive, help="How long the server has after SIGTERM before it gets SIGKILL."
+        Duration(10.0), validator=positive, help="How long the server has after SIGTERM before it gets SIGKILL."
     )
     endpoint: str | None = option(None, validator=_url_path, help="The server's path for predictions.")
     protocol: str | None = option(None, help="How the server is spoken to, as for a model of the type http.")
-    timeout: Duration | None = option(None, validator=_positive, help="Longest time for one request to the server.")
+    timeout: Duration | None = option(None, validator=positive, help="Longest time for one request to the server.")
     version: str | None = option(None, help="The version of the server's model, for execution records.")
     http: dict[str, Any] = option(
         factory=dict, help="Any other option of a model of the type http, such as `rows`, `headers` or `health`."

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from attrs import Attribute, fields, frozen
 
-from orchestrator_core.plugin_api import Duration, OptionError, Size, option
+from orchestrator_core.plugin_api import Duration, OptionError, Size, option, positive
 
 SMALLEST_MEMORY = 6 * 2**20
 """The engine's own lower bound."""
@@ -28,11 +28,6 @@ def _path(_: Any, __: Any, path: str | None) -> None:
 def _port(_: Any, __: Any, port: int | None) -> None:
     if port is not None and not 0 < port < 65536:
         raise ValueError(f"expected a port from 1 to 65535, got {port}")
-
-
-def _positive(_: Any, __: Any, value: float | None) -> None:
-    if value is not None and value <= 0:
-        raise ValueError(f"expected more than 0, got {value:g}")
 
 
 def _enough_memory(_: Any, __: Any, size: int | None) -> None:
@@ -102,9 +97,9 @@ class ReadinessOptions:
         None, help="A path that answers 2xx when the model is ready. Default: that of the protocol.", validator=_path
     )
     timeout: Duration = option(
-        Duration(60), help="Longest time from the container's start until the model is ready.", validator=_positive
+        Duration(60), help="Longest time from the container's start until the model is ready.", validator=positive
     )
-    interval: Duration = option(Duration(0.2), help="Pause between two probes.", validator=_positive)
+    interval: Duration = option(Duration(0.2), help="Pause between two probes.", validator=positive)
 
 
 @frozen
@@ -114,7 +109,7 @@ class LimitOptions:
     memory: Size | None = option(
         None, help="Memory, with no swap beside it. Default: no limit.", validator=_enough_memory
     )
-    cpus: float | None = option(None, help="CPUs, such as `1.5`. Default: no limit.", validator=_positive)
+    cpus: float | None = option(None, help="CPUs, such as `1.5`. Default: no limit.", validator=positive)
     pids: int = option(256, help="Processes and threads; `-1` is no limit.", validator=_pids)
 
 
@@ -146,10 +141,10 @@ class CallOptions:
     )
     headers: dict[str, str] | None = option(None, help="Sent with every request.")
     idempotent: bool | None = option(None, help="A prediction may be asked for twice.")
-    timeout: Duration | None = option(None, help="Longest time for one request, all in all.", validator=_positive)
-    connect_timeout: Duration | None = option(None, help="Longest time to connect.", validator=_positive)
-    max_connections: int | None = option(None, help="Most connections at a time.", validator=_positive)
-    max_response_bytes: Size | None = option(None, help="Largest answer that is read.", validator=_positive)
+    timeout: Duration | None = option(None, help="Longest time for one request, all in all.", validator=positive)
+    connect_timeout: Duration | None = option(None, help="Longest time to connect.", validator=positive)
+    max_connections: int | None = option(None, help="Most connections at a time.", validator=positive)
+    max_response_bytes: Size | None = option(None, help="Largest answer that is read.", validator=positive)
 
     def http_options(self, base_url: str, health: str | None) -> dict[str, Any]:
         """Return the options of the type ``http`` for a server at the address."""
@@ -178,7 +173,7 @@ class ContainerOptions(CallOptions):
         help="When the image is pulled: `always` when the model is loaded (`true` is the same), `missing` when the "
         "engine does not have it, `never` (`false`).",
     )
-    pull_timeout: Duration = option(Duration(900), help="Longest time for a pull.", validator=_positive)
+    pull_timeout: Duration = option(Duration(900), help="Longest time for a pull.", validator=positive)
     container_port: int | None = option(
         None,
         help="The port that the model listens on. Default: the image's, if it exposes exactly one.",

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from attrs import frozen
 
-from orchestrator_core.plugin_api import Duration, OptionError, Size, TlsOptions, option
+from orchestrator_core.plugin_api import Duration, OptionError, Size, TlsOptions, option, positive
 from orchestrator_model_http.outputs import Take, split_take
 
 
@@ -19,11 +19,6 @@ def _http_url(_: Any, __: Any, url: str) -> None:
 def _path(_: Any, __: Any, path: str | None) -> None:
     if path is not None and not path.startswith("/"):
         raise ValueError(f"expected a path that starts with /, got '{path}'")
-
-
-def _positive(_: Any, __: Any, value: float) -> None:
-    if value <= 0:
-        raise ValueError("expected more than 0")
 
 
 def _unique(_: Any, __: Any, names: list[str] | None) -> None:
@@ -111,10 +106,10 @@ class HttpModelOptions:
     idempotent: bool = option(
         True, help="A prediction may be asked for twice: sent again when a kept-alive connection turns out closed."
     )
-    timeout: Duration = option(Duration(2.0), help="Longest time for one request, all in all.", validator=_positive)
-    connect_timeout: Duration = option(Duration(1.0), help="Longest time to connect.", validator=_positive)
-    max_connections: int = option(100, help="Most connections at a time; further requests wait.", validator=_positive)
-    max_response_bytes: Size = option(Size(10 * 2**20), help="Largest answer that is read.", validator=_positive)
+    timeout: Duration = option(Duration(2.0), help="Longest time for one request, all in all.", validator=positive)
+    connect_timeout: Duration = option(Duration(1.0), help="Longest time to connect.", validator=positive)
+    max_connections: int = option(100, help="Most connections at a time; further requests wait.", validator=positive)
+    max_response_bytes: Size = option(Size(10 * 2**20), help="Largest answer that is read.", validator=positive)
     tls: TlsOptions = option(TlsOptions(), help="Certificates; paths are relative to the configuration folder.")
     proxy: str | None = option(None, help="`http://user:password@host:port`; proxy environment variables are not read.")
 

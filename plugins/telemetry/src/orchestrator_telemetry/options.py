@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from attrs import frozen
 
-from orchestrator_core.plugin_api import Duration, option
+from orchestrator_core.plugin_api import Duration, option, positive
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 NEEDED = {"console": "opentelemetry.sdk", "otlp": "opentelemetry.exporter.otlp.proto.http"}
@@ -24,11 +24,6 @@ def _ascending(instance: Any, attribute: Any, value: tuple[float, ...]) -> None:
 def _ratio(instance: Any, attribute: Any, value: float) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"expected a ratio from 0 to 1, got {value:g}")
-
-
-def _positive(instance: Any, attribute: Any, value: float) -> None:
-    if value <= 0:
-        raise ValueError(f"expected more than 0, got {value:g}")
 
 
 def _http(instance: Any, attribute: Any, value: str | None) -> None:
@@ -86,13 +81,13 @@ class TracesOptions:
     )
     service_name: str | None = option(None, help="service.name; default OTEL_SERVICE_NAME, else orchestrator.")
     resource: Mapping[str, str] = option(factory=dict, help="Further attributes of the resource.")
-    timeout: Duration = option(Duration(5), help="How long one export may take, with its retries.", validator=_positive)
-    interval: Duration = option(Duration(1), help="How long spans are collected before an export.", validator=_positive)
+    timeout: Duration = option(Duration(5), help="How long one export may take, with its retries.", validator=positive)
+    interval: Duration = option(Duration(1), help="How long spans are collected before an export.", validator=positive)
     max_queue: int = option(
-        2048, help="How many requests may wait to be exported; the spans of more are dropped.", validator=_positive
+        2048, help="How many requests may wait to be exported; the spans of more are dropped.", validator=positive
     )
     shutdown_timeout: Duration = option(
-        Duration(3), help="How long the end of the service waits for the last export.", validator=_positive
+        Duration(3), help="How long the end of the service waits for the last export.", validator=positive
     )
 
 

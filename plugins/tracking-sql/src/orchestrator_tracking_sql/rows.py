@@ -14,7 +14,7 @@ from sqlalchemy import Row
 from orchestrator_core.plugin_api import Captured, Execution, Generation, Identity, StepRecord, StorableRun
 
 OWN_COLUMNS = ("id", "started_at", "duration_seconds", "engine_seconds", "trace_id", "steps")
-"""What differs from row to row, as a rule; the others follow, so that rows that agree in them are told apart quickly."""
+"""What differs from row to row, as a rule; the others follow, so that it is quickly seen which rows agree in them."""
 COLUMNS = (
     *OWN_COLUMNS,
     *("domain", "endpoint", "generation", "status", "http_status", "models"),
