@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -170,33 +171,36 @@ def guard(
     step: PlannedStep, call: Call, memory: Memory, slot: Slot | None, capture: Capture | None = None
 ) -> Call | Guarded:
     """Return a step's call with its policies around it, and what captures its values; the call itself without both."""
-    if not step.policies.any and capture is None:
-        return call
-    keyed = step.cache_key is not None
-    guarded = make_guard(
-        _without_key(call) if keyed else call,
-        _policies(step, slot, capture),
-        _state(step, memory),
-        label=slot.label if slot is not None else step.spec.label,
-        operation=step.operation,
-        names=_names(step, keyed),
-        idempotent=_is_idempotent(step),
-        each=step.for_each is not None,
-    )
-    if slot is None or slot.fallback is None or not isinstance(guarded, Guarded):
-        return guarded
-    return Guarded(_or_fallback(guarded.call, slot))
+    make = partial(make_guard, each=step.for_each is not None)
+    return _around(step, call, memory, slot, capture, _Form(make, _without_key, _or_fallback))
 
 
 def guard_at_once(
     step: PlannedStep, call: Call, memory: Memory, slot: Slot | None, capture: Capture | None = None
 ) -> Call | Guarded:
     """Return the same for a call that takes the values of all items."""
+    return _around(
+        step, call, memory, slot, capture, _Form(make_guard_at_once, _rows_without_key, _or_fallback_at_once)
+    )
+
+
+@frozen
+class _Form:
+    """What differs between a call of one step's values and one of all items' values."""
+
+    make: Callable[..., Call | Guarded]
+    without_key: Callable[[Call], Call]
+    or_fallback: Callable[[Call, Slot], Call]
+
+
+def _around(
+    step: PlannedStep, call: Call, memory: Memory, slot: Slot | None, capture: Capture | None, form: _Form
+) -> Call | Guarded:
     if not step.policies.any and capture is None:
         return call
     keyed = step.cache_key is not None
-    guarded = make_guard_at_once(
-        _rows_without_key(call) if keyed else call,
+    guarded = form.make(
+        form.without_key(call) if keyed else call,
         _policies(step, slot, capture),
         _state(step, memory),
         label=slot.label if slot is not None else step.spec.label,
@@ -206,7 +210,7 @@ def guard_at_once(
     )
     if slot is None or slot.fallback is None or not isinstance(guarded, Guarded):
         return guarded
-    return Guarded(_or_fallback_at_once(guarded.call, slot))
+    return Guarded(form.or_fallback(guarded.call, slot))
 
 
 def _or_fallback(guarded: Call, slot: Slot) -> Call:

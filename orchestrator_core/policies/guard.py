@@ -14,6 +14,7 @@ from orchestrator_core.policies.cached import cached, cached_at_once
 from orchestrator_core.policies.core import Call, Layer, attempts, is_failure, queued, timed
 from orchestrator_core.policies.keys import KeyOf, choose, key_of, key_of_one
 from orchestrator_core.policies.notes import Guarded
+from orchestrator_core.policies.options import CacheOptions
 from orchestrator_core.policies.policies import Capture, GuardedRun, Policies
 from orchestrator_core.policies.state import SourceState
 from orchestrator_core.policies.timer import TimeLimit, Timer, within
@@ -43,17 +44,12 @@ def make_guard(
     :class:`SourceTimeout` when an attempt took too long, ``TimeoutError`` when the step did.
     """
     layer = _layers(call, policies, state, label=label, idempotent=idempotent, each=each)
-    guarded: Call | None = None
-    if policies.cache is not None:
-        cache = state.cache(policies.cache, operation, names)
-        guarded = cached(layer or _bare(call), cache, _key_of(policies, names), policies.step_timeout, each=each)
-    elif policies.step_timeout is not None:
-        guarded = _within_step(layer or _bare(call), policies.step_timeout)
-    elif layer is not None:
-        guarded = _outermost(layer)
-    if policies.capture is not None:
-        guarded = _captured(guarded or _outermost(_bare(call)), policies.capture)
-    return call if guarded is None else Guarded(guarded)
+
+    def from_cache(inner: Layer, options: CacheOptions) -> Call:
+        cache = state.cache(options, operation, names)
+        return cached(inner, cache, _key_of(policies, names), policies.step_timeout, each=each)
+
+    return _whole(call, layer, policies, from_cache, _captured)
 
 
 def make_guard_at_once(
@@ -75,17 +71,31 @@ def make_guard_at_once(
     layer = _layers(_judged(call) if judged else call, policies, state, label=label, idempotent=idempotent, each=False)
     if layer is not None and judged:
         layer = _answered(layer)
+
+    def from_cache(inner: Layer, options: CacheOptions) -> Call:
+        cache = state.cache(options, operation, names)
+        return cached_at_once(inner, cache, _key_of(policies, names), policies.step_timeout)
+
+    return _whole(call, layer, policies, from_cache, _captured_at_once)
+
+
+def _whole(
+    call: Call,
+    layer: Layer | None,
+    policies: Policies,
+    from_cache: Callable[[Layer, CacheOptions], Call],
+    captured: Callable[[Call, Capture], Call],
+) -> Guarded | Call:
+    """Return the layers around a call with what is outside of them, or the call itself when there is nothing."""
     guarded: Call | None = None
     if policies.cache is not None:
-        cache = state.cache(policies.cache, operation, names)
-        key = _key_of(policies, names)
-        guarded = cached_at_once(layer or _bare(call), cache, key, policies.step_timeout)
+        guarded = from_cache(layer or _bare(call), policies.cache)
     elif policies.step_timeout is not None:
         guarded = _within_step(layer or _bare(call), policies.step_timeout)
     elif layer is not None:
         guarded = _outermost(layer)
     if policies.capture is not None:
-        guarded = _captured_at_once(guarded or _outermost(_bare(call)), policies.capture)
+        guarded = captured(guarded or _outermost(_bare(call)), policies.capture)
     return call if guarded is None else Guarded(guarded)
 
 
