@@ -12,6 +12,8 @@ from pathlib import Path
 
 from attrs import frozen
 
+from tests.memory import resident_bytes
+
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
@@ -53,10 +55,7 @@ class Process:
 
     def peak_bytes(self) -> int:
         """Return the most memory it has had resident so far."""
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-        return 0
+        return resident_bytes(self.pid, peak=True)
 
 
 def cpu_seconds(pid: int) -> float:

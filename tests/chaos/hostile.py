@@ -10,6 +10,8 @@ from pathlib import Path
 import orjson
 from attrs import frozen
 
+from tests.memory import resident_bytes
+
 GIGABYTE = 2**30
 CHUNK = b"x" * 65536
 PROBLEM = b"application/problem+json"
@@ -129,12 +131,6 @@ def requests(target: str) -> Mapping[str, tuple[bytes, AsyncIterator[bytes] | by
         "a byte order mark": with_json(target, b'\xef\xbb\xbf{"x": 1}'),
         "no JSON at all": with_json(target, bytes(range(256))),
     }
-
-
-def resident_bytes(pid: int, *, peak: bool = False) -> int:
-    name = "VmHWM:" if peak else "VmRSS:"
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def reset_peak(pid: int) -> int:

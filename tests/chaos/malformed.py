@@ -14,9 +14,9 @@ import aiohttp
 import orjson
 from attrs import frozen
 
-from tests.chaos.hostile import resident_bytes
 from tests.chaos.overload import serving
 from tests.hostile_server import Behaviour, Peer, hostile
+from tests.memory import resident_bytes
 
 CONFIG = """
 api:

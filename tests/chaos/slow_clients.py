@@ -9,8 +9,9 @@ from time import perf_counter
 
 from attrs import frozen
 
-from tests.chaos.hostile import reset_peak, resident_bytes
+from tests.chaos.hostile import reset_peak
 from tests.chaos.open_loop import Wanted, run
+from tests.memory import resident_bytes
 
 RATE = 200.0
 DRIPS = 20

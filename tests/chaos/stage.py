@@ -23,8 +23,8 @@ from tests.bench.process import START_SECONDS, Process, Unusable, started
 from tests.chaos.load import Driven, Stream, load
 from tests.chaos.outcome import Setting
 from tests.chaos.proxy import Proxy, chaos_proxy
+from tests.memory import resident_bytes
 
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 STOP_SECONDS = 40.0
 
 INSIDE = '''
@@ -232,10 +232,6 @@ class Stage:
 async def _ready(client: aiohttp.ClientSession, admin_port: int) -> bool:
     async with client.get(f"http://127.0.0.1:{admin_port}/health/ready") as response:
         return response.status == 200
-
-
-def resident_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
 
 
 def running(pid: int) -> bool:

@@ -18,6 +18,7 @@ from orchestrator_core.config.load import load_configuration
 from orchestrator_core.plugin_api import SourceError, SourceKind, hookimpl, option
 from orchestrator_core.testing import RunningService, leaves_nothing, service
 from orchestrator_core.testing.service import write_files
+from tests.memory import resident_bytes
 
 RunFixture = Callable[..., Any]
 
@@ -481,10 +482,6 @@ def test_files_that_are_not_configuration_cause_no_reload(run: RunFixture) -> No
 
 
 # --- many ---------------------------------------------------------------------------------------------------------
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_200_reloads_under_load_half_of_them_broken_fail_no_request_and_leave_nothing(
