@@ -769,10 +769,11 @@ class RunPlan(Protocol):
 class StorableRun(Protocol):
     """A finished run as a store may read it instead of its :class:`Execution`, which ``record`` makes.
 
-    A ``usual`` run is one whose ``steps`` hold all there is to tell of them: for each the status ``ok`` or ``skipped``,
-    its start, its end and an empty text. It is not degraded, has no error, nothing of it is from a cache and nothing is
-    captured. ``started`` and ``ended`` are moments of ``perf_counter``, ``started_at`` is ``started`` as a Unix time;
-    all in seconds.
+    A ``usual`` run is not degraded and has no error, its answer as a whole is not from a cache and nothing is captured.
+    Its ``steps`` hold all there is to tell of them: for each the status ``ok`` or ``skipped``, its start, its end and
+    an empty text. Of those whose places are in ``notes`` there is more to tell, which ``step_record`` does.
+    ``started`` and ``ended`` are moments of ``perf_counter``, ``started_at`` is ``started`` as a Unix time; all in
+    seconds.
     """
 
     @property
@@ -793,6 +794,9 @@ class StorableRun(Protocol):
     def http_status(self) -> int: ...
     @property
     def steps(self) -> Sequence[tuple[StepStatus, float, float, str] | float | None]: ...
+    @property
+    def notes(self) -> Mapping[int, Noted] | None: ...
+    def step_record(self, index: int) -> StepRecord: ...
     def status(self) -> ExecutionStatus: ...
     def engine_seconds(self) -> float: ...
     def identities(self) -> tuple[Identity, ...]:

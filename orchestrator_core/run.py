@@ -369,10 +369,9 @@ class Run:
 
     @property
     def usual(self) -> bool:
-        """Return whether ``steps`` hold all there is to tell, as ``plugin_api.StorableRun`` has it."""
+        """Return whether ``steps`` and ``notes`` hold all there is to tell, as ``plugin_api.StorableRun`` has it."""
         return (
-            self.notes is None
-            and self.items is None
+            self.items is None
             and self.kept is None
             and self.taken is None
             and not self.degraded_steps

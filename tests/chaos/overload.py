@@ -67,14 +67,15 @@ endpoints:
   api:
     data_sources:
       - {name: partner, type: api, operation: get}
-    response_mapping: {score: "$partner.score"}
+      - {name: work, type: busy, source_id: lighter, operation: compute, depends_on: [partner]}
+    response_mapping: {score: "$partner.score", total: "$work.total"}
 """
 DOMAIN %= "x" * 100_000
 CONFIG = """
 admin: {enabled: false}
 """
 SOURCES = """
-busy: {{sources: {{default: {{work: 0.0015}}}}}}
+busy: {{sources: {{default: {{work: 0.0015}}, lighter: {{work: 0.001}}}}}}
 api:
   sources:
     default: {{base_url: "http://127.0.0.1:{port}", timeout: 5s, max_connections: 2000}}

@@ -12,7 +12,7 @@ import structlog
 from orchestrator_core.errors import ConfigError
 from orchestrator_core.testing import RunningService, check_problems, service
 from orchestrator_core.testing.pytest_plugin import Served
-from tests.tracking.scripted_store import ScriptedOptions, ScriptedStore, down
+from tests.tracking.scripted_store import ScriptedOptions, ScriptedStore, StoreOfRuns, down
 
 Serve = Callable[..., Served]
 HELLO = "endpoints: {hello: {response_mapping: hello}, bye: {response_mapping: bye}}"
@@ -60,6 +60,7 @@ async def happens(what: Callable[[], bool]) -> None:
 NONE_DROPPED = {"queue_full": 0, "store_failed": 0, "refused": 0, "stopped": 0}
 
 
+@pytest.mark.parametrize("store", [ScriptedStore(), StoreOfRuns()], ids=["of records", "of runs"])
 def test_every_execution_is_stored_and_found_at_once(serve: Serve, store: ScriptedStore) -> None:
     shop = serve(files(), plugins={"scripted": store})
     ids = [shop.get("/orchestrator/d/hello").headers["X-Execution-Id"] for _ in range(5)]
@@ -74,6 +75,7 @@ def test_every_execution_is_stored_and_found_at_once(serve: Serve, store: Script
         "dropped": NONE_DROPPED,
         "outage": "",
     }
+    assert not isinstance(store, StoreOfRuns) or store.runs == 5
 
 
 def test_executions_that_memory_has_forgotten_come_from_the_store(serve: Serve, store: ScriptedStore) -> None:

@@ -73,13 +73,17 @@ def values_of_run(run: StorableRun) -> Values:
         for name, step in zip(plan.step_names, run.steps, strict=True)
         if isinstance(step, tuple)
     ]
+    if len(steps) < len(run.steps):  # of a step that was left behind there is more to tell
+        return values_of(run.record())
+    for index in run.notes or ():
+        steps[index] = _step(run.step_record(index))
     return (
         run.id,
         run.started_at,
         run.ended - started,
         run.engine_seconds(),
         run.trace_id,
-        orjson.dumps(steps).decode() if steps else "[]",
+        _json(steps) if steps else "[]",
         plan.domain,
         plan.name,
         plan.generation,

@@ -1,0 +1,105 @@
+"""The row of a run is that of its record, and rows that are alike go in together with others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from attrs import evolve
+from orchestrator_tracking_sql.insert import FEW, ROWS
+from orchestrator_tracking_sql.rows import COLUMNS, values_of, values_of_run
+from tracking_kit import Place, captured, execution
+
+from orchestrator_core.plugin_api import Identity, Query
+from orchestrator_core.policies.notes import StepNote
+from orchestrator_core.run import CANCELLED, DEFAULT, OK, SKIPPED, Items, KeptAnswer
+from orchestrator_core.run import Run as ExecutedRun
+
+Run = Callable[..., Any]
+
+
+class Model:
+    failures = 0
+    fallback = None
+
+    def answered_by(self, start: float, end: float) -> Identity:
+        return Identity("risk", "3", "sha256:beef")
+
+
+def executed(**given: Any) -> ExecutedRun:
+    plan = SimpleNamespace(
+        domain="shop",
+        name="cart",
+        generation="0f3a",
+        sequential=True,
+        step_names=("customer", "risk", "extra"),
+        models={"risk": Model()},
+        request_only={},
+        on_request_only=frozenset(),
+        capture=None,
+        redact=str.upper,
+    )
+    run = ExecutedRun(plan, "0190a5b4c3d2" + "0" * 20, "4bf92f3577b34da6a3ce929d0e0e4736")
+    at = run.started
+    run.steps = [
+        (OK, at + 0.001, at + 0.003, ""),
+        (OK, at + 0.003, at + 0.004, ""),
+        (SKIPPED, at + 0.004, at + 0.004, ""),
+    ]
+    run.ended = at + 5
+    for name, value in given.items():
+        setattr(run, name, value)
+    return run
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"trace_id": ""},
+        {"notes": {0: StepNote(attempts=0, cached="hit", cached_calls=1)}},
+        {"notes": {1: StepNote(attempts=3, breaker="half_open", waited_seconds=0.25)}},
+        {"notes": {0: StepNote(attempts=2), 1: StepNote(attempts=0, cached="stale", cached_calls=1)}},
+        {"items": {0: Items(7)}},
+        {"steps": [(OK, 1.0, 2.0, ""), (OK, 2.0, 3.0, ""), 3.0]},
+        {"steps": [(OK, 1.0, 2.0, ""), (OK, 2.0, 3.0, ""), None]},
+        {"steps": [(OK, 1.0, 2.0, ""), (DEFAULT, 2.0, 3.0, "it is \ud800"), None], "degraded_steps": ("risk",)},
+        {"steps": [(OK, 1.0, 2.0, ""), (CANCELLED, 2.0, 3.0, ""), None], "http_status": 499},
+        {"http_status": 502, "error": "a\0b", "failed_step": "risk"},
+        {"kept": KeptAnswer("hit", "0190", 1.0), "steps": [None, None, None]},
+    ],
+)
+def test_the_row_of_a_run_is_that_of_its_record(given: dict[str, Any]) -> None:
+    run = executed(**given)
+
+    assert values_of_run(run) == values_of(run.record())
+
+
+def test_a_run_without_steps_has_a_row_too() -> None:
+    run = executed(steps=[])
+    run.plan.step_names, run.plan.models = (), {}
+
+    assert run.usual
+    assert values_of_run(run) == values_of(run.record())
+    assert dict(zip(COLUMNS, values_of_run(run), strict=True))["steps"] == "[]"
+
+
+@pytest.mark.parametrize("count", [1, FEW - 1, FEW, FEW + 1, ROWS, ROWS + FEW - 1, 3 * ROWS])
+def test_rows_that_are_alike_and_rows_that_are_not_go_in_together(run: Run, place: Place, count: int) -> None:
+    alike = [execution(number) for number in range(count)]
+    others = [execution(1000 + number, endpoint=f"other-{number % 2}") for number in range(5)]
+    kept = [execution(2000, captured=captured({"answer": 1})), execution(2001, error="one of a kind")]
+    given = [evolve(one, domain="shop") for one in (*alike, *others, *kept)]
+
+    async def main() -> None:
+        async with place.open() as store:
+            await store.add([*given, *given[:3]])
+            page = await store.find(Query(limit=1000))
+            assert sorted(page.executions, key=lambda one: one.id) == [evolve(one, captured=None) for one in given]
+            got = await store.get(given[-2].id)
+            assert got is not None
+            assert got.captured == {"answer": 1}
+
+    run(main())
