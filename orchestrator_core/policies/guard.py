@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from orchestrator_core.errors import OrchestratorError, SourceError
+from orchestrator_core.errors import OrchestratorError, SourceError, SourceUnavailable
 from orchestrator_core.policies.cached import cached, cached_at_once
 from orchestrator_core.policies.core import Call, Layer, attempts, is_failure, queued, timed
 from orchestrator_core.policies.keys import KeyOf, choose, key_of, key_of_one
@@ -165,11 +165,18 @@ def _captured(guarded: Call, capture: Capture) -> Call:
 
 
 class _AllFailed(SourceError):
-    """All answers of a call are failures: it counts as one."""
+    """All answers of a call are failures: it counts as one, which may pass."""
 
     def __init__(self, answers: Sequence[Any]) -> None:
-        transient = all(isinstance(answer, SourceError) and answer.transient for answer in answers)
-        super().__init__("all items failed", transient=transient)
+        super().__init__("all items failed", transient=True)
+        self.answers = answers
+
+
+class _AllRefused(SourceUnavailable):
+    """All answers of a call are failures, and of some nothing was tried, so that another attempt is of no use now."""
+
+    def __init__(self, answers: Sequence[Any]) -> None:
+        super().__init__("all items failed")
         self.answers = answers
 
 
@@ -177,7 +184,8 @@ def _judged(call: Call) -> Call:
     async def judged(rows: Sequence[Sequence[Any]]) -> Any:
         answers = await call(rows)
         if answers and all(map(is_failure, answers)):
-            raise _AllFailed(answers)
+            may_pass = all(isinstance(answer, SourceError) for answer in answers)
+            raise _AllFailed(answers) if may_pass else _AllRefused(answers)
         return answers
 
     return judged
@@ -187,7 +195,7 @@ def _answered(layer: Layer) -> Layer:
     async def answered(run: GuardedRun, index: int, values: tuple[Any, ...], timer: Timer | None) -> Any:
         try:
             return await layer(run, index, values, timer)
-        except _AllFailed as failed:
+        except (_AllFailed, _AllRefused) as failed:
             return failed.answers
 
     return answered

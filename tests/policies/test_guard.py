@@ -460,13 +460,15 @@ def test_the_time_in_the_queue_is_the_steps_and_no_failure_of_the_source(run: Ru
 
 def test_a_call_for_all_items_has_failed_when_all_items_have(run: RunFixture) -> None:
     async def main() -> None:
-        down, missing = transient("down"), EntityNotFound("no 2")
+        down, missing, refused = transient("down"), EntityNotFound("no 2"), SourceUnavailable("no connection")
         for answers, failures, attempts in [
             ([1, missing], 0, 1),
             ([missing, missing], 0, 1),
             ([down, 2], 0, 1),
             ([down, missing], 0, 1),
             ([down, down], 1, 2),
+            ([refused, refused], 1, 1),
+            ([down, refused], 1, 1),
             ([down, SourceError("for good")], 0, 1),
             ([], 0, 1),
         ]:
