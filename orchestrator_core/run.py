@@ -188,6 +188,7 @@ class Run:
     """
 
     __slots__ = (
+        "_engine_seconds",
         "deadline",
         "degraded_steps",
         "ended",
@@ -214,6 +215,7 @@ class Run:
         self.started_at = time()
         self.started = clock()
         self.ended = 0.0
+        self._engine_seconds: float | None = None
         self.steps: list[StepTimes | float | None] = [None] * len(plan.step_names)
         self.degraded_steps: tuple[str, ...] = ()
         self.items: dict[int, Items] | None = None
@@ -340,7 +342,14 @@ class Run:
 
     def engine_seconds(self) -> float:
         """Return how long no step was under way."""
-        end = self.ended or clock()
+        if self._engine_seconds is not None:
+            return self._engine_seconds
+        seconds = self._idle_seconds(self.ended or clock())
+        if self.ended:  # the answer says it, and then the record
+            self._engine_seconds = seconds
+        return seconds
+
+    def _idle_seconds(self, end: float) -> float:
         if self.plan.sequential:
             busy = 0.0
             for step in self.steps:

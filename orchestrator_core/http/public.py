@@ -45,7 +45,7 @@ from orchestrator_core.http.openapi import openapi
 from orchestrator_core.http.routing import ROOT, Route, listing, make_routes, paths
 from orchestrator_core.http_client import current_trace, parse_traceparent
 from orchestrator_core.logs import request_line
-from orchestrator_core.plugin_api import JSON, EndpointInfo, Finished, StepInfo, Telemetry, Trace
+from orchestrator_core.plugin_api import JSON, EndpointInfo, StepInfo, Telemetry, Trace
 from orchestrator_core.reload import Live
 from orchestrator_core.request_lines import RequestLine
 from orchestrator_core.run import Request, Run, clock
@@ -138,7 +138,8 @@ class PublicApp:
                 raise BadRequest(f"{request.method} is not among the endpoint's methods", 405)
             if self.stopping:
                 raise SourceUnavailable("the service is shutting down")
-            self.executions.refuse()
+            if waits:
+                self.executions.refuse()
             body = (
                 await read_json(request, min(ready.timeout, serving.body_timeout)) if request.body_exists else MISSING
             )
@@ -211,7 +212,10 @@ class PublicApp:
     def _ended(self, request: web.BaseRequest, serving: _Serving, route: Route, run: Run, trace: Trace | None) -> None:
         """Tell of a request whose status is certain."""
         if route.finished is not None:
-            observe(route.finished, run, request.method, trace)
+            try:
+                route.finished(run, request.method, trace)
+            except Exception:  # telemetry must not fail a request
+                log.exception("telemetry failed", execution_id=run.id)
         if serving.request_line is not None:
             log_run(serving.request_line, request.method, route.path, run)
 
@@ -427,13 +431,6 @@ def _endpoint_info(ready: ReadyPlan) -> EndpointInfo:
         StepInfo(step.name, step.spec.label, step.operation, not step.spec.kind.in_process) for step in ready.plan.steps
     )
     return EndpointInfo(ready.domain, ready.name, paths(ready.plan)[0], ready.generation, steps)
-
-
-def observe(finished: Finished, run: Run, method: str, trace: Trace | None) -> None:
-    try:
-        finished(run, method, trace)
-    except Exception:  # telemetry must not fail a request
-        log.exception("telemetry failed", execution_id=run.id)
 
 
 def log_run(line: RequestLine, method: str, route: str, run: Run) -> None:

@@ -61,7 +61,8 @@ class ExecutionLog:
 
     def add(self, run: Run) -> bool:
         """Keep a finished run, hand it to the store, and tell the observers. Return whether the store will have it."""
-        run.seal()  # before it is kept: the values themselves may be large
+        if run.taken is not None:
+            run.seal()  # before it is kept: the values themselves may be large
         self._ring.append(run)
         taken = self.writer is None or self.writer.put(run)
         if self._observers:

@@ -96,19 +96,24 @@ class Writer:
 
     def put(self, run: Run) -> bool:
         """Take a finished run. Return whether there was room; if not, it is dropped."""
-        counts, queue = self.counts, self._queue
+        counts, waiting = self.counts, len(self._queue)
         counts.finished += 1
-        size = 0 if run.taken is None else run.taken.size
-        if len(queue) >= self.options.queue or self._bytes + size > self.options.queue_size:
+        if waiting >= self.options.queue or (run.taken is not None and not self._holds(run.taken.size)):
             counts.queue_full += 1
             return False
-        self._bytes += size
-        queue.append(run)
+        self._queue.append(run)
         self._entered += 1
-        if len(queue) == 1:
+        if not waiting:
             self._something.set()
-        elif len(queue) == BATCH:
+        elif waiting == BATCH - 1:
             self._at_once.set()
+        return True
+
+    def _holds(self, size: int) -> bool:
+        """Return whether there is room for captured values, and take it."""
+        if self._bytes + size > self.options.queue_size:
+            return False
+        self._bytes += size
         return True
 
     async def stored(self, run: Run) -> bool:
@@ -317,7 +322,8 @@ class Writer:
 
     def _settled(self, batch: Sequence[Run], *, stored: bool) -> None:
         self._left += len(batch)
-        self._bytes -= sum(run.taken.size for run in batch if run.taken is not None)
+        if self._bytes:
+            self._bytes -= sum(run.taken.size for run in batch if run.taken is not None)
         if self._commits:
             for run in batch:
                 commit = self._commits.get(run.id)

@@ -79,10 +79,9 @@ def _counting(counter: EndpointCounter, steps: tuple[StepCounter, ...], bounds: 
     parts = tuple((step, step.by_status, step.seconds, step.seconds.buckets) for step in steps)
 
     def finished(run: FinishedRun, method: str, trace: Trace | None) -> None:
-        key = (method, run.http_status)
-        if key in answers:
-            answers[key] += 1
-        else:
+        try:
+            answers[method, run.http_status] += 1
+        except KeyError:
             _count_new(answers, method, run.http_status)
         taken = run.ended - run.started
         buckets[bisect_left(bounds, taken)] += 1

@@ -61,7 +61,7 @@ def values_of_run(run: StorableRun) -> Values:
     """Return the same for a run. This runs for every execution, on the event loop: a usual one needs no record."""
     if not run.usual:
         return values_of(run.record())
-    plan, started, models = run.plan, run.started, run.identities()
+    plan, started = run.plan, run.started
     steps = [
         {
             "name": name,
@@ -73,6 +73,7 @@ def values_of_run(run: StorableRun) -> Values:
         for name, step in zip(plan.step_names, run.steps, strict=True)
         if isinstance(step, tuple)
     ]
+    models = run.identities()
     if len(steps) < len(run.steps):  # of a step that was left behind there is more to tell
         return values_of(run.record())
     for index in run.notes or ():
