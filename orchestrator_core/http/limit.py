@@ -5,8 +5,11 @@ answers, refusals, health. So requests are let in at the pace at which the loop 
 and those that arrive faster wait in a line. The line is the measure of overload, and not the number of requests in
 flight: a thousand that wait for a slow partner cost the loop nothing.
 
+What they cost once they go on shows later, when others have been let in already. So no more are let in than the loop
+can end: as many a second as it ends for a second of work, fewer while its turns are long.
+
 In a calm the line may hold what is worked off within ``burst``. Overload is a line that stays: for two windows nobody
-got through in less than ``wait``, and more arrived than went. From then on the line holds what is worked off within
+got through in less than ``wait``, and more came than went. From then on the line holds what is worked off within
 ``wait``, and the rest is refused on arrival, until a window passes in which nobody was. The two lengths are the idea of
 CoDel (RFC 8289): a burst may wait, a standing line helps nobody.
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from time import thread_time
 from typing import Any, Protocol
 
 import structlog
@@ -34,6 +38,24 @@ LONG_SECONDS = 0.01
 LONG_IN_A_ROW = 3
 """So often in a row: once is somebody else's work on the core."""
 
+PAUSE_SECONDS = 0.001
+"""How long it takes to look again where those in flight are enough."""
+
+LAG_SECONDS = 0.01
+"""How long the turns may take before fewer are let in than the loop can end."""
+
+CATCH_UP_SECONDS = 0.005
+"""Those that could have been let in so long before are let in together, later."""
+
+AMPLE, LEAST_SHARE = 1.05, 0.3
+"""Of what the loop can end, so much is let in: while turns are short, as it may be able to do more, and while long."""
+
+FADING = 0.8
+"""What a window counts beside the one after it."""
+
+MEASURED = 4
+"""So many windows until what is measured is believed, where somebody would be refused for it."""
+
 MANY = 128
 """So many clients in a circle, who wait for their answers before they ask again, are a calm."""
 
@@ -42,7 +64,7 @@ FEW = 4
 MOST_AT_ONCE = 1024
 CALM_WINDOWS = 40
 CROWDED_WINDOWS = 2
-GROWING = 1.2
+GROWING = 1.1
 UNLIMITED = 2**62
 TURNS_TO_BEGIN = 2
 """How many turns of the loop pass until a request that was let in has been begun: one to wake, one for its task."""
@@ -88,29 +110,42 @@ class Limit:
     """
 
     __slots__ = (
-        "_arrived",
         "_at_once",
         "_burst",
         "_busy",
         "_calm",
         "_cost",
+        "_counted",
         "_crowded",
+        "_due",
+        "_due_at",
+        "_ended",
+        "_in_flight_before",
+        "_later",
         "_least_wait",
         "_let_in",
         "_let_in_at",
         "_let_in_last",
         "_line",
+        "_line_before",
         "_long",
         "_longest",
+        "_measured",
         "_min",
         "_now",
+        "_rate",
+        "_seconds",
         "_shed_before",
         "_shed_when_overloaded",
         "_soon",
+        "_squares",
+        "_turned_at",
         "_turns",
         "_wait",
         "_watching",
         "_window",
+        "_worked",
+        "_worked_before",
         "adaptive",
         "backlog",
         "connections",
@@ -125,10 +160,13 @@ class Limit:
     def __init__(
         self,
         soon: Callable[[Callable[[], None]], Any],
+        later: Callable[[float, Callable[[], None]], Any],
         options: LimitOptions | None,
         now: Callable[[], float] = clock,
+        worked: Callable[[], float] = thread_time,
     ) -> None:
         self._soon = soon
+        self._later = later
         self._now = now
         self.in_flight = 0
         self.backlog = 0
@@ -137,7 +175,7 @@ class Limit:
         self.engaged = False
         self.overloaded = False
         self._line: deque[tuple[float, Waiting]] = deque()
-        self._busy = self._watching = False
+        self._busy = self._watching = self._counted = False
         self._turns = 0
         self._at_once = 8.0
         self._cost = 0.0
@@ -146,7 +184,14 @@ class Limit:
         self._calm = self._crowded = self._long = 0
         self._shed_when_overloaded = 0
         self._window = 0.0
-        self._arrived = self._let_in = self._longest = self._shed_before = 0
+        self._worked = worked
+        self._rate: float = UNLIMITED
+        self._turned_at = self._squares = self._due = self._due_at = 0.0
+        self._seconds = self._ended = 0.0
+        self._worked_before: float | None = None
+        self._measured = 0
+        self._in_flight_before = self._line_before = 0
+        self._let_in = self._longest = self._shed_before = 0
         self._least_wait = float("inf")
         self.use(options)
 
@@ -174,10 +219,10 @@ class Limit:
         if self._watching:
             self._let_in_last += requests
         elif self.backlog > FEW and not self._busy:  # see how long they take
-            self._busy = self._watching = True
+            self._busy = self._watching = self._counted = True
             self._turns = TURNS_TO_BEGIN
             self._let_in_last = self.backlog
-            self._let_in_at = self._now()
+            self._let_in_at = self._turned_at = self._now()
             self._soon(self._turn)
         if self.backlog > self._min:
             self._engage()
@@ -185,19 +230,23 @@ class Limit:
     def _engage(self) -> None:
         if not self.engaged:
             self.engaged = True
+            self._seconds = self._ended = 0.0
+            self._worked_before = None
+            self._measured = 0
             self._open_window(self._now())
 
     def ask(self, connection: Waiting) -> None:
         """Let the connection's request wait for its turn, which may be the loop's next, or refuse it."""
-        self._arrived += 1
         line = self._line
         if self.is_full(len(line)):
             self.refuse(connection, 0.0)
             return
+        now = self._now()
         connection.waits = True
-        line.append((self._now(), connection))
+        line.append((now, connection))
         if not self._busy:
             self._busy = True
+            self._turned_at = now
             self._soon(self._turn)
 
     async def turn(self) -> bool:
@@ -216,7 +265,9 @@ class Limit:
             return True
         if not self.adaptive or waiting < self._min:
             return False
-        return waiting * self._cost > (self._wait if self.overloaded else self._burst)
+        known = self._rate < UNLIMITED and (self.overloaded or self._measured >= MEASURED)
+        each = 1 / self._rate if known else self._cost
+        return waiting * each > (self._wait if self.overloaded else self._burst)
 
     def refuse(self, connection: Waiting, waited_seconds: float) -> None:
         self.shed += 1
@@ -244,17 +295,25 @@ class Limit:
             self._long = self._long + 1 if now - self._let_in_at > LONG_SECONDS else 0
             if self._long >= LONG_IN_A_ROW and self._min < UNLIMITED:
                 self._engage()
-        if self._let_in_last:
+        self._squares += (now - self._turned_at) ** 2  # over the time that a window takes: its mean turn, by time
+        self._turned_at = now
+        if self._let_in_last and self._counted:
             self._learn(now - self._let_in_at)
         if now - self._window >= WINDOW_SECONDS:
             self._look_back(now)
         self._longest = max(self._longest, len(self._line))
         self._let_some_in(now)
-        if self._let_in_last or self._line:
+        if self._let_in_last:
             self._turns = TURNS_TO_BEGIN
             self._soon(self._turn)
+        elif self._line:  # those in flight are enough
+            self._later(PAUSE_SECONDS, self._again)
         else:
             self._busy = False
+
+    def _again(self) -> None:
+        self._turned_at = self._now()  # the loop may have had nothing to do
+        self._turn()
 
     def _learn(self, seconds: float) -> None:
         """Learn from how long the last ones took, with all that was done beside them."""
@@ -267,7 +326,11 @@ class Limit:
 
     def _let_some_in(self, now: float) -> None:
         line, count = self._line, 0
-        while line and count < int(self._at_once):
+        self._due = min(self._due + (now - self._due_at) * self._rate, max(2.0, self._rate * CATCH_UP_SECONDS))
+        self._due_at = now
+        at_once = min(self._at_once, self._due, max(1.0, self._rate * PACE_SECONDS))
+        most = int(at_once) if self.engaged else len(line)
+        while line and count < most:
             arrived, connection = line.popleft()
             if not connection.waits:
                 continue
@@ -275,6 +338,8 @@ class Limit:
                 self._least_wait = now - arrived
             connection.let_in()
             count += 1
+        self._due -= count
+        self._counted = self.engaged and self._worked_before is not None  # else others begin beside them
         self._let_in_last = count
         self._let_in_at = now
         self._let_in += count
@@ -283,19 +348,42 @@ class Limit:
 
     def _open_window(self, now: float) -> None:
         self._window = now
-        self._arrived = self._let_in = self._longest = 0
+        self._squares = 0.0
+        self._in_flight_before, self._line_before = self.in_flight, len(self._line)
+        self._let_in = self._longest = 0
         self._least_wait = float("inf")
         self._shed_before = self.shed
 
+    def _measure(self, now: float, ended: int) -> None:
+        """Learn what a request takes of the loop's time, and with that how many it can end.
+
+        The lag is the length of the turns on average over the time: it is long where those that were let in before come
+        back together, or another process has the core.
+        """
+        before, self._worked_before = self._worked_before, self._worked()
+        if before is None:
+            return
+        self._measured += 1
+        self._seconds = FADING * self._seconds + self._worked_before - before
+        self._ended = FADING * self._ended + ended
+        share = 1.0 - (self._squares / (now - self._window) - LAG_SECONDS) / (5 * LAG_SECONDS)
+        known = self.adaptive and self._ended >= 1 and self._seconds > 0
+        self._rate = max(LEAST_SHARE, min(AMPLE, share)) * self._ended / self._seconds if known else UNLIMITED
+
     def _look_back(self, now: float) -> None:
+        ended = max(0, self._let_in - (self.in_flight - self._in_flight_before))
+        grows = len(self._line) + self.in_flight > GROWING * (self._line_before + self._in_flight_before) + 1
+        first = self._worked_before is None  # what was done in it was for those that nobody had counted
+        if self.engaged:
+            self._measure(now, ended)
         refused = self.shed > self._shed_before
         quiet = now - self._window > 2 * WINDOW_SECONDS and not self._line  # nothing was going on
         if self.overloaded:
             if quiet or not refused:
                 self.overloaded = False
                 log.info("overload is over", refused=self.shed - self._shed_when_overloaded)
-        elif self.adaptive and self._longest > self._min and self._least_wait > self._wait:
-            self._crowded += refused or self._arrived > GROWING * self._let_in
+        elif self.adaptive and not first and self._longest > self._min and self._least_wait > self._wait:
+            self._crowded = self._crowded + 1 if refused or grows else 0
             if self._crowded >= CROWDED_WINDOWS:
                 self.overloaded = True
                 self._shed_when_overloaded = self._shed_before
@@ -303,10 +391,10 @@ class Limit:
                 self._trim(now)
         else:
             self._crowded = 0
-        grows = self._longest > MANY or self._arrived > GROWING * self._let_in
-        self._calm = 0 if self.overloaded or refused or grows else self._calm + 1
+        self._calm = 0 if self.overloaded or refused or grows or self._longest > MANY else self._calm + 1
         if quiet or self._calm >= CALM_WINDOWS:
             self._calm = self._crowded = 0
+            self._rate = UNLIMITED
             self.engaged = False
         self._open_window(now)
 

@@ -75,7 +75,8 @@ class PublicApp:
         self.draining = False
         self.stopping = False
         self._begin = telemetry.begin or parse_traceparent
-        self.limit = Limit(asyncio.get_running_loop().call_soon, _limit_of(live.snapshot))
+        loop = asyncio.get_running_loop()
+        self.limit = Limit(loop.call_soon, loop.call_later, _limit_of(live.snapshot))
         self._use(live.snapshot)
         live.swapped.append(self._use)
 
