@@ -14,7 +14,7 @@ from tests.chaos.open_loop import Wanted, run
 from tests.memory import resident_bytes
 
 RATE = 200.0
-DRIPS = 20
+DRIPS = 500
 
 
 @frozen
