@@ -328,7 +328,7 @@ class Limit:
         line, count = self._line, 0
         self._due = min(self._due + (now - self._due_at) * self._rate, max(2.0, self._rate * CATCH_UP_SECONDS))
         self._due_at = now
-        at_once = min(self._at_once, self._due, max(1.0, self._rate * PACE_SECONDS))
+        at_once = self._due if self._rate < UNLIMITED else self._at_once
         most = int(at_once) if self.engaged else len(line)
         while line and count < most:
             arrived, connection = line.popleft()
