@@ -361,7 +361,7 @@ def test_the_identity_is_the_version_or_the_url_without_credentials() -> None:
     [
         ({"base_url": "127.0.0.1:9002"}, "expected a URL that starts with http:// or https://"),
         ({"base_url": "http://h", "endpoint": "predict"}, "expected a path that starts with /, got 'predict'"),
-        ({"base_url": "http://h", "timeout": Duration(0)}, "expected more than 0"),
+        ({"base_url": "http://h", "timeout": Duration(0)}, "expected more than 0, got 0"),
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:

@@ -16,8 +16,8 @@ from sqlalchemy import Connection
 from orchestrator_tracking_sql.rows import COLUMNS, JSON_COLUMNS, OWN_COLUMNS, Values
 from orchestrator_tracking_sql.schema import executions
 
-ROWS = 100
-"""In one statement of SQLite's, at most."""
+ROWS, OTHER_ROWS = 100, 50
+"""So many are alike in one statement, and so many others: SQLite before 3.32 takes 999 parameters."""
 FEW = 4
 """Rows that are alike and fewer than this are written with the others: each count of rows is a statement of its own."""
 LARGEST_DOCUMENT = 16 * 2**20
@@ -66,7 +66,7 @@ class SqliteInsert:
 
     def _other(self, row: Values) -> None:
         self._others += row
-        if len(self._others) == ROWS * len(COLUMNS):
+        if len(self._others) == OTHER_ROWS * len(COLUMNS):
             self._end_others()
 
     def _end_others(self) -> None:
