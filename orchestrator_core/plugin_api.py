@@ -675,6 +675,54 @@ class Execution:
     captured: Captured | None = None
 
 
+# --- runs that have finished --------------------------------------------------------------------------------------
+
+
+class Noted(Protocol):
+    """What policies have noted of a step's calls: how many there were, and how a cache answered."""
+
+    @property
+    def attempts(self) -> int: ...
+    @property
+    def cached(self) -> str: ...
+
+
+class FinishedRun(Protocol):
+    """A run after its answer was made: the raw times, of which an :class:`Execution` is only made when asked for.
+
+    ``started`` and ``ended`` are moments of ``perf_counter``, ``started_at`` is ``started`` as a Unix time; all in
+    seconds. ``steps`` has for each step ``None`` if it was never begun, its start if the run ended before it did, else
+    its status, start, end and the message of its failure, which may hold secrets. ``error`` holds none. ``notes`` has
+    what policies noted, by the step's place: None, or no entry, where a step was called once as usual.
+    """
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def started_at(self) -> float: ...
+    @property
+    def started(self) -> float: ...
+    @property
+    def ended(self) -> float: ...
+    @property
+    def http_status(self) -> int: ...
+    @property
+    def error(self) -> str: ...
+    @property
+    def degraded_steps(self) -> tuple[str, ...]: ...
+    @property
+    def steps(self) -> Sequence[tuple[StepStatus, float, float, str] | float | None]: ...
+    @property
+    def notes(self) -> Mapping[int, Noted] | None: ...
+    def cached_steps(self) -> Container[str]:
+        """Return the names of the steps that a cache answered."""
+        ...
+
+    def step_record(self, index: int) -> StepRecord:
+        """Return all that is known of a step."""
+        ...
+
+
 # --- stores of executions -----------------------------------------------------------------------------------------
 
 
@@ -766,14 +814,12 @@ class RunPlan(Protocol):
     def step_names(self) -> tuple[str, ...]: ...
 
 
-class StorableRun(Protocol):
-    """A finished run as a store may read it instead of its :class:`Execution`, which ``record`` makes.
+class StorableRun(FinishedRun, Protocol):
+    """The same run as a store may read it instead of its :class:`Execution`, which ``record`` makes.
 
     A ``usual`` run is not degraded and has no error, its answer as a whole is not from a cache and nothing is captured.
     Its ``steps`` hold all there is to tell of them: for each the status ``ok`` or ``skipped``, its start, its end and
     an empty text. Of those whose places are in ``notes`` there is more to tell, which ``step_record`` does.
-    ``started`` and ``ended`` are moments of ``perf_counter``, ``started_at`` is ``started`` as a Unix time; all in
-    seconds.
     """
 
     @property
@@ -781,23 +827,7 @@ class StorableRun(Protocol):
     @property
     def plan(self) -> RunPlan: ...
     @property
-    def id(self) -> str: ...
-    @property
     def trace_id(self) -> str: ...
-    @property
-    def started_at(self) -> float: ...
-    @property
-    def started(self) -> float: ...
-    @property
-    def ended(self) -> float: ...
-    @property
-    def http_status(self) -> int: ...
-    @property
-    def steps(self) -> Sequence[tuple[StepStatus, float, float, str] | float | None]: ...
-    @property
-    def notes(self) -> Mapping[int, Noted] | None: ...
-    def step_record(self, index: int) -> StepRecord: ...
-    def status(self) -> ExecutionStatus: ...
     def engine_seconds(self) -> float: ...
     def identities(self) -> tuple[Identity, ...]:
         """Return the models that were called, as ``Execution.models`` has them."""
@@ -876,51 +906,6 @@ class EndpointInfo:
     route: str
     generation: str
     steps: tuple[StepInfo, ...]
-
-
-class Noted(Protocol):
-    """What policies have noted of a step's calls: how many there were, and how a cache answered."""
-
-    @property
-    def attempts(self) -> int: ...
-    @property
-    def cached(self) -> str: ...
-
-
-class FinishedRun(Protocol):
-    """A run after its answer was made: the raw times, of which an :class:`Execution` is only made when asked for.
-
-    ``started`` and ``ended`` are moments of ``perf_counter``, ``started_at`` is ``started`` as a Unix time; all in
-    seconds. ``steps`` has for each step ``None`` if it was never begun, its start if the run ended before it did, else
-    its status, start, end and the message of its failure, which may hold secrets. ``error`` holds none. ``notes`` has
-    what policies noted, by the step's place: None, or no entry, where a step was called once as usual.
-    """
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def started_at(self) -> float: ...
-    @property
-    def started(self) -> float: ...
-    @property
-    def ended(self) -> float: ...
-    @property
-    def http_status(self) -> int: ...
-    @property
-    def error(self) -> str: ...
-    @property
-    def degraded_steps(self) -> tuple[str, ...]: ...
-    @property
-    def steps(self) -> Sequence[tuple[StepStatus, float, float, str] | float | None]: ...
-    @property
-    def notes(self) -> Mapping[int, Noted] | None: ...
-    def cached_steps(self) -> Container[str]:
-        """Return the names of the steps that a cache answered."""
-        ...
-
-    def step_record(self, index: int) -> StepRecord:
-        """Return all that is known of a step."""
-        ...
 
 
 class Trace(Protocol):

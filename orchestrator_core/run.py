@@ -32,6 +32,7 @@ from orchestrator_core.plugin_api import (
     Execution,
     ExecutionStatus,
     Identity,
+    RunPlan,
     StepRecord,
     StepStatus,
 )
@@ -81,19 +82,11 @@ class CalledModel(Protocol):
     def answered_by(self, start: float, end: float) -> Identity | None: ...
 
 
-class Running(Protocol):
+class Running(RunPlan, Protocol):
     """What a run needs to know of the plan it executes."""
 
     @property
-    def domain(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def generation(self) -> str: ...
-    @property
     def sequential(self) -> bool: ...
-    @property
-    def step_names(self) -> tuple[str, ...]: ...
     @property
     def models(self) -> Mapping[str, CalledModel]: ...
     @property

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -236,41 +237,44 @@ def measure(cases: int = 10_000, url: str = "", first_seed: int = 1) -> Found:
             return measure(cases, ours, first_seed)
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations()]
+    modes = list(product(operations, (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)))
     statuses: Counter[int] = Counter()
     failures: dict[str, str] = {}
+
+    def ask(session: requests.Session, case: Any) -> None:
+        response = case.call(session=session, timeout=30)
+        statuses[response.status_code] += 1
+        try:
+            case.validate_response(response, checks=CHECKS)
+        except FailureGroup as group:
+            for failure in group.exceptions:
+                key = f"{case.method} {case.operation.path}: {failure.title}: {response.status_code}"
+                failures.setdefault(key, f"{key}: {failure}\n{case.as_curl_command()}\n{response.text}")
+
     with requests.Session() as session:
         for again in range(ROUNDS):  # of some operations there are a few cases in all, so that others make up for them
             left = cases - statuses.total()
             if left <= 0:
                 break
-            for number, operation in enumerate(operations):
-                for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+            for number, (operation, mode) in enumerate(modes):
 
-                    @seed(first_seed + number + again * len(operations))
-                    @settings(
-                        max_examples=max(1, left // (2 * len(operations))),
-                        deadline=None,
-                        database=None,
-                        phases=[Phase.generate],
-                        suppress_health_check=list(HealthCheck),
-                    )
-                    @given(case=operation.as_strategy(mode))
-                    def test(case: Any) -> None:
-                        response = case.call(session=session, timeout=30)
-                        statuses[response.status_code] += 1
-                        try:
-                            case.validate_response(response, checks=CHECKS)
-                        except FailureGroup as group:
-                            for failure in group.exceptions:
-                                key = f"{case.method} {case.operation.path}: {failure.title}: {response.status_code}"
-                                told = f"{key}: {failure}\n{case.as_curl_command()}\n{response.text}"
-                                failures.setdefault(key, told)
+                @seed(first_seed + number // 2 + again * len(operations))
+                @settings(
+                    max_examples=max(1, left // len(modes)),
+                    deadline=None,
+                    database=None,
+                    phases=[Phase.generate],
+                    suppress_health_check=list(HealthCheck),
+                )
+                @given(case=operation.as_strategy(mode))
+                def test(case: Any) -> None:
+                    ask(session, case)
 
-                    try:
-                        test()
-                    except Exception as error:
-                        if "unsatisfiable" not in repr(error).lower():
-                            raise
+                try:
+                    test()
+                except Exception as error:
+                    if "unsatisfiable" not in repr(error).lower():
+                        raise
     return Found(sum(statuses.values()), dict(sorted(statuses.items())), tuple(failures.values()))
 
 

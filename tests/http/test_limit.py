@@ -138,6 +138,15 @@ class Loop:
             self.turn()
         return sent
 
+    def circle(self, clients: int, until: float) -> list[Request]:
+        """Let clients ask, each again when it has its answer, and return all of their requests."""
+        requests = [self.arrive() for _ in range(clients)]
+        while self.now < until:
+            self.turn()
+            requests += [self.arrive() for _ in self.done]
+            self.done.clear()
+        return requests
+
 
 def accepted(requests: list[Request]) -> list[float]:
     return sorted(request.took for request in requests if not request.refused)
@@ -182,11 +191,7 @@ def test_no_more_are_let_in_than_can_go_on_after_what_they_wait_for(wait_seconds
 @pytest.mark.parametrize("clients", [16, 64, 128])
 def test_clients_that_wait_for_answers_which_wait_for_something_are_not_refused(clients: int) -> None:
     loop = Loop(ADAPTIVE, 0.0001, 0.01, 0.001)
-    requests = [loop.arrive() for _ in range(clients)]
-    while loop.now < 5:
-        loop.turn()
-        requests += [loop.arrive() for _ in loop.done]
-        loop.done.clear()
+    requests = loop.circle(clients, until=5)
     assert not refused(requests)
     assert len(requests) > 0.6 * 4 / 0.0011
 
@@ -205,11 +210,7 @@ def test_a_burst_that_is_worked_off_soon_is_not_refused() -> None:
 @pytest.mark.parametrize(("clients", "cost"), [(32, 0.002), (64, 0.002), (256, 0.0005)])
 def test_clients_that_wait_for_their_answers_are_not_refused(clients: int, cost: float) -> None:
     loop = Loop(ADAPTIVE, cost)
-    requests = [loop.arrive() for _ in range(clients)]
-    while loop.now < 3:
-        loop.turn()
-        requests += [loop.arrive() for _ in loop.done]
-        loop.done.clear()
+    requests = loop.circle(clients, until=3)
     assert not refused(requests)
     assert not loop.limit.overloaded
 
