@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -32,8 +33,8 @@ _POLL_SECONDS = 0.02
 _CANCEL_SECONDS = 0.05
 LINGERING_BYTES = 8 * 2**20
 SWEEP_SECONDS = 1.0
-SWEPT_AT_ONCE = 50
-PAUSE_SECONDS = 0.005
+SWEPT_AT_ONCE = 5
+MOST_SLICES = 400
 
 Handler = Callable[[web.BaseRequest], Awaitable[Answer]]
 
@@ -272,7 +273,7 @@ class _Refused(asyncio.Protocol):
 
 
 class _Server(web.Server):
-    """aiohttp's server, with a look at all connections each second."""
+    """aiohttp's server, with a look at each connection about once a second."""
 
     closing = False
 
@@ -288,6 +289,8 @@ class _Server(web.Server):
         self._limit = limit
         self._limits = limits
         self.refused_connections = 0
+        self._round: Iterator[Any] = iter(())
+        self._slice, self._pause = SWEPT_AT_ONCE, SWEEP_SECONDS
         self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def __call__(self) -> web.RequestHandler:
@@ -304,14 +307,19 @@ class _Server(web.Server):
             message, payload, protocol, writer, task, self._loop, client_max_size=self._limits.max_body
         )
 
-    def _sweep(self, rest: Sequence[Any] = ()) -> None:
-        """Look at some connections, and soon at the others: closing a thousand at once would keep the rest waiting."""
+    def _sweep(self) -> None:
+        """Look at the next few connections, so that a thousand to be closed do not keep the others waiting."""
         now = self._loop.time()
-        connections: Sequence[Any] = rest or self.connections
-        for connection in connections[:SWEPT_AT_ONCE]:
+        looked_at = 0
+        for connection in islice(self._round, self._slice):
             connection.sweep(now, self._limits)
-        rest = connections[SWEPT_AT_ONCE:]
-        self._timer = self._loop.call_later(PAUSE_SECONDS if rest else SWEEP_SECONDS, self._sweep, rest)
+            looked_at += 1
+        if looked_at < self._slice:
+            connections = self.connections
+            self._round = iter(connections)
+            self._slice = max(SWEPT_AT_ONCE, -(-len(connections) // MOST_SLICES))
+            self._pause = SWEEP_SECONDS / (len(connections) // self._slice + 1)
+        self._timer = self._loop.call_later(self._pause, self._sweep)
 
     def stop_sweeping(self) -> None:
         self._timer.cancel()

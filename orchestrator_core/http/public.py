@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -56,6 +57,8 @@ log = structlog.get_logger("orchestrator.http")
 
 MAX_QUERY_FIELDS = 1000
 MAX_DEPTH = 100
+BODY_TIMEOUTS_SPREAD = 1.1
+"""Clients that came together are not given up in one moment, which would keep the others waiting."""
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _NO_QUERY: Mapping[str, list[str]] = {}
 _PAGES = frozenset({"/health/live", "/health/ready", ROOT, f"{ROOT}/", "/openapi.json", "/docs"})
@@ -481,7 +484,7 @@ async def _read(request: web.BaseRequest, timeout_seconds: float) -> bytes:
     try:
         if request._payload.is_eof():
             return await request.read()
-        async with asyncio.timeout(timeout_seconds):
+        async with asyncio.timeout(timeout_seconds * random.uniform(1, BODY_TIMEOUTS_SPREAD)):
             return await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(request) from None

@@ -252,9 +252,10 @@ async def stage(
     source_timeout: str = "2s",
     pool_size: int = 10,
     watch: bool = False,
+    direct: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Stage]:
-    """Start the sources, a proxy before each, and the service.
+    """Start the sources, a proxy before each, and the service; ``direct`` leaves the proxies aside.
 
     ``files`` of the configuration come over the usual ones, and may use ``{database}``, ``{api}`` and ``{model}``, the
     URLs of the proxies, and ``{database_at}``, which is without the scheme and the user; so may ``config``, which is
@@ -275,10 +276,13 @@ async def stage(
         api = await stack.enter_async_context(chaos_proxy("127.0.0.1", stub))
         model = await stack.enter_async_context(chaos_proxy("127.0.0.1", stub))
         user = parts.netloc.rpartition("@")[0]
+        database_port, api_port, model_port = (
+            (parts.port or 5432, stub, stub) if direct else (database.port, api.port, model.port)
+        )
         urls = {
-            "database": f"postgresql://{user}@127.0.0.1:{database.port}{parts.path}",
-            "api": f"http://127.0.0.1:{api.port}",
-            "model": f"http://127.0.0.1:{model.port}",
+            "database": f"postgresql://{user}@127.0.0.1:{database_port}{parts.path}",
+            "api": f"http://127.0.0.1:{api_port}",
+            "model": f"http://127.0.0.1:{model_port}",
         }
         # A test may run where others take the cores, and a service that gets none is overloaded by any load.
         limit = "server: {limit: false}\n" if setting.quick else ""
@@ -289,7 +293,7 @@ async def stage(
             "integrations/ml.yaml": MODELS.format(**urls, timeout=source_timeout),
             "domains/shop.yaml": DOMAIN,
         }
-        urls["database_at"] = f"127.0.0.1:{database.port}{parts.path}"
+        urls["database_at"] = f"127.0.0.1:{database_port}{parts.path}"
         for name, text in {**(files or {}), "config.yaml": texts["config.yaml"]}.items():
             for what, address in urls.items():
                 text = text.replace(f"{{{what}}}", address)  # one after the other

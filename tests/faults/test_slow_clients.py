@@ -7,7 +7,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import orjson
+import pytest
 
+from orchestrator_core.http.listener import MOST_SLICES, SWEEP_SECONDS, SWEPT_AT_ONCE, Limits, _Server
 from orchestrator_core.testing import service
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -145,5 +147,36 @@ def test_a_connection_too_many_is_told_so(run: Run) -> None:
                 while served.running.limit.connections:  # noqa: ASYNC110  # nobody tells of it
                     await asyncio.sleep(0.05)
             assert (await served.get("/orchestrator/d/quick")).status == 200
+
+    run(main())
+
+
+@pytest.mark.parametrize("count", [0, 3, 1000, 10_000])
+def test_all_connections_are_looked_at_within_a_second_a_few_at_a_time(run: Run, count: int) -> None:
+    looked_at: list[int] = []
+
+    class Connected:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def sweep(self, now: float, limits: Limits) -> None:
+            looked_at.append(self.number)
+
+    async def main() -> None:
+        server = _Server(lambda request: asyncio.sleep(0), None, Limits())  # type: ignore[arg-type, return-value]
+        server.stop_sweeping()
+        server._connections = {Connected(number): None for number in range(count)}  # type: ignore[assignment, misc]
+        seconds, most = 0.0, 0
+        server._sweep()
+        while len(looked_at) < count:
+            before = len(looked_at)
+            seconds += server._pause
+            server.stop_sweeping()
+            server._sweep()
+            most = max(most, len(looked_at) - before)
+        server.stop_sweeping()
+        assert looked_at == list(range(count))
+        assert seconds <= SWEEP_SECONDS
+        assert most <= max(SWEPT_AT_ONCE, count / MOST_SLICES)
 
     run(main())
