@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import structlog
 
 from orchestrator_core.config.model import LimitOptions
+from orchestrator_core.http.pace import UNKNOWN, Pace
 from orchestrator_core.run import clock
 
 log = structlog.get_logger("orchestrator.http")
@@ -41,17 +42,8 @@ LONG_IN_A_ROW = 3
 PAUSE_SECONDS = 0.001
 """How long it takes to look again where those in flight are enough."""
 
-LAG_SECONDS = 0.01
-"""How long the turns may take before fewer are let in than the loop can end."""
-
 CATCH_UP_SECONDS = 0.005
 """Those that could have been let in so long before are let in together, later."""
-
-AMPLE, LEAST_SHARE = 1.05, 0.3
-"""Of what the loop can end, so much is let in: while turns are short, as it may be able to do more, and while long."""
-
-FADING = 0.8
-"""What a window counts beside the one after it."""
 
 MEASURED = 4
 """So many windows until what is measured is believed, where somebody would be refused for it."""
@@ -119,7 +111,6 @@ class Limit:
         "_crowded",
         "_due",
         "_due_at",
-        "_ended",
         "_in_flight_before",
         "_later",
         "_least_wait",
@@ -130,22 +121,16 @@ class Limit:
         "_line_before",
         "_long",
         "_longest",
-        "_measured",
         "_min",
         "_now",
-        "_rate",
-        "_seconds",
+        "_pace",
         "_shed_before",
         "_shed_when_overloaded",
         "_soon",
-        "_squares",
-        "_turned_at",
         "_turns",
         "_wait",
         "_watching",
         "_window",
-        "_worked",
-        "_worked_before",
         "adaptive",
         "backlog",
         "connections",
@@ -184,12 +169,8 @@ class Limit:
         self._calm = self._crowded = self._long = 0
         self._shed_when_overloaded = 0
         self._window = 0.0
-        self._worked = worked
-        self._rate: float = UNLIMITED
-        self._turned_at = self._squares = self._due = self._due_at = 0.0
-        self._seconds = self._ended = 0.0
-        self._worked_before: float | None = None
-        self._measured = 0
+        self._pace = Pace(worked)
+        self._due = self._due_at = 0.0
         self._in_flight_before = self._line_before = 0
         self._let_in = self._longest = self._shed_before = 0
         self._least_wait = float("inf")
@@ -222,7 +203,8 @@ class Limit:
             self._busy = self._watching = self._counted = True
             self._turns = TURNS_TO_BEGIN
             self._let_in_last = self.backlog
-            self._let_in_at = self._turned_at = self._now()
+            self._let_in_at = self._now()
+            self._pace.begin_turn(self._let_in_at)
             self._soon(self._turn)
         if self.backlog > self._min:
             self._engage()
@@ -230,9 +212,7 @@ class Limit:
     def _engage(self) -> None:
         if not self.engaged:
             self.engaged = True
-            self._seconds = self._ended = 0.0
-            self._worked_before = None
-            self._measured = 0
+            self._pace.forget()
             self._open_window(self._now())
 
     def ask(self, connection: Waiting) -> None:
@@ -246,7 +226,7 @@ class Limit:
         line.append((now, connection))
         if not self._busy:
             self._busy = True
-            self._turned_at = now
+            self._pace.begin_turn(now)
             self._soon(self._turn)
 
     async def turn(self) -> bool:
@@ -265,8 +245,9 @@ class Limit:
             return True
         if not self.adaptive or waiting < self._min:
             return False
-        known = self._rate < UNLIMITED and (self.overloaded or self._measured >= MEASURED)
-        each = 1 / self._rate if known else self._cost
+        pace = self._pace
+        known = pace.rate < UNKNOWN and (self.overloaded or pace.windows >= MEASURED)
+        each = 1 / pace.rate if known else self._cost
         return waiting * each > (self._wait if self.overloaded else self._burst)
 
     def refuse(self, connection: Waiting, waited_seconds: float) -> None:
@@ -295,8 +276,7 @@ class Limit:
             self._long = self._long + 1 if now - self._let_in_at > LONG_SECONDS else 0
             if self._long >= LONG_IN_A_ROW and self._min < UNLIMITED:
                 self._engage()
-        self._squares += (now - self._turned_at) ** 2  # over the time that a window takes: its mean turn, by time
-        self._turned_at = now
+        self._pace.end_turn(now)
         if self._let_in_last and self._counted:
             self._learn(now - self._let_in_at)
         if now - self._window >= WINDOW_SECONDS:
@@ -312,7 +292,7 @@ class Limit:
             self._busy = False
 
     def _again(self) -> None:
-        self._turned_at = self._now()  # the loop may have had nothing to do
+        self._pace.begin_turn(self._now())  # the loop may have had nothing to do
         self._turn()
 
     def _learn(self, seconds: float) -> None:
@@ -325,10 +305,10 @@ class Limit:
             self._at_once = min(float(MOST_AT_ONCE), max(1.0, self._at_once))
 
     def _let_some_in(self, now: float) -> None:
-        line, count = self._line, 0
-        self._due = min(self._due + (now - self._due_at) * self._rate, max(2.0, self._rate * CATCH_UP_SECONDS))
+        line, count, rate = self._line, 0, self._pace.rate
+        self._due = min(self._due + (now - self._due_at) * rate, max(2.0, rate * CATCH_UP_SECONDS))
         self._due_at = now
-        at_once = self._due if self._rate < UNLIMITED else self._at_once
+        at_once = self._due if rate < UNKNOWN else self._at_once
         most = int(at_once) if self.engaged else len(line)
         while line and count < most:
             arrived, connection = line.popleft()
@@ -339,7 +319,7 @@ class Limit:
             connection.let_in()
             count += 1
         self._due -= count
-        self._counted = self.engaged and self._worked_before is not None  # else others begin beside them
+        self._counted = self.engaged and self._pace.begun  # else others begin beside them
         self._let_in_last = count
         self._let_in_at = now
         self._let_in += count
@@ -348,34 +328,18 @@ class Limit:
 
     def _open_window(self, now: float) -> None:
         self._window = now
-        self._squares = 0.0
+        self._pace.open_window(now)
         self._in_flight_before, self._line_before = self.in_flight, len(self._line)
         self._let_in = self._longest = 0
         self._least_wait = float("inf")
         self._shed_before = self.shed
 
-    def _measure(self, now: float, ended: int) -> None:
-        """Learn what a request takes of the loop's time, and with that how many it can end.
-
-        The lag is the length of the turns on average over the time: it is long where those that were let in before come
-        back together, or another process has the core.
-        """
-        before, self._worked_before = self._worked_before, self._worked()
-        if before is None:
-            return
-        self._measured += 1
-        self._seconds = FADING * self._seconds + self._worked_before - before
-        self._ended = FADING * self._ended + ended
-        share = 1.0 - (self._squares / (now - self._window) - LAG_SECONDS) / (5 * LAG_SECONDS)
-        known = self.adaptive and self._ended >= 1 and self._seconds > 0
-        self._rate = max(LEAST_SHARE, min(AMPLE, share)) * self._ended / self._seconds if known else UNLIMITED
-
     def _look_back(self, now: float) -> None:
         ended = max(0, self._let_in - (self.in_flight - self._in_flight_before))
         grows = len(self._line) + self.in_flight > GROWING * (self._line_before + self._in_flight_before) + 1
-        first = self._worked_before is None  # what was done in it was for those that nobody had counted
+        first = not self._pace.begun  # what was done in it was for those that nobody had counted
         if self.engaged:
-            self._measure(now, ended)
+            self._pace.close_window(now, ended, self.adaptive)
         refused = self.shed > self._shed_before
         quiet = now - self._window > 2 * WINDOW_SECONDS and not self._line  # nothing was going on
         if self.overloaded:
@@ -394,7 +358,7 @@ class Limit:
         self._calm = 0 if self.overloaded or refused or grows or self._longest > MANY else self._calm + 1
         if quiet or self._calm >= CALM_WINDOWS:
             self._calm = self._crowded = 0
-            self._rate = UNLIMITED
+            self._pace.rate = UNKNOWN
             self.engaged = False
         self._open_window(now)
 

@@ -52,8 +52,9 @@ async def measure(setting: Setting) -> list[Finding]:
         first_descriptors, last_descriptors = max(descriptors[:third]), max(descriptors[-third:])
         first_tasks, last_tasks = max(tasks[:third]), max(tasks[-third:])
         shown = "; ".join(one.shown() for one in met) if failed else f"{total:,} answered"
+        pace = f"{seconds:g} s at {peak * SHARE:,.0f}/s, {busy:.0%} of its core"
         return [
-            Finding("no error", f"{shown} in {seconds:g} s at {peak * SHARE:,.0f}/s, {busy:.0%} of its core; {p99}", not failed, setting.quick),
+            Finding("no error", f"{shown} in {pace}; {p99}", not failed, setting.quick),
             Finding(
                 "memory flat",
                 f"{early[0] / 2**20:.1f} -> {late[-1] / 2**20:.1f} MiB, {growth:+.1%} from first to last third",

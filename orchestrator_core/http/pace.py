@@ -1,0 +1,83 @@
+"""How many requests a second the event loop can end, measured by its own CPU time for each that ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+UNKNOWN = 2.0**62
+"""More than any loop can end, and finite, since it is multiplied with times that may be 0."""
+
+LAG_SECONDS = 0.01
+"""How long the turns may take before fewer are let in than the loop can end."""
+
+AMPLE, LEAST_SHARE = 1.05, 0.3
+"""Of what the loop can end, so much is let in: while turns are short, as it may be able to do more, and while long."""
+
+FADING = 0.8
+"""What a window counts beside the one after it."""
+
+
+class Pace:
+    """The pace of one event loop, measured over windows of its time, each of many turns.
+
+    ``rate`` is how many requests a second may be let in, or ``UNKNOWN``. ``windows`` are those it was measured in, and
+    ``begun`` says that the next one will be.
+    """
+
+    __slots__ = (
+        "_cpu_before",
+        "_cpu_seconds",
+        "_ended",
+        "_seconds",
+        "_since",
+        "_squares",
+        "_turned_at",
+        "rate",
+        "windows",
+    )
+
+    def __init__(self, cpu_seconds: Callable[[], float]) -> None:
+        self._cpu_seconds = cpu_seconds
+        self._turned_at = self._since = self._squares = 0.0
+        self.rate = UNKNOWN
+        self.forget()
+
+    @property
+    def begun(self) -> bool:
+        return self._cpu_before is not None
+
+    def forget(self) -> None:
+        """Measure anew; the rate stays until there is another."""
+        self._seconds = self._ended = 0.0
+        self._cpu_before: float | None = None
+        self.windows = 0
+
+    def begin_turn(self, now: float) -> None:
+        self._turned_at = now
+
+    def end_turn(self, now: float) -> None:
+        self._squares += (now - self._turned_at) ** 2  # over the time that a window takes: its mean turn, by time
+        self._turned_at = now
+
+    def open_window(self, now: float) -> None:
+        self._since = now
+        self._squares = 0.0
+
+    def close_window(self, now: float, ended: int, adaptive: bool) -> None:
+        """Learn what a request takes of the loop's time, and with that how many it can end.
+
+        The lag is the length of the turns on average over the time: it is long where those that were let in before come
+        back together, or another process has the core.
+        """
+        before, self._cpu_before = self._cpu_before, self._cpu_seconds()
+        if before is None:
+            return
+        self.windows += 1
+        self._seconds = FADING * self._seconds + self._cpu_before - before
+        self._ended = FADING * self._ended + ended
+        share = 1.0 - (self._squares / (now - self._since) - LAG_SECONDS) / (5 * LAG_SECONDS)
+        known = adaptive and self._ended >= 1 and self._seconds > 0
+        self.rate = max(LEAST_SHARE, min(AMPLE, share)) * self._ended / self._seconds if known else UNKNOWN
+
+
+__all__ = ["UNKNOWN", "Pace"]

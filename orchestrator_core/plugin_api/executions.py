@@ -1,0 +1,195 @@
+"""What is told of an execution: the whole record, and the finished run of which one is made."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import orjson
+from attrs import frozen
+
+from orchestrator_core.plugin_api.abilities import Identity
+
+StepStatus = Literal["ok", "cached", "default", "skipped", "failed", "cancelled"]
+ExecutionStatus = Literal["ok", "degraded", "failed", "cancelled"]
+
+
+@frozen
+class StepRecord:
+    """What one step did. Times are seconds, ``start_seconds`` counted from the start of the execution.
+
+    ``attempts`` is how often the source was called: 0 for a step that was not, or that a cache answered; the items of
+    a ``for_each`` count as one attempt, and each further attempt of an item as one more. ``error`` is the message of
+    its failure, or empty. ``items`` is how many items a step with ``for_each`` ran for, and ``items_failed`` how many
+    of them have its default instead of a result; the error is then that of the first.
+
+    ``cache`` says how a cache answered: ``hit``, ``stale``, ``shared`` with a call that was under way, or not at all:
+    an empty string. ``breaker`` is ``open`` where the circuit breaker refused the call, ``half_open`` where the call
+    was its probe. ``waited_seconds`` is how long the call waited for its turn.
+    """
+
+    name: str
+    status: StepStatus
+    start_seconds: float = 0.0
+    duration_seconds: float = 0.0
+    attempts: int = 0
+    error: str = ""
+    items: int | None = None
+    items_failed: int = 0
+    cache: str = ""
+    breaker: str = ""
+    waited_seconds: float = 0.0
+
+
+class Captured(Mapping[str, Any]):
+    """The values that went through an execution: a JSON document, of which ``text`` is the text.
+
+    It has ``request``, ``steps`` and ``answer``: see ``docs/tracking.md``. It is parsed when somebody looks inside.
+    """
+
+    __slots__ = ("_parsed", "text")
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+        self._parsed: dict[str, Any] | None = None
+
+    def _document(self) -> dict[str, Any]:
+        if self._parsed is None:
+            self._parsed = orjson.loads(self.text)
+        return self._parsed
+
+    def __getitem__(self, key: str) -> Any:
+        return self._document()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._document())
+
+    def __len__(self) -> int:
+        return len(self._document())
+
+    def __repr__(self) -> str:
+        return f"<captured values, {len(self.text)} bytes>"
+
+
+@frozen
+class Execution:
+    """One run of an endpoint. ``started_at`` is a Unix time in seconds; durations are seconds.
+
+    ``engine_seconds`` is the part of the duration in which no step was under way. ``generation`` is the hash of
+    the configuration that answered, ``models`` the identities of the models that were called. ``cache`` says how a
+    cache gave the whole answer (``hit``, ``stale`` or ``shared``), ``cached_from`` is the execution that made it then.
+    ``captured`` are the values that went through, or None where ``tracking.capture`` keeps none.
+    """
+
+    id: str
+    domain: str
+    endpoint: str
+    generation: str
+    status: ExecutionStatus
+    http_status: int
+    started_at: float
+    duration_seconds: float
+    engine_seconds: float
+    trace_id: str
+    degraded: tuple[str, ...]
+    models: tuple[Identity, ...]
+    steps: tuple[StepRecord, ...]
+    error: str = ""
+    cache: str = ""
+    cached_from: str = ""
+    captured: Captured | None = None
+
+
+class Noted(Protocol):
+    """What policies have noted of a step's calls: how many there were, and how a cache answered."""
+
+    @property
+    def attempts(self) -> int: ...
+    @property
+    def cached(self) -> str: ...
+
+
+class FinishedRun(Protocol):
+    """A run after its answer was made: the raw times, of which an :class:`Execution` is only made when asked for.
+
+    ``started`` and ``ended`` are moments of ``perf_counter``, ``started_at`` is ``started`` as a Unix time; all in
+    seconds. ``steps`` has for each step ``None`` if it was never begun, its start if the run ended before it did, else
+    its status, start, end and the message of its failure, which may hold secrets. ``error`` holds none. ``notes`` has
+    what policies noted, by the step's place: None, or no entry, where a step was called once as usual.
+    """
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def started_at(self) -> float: ...
+    @property
+    def started(self) -> float: ...
+    @property
+    def ended(self) -> float: ...
+    @property
+    def http_status(self) -> int: ...
+    @property
+    def error(self) -> str: ...
+    @property
+    def degraded_steps(self) -> tuple[str, ...]: ...
+    @property
+    def steps(self) -> Sequence[tuple[StepStatus, float, float, str] | float | None]: ...
+    @property
+    def notes(self) -> Mapping[int, Noted] | None: ...
+    def cached_steps(self) -> Container[str]:
+        """Return the names of the steps that a cache answered."""
+        ...
+
+    def step_record(self, index: int) -> StepRecord:
+        """Return all that is known of a step."""
+        ...
+
+
+class RunPlan(Protocol):
+    """What a run executed: the endpoint, as the configuration of that generation has it."""
+
+    @property
+    def domain(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def generation(self) -> str: ...
+    @property
+    def step_names(self) -> tuple[str, ...]: ...
+
+
+class StorableRun(FinishedRun, Protocol):
+    """The same run as a store may read it instead of its :class:`Execution`, which ``record`` makes.
+
+    A ``usual`` run is not degraded and has no error, its answer as a whole is not from a cache and nothing is captured.
+    Its ``steps`` hold all there is to tell of them: for each the status ``ok`` or ``skipped``, its start, its end and
+    an empty text. Of those whose places are in ``notes`` there is more to tell, which ``step_record`` does.
+    """
+
+    @property
+    def usual(self) -> bool: ...
+    @property
+    def plan(self) -> RunPlan: ...
+    @property
+    def trace_id(self) -> str: ...
+    def engine_seconds(self) -> float: ...
+    def identities(self) -> tuple[Identity, ...]:
+        """Return the models that were called, as ``Execution.models`` has them."""
+        ...
+
+    def record(self) -> Execution:
+        """Return the whole record."""
+        ...
+
+
+__all__ = [
+    "Captured",
+    "Execution",
+    "ExecutionStatus",
+    "FinishedRun",
+    "Noted",
+    "RunPlan",
+    "StepRecord",
+    "StepStatus",
+    "StorableRun",
+]
