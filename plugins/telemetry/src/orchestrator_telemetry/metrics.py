@@ -52,6 +52,7 @@ class Metrics:
 
     async def render(self) -> Exposition:
         """Return all metrics. The state is read at once; making text of it is left to a thread."""
+        self._counters.count_waiting()
         state = self._context.state()
         return Exposition(CONTENT_TYPE_PLAIN_0_0_4, await asyncio.to_thread(self._text, state))
 
