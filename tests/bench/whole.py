@@ -38,6 +38,7 @@ WHOLE_FLOWS = ("noop", "sqlite", "postgresql", "http", "multi", "loan")
 KEEPS = 0.85
 CACHE_HIT = 0.8
 TWO_WORKERS = 1.4
+TURN_SECONDS = 0.5
 
 
 @frozen
@@ -54,18 +55,29 @@ class Outcome:
         return f"  {verdict:<12} {self.ratio:5.2f}x  at least {self.bound:g}x: {self.name} ({self.detail})"
 
 
-async def load_on(server: Process, paths: Sequence[str], seconds: float, seed: int) -> Measured:
-    """Verify that the paths are answered, each time with the same bytes, and measure them."""
+async def answers_of(server: Process, paths: Sequence[str]) -> list[bytes]:
+    """Verify that the paths are answered, each time with the same bytes, which are returned."""
     answers = await fetch(server, paths)
     for asked, answer in zip(paths, answers, strict=True):
         if answer.status != 200:
             raise Unusable(f"{server.name} answers {answer.status} for {asked}: {answer.body!r}")
+    return [answer.body for answer in answers]
+
+
+async def load_on(
+    server: Process,
+    paths: Sequence[str],
+    answers: Sequence[bytes],
+    seconds: float,
+    seed: int,
+    warm_up_seconds: float = WARM_UP_SECONDS,
+) -> Measured:
     return await measure(
         server,
         [request(asked) for asked in paths],
-        [answer.body for answer in answers],
+        answers,
         connections=CONNECTIONS,
-        warm_up_seconds=WARM_UP_SECONDS,
+        warm_up_seconds=warm_up_seconds,
         seconds=seconds,
         seed=seed,
     )
@@ -82,7 +94,7 @@ async def flow_kept(flow: str, options: Options, there: Backends, folder: Path, 
     """
     settings, _ = there.of(flow)
     paths = [f"{path(flow)}{number}" for number in asked_ids(flow)]
-    rounds: dict[str, list[Measured]] = {"lean": [], "full": []}
+    rounds: dict[str, list[float]] = {"lean": [], "full": []}
     for number in range(options.rounds):
         async with AsyncExitStack() as stack:
             servers = []
@@ -92,15 +104,35 @@ async def flow_kept(flow: str, options: Options, there: Backends, folder: Path, 
                 command = ours.command(own / "config", given, extras=name)  # beside it is the store
                 log = folder / f"{own.name}.log"
                 servers.append(await stack.enter_async_context(started(name, command, given.port, cores.server, log)))
-            for server in servers:
-                if settings.postgresql:
-                    await keep_off(settings.postgresql, cores)
-                rounds[server.name].append(await load_on(server, paths, options.seconds, number))
-    kept = [per_cpu_second(full) / per_cpu_second(lean) for lean, full in zip(*rounds.values(), strict=True)]
-    micros = {name: median(one.cpu_micros for one in measured) for name, measured in rounds.items()}
-    detail = ", ".join(f"{name} {micro:.0f} µs" for name, micro in micros.items())
+            if settings.postgresql:
+                await keep_off(settings.postgresql, cores)
+            for name, micros in (await cpu_micros_in_turns(servers, paths, options.seconds)).items():
+                rounds[name].append(micros)
+    kept = [lean / full for lean, full in zip(*rounds.values(), strict=True)]
+    detail = ", ".join(f"{name} {median(micros):.0f} µs" for name, micros in rounds.items())
     detail += f", rounds {min(kept):.2f} to {max(kept):.2f}"
     return Outcome(f"{FLOWS[flow]}: requests a CPU second with everything on over without", KEEPS, median(kept), detail)
+
+
+async def cpu_micros_in_turns(servers: Sequence[Process], paths: Sequence[str], seconds: float) -> dict[str, float]:
+    """Return the CPU time of each server over its requests, of so many seconds for each.
+
+    They take turns of half a second, as the machine's speed changes from one second to the next. All counts that a
+    process does from the first turn to the last: what it still has to write when its turn is over, too.
+    """
+    answers: list[bytes] = []
+    for server in servers:
+        answers = await answers_of(server, paths)
+        await load_on(server, paths, answers, TURN_SECONDS, 0)
+    before = {server.name: server.cpu_seconds() for server in servers}
+    requests = dict.fromkeys(before, 0)
+    for turn in range(max(1, round(seconds / TURN_SECONDS))):
+        for server in servers if turn % 2 == 0 else reversed(servers):
+            measured = await load_on(server, paths, answers, TURN_SECONDS, turn, warm_up_seconds=0.0)
+            requests[server.name] += measured.requests
+    await asyncio.sleep(TURN_SECONDS)
+    cpu = {server.name: server.cpu_seconds() - before[server.name] for server in servers}
+    return {name: seconds / requests[name] * 1e6 for name, seconds in cpu.items()}
 
 
 async def cache_hit(options: Options, folder: Path, cores: Cores, settings: Settings) -> Outcome:
@@ -114,7 +146,8 @@ async def cache_hit(options: Options, folder: Path, cores: Cores, settings: Sett
         for number in range(options.rounds):
             for flow, measured in (("cached", hits), ("noop", noops)):
                 paths = [f"{path(flow)}{one}" for one in ids]
-                measured.append(await load_on(server, paths, options.seconds, number))
+                answers = await answers_of(server, paths)
+                measured.append(await load_on(server, paths, answers, options.seconds, number))
     over = median(per_cpu_second(hit) / per_cpu_second(noop) for hit, noop in zip(hits, noops, strict=True))
     detail = f"{median(map(throughput, hits)):,.0f}/s, no-op {median(map(throughput, noops)):,.0f}/s"
     return Outcome("a cache hit over the no-op, requests a CPU second", CACHE_HIT, over, detail)
@@ -134,7 +167,8 @@ async def two_workers(options: Options, folder: Path, cores: Cores, settings: Se
             servers[workers] = await stack.enter_async_context(started(f"{workers}", command, given.port, both, log))
         for number in range(options.rounds):
             for workers, server in servers.items():
-                rounds[workers].append(await load_on(server, paths, options.seconds, number))
+                answers = await answers_of(server, paths)
+                rounds[workers].append(await load_on(server, paths, answers, options.seconds, number))
     over = median(throughput(two) / throughput(one) for one, two in zip(*rounds.values(), strict=True))
     detail = ", ".join(f"{count}: {median(map(throughput, measured)):,.0f}/s" for count, measured in rounds.items())
     return Outcome(
