@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from attrs import frozen
+from orchestrator_telemetry.counters import COUNTED_TOGETHER
 from orchestrator_telemetry.options import MetricsOptions, TelemetryOptions
 from orchestrator_telemetry.plugin import open_telemetry
 
@@ -91,6 +92,27 @@ def test_requests_are_counted_by_endpoint_method_and_status(serve: Any, scrape: 
         labels(domain="shop", endpoint="fails"): 1,
     }
     assert found["orchestrator_requests_in_flight"] == {(): 0}
+
+
+def test_runs_that_wait_to_be_counted_are_counted_once_and_when_somebody_asks(serve: Any, scrape: Any) -> None:
+    shop = serve({"domains/shop.yaml": SHOP}, plugins={"broken": Broken()})
+    counted = 0
+    for more in (1, COUNTED_TOGETHER - 1, COUNTED_TOGETHER + 1, 3 * COUNTED_TOGETHER):
+
+        async def ask(times: int) -> None:
+            for _ in range(times):
+                await shop.service.get("/orchestrator/shop/hello/Ada")
+                await shop.service.get("/orchestrator/shop/fails")
+
+        shop.run(ask(more))
+        counted += more
+        found = scrape(shop)
+        assert found["orchestrator_requests_total"] == {
+            labels(**HELLO, method="GET", status="200"): counted,
+            labels(domain="shop", endpoint="fails", method="GET", status="503"): counted,
+        }
+        assert found["orchestrator_request_duration_seconds_count"][labels(**HELLO)] == counted
+        assert found["orchestrator_steps_total"][of_step("greeting", status="ok")] == counted
 
 
 def test_steps_are_counted_by_outcome_and_timed_unless_skipped(serve: Any, scrape: Any) -> None:
