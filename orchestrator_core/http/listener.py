@@ -34,6 +34,7 @@ _CANCEL_SECONDS = 0.05
 LINGERING_BYTES = 8 * 2**20
 SWEEP_SECONDS = 1.0
 SWEPT_AT_ONCE = 5
+"""So many connections are looked at without a pause; more, where that would take more than ``MOST_SLICES`` a second."""
 MOST_SLICES = 400
 
 Handler = Callable[[web.BaseRequest], Awaitable[Answer]]
