@@ -29,7 +29,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import orjson
-import uvloop
 from attrs import evolve, frozen
 
 from orchestrator_core.testing import free_port
@@ -45,7 +44,7 @@ from tests.bench.backends import (
 )
 from tests.bench.features import feature_repository, redis_server
 from tests.bench.load import Measured, fetch, measure, request
-from tests.bench.process import ROOT, Cores, Process, Unusable, divide_cores, move_backends, started
+from tests.bench.process import ROOT, Cores, Process, Unusable, divide_cores, move_backends, run_to_the_end, started
 from tests.bench.report import ALONE, FLOOR, FLOOR_SECONDS, FLOWS, Contestant, as_json, doubts, table, targets
 from tests.bench.task import SLOW_API_SECONDS, SLOW_MODEL_SECONDS, Settings, path
 
@@ -427,15 +426,7 @@ async def run(options: Options) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
-    try:
-        uvloop.run(run(options))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        say("\nstopped")
-        return 130
-    except Unusable as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_to_the_end(run(options))
 
 
 if __name__ == "__main__":

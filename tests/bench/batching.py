@@ -10,7 +10,6 @@ last bits of a sum that BLAS makes depend on how many rows it is given, whoever 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import pickle
 import random
@@ -22,11 +21,9 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import uvloop
-
 from orchestrator_core.testing import free_port
 from tests.bench.load import Measured, fetch, measure, request
-from tests.bench.process import Process, Unusable, divide_cores, started
+from tests.bench.process import Process, Unusable, divide_cores, run_to_the_end, started
 from tests.bench.task import FEATURES
 
 REQUESTS = 500
@@ -163,16 +160,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of load for each in each round")
     parser.add_argument("--max-wait", default="2ms")
-    try:
-        uvloop.run(run(parser.parse_args(arguments)))
-    except Unusable as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return run_to_the_end(run(parser.parse_args(arguments)))
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        sys.exit(130)
+    sys.exit(main(sys.argv[1:]))

@@ -23,12 +23,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import uvloop
 from attrs import frozen
 
 from orchestrator_core.testing import free_port
 from tests.bench.load import Measured, measure
-from tests.bench.process import Cores, Process, Unusable, divide_cores, started
+from tests.bench.process import Cores, Process, Unusable, divide_cores, run_to_the_end, started
 from tests.bench.report import Target, throughput
 
 FEATURES = ("age", "annual_income", "credit_score", "debt_ratio", "loan_amount", "months_employed")
@@ -248,17 +247,14 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if others:
         parser.error(f"unknown: {' '.join(others)}")
-    try:
-        found = uvloop.run(run(given.rounds, given.seconds))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        return 130
-    except Unusable as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
+    return run_to_the_end(report(given.rounds, given.seconds))
+
+
+async def report(rounds: int, seconds: float) -> None:
+    found = await run(rounds, seconds)
     print("\ntargets")
     for target in found:
         print(target.line())
-    return 0
 
 
 if __name__ == "__main__":

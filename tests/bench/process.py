@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import uvloop
 from attrs import frozen
 
 from tests.memory import resident_bytes
@@ -22,6 +26,23 @@ TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 class Unusable(Exception):
     """A contestant does not start, or does not answer what it should."""
+
+
+def run_to_the_end(bench: Coroutine[Any, Any, None]) -> int:
+    """Run it, and return the exit status: 1 for :class:`Unusable`, which is printed, 130 when it was ended.
+
+    Ctrl-C ends it with all that it has started, and so does SIGTERM.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        uvloop.run(bench)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("\nstopped", flush=True)
+        return 130
+    except Unusable as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 @frozen

@@ -21,7 +21,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from statistics import median
 
-import uvloop
 from attrs import evolve, frozen
 
 from orchestrator_core.testing import free_port
@@ -29,7 +28,7 @@ from tests.bench import ours
 from tests.bench.__main__ import CONNECTIONS, IDS, WARM_UP_SECONDS, Backends, Options, backends, keep_off, parse, say
 from tests.bench.backends import CUSTOMERS
 from tests.bench.load import Measured, fetch, measure, request
-from tests.bench.process import Cores, Process, Unusable, divide_cores, started
+from tests.bench.process import Cores, Process, Unusable, divide_cores, run_to_the_end, started
 from tests.bench.report import FLOWS, per_cpu_second, throughput
 from tests.bench.task import Settings, path
 
@@ -176,16 +175,10 @@ async def two_workers(options: Options, folder: Path, cores: Cores, settings: Se
     )
 
 
-async def run(options: Options, parts: Sequence[str]) -> list[Outcome]:
+async def run(options: Options, parts: Sequence[str]) -> None:
     cores = divide_cores()
     os.sched_setaffinity(0, cores.load)
     folder = Path(tempfile.mkdtemp(prefix="orchestrator-bench-"))
-    outcomes: list[Outcome] = []
-
-    def done(outcome: Outcome) -> None:
-        outcomes.append(outcome)
-        say(outcome.line())
-
     try:
         flows = options.flows if "flows" in parts else ()
         needed = evolve(options, flows=tuple(dict.fromkeys((*flows, "sqlite"))))
@@ -194,15 +187,14 @@ async def run(options: Options, parts: Sequence[str]) -> list[Outcome]:
                 if why := there.missing.get(flow):
                     say(f"  left out: {FLOWS[flow]}. {why}")
                 else:
-                    done(await flow_kept(flow, options, there, folder, cores))
+                    say((await flow_kept(flow, options, there, folder, cores)).line())
             if "cache" in parts:
-                done(await cache_hit(options, folder, cores, there.settings))
+                say((await cache_hit(options, folder, cores, there.settings)).line())
             if "workers" in parts:
                 os.sched_setaffinity(0, cores.server | cores.load)
-                done(await two_workers(options, folder, cores, there.settings))
+                say((await two_workers(options, folder, cores, there.settings)).line())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return outcomes
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -218,15 +210,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(
         rest if any(one.startswith("--flows") for one in rest) else [*rest, "--flows", ",".join(WHOLE_FLOWS)]
     )
-    try:
-        uvloop.run(run(options, parts))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        say("\nstopped")
-        return 130
-    except Unusable as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_to_the_end(run(options, parts))
 
 
 if __name__ == "__main__":
