@@ -16,6 +16,7 @@ import pytest
 
 from example import places
 from orchestrator_core.testing.pytest_plugin import Served, serving
+from tests.example.demo import wait_until
 from tests.example.workspace import servers
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Feast and what it imports warn of their own affairs
@@ -39,7 +40,9 @@ def served(workspace: Path, environment: Mapping[str, str]) -> Iterator[Served]:
     with serving() as serve, pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        yield serve({}, folder=workspace / "example" / "config")
+        service = serve({}, folder=workspace / "example" / "config")
+        wait_until(lambda: service.get("/health/ready").status == 200)  # with its models, which take their time
+        yield service
 
 
 @pytest.fixture(scope="module")
