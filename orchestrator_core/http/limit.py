@@ -328,7 +328,7 @@ class Limit:
 
     def _open_window(self, now: float) -> None:
         self._window = now
-        self._pace.open_window(now)
+        self._pace.open_window()
         self._in_flight_before, self._line_before = self.in_flight, len(self._line)
         self._let_in = self._longest = 0
         self._least_wait = float("inf")
@@ -339,7 +339,7 @@ class Limit:
         grows = len(self._line) + self.in_flight > GROWING * (self._line_before + self._in_flight_before) + 1
         first = not self._pace.begun  # what was done in it was for those that nobody had counted
         if self.engaged:
-            self._pace.close_window(now, ended, self.adaptive)
+            self._pace.close_window(now - self._window, ended, self.adaptive)
         refused = self.shed > self._shed_before
         quiet = now - self._window > 2 * WINDOW_SECONDS and not self._line  # nothing was going on
         if self.overloaded:

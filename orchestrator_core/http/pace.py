@@ -29,7 +29,6 @@ class Pace:
         "_cpu_seconds",
         "_ended",
         "_seconds",
-        "_since",
         "_squares",
         "_turned_at",
         "rate",
@@ -38,7 +37,7 @@ class Pace:
 
     def __init__(self, cpu_seconds: Callable[[], float]) -> None:
         self._cpu_seconds = cpu_seconds
-        self._turned_at = self._since = self._squares = 0.0
+        self._turned_at = self._squares = 0.0
         self.rate = UNKNOWN
         self.forget()
 
@@ -59,12 +58,11 @@ class Pace:
         self._squares += (now - self._turned_at) ** 2  # over the time that a window takes: its mean turn, by time
         self._turned_at = now
 
-    def open_window(self, now: float) -> None:
-        self._since = now
+    def open_window(self) -> None:
         self._squares = 0.0
 
-    def close_window(self, now: float, ended: int, adaptive: bool) -> None:
-        """Learn what a request takes of the loop's time, and with that how many it can end.
+    def close_window(self, seconds: float, ended: int, adaptive: bool) -> None:
+        """Learn from a window of so many seconds what a request takes of the loop's time, and so how many it can end.
 
         The lag is the length of the turns on average over the time: it is long where those that were let in before come
         back together, or another process has the core.
@@ -75,7 +73,7 @@ class Pace:
         self.windows += 1
         self._seconds = FADING * self._seconds + self._cpu_before - before
         self._ended = FADING * self._ended + ended
-        share = 1.0 - (self._squares / (now - self._since) - LAG_SECONDS) / (5 * LAG_SECONDS)
+        share = 1.0 - (self._squares / seconds - LAG_SECONDS) / (5 * LAG_SECONDS)
         known = adaptive and self._ended >= 1 and self._seconds > 0
         self.rate = max(LEAST_SHARE, min(AMPLE, share)) * self._ended / self._seconds if known else UNKNOWN
 
