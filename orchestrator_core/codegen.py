@@ -9,6 +9,8 @@ The source is compiled once, kept with the plan and put into :mod:`linecache`, s
   every other is a branch in a task: n steps that are ready together are n - 1 tasks and one ``await``.
 - A call with policies around it, or of which something is to be noted, is :class:`Guarded`: it is also given the run
   and the step's number, and keeps the step's own timeout. Every other is awaited as it is.
+- A step that follows another leaves the loop to others first where the loop's turn has become long: see
+  :mod:`orchestrator_core.turns`.
 - A step with ``for_each`` makes a list of each item's values, of which :mod:`orchestrator_core.each` makes the results.
 """
 
@@ -282,7 +284,13 @@ class _Writer:
         self.blank()
         each = f", for each of {unparse(step.for_each)}" if step.for_each is not None else ""
         self.line(_comment(f"{step.name}: {step.spec.label} {step.operation}".rstrip() + each))
-        self.line(f"steps[{index}] = started = clock()")
+        if step.waits_for:
+            self.line("started = clock()")
+            self.line("if started > run.turns.until:")
+            self.line("    started = await run.turns.rest()")
+            self.line(f"steps[{index}] = started")
+        else:
+            self.line(f"steps[{index}] = started = clock()")
         self.line("try:")
         self.depth += 1
         if step.condition is None:

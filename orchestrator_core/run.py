@@ -37,6 +37,7 @@ from orchestrator_core.plugin_api import (
     StepStatus,
 )
 from orchestrator_core.policies.notes import Cached, StepNote
+from orchestrator_core.turns import NO_TURNS, Turns
 
 log = structlog.get_logger("orchestrator.engine")
 
@@ -177,7 +178,7 @@ class Run:
     ``notes`` is what the policies around a step's call have to say of it, by the step's place in that order: None until
     there is something; ``kept`` says the same of the whole answer. ``taken`` are its values where they are captured.
     ``deadline`` is the request's own while it is being executed: a call that is cancelled learns from
-    ``deadline.passed`` whether time is up or the client has gone.
+    ``deadline.passed`` whether time is up or the client has gone. ``turns`` are those of the loop that it runs on.
     """
 
     __slots__ = (
@@ -199,12 +200,14 @@ class Run:
         "steps",
         "taken",
         "trace_id",
+        "turns",
     )
 
-    def __init__(self, plan: Running, run_id: str, trace_id: str = "") -> None:
+    def __init__(self, plan: Running, run_id: str, trace_id: str = "", turns: Turns = NO_TURNS) -> None:
         self.plan = plan
         self.id = run_id
         self.trace_id = trace_id
+        self.turns = turns
         self.started_at = time()
         self.started = clock()
         self.ended = 0.0
@@ -230,7 +233,7 @@ class Run:
         """Return ``$execution.models``: for each step that a model has answered, which model that was."""
         return {
             name: {"name": identity.name, "version": identity.version, "digest": identity.digest}
-            for name, (identity, status) in self._identities().items()
+            for name, identity, status in self._called()
             if status is OK
         }
 
@@ -408,19 +411,23 @@ class Run:
 
     def identities(self) -> tuple[Identity, ...]:
         """Return the models that were called."""
-        return tuple([identity for identity, _ in self._identities().values()]) if self.plan.models else ()
+        return tuple([identity for _, identity, _ in self._called()]) if self.plan.models else ()
 
-    def _identities(self) -> dict[str, tuple[Identity, StepStatus]]:
+    def _called(self) -> list[tuple[str, Identity, StepStatus]]:
         """Return which model each step called, where there was one to call, and how the step ended."""
-        found = {}
+        found, names, steps, notes = [], self.plan.step_names, self.steps, self.notes
         for name, model in self.plan.models.items():
-            index = self.plan.step_names.index(name)
-            step, note = self.steps[index], self.notes.get(index) if self.notes else None
-            if note is not None and note.fell_back and model.fallback is not None:
+            index = names.index(name)
+            step = steps[index]
+            if step is None:
+                continue
+            status, start, end, _ = step if isinstance(step, tuple) else (CANCELLED, step, self.ended or clock(), "")
+            if status is SKIPPED:
+                continue
+            if notes is not None and (note := notes.get(index)) and note.fell_back and model.fallback is not None:
                 model = model.fallback
-            status, start, end = step[:3] if isinstance(step, tuple) else (CANCELLED, step, self.ended or clock())
-            if start is not None and status is not SKIPPED and (identity := model.answered_by(start, end)):
-                found[name] = (identity, status)
+            if identity := model.answered_by(start, end):
+                found.append((name, identity, status))
         return found
 
     def step_record(self, index: int) -> StepRecord:

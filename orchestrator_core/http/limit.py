@@ -27,6 +27,7 @@ import structlog
 from orchestrator_core.config.model import LimitOptions
 from orchestrator_core.http.pace import UNKNOWN, Pace
 from orchestrator_core.run import clock
+from orchestrator_core.turns import Turns
 
 log = structlog.get_logger("orchestrator.http")
 
@@ -128,6 +129,7 @@ class Limit:
         "_shed_when_overloaded",
         "_soon",
         "_turns",
+        "_turns_left",
         "_wait",
         "_watching",
         "_window",
@@ -146,12 +148,14 @@ class Limit:
         self,
         soon: Callable[[Callable[[], None]], Any],
         later: Callable[[float, Callable[[], None]], Any],
+        turns: Turns,
         options: LimitOptions | None,
         now: Callable[[], float] = clock,
         worked: Callable[[], float] = thread_time,
     ) -> None:
         self._soon = soon
         self._later = later
+        self._turns = turns
         self._now = now
         self.in_flight = 0
         self.backlog = 0
@@ -161,7 +165,7 @@ class Limit:
         self.overloaded = False
         self._line: deque[tuple[float, Waiting]] = deque()
         self._busy = self._watching = self._counted = False
-        self._turns = 0
+        self._turns_left = 0
         self._at_once = 8.0
         self._cost = 0.0
         self._let_in_at = 0.0
@@ -201,7 +205,7 @@ class Limit:
             self._let_in_last += requests
         elif self.backlog > FEW and not self._busy:  # see how long they take
             self._busy = self._watching = self._counted = True
-            self._turns = TURNS_TO_BEGIN
+            self._turns_left = TURNS_TO_BEGIN
             self._let_in_last = self.backlog
             self._let_in_at = self._now()
             self._pace.begin_turn(self._let_in_at)
@@ -258,6 +262,7 @@ class Limit:
     def let_all_in(self) -> None:
         """Let everybody in who waits, and ask nobody any more: the service stops, or has no limit."""
         self.engaged = self.overloaded = False
+        self._turns.leave(self._now())
         while self._line:
             _, connection = self._line.popleft()
             if connection.waits:
@@ -266,17 +271,19 @@ class Limit:
     # --- the loop's turns ----------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        if self._turns:
-            self._turns -= 1
+        now = self._now()
+        if self.engaged:
+            self._turns.keep_short(now)
+        if self._turns_left:
+            self._turns_left -= 1
             self._soon(self._turn)
             return
-        now = self._now()
         if self._watching:
             self._watching = False
             self._long = self._long + 1 if now - self._let_in_at > LONG_SECONDS else 0
             if self._long >= LONG_IN_A_ROW and self._min < UNLIMITED:
                 self._engage()
-        self._pace.end_turn(now)
+        self._pace.end_turn(now, self._turns.rested(now))
         if self._let_in_last and self._counted:
             self._learn(now - self._let_in_at)
         if now - self._window >= WINDOW_SECONDS:
@@ -284,7 +291,7 @@ class Limit:
         self._longest = max(self._longest, len(self._line))
         self._let_some_in(now)
         if self._let_in_last:
-            self._turns = TURNS_TO_BEGIN
+            self._turns_left = TURNS_TO_BEGIN
             self._soon(self._turn)
         elif self._line:  # those in flight are enough
             self._later(PAUSE_SECONDS, self._again)
@@ -360,6 +367,7 @@ class Limit:
             self._calm = self._crowded = 0
             self._pace.rate = UNKNOWN
             self.engaged = False
+            self._turns.leave(now)
         self._open_window(now)
 
     def _trim(self, now: float) -> None:

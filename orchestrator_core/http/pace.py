@@ -8,10 +8,10 @@ UNKNOWN = 2.0**62
 """More than any loop can end, and finite, since it is multiplied with times that may be 0."""
 
 LAG_SECONDS = 0.01
-"""How long the turns may take before fewer are let in than the loop can end."""
+"""How long the loop may lag before fewer are let in than it can end."""
 
 AMPLE, LEAST_SHARE = 1.05, 0.3
-"""Of what the loop can end, so much is let in: while turns are short, as it may be able to do more, and while long."""
+"""Of what the loop can end, so much is let in: while the lag is short, as it may be able to do more, and while long."""
 
 FADING = 0.8
 """What a window counts beside the one after it."""
@@ -28,8 +28,8 @@ class Pace:
         "_cpu_before",
         "_cpu_seconds",
         "_ended",
+        "_lags",
         "_seconds",
-        "_squares",
         "_turned_at",
         "rate",
         "windows",
@@ -37,7 +37,7 @@ class Pace:
 
     def __init__(self, cpu_seconds: Callable[[], float]) -> None:
         self._cpu_seconds = cpu_seconds
-        self._turned_at = self._squares = 0.0
+        self._turned_at = self._lags = 0.0
         self.rate = UNKNOWN
         self.forget()
 
@@ -54,18 +54,20 @@ class Pace:
     def begin_turn(self, now: float) -> None:
         self._turned_at = now
 
-    def end_turn(self, now: float) -> None:
-        self._squares += (now - self._turned_at) ** 2  # over the time that a window takes: its mean turn, by time
+    def end_turn(self, now: float, rested: float) -> None:
+        """End a turn of which somebody has rested for so many seconds, as others had to go on first."""
+        seconds = now - self._turned_at
+        self._lags += seconds * max(seconds, rested)  # over the time that a window takes: its mean lag, by time
         self._turned_at = now
 
     def open_window(self) -> None:
-        self._squares = 0.0
+        self._lags = 0.0
 
     def close_window(self, seconds: float, ended: int, adaptive: bool) -> None:
         """Learn from a window of so many seconds what a request takes of the loop's time, and so how many it can end.
 
-        The lag is the length of the turns on average over the time: it is long where those that were let in before come
-        back together, or another process has the core.
+        The lag is how long the turns are, or how long somebody has rested for them to be short, on average over the
+        time. It is long where those that were let in before come back together, or another process has the core.
         """
         before, self._cpu_before = self._cpu_before, self._cpu_seconds()
         if before is None:
@@ -73,7 +75,7 @@ class Pace:
         self.windows += 1
         self._seconds = FADING * self._seconds + self._cpu_before - before
         self._ended = FADING * self._ended + ended
-        share = 1.0 - (self._squares / seconds - LAG_SECONDS) / (5 * LAG_SECONDS)
+        share = 1.0 - (self._lags / seconds - LAG_SECONDS) / (5 * LAG_SECONDS)
         known = adaptive and self._ended >= 1 and self._seconds > 0
         self.rate = max(LEAST_SHARE, min(AMPLE, share)) * self._ended / self._seconds if known else UNKNOWN
 

@@ -52,6 +52,7 @@ from orchestrator_core.request_lines import RequestLine
 from orchestrator_core.run import Request, Run, clock
 from orchestrator_core.snapshot import ReadyPlan, Snapshot
 from orchestrator_core.tracking import ExecutionLog, Unrecorded
+from orchestrator_core.turns import Turns
 
 log = structlog.get_logger("orchestrator.http")
 
@@ -79,7 +80,8 @@ class PublicApp:
         self.stopping = False
         self._begin = telemetry.begin or parse_traceparent
         loop = asyncio.get_running_loop()
-        self.limit = Limit(loop.call_soon, loop.call_later, _limit_of(live.snapshot))
+        self.turns = Turns(loop.call_soon)
+        self.limit = Limit(loop.call_soon, loop.call_later, self.turns, _limit_of(live.snapshot))
         self._use(live.snapshot)
         live.swapped.append(self._use)
 
@@ -129,9 +131,9 @@ class PublicApp:
         waits = self.executions.durable
         trace = self._begin(headers)
         if trace is None:
-            run, outside = Run(ready, new_execution_id()), None
+            run, outside = Run(ready, new_execution_id(), "", self.turns), None
         else:
-            run, outside = Run(ready, new_execution_id(), trace.trace_id), current_trace.set(trace)
+            run, outside = Run(ready, new_execution_id(), trace.trace_id, self.turns), current_trace.set(trace)
         snapshot.running += 1
         self.limit.in_flight += 1
         try:
@@ -228,7 +230,7 @@ class PublicApp:
         snapshot, make = serving.snapshot, _make(ready)
 
         async def renew(given: Request) -> tuple[bytes, Run]:
-            run = Run(ready, new_execution_id())
+            run = Run(ready, new_execution_id(), "", self.turns)
             if ready.capture is not None:
                 run.taken = Taken("", given)
             snapshot.running += 1

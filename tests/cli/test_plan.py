@@ -408,7 +408,10 @@ async def shop__basket(request, run):
         steps[0] = run.ended_with_items(0, started)
 
     # total: direct.default, for each of $price
-    steps[1] = started = clock()
+    started = clock()
+    if started > run.turns.until:
+        started = await run.turns.rest()
+    steps[1] = started
     try:
         try:
             total_each = price

@@ -23,6 +23,7 @@ from orchestrator_core.plugins import Registry, discover
 from orchestrator_core.reload import BUILTINS
 from orchestrator_core.run import Request, Run, clock
 from orchestrator_core.snapshot import ReadyPlan, draft, open_snapshot
+from orchestrator_core.turns import NO_TURNS, Turns
 
 OFF = {"circuit_breaker": False, "retry": False}
 
@@ -140,10 +141,10 @@ class Ran:
         return {name: record.status for name, record in self.steps.items()}
 
 
-async def ran(ready: ReadyPlan, given: Request | None = None) -> Ran:
+async def ran(ready: ReadyPlan, given: Request | None = None, turns: Turns = NO_TURNS) -> Ran:
     """Execute a plan once. No task may be left when it returns."""
     before = asyncio.all_tasks()
-    run = Run(ready, "x")
+    run = Run(ready, "x", turns=turns)
     result, error = None, None
     try:
         result = await execute(ready, given or request(), run)
