@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 from orchestrator_tracking_sql.insert import FEW, ROWS
-from orchestrator_tracking_sql.rows import COLUMNS, values_of, values_of_run
+from orchestrator_tracking_sql.rows import OWN_COLUMNS, RowsOfRuns, row_of
 from tracking_kit import Place, captured, execution
 
 from orchestrator_core.plugin_api import Identity, Query
@@ -74,7 +74,7 @@ def executed(**given: Any) -> ExecutedRun:
 def test_the_row_of_a_run_is_that_of_its_record(given: dict[str, Any]) -> None:
     run = executed(**given)
 
-    assert values_of_run(run) == values_of(run.record())
+    assert RowsOfRuns().row_of(run) == row_of(run.record())
 
 
 def test_a_run_without_steps_has_a_row_too() -> None:
@@ -82,8 +82,24 @@ def test_a_run_without_steps_has_a_row_too() -> None:
     run.plan.step_names, run.plan.models = (), {}
 
     assert run.usual
-    assert values_of_run(run) == values_of(run.record())
-    assert dict(zip(COLUMNS, values_of_run(run), strict=True))["steps"] == "[]"
+    assert RowsOfRuns().row_of(run) == row_of(run.record())
+    own, _ = RowsOfRuns().row_of(run)
+    assert dict(zip(OWN_COLUMNS, own, strict=True))["steps"] == "[]"
+
+
+def test_runs_of_one_plan_share_what_is_the_same_and_nothing_else() -> None:
+    run, rows = executed(), RowsOfRuns()
+    shared = rows.row_of(run)[1]
+    assert rows.row_of(run)[1] is shared
+
+    for change in ({"http_status": 207}, {"degraded_steps": ("extra",)}, {"notes": {1: StepNote(fell_back=True)}}):
+        other = executed(**change)
+        other.plan = run.plan
+        assert rows.row_of(other) == row_of(other.record())
+    skipped = executed(steps=[run.steps[0], (SKIPPED, 1.0, 1.0, ""), run.steps[2]])
+    skipped.plan = run.plan
+    assert rows.row_of(skipped) == row_of(skipped.record())
+    assert rows.row_of(run) == row_of(run.record())
 
 
 @pytest.mark.parametrize("count", [1, FEW - 1, FEW, FEW + 1, ROWS, ROWS + FEW - 1, 3 * ROWS])

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import orjson
 from sqlalchemy import Connection
 
-from orchestrator_tracking_sql.rows import COLUMNS, JSON_COLUMNS, OWN_COLUMNS, Values
+from orchestrator_tracking_sql.rows import COLUMNS, JSON_COLUMNS, OWN_COLUMNS, SHARED_COLUMNS, Row, Values
 from orchestrator_tracking_sql.schema import executions
 
 ROWS, OTHER_ROWS = 100, 50
@@ -31,7 +31,7 @@ _NUMBERS = {"http_status": "integer", "started_at": "float8", "duration_seconds"
 class Insert(Protocol):
     """Rows on their way into the table: made some at a time, and written all at once."""
 
-    def more(self, rows: Sequence[Values]) -> None: ...
+    def more(self, rows: Sequence[Row]) -> None: ...
 
     def write(self, connection: Connection) -> None: ...
 
@@ -48,24 +48,24 @@ class SqliteInsert:
         self._alike: dict[Values, list[Any]] = {}
         self._others: list[Any] = []
 
-    def more(self, rows: Sequence[Values]) -> None:
+    def more(self, rows: Sequence[Row]) -> None:
         alike = self._alike
-        for row in rows:
-            if row[-1] is not None:  # what was captured differs, and is long
-                self._other(row)
+        for own, shared in rows:
+            if shared[-1] is not None:  # what was captured differs, and is long
+                self._other(own, shared)
                 continue
-            shared = row[_OWN:]
             values = alike.get(shared)
             if values is None:
-                alike[shared] = [*shared, *row[:_OWN]]
+                alike[shared] = [*shared, *own]
                 continue
-            values += row[:_OWN]
+            values += own
             if len(values) == _FULL:
                 self._parts.append((_of_alike(ROWS), values))
                 del alike[shared]
 
-    def _other(self, row: Values) -> None:
-        self._others += row
+    def _other(self, own: Sequence[Any], shared: Values) -> None:
+        self._others += own
+        self._others += shared
         if len(self._others) == OTHER_ROWS * len(COLUMNS):
             self._end_others()
 
@@ -76,12 +76,12 @@ class SqliteInsert:
 
     def write(self, connection: Connection) -> None:
         for shared, values in self._alike.items():
-            count = (len(values) - len(shared)) // _OWN
+            count = (len(values) - _SHARED) // _OWN
             if count >= FEW:
                 self._parts.append((_of_alike(count), values))
                 continue
-            for start in range(len(shared), len(values), _OWN):
-                self._other((*values[start : start + _OWN], *shared))
+            for start in range(_SHARED, len(values), _OWN):
+                self._other(values[start : start + _OWN], shared)
         self._alike = {}
         self._end_others()
         for statement, values in self._parts:
@@ -89,7 +89,7 @@ class SqliteInsert:
 
 
 _OWN = len(OWN_COLUMNS)
-_SHARED = len(COLUMNS) - _OWN
+_SHARED = len(SHARED_COLUMNS)
 _FULL = _SHARED + ROWS * _OWN
 
 
@@ -120,7 +120,7 @@ class PostgresqlInsert:
         self._documents: list[list[bytes]] = []
         self._size = LARGEST_DOCUMENT
 
-    def more(self, rows: Sequence[Values]) -> None:
+    def more(self, rows: Sequence[Row]) -> None:
         part = orjson.dumps(rows)[1:-1]
         if self._size + len(part) > LARGEST_DOCUMENT:
             self._documents.append([])
@@ -133,12 +133,13 @@ class PostgresqlInsert:
             connection.exec_driver_sql(_OF_DOCUMENT, (b"[%b]" % b",".join(parts),))
 
 
-def _of_value(index: int, name: str) -> str:
-    return f"CAST(value->>{index} AS {'json' if name in JSON_COLUMNS else _NUMBERS.get(name, 'text')})"
+def _of_values(part: int, names: Sequence[str]) -> list[str]:
+    types = ["json" if name in JSON_COLUMNS else _NUMBERS.get(name, "text") for name in names]
+    return [f"CAST(value->{part}->>{index} AS {type_})" for index, type_ in enumerate(types)]
 
 
 _OF_DOCUMENT = (
-    f"{_INTO} SELECT {', '.join(_of_value(index, name) for index, name in enumerate(COLUMNS))}"
+    f"{_INTO} SELECT {', '.join([*_of_values(0, OWN_COLUMNS), *_of_values(1, SHARED_COLUMNS)])}"
     f" FROM json_array_elements(convert_from(%s, 'UTF8')::json) AS each(value) {_ONCE}"
 )
 

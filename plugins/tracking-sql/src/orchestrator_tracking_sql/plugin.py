@@ -23,7 +23,7 @@ from orchestrator_core.plugin_api import (
 from orchestrator_tracking_sql.database import Database
 from orchestrator_tracking_sql.insert import INSERTS
 from orchestrator_tracking_sql.options import SqlOptions
-from orchestrator_tracking_sql.rows import Values, execution_of, generation_of, values_of, values_of_run
+from orchestrator_tracking_sql.rows import Row, RowsOfRuns, execution_of, generation_of, row_of
 from orchestrator_tracking_sql.schema import executions as table
 from orchestrator_tracking_sql.statements import INSERT_GENERATION, before_id, found, one, one_generation
 
@@ -43,17 +43,17 @@ class SqlStore:
         self._insert = INSERTS[database.dialect]
 
     async def add(self, executions: Sequence[Execution]) -> None:
-        await self._add(executions, values_of)
+        await self._add(executions, row_of)
 
     async def add_runs(self, runs: Sequence[StorableRun]) -> None:
-        await self._add(runs, values_of_run)
+        await self._add(runs, RowsOfRuns().row_of)
 
-    async def _add(self, given: Sequence[T], values: Callable[[T], Values]) -> None:
+    async def _add(self, given: Sequence[T], row: Callable[[T], Row]) -> None:
         insert = self._insert()
         for start in range(0, len(given), ROWS_AT_ONCE):
             if start:
                 await asyncio.sleep(0)  # this runs beside requests
-            insert.more([values(one) for one in given[start : start + ROWS_AT_ONCE]])
+            insert.more([row(one) for one in given[start : start + ROWS_AT_ONCE]])
         await self._database.write(insert.write)
 
     async def find(self, query: Query) -> Page:

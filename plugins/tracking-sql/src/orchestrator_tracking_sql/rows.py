@@ -9,17 +9,18 @@ from typing import Any
 
 import attrs
 import orjson
-from sqlalchemy import Row
+import sqlalchemy
 
-from orchestrator_core.plugin_api import Captured, Execution, Generation, Identity, StepRecord, StorableRun
+from orchestrator_core.plugin_api import Captured, Execution, Generation, Identity, RunPlan, StepRecord, StorableRun
 
 OWN_COLUMNS = ("id", "started_at", "duration_seconds", "engine_seconds", "trace_id", "steps")
-"""What differs from row to row, as a rule; the others follow, so that it is quickly seen which rows agree in them."""
-COLUMNS = (
-    *OWN_COLUMNS,
+"""What differs from row to row, as a rule."""
+SHARED_COLUMNS = (
     *("domain", "endpoint", "generation", "status", "http_status", "models"),
     *("error", "cache", "cached_from", "degraded", "captured"),
 )
+"""What the rows of an endpoint have in common, as a rule."""
+COLUMNS = (*OWN_COLUMNS, *SHARED_COLUMNS)
 JSON_COLUMNS = frozenset(("degraded", "models", "steps", "captured"))
 
 _STEP_NAMES = tuple(field.name for field in attrs.fields(StepRecord))
@@ -31,76 +32,91 @@ _seldom = attrgetter(*_SELDOM)
 _of_identity = attrgetter(*_IDENTITY_NAMES)
 
 Values = tuple[Any, ...]
+Row = tuple[Values, Values]
+"""What stands in its own columns and in the shared ones, in their order; what goes into a JSON column is text."""
 
 
-def values_of(execution: Execution) -> Values:
-    """Return what stands in the row, in the order of the columns; what goes into a JSON column is JSON text."""
-    error, degraded, steps, captured = execution.error, execution.degraded, execution.steps, execution.captured
-    return (
+def row_of(execution: Execution) -> Row:
+    steps, captured = execution.steps, execution.captured
+    own = (
         execution.id,
         execution.started_at,
         execution.duration_seconds,
         execution.engine_seconds,
         execution.trace_id,
         _json([_step(step) for step in steps]) if steps else "[]",
+    )
+    shared = (
         execution.domain,
         execution.endpoint,
         execution.generation,
         execution.status,
         execution.http_status,
-        _models(execution.models) if execution.models else "[]",
-        error and _text(error),
+        _models(execution.models),
+        _text(execution.error) if execution.error else "",
         execution.cache,
         execution.cached_from,
-        _json(degraded) if degraded else "[]",
+        _json(execution.degraded) if execution.degraded else "[]",
         None if captured is None else captured.text.decode(),
     )
+    return own, shared
 
 
-def values_of_run(run: StorableRun) -> Values:
-    """Return the same for a run. This runs for every execution, on the event loop: a usual one needs no record."""
-    if not run.usual:
-        return values_of(run.record())
-    plan, started = run.plan, run.started
-    steps = [
-        {
-            "name": name,
-            "status": step[0],
-            "start_seconds": step[1] - started,
-            "duration_seconds": step[2] - step[1],
-            "attempts": 1 if step[0] == "ok" else 0,
-        }
-        for name, step in zip(plan.step_names, run.steps, strict=True)
-        if isinstance(step, tuple)
-    ]
-    models = run.identities()
-    if len(steps) < len(run.steps):  # of a step that was left behind there is more to tell
-        return values_of(run.record())
-    for index in run.notes or ():
-        steps[index] = _step(run.step_record(index))
-    return (
-        run.id,
-        run.started_at,
-        run.ended - started,
-        run.engine_seconds(),
-        run.trace_id,
-        _json(steps) if steps else "[]",
-        plan.domain,
-        plan.name,
-        plan.generation,
-        "ok",
-        run.http_status,
-        _models(models) if models else "[]",
-        "",
-        "",
-        "",
-        "[]",
-        None,
-    )
+class RowsOfRuns:
+    """The rows of a batch of runs. Those of one plan whose models were the same share the values for that.
+
+    They are made for every execution, on the event loop: a usual one needs no record.
+    """
+
+    def __init__(self) -> None:
+        self._shared: dict[int, tuple[RunPlan, tuple[Identity, ...], Values]] = {}
+
+    def row_of(self, run: StorableRun) -> Row:
+        if not run.usual:
+            return row_of(run.record())
+        plan, started = run.plan, run.started
+        steps = [
+            {
+                "name": name,
+                "status": step[0],
+                "start_seconds": step[1] - started,
+                "duration_seconds": step[2] - step[1],
+                "attempts": 1 if step[0] == "ok" else 0,
+            }
+            for name, step in zip(plan.step_names, run.steps, strict=True)
+            if isinstance(step, tuple)
+        ]
+        if len(steps) < len(run.steps):  # of a step that was left behind there is more to tell
+            return row_of(run.record())
+        for index in run.notes or ():
+            steps[index] = _step(run.step_record(index))
+        own = (
+            run.id,
+            run.started_at,
+            run.ended - started,
+            run.engine_seconds(),
+            run.trace_id,
+            _json(steps) if steps else "[]",
+        )
+        models = run.identities()
+        known = self._shared.get(id(plan))
+        if known is not None and known[0] is plan and known[1] == models and known[2][_HTTP_STATUS] == run.http_status:
+            return own, known[2]
+        shared = (
+            *(plan.domain, plan.name, plan.generation, "ok", run.http_status, _models(models)),
+            *("", "", "", "[]", None),
+        )
+        self._shared[id(plan)] = plan, models, shared
+        return own, shared
+
+
+_HTTP_STATUS = SHARED_COLUMNS.index("http_status")
 
 
 @lru_cache(256)
 def _models(identities: tuple[Identity, ...]) -> str:
+    if not identities:
+        return "[]"
     return _json([dict(zip(_IDENTITY_NAMES, _of_identity(identity), strict=True)) for identity in identities])
 
 
@@ -139,7 +155,7 @@ def _valid(value: Any) -> Any:
     return [_valid(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def execution_of(row: Row[Any]) -> Execution:
+def execution_of(row: sqlalchemy.Row[Any]) -> Execution:
     """Return the execution of a row, which may be without ``captured``.
 
     Fields that a later version has added to its JSON are left out.
@@ -170,7 +186,7 @@ def _known(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: values[name] for name in names if name in values}
 
 
-def generation_of(row: Row[Any]) -> Generation:
+def generation_of(row: sqlalchemy.Row[Any]) -> Generation:
     return Generation(row.id, row.served_at, orjson.loads(row.files), orjson.loads(row.texts))
 
 
@@ -178,9 +194,11 @@ __all__ = [
     "COLUMNS",
     "JSON_COLUMNS",
     "OWN_COLUMNS",
+    "SHARED_COLUMNS",
+    "Row",
+    "RowsOfRuns",
     "Values",
     "execution_of",
     "generation_of",
-    "values_of",
-    "values_of_run",
+    "row_of",
 ]
