@@ -10,7 +10,7 @@ from pathlib import Path
 from time import time
 
 import structlog
-from attrs import evolve, field, frozen
+from attrs import define, evolve, field, frozen
 
 from orchestrator_core.config.load import Image, load_configuration
 from orchestrator_core.config.model import Configuration
@@ -20,7 +20,7 @@ from orchestrator_core.errors import ConfigError, Problem
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.models import MlPlugin, Opening
 from orchestrator_core.plugins import Registry, discover
-from orchestrator_core.snapshot import Draft, Snapshot, draft, open_snapshot
+from orchestrator_core.snapshot import Draft, Snapshot, draft, open_snapshot, to_its_end
 
 log = structlog.get_logger("orchestrator.reload")
 
@@ -58,6 +58,35 @@ class Reloaded:
         return any(problem.severity == "error" for problem in self.problems)
 
 
+@define(eq=False)
+class _Opening:
+    """A configuration that is being opened. Whoever gives it up does so once: the second time would end its end."""
+
+    generation: str
+    task: asyncio.Task[Snapshot]
+    _given_up: bool = False
+
+    def give_up(self) -> None:
+        if not self._given_up:
+            self._given_up = True
+            self.task.cancel()
+
+    async def ended(self) -> Snapshot:
+        """Return what was opened. Nothing of it stays open when this is cancelled, nor when it was given up."""
+        try:
+            await asyncio.wait([self.task])
+        except asyncio.CancelledError:
+            self.give_up()
+            await to_its_end(asyncio.ensure_future(self._close()))
+            raise
+        return self.task.result()
+
+    async def _close(self) -> None:
+        await asyncio.wait([self.task])
+        if not self.task.cancelled() and self.task.exception() is None:
+            await self.task.result().close()
+
+
 class Live:
     """The configuration that serves. ``snapshot`` is replaced as a whole: read it once per request."""
 
@@ -71,7 +100,7 @@ class Live:
         self.reloads = {"swapped": 0, "failed": 0}
         self.swapped: list[Callable[[Snapshot], None]] = []
         self._lock = asyncio.Lock()
-        self._opening: tuple[str, asyncio.Future[Snapshot]] | None = None
+        self._opening: _Opening | None = None
         self._prepared: Snapshot | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -138,8 +167,8 @@ class Live:
     async def _give_up_what_is_outdated(self) -> None:
         if self._opening is not None:
             now = (await asyncio.to_thread(self._draft)).configuration.generation
-            if self._opening is not None and self._opening[0] != now:
-                self._opening[1].cancel()
+            if self._opening is not None and self._opening.generation != now:
+                self._opening.give_up()
 
     def _draft(self) -> Draft:
         return draft(load_configuration(self.folder), self.registry)
@@ -159,9 +188,9 @@ class Live:
         try:
             if prepared.errors:
                 raise ConfigError(prepared.problems)
-            opening = asyncio.ensure_future(open_snapshot(prepared, self.http, old, Opening(unavailable_is_error=True)))
-            self._opening = (prepared.configuration.generation, opening)
-            return await opening
+            opened = open_snapshot(prepared, self.http, old, Opening(unavailable_is_error=True))
+            self._opening = _Opening(prepared.configuration.generation, asyncio.create_task(opened))
+            return await self._opening.ended()
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():

@@ -6,7 +6,7 @@ import asyncio
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 from attrs import define, field, frozen
@@ -45,6 +45,7 @@ from orchestrator_core.policies.shared import MissingExtra
 from orchestrator_core.stores import StoreSpec, find_store
 from orchestrator_core.telemetry import ConfiguredTelemetry, configure_telemetry
 
+T = TypeVar("T")
 PlanKey = tuple[str, str]
 Call = Callable[..., Awaitable[JSON]] | Guarded | AtOnce
 
@@ -188,6 +189,28 @@ class OpenSource:
             self._task = None
 
 
+async def to_its_end(future: asyncio.Future[T]) -> T:
+    """Wait for the future's end, though the caller is cancelled meanwhile; that is raised then, and not at once.
+
+    For what has to be closed: were it left half-way, nobody would close the rest.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return future.result()
+    if not future.cancelled():
+        future.exception()  # seen
+    raise cancelled
+
+
+async def _release(sources: Iterable[OpenSource]) -> None:
+    await to_its_end(asyncio.gather(*(source.release() for source in sources)))
+
+
 class Snapshot:
     """Everything one generation needs. ``running`` counts the requests that are on it."""
 
@@ -246,7 +269,7 @@ class Snapshot:
         for ready in self.plans.values():
             ready.generated.forget()
         await self.memory.release()
-        await asyncio.gather(*(source.release() for source in self.sources.values()))
+        await _release(self.sources.values())
 
 
 async def open_snapshot(
@@ -281,7 +304,7 @@ async def open_snapshot(
         plans = {key: _bind(plan, prepared, opened, memory) for key, plan in prepared.plans.items()}
     except BaseException:
         await memory.release()
-        await asyncio.gather(*(source.release() for source in opened.values()))
+        await _release(opened.values())
         raise
     return Snapshot(
         prepared.configuration,
@@ -418,7 +441,7 @@ async def _open_sources(
             opened[key] = before
         else:
             fresh.append((spec, spec.kind.open))
-    tasks = [asyncio.ensure_future(_open_source(spec, opener, prepared, http)) for spec, opener in fresh]
+    tasks = [asyncio.create_task(_open_source(spec, opener, prepared, http)) for spec, opener in fresh]
     try:
         for (spec, _), result in zip(fresh, await asyncio.gather(*tasks, return_exceptions=True), strict=True):
             if isinstance(result, OpenSource):
@@ -428,13 +451,17 @@ async def _open_sources(
             else:
                 raise result
     except BaseException:
-        for task in tasks:
-            task.cancel()
-        done = await asyncio.gather(*tasks, return_exceptions=True)
-        leftover = {id(source): source for source in [*opened.values(), *done] if isinstance(source, OpenSource)}
-        await asyncio.gather(*(source.release() for source in leftover.values()))
+        await to_its_end(asyncio.ensure_future(_give_up(tasks, opened.values())))
         raise
     return opened, problems
+
+
+async def _give_up(tasks: Sequence[asyncio.Task[OpenSource]], opened: Iterable[OpenSource]) -> None:
+    for task in tasks:
+        task.cancel()
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    leftover = {id(source): source for source in [*opened, *done] if isinstance(source, OpenSource)}
+    await _release(leftover.values())
 
 
 Opener = Callable[[Any, OpenContext], AbstractAsyncContextManager[Source]]

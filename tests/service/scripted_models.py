@@ -24,10 +24,14 @@ class ScriptedOptions:
 
 @define(eq=False)
 class Script:
-    """What the models of one name do. ``failures`` are raised by the next openings, one each."""
+    """What the models of one name do. ``failures`` are raised by the next openings, one each.
+
+    An opening waits for ``may_open``; one that is cancelled meanwhile takes ``gives_up_seconds`` to end.
+    """
 
     failures: list[Exception] = field(factory=list)
     may_open: asyncio.Event | None = None
+    gives_up_seconds: float = 0.0
     ends_at_once: bool = False
     sick: Exception | None = None
     hangs: asyncio.Event | None = None
@@ -116,7 +120,11 @@ class Plugin:
         script = self[options.script]
         script.opens += 1
         if script.may_open is not None:
-            await script.may_open.wait()
+            try:
+                await script.may_open.wait()
+            except asyncio.CancelledError:
+                await asyncio.sleep(script.gives_up_seconds)
+                raise
         if script.failures:
             raise script.failures.pop(0)
         model = Scripted(script, options)

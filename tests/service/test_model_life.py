@@ -726,6 +726,24 @@ def test_a_reload_that_waits_for_a_model_starts_over_when_the_configuration_chan
     run(main())
 
 
+def test_several_reloads_that_give_up_the_same_opening_leave_nothing_of_it_open(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin) as shop:
+            plugin["stuck"].may_open = asyncio.Event()
+            plugin["stuck"].gives_up_seconds = 0.2
+            shop.write("integrations/ml.yaml", files(script="stuck")["integrations/ml.yaml"])
+            first = asyncio.create_task(shop.reload())
+            await eventually(lambda: plugin["stuck"].opens == 1, "it waits")
+            shop.write("integrations/ml.yaml", files(f"factor: 20, {QUICK}")["integrations/ml.yaml"])
+            answers = await asyncio.gather(first, *(shop.reload() for _ in range(5)))
+            assert [answer.status for answer in answers] == [200] * 6
+            assert (await score(shop)).json["y"] == 20
+
+    run(main())  # which finds a source that nobody closes
+
+
 def test_a_watched_folder_is_reloaded_though_an_earlier_change_waits_for_a_model(run: RunFixture) -> None:
     plugin = Plugin()
 
