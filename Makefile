@@ -2,6 +2,8 @@
 PYTHON ?= python3
 TOX = .venv/bin/tox
 ARGS ?=
+DOCS_TESTS = tests/test_docs.py tests/test_architecture_doc.py tests/expressions/test_docs.py tests/service/test_docs_testing_plugins.py \
+	plugins/telemetry/tests/test_docs.py plugins/transform-standard/tests/test_docs.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench chaos lint types layers docs plugins wheels peers reference constraints clean
@@ -24,9 +26,12 @@ bench: $(TOX)  ## measure against hand-written handlers
 	@$(TOX) run -q -e bench $(if $(ARGS),-- $(ARGS))
 
 chaos: $(TOX)  ## put the service under fault and load, print what holds: ARGS="--rows down,hangs --quick"
-	@$(TOX) run -q -e chaos $(if $(ARGS),-- $(ARGS))
+	@$(TOX) run -q -e tests -x testenv:tests.commands="python -m tests.chaos $(ARGS)"
 
-lint types layers docs wheels: $(TOX)
+docs: $(TOX)  ## run the code in README and docs, follow their links
+	@$(TOX) run -q -e tests -- $(DOCS_TESTS) $(ARGS)
+
+lint types layers wheels: $(TOX)
 	@$(TOX) run -q -e $@ $(if $(ARGS),-- $(ARGS))
 
 plugins: $(TOX)  ## run each plugin's tests with nothing but the core beside it
@@ -35,7 +40,6 @@ plugins: $(TOX)  ## run each plugin's tests with nothing but the core beside it
 lint:  ## ruff, both the checks and the format
 types:  ## mypy, strict
 layers:  ## import-linter: who may import whom
-docs:  ## run the code in README and docs, follow their links
 wheels:  ## build the wheels, install each one alone, look at what came with it
 
 reference: $(TOX)  ## write docs/reference anew, from the option classes
