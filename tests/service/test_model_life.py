@@ -744,6 +744,26 @@ def test_several_reloads_that_give_up_the_same_opening_leave_nothing_of_it_open(
     run(main())  # which finds a source that nobody closes
 
 
+def test_a_reload_that_is_cancelled_leaves_nothing_open_however_often_it_is(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin) as shop:
+            plugin["stuck"].may_open = asyncio.Event()
+            plugin["stuck"].gives_up_seconds = 0.2
+            shop.write("integrations/ml.yaml", files(script="stuck")["integrations/ml.yaml"])
+            reload = asyncio.create_task(shop.running.live.reload())
+            await eventually(lambda: plugin["stuck"].opens == 1, "it waits")
+            for _ in range(3):
+                reload.cancel()
+                await asyncio.sleep(0.01)
+            with pytest.raises(asyncio.CancelledError):
+                await reload
+            assert (await score(shop)).json["y"] == 10
+
+    run(main())
+
+
 def test_a_watched_folder_is_reloaded_though_an_earlier_change_waits_for_a_model(run: RunFixture) -> None:
     plugin = Plugin()
 
