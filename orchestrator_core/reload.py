@@ -63,7 +63,7 @@ class _Opening:
     """A configuration that is being opened. Whoever gives it up does so once: the second time would end its end."""
 
     generation: str
-    task: asyncio.Task[Snapshot]
+    task: asyncio.Task[Snapshot] = field(repr=False)
     _given_up: bool = False
 
     def give_up(self) -> None:
