@@ -10,7 +10,7 @@ can end: as many a second as it ends for a second of work, fewer while its turns
 
 In a calm the line may hold what is worked off within ``burst``. Overload is a line that stays: for two windows nobody
 got through in less than ``wait``, and more came than went. From then on the line holds what is worked off within
-``wait``, and the rest is refused on arrival, until a window passes in which nobody was. The two lengths are the idea of
+``wait``, and the rest is refused on arrival, until nobody was for some windows. The two lengths are the idea of
 CoDel (RFC 8289): a burst may wait, a standing line helps nobody.
 """
 
@@ -57,6 +57,9 @@ FEW = 4
 MOST_AT_ONCE = 1024
 CALM_WINDOWS = 40
 CROWDED_WINDOWS = 2
+LEFT_WINDOWS = 8
+"""So many windows without a refusal end an overload: each that begins anew refuses some who have waited for long."""
+
 GROWING = 1.1
 UNLIMITED = 2**62
 TURNS_TO_BEGIN = 2
@@ -115,6 +118,7 @@ class Limit:
         "_in_flight_before",
         "_later",
         "_least_wait",
+        "_left",
         "_let_in",
         "_let_in_at",
         "_let_in_last",
@@ -170,7 +174,7 @@ class Limit:
         self._cost = 0.0
         self._let_in_at = 0.0
         self._let_in_last = 0
-        self._calm = self._crowded = self._long = 0
+        self._calm = self._crowded = self._left = self._long = 0
         self._shed_when_overloaded = 0
         self._window = 0.0
         self._pace = Pace(worked)
@@ -350,13 +354,15 @@ class Limit:
         refused = self.shed > self._shed_before
         quiet = now - self._window > 2 * WINDOW_SECONDS and not self._line  # nothing was going on
         if self.overloaded:
-            if quiet or not refused:
+            self._left = 0 if refused else self._left + 1
+            if quiet or self._left >= LEFT_WINDOWS:
                 self.overloaded = False
                 log.info("overload is over", refused=self.shed - self._shed_when_overloaded)
         elif self.adaptive and not first and self._longest > self._min and self._least_wait > self._wait:
             self._crowded = self._crowded + 1 if refused or grows else 0
             if self._crowded >= CROWDED_WINDOWS:
                 self.overloaded = True
+                self._left = 0
                 self._shed_when_overloaded = self._shed_before
                 log.warning("overload", waiting=len(self._line), in_flight=self.in_flight)
                 self._trim(now)
