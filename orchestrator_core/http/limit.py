@@ -9,9 +9,10 @@ What they cost once they go on shows later, when others have been let in already
 can end: as many a second as it ends for a second of work, fewer while its turns are long.
 
 In a calm the line may hold what is worked off within ``burst``. Overload is a line that stays: for two windows nobody
-got through in less than ``wait``, and more came than went. From then on the line holds what is worked off within
-``wait``, and the rest is refused on arrival, until nobody was for some windows. The two lengths are the idea of
-CoDel (RFC 8289): a burst may wait, a standing line helps nobody.
+got through in less than ``wait``, and much more came than went; or somewhat more, and nobody gets through in several
+times ``wait``. From then on the line holds what is worked off within ``wait``, and the rest is refused on arrival,
+until nobody was for two windows. The two lengths are the idea of CoDel (RFC 8289): a burst may wait, a standing line
+helps nobody.
 """
 
 from __future__ import annotations
@@ -57,8 +58,15 @@ FEW = 4
 MOST_AT_ONCE = 1024
 CALM_WINDOWS = 40
 CROWDED_WINDOWS = 2
-LEFT_WINDOWS = 8
-"""So many windows without a refusal end an overload: each that begins anew refuses some who have waited for long."""
+LEFT_WINDOWS = 2
+"""So many windows without a refusal end an overload."""
+
+RUSH = 0.75
+"""A line that grows by so much of what is ended meanwhile is an overload at once."""
+
+STANDING = 5
+"""One that grows more slowly is an overload when everybody has waited so many times ``wait``. The core may have been
+slow for a moment: then nobody needs to be refused."""
 
 GROWING = 1.1
 UNLIMITED = 2**62
@@ -347,7 +355,8 @@ class Limit:
 
     def _look_back(self, now: float) -> None:
         ended = max(0, self._let_in - (self.in_flight - self._in_flight_before))
-        grows = len(self._line) + self.in_flight > GROWING * (self._line_before + self._in_flight_before) + 1
+        before, behind = self._line_before + self._in_flight_before, len(self._line) + self.in_flight
+        grows = behind > GROWING * before + 1
         first = not self._pace.begun  # what was done in it was for those that nobody had counted
         if self.engaged:
             self._pace.close_window(now - self._window, ended, self.adaptive)
@@ -360,7 +369,9 @@ class Limit:
                 log.info("overload is over", refused=self.shed - self._shed_when_overloaded)
         elif self.adaptive and not first and self._longest > self._min and self._least_wait > self._wait:
             self._crowded = self._crowded + 1 if refused or grows else 0
-            if self._crowded >= CROWDED_WINDOWS:
+            rushes = behind - before > RUSH * ended
+            stands = self._least_wait > min(STANDING * self._wait, self._burst / 2)
+            if self._crowded >= CROWDED_WINDOWS and (rushes or stands):
                 self.overloaded = True
                 self._left = 0
                 self._shed_when_overloaded = self._shed_before
