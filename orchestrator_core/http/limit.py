@@ -369,7 +369,7 @@ class Limit:
                 log.info("overload is over", refused=self.shed - self._shed_when_overloaded)
         elif self.adaptive and not first and self._longest > self._min and self._least_wait > self._wait:
             self._crowded = self._crowded + 1 if refused or grows else 0
-            rushes = behind - before > RUSH * ended
+            rushes = behind - before + self.shed - self._shed_before > RUSH * ended
             stands = self._least_wait > min(STANDING * self._wait, self._burst / 2)
             if self._crowded >= CROWDED_WINDOWS and (rushes or stands):
                 self.overloaded = True
