@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Callable
@@ -34,8 +35,10 @@ def test_executions_outlive_the_service(run: Run, place: Place) -> None:
 
     async def serve() -> list[str]:
         async with service(settings, folder=folder) as shop:
-            answers = [await shop.post(f"/orchestrator/d/hello/{name}", "x" * 300) for name in ("Ada", "Grace")]
-            return [answer.headers["X-Execution-Id"] for answer in answers]
+            first = await shop.post("/orchestrator/d/hello/Ada", "x" * 300)
+            await asyncio.sleep(0.002)  # ids of one millisecond sort by chance
+            then = await shop.post("/orchestrator/d/hello/Grace", "x" * 300)
+            return [answer.headers["X-Execution-Id"] for answer in (first, then)]
 
     ids = run(serve())
     listed = orchestrator("executions", "list", "--offline", "--config", folder, "--limit", "1")
