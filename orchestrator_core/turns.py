@@ -37,14 +37,14 @@ class Turns:
     ``soon`` calls a function in the loop's next turn. Nobody rests until :meth:`keep_short` is called.
     """
 
-    __slots__ = ("_at_once", "_calls", "_now", "_resting", "_short", "_soon", "_woken", "_woken_at", "until")
+    __slots__ = ("_at_once", "_now", "_resting", "_short", "_soon", "_woken", "_woken_at", "until")
 
     def __init__(self, soon: Callable[[Callable[[], None]], Any], now: Callable[[], float] = perf_counter) -> None:
         self.until = NEVER
         self._soon = soon
         self._now = now
         self._resting: deque[tuple[float, Resting]] = deque()
-        self._short = self._calls = False
+        self._short = False
         self._at_once = 1
         self._woken = 0
         self._woken_at = 0.0
@@ -72,12 +72,11 @@ class Turns:
 
     def enter(self, one: Resting) -> None:
         """Let one rest, behind those who do."""
-        self._resting.append((self._now(), one))
-        self.until = ALWAYS  # nobody goes on before those
-        if not self._calls:
-            self._calls = True
+        if not self._resting:
             self._woken = 0
             self._soon(self._turn)
+        self._resting.append((self._now(), one))
+        self.until = ALWAYS  # nobody goes on before those
 
     def _turn(self) -> None:
         now, resting, count = self._now(), self._resting, 0
@@ -89,7 +88,6 @@ class Turns:
                 one.set_result(None)
                 count += 1
         self._woken, self._woken_at = count, now
-        self._calls = bool(resting)
         if resting:
             self._soon(self._turn)
         else:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -16,6 +16,7 @@ from orchestrator_core.testing import RunningService, check_problems, leaves_not
 from tests.service.scripted_models import Plugin, eventually, model, state
 
 RunFixture = Callable[..., Any]
+T = TypeVar("T")
 
 QUICK = "health_check: {interval: 20ms, timeout: 500ms}, restart: {backoff: 10ms, max_backoff: 20ms}"
 DOMAIN = """
@@ -705,15 +706,23 @@ def test_a_reload_waits_for_the_new_model_while_the_old_one_answers(run: RunFixt
     run(main())
 
 
+async def waiting_reload(
+    shop: RunningService, plugin: Plugin, reload: Callable[[], Coroutine[Any, Any, T]]
+) -> asyncio.Task[T]:
+    """Begin a reload whose new model does not open, and return it once it waits for that."""
+    plugin["stuck"].may_open = asyncio.Event()
+    shop.write("integrations/ml.yaml", files(script="stuck")["integrations/ml.yaml"])
+    waiting = asyncio.create_task(reload())
+    await eventually(lambda: plugin["stuck"].opens == 1, "it waits")
+    return waiting
+
+
 def test_a_reload_that_waits_for_a_model_starts_over_when_the_configuration_changes_again(run: RunFixture) -> None:
     plugin = Plugin()
 
     async def main() -> None:
         async with serving(plugin) as shop:
-            plugin["stuck"].may_open = asyncio.Event()
-            shop.write("integrations/ml.yaml", files(script="stuck")["integrations/ml.yaml"])
-            first = asyncio.create_task(shop.reload())
-            await eventually(lambda: plugin["stuck"].opens == 1, "it waits")
+            first = await waiting_reload(shop, plugin, shop.reload)
             same = asyncio.create_task(shop.reload())
             shop.write("integrations/ml.yaml", files(f"factor: 20, {QUICK}")["integrations/ml.yaml"])
             mended = await shop.reload()
@@ -731,11 +740,8 @@ def test_several_reloads_that_give_up_the_same_opening_leave_nothing_of_it_open(
 
     async def main() -> None:
         async with serving(plugin) as shop:
-            plugin["stuck"].may_open = asyncio.Event()
             plugin["stuck"].gives_up_seconds = 0.2
-            shop.write("integrations/ml.yaml", files(script="stuck")["integrations/ml.yaml"])
-            first = asyncio.create_task(shop.reload())
-            await eventually(lambda: plugin["stuck"].opens == 1, "it waits")
+            first = await waiting_reload(shop, plugin, shop.reload)
             shop.write("integrations/ml.yaml", files(f"factor: 20, {QUICK}")["integrations/ml.yaml"])
             answers = await asyncio.gather(first, *(shop.reload() for _ in range(5)))
             assert [answer.status for answer in answers] == [200] * 6
@@ -749,11 +755,8 @@ def test_a_reload_that_is_cancelled_leaves_nothing_open_however_often_it_is(run:
 
     async def main() -> None:
         async with serving(plugin) as shop:
-            plugin["stuck"].may_open = asyncio.Event()
             plugin["stuck"].gives_up_seconds = 0.2
-            shop.write("integrations/ml.yaml", files(script="stuck")["integrations/ml.yaml"])
-            reload = asyncio.create_task(shop.running.live.reload())
-            await eventually(lambda: plugin["stuck"].opens == 1, "it waits")
+            reload = await waiting_reload(shop, plugin, shop.running.live.reload)
             for _ in range(3):
                 reload.cancel()
                 await asyncio.sleep(0.01)
