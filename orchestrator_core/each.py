@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from attrs import field, frozen
 
+from orchestrator_core.blame import request_pointer
 from orchestrator_core.errors import (
     DeadlineExceeded,
     ExpressionError,
@@ -27,7 +28,8 @@ from orchestrator_core.errors import (
 from orchestrator_core.expressions.values import kind
 from orchestrator_core.plugin_api import JSON, Degraded
 from orchestrator_core.policies.notes import Guarded
-from orchestrator_core.run import Branches, Request, Run, request_pointer
+from orchestrator_core.run import Request, Run
+from orchestrator_core.tasks import Branches
 
 __all__ = ["AtOnce", "ForEach"]
 

@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 from attrs import frozen
 
+from orchestrator_core.blame import culprit, describe, request_error
 from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.errors import (
     DeadlineExceeded,
@@ -26,17 +27,13 @@ from orchestrator_core.expressions import MISSING, Missing
 from orchestrator_core.plugin_api import JSON
 from orchestrator_core.run import (
     CLIENT_CLOSED_REQUEST,
-    NO_DEADLINE,
-    Deadline,
     Request,
     Run,
     clock,
-    culprit,
-    describe,
-    request_error,
 )
 from orchestrator_core.schemas import coerce, coerce_all
 from orchestrator_core.snapshot import ReadyPlan
+from orchestrator_core.tasks import NO_DEADLINE, Deadline
 
 log = structlog.get_logger("orchestrator.engine")
 

@@ -20,7 +20,8 @@ from orchestrator_core.errors import ConfigError, Problem
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.models import MlPlugin, Opening
 from orchestrator_core.plugins import Registry, discover
-from orchestrator_core.snapshot import Draft, Snapshot, draft, open_snapshot, to_its_end
+from orchestrator_core.snapshot import Draft, Snapshot, draft, open_snapshot
+from orchestrator_core.tasks import to_its_end
 
 log = structlog.get_logger("orchestrator.reload")
 

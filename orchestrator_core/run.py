@@ -1,4 +1,4 @@
-"""One execution under way: the request it answers, its times, its failures and its concurrent branches.
+"""One execution under way: the request it answers, its times and its failures.
 
 The generated code of a plan works on these. What it does per request is kept to storing numbers; everything that a
 person reads is made from them afterwards.
@@ -6,15 +6,14 @@ person reads is made from them afterwards.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Mapping
-from math import inf
+from collections.abc import Callable, Mapping
 from time import perf_counter, time
 from typing import Any, Protocol
 
 import structlog
 from attrs import frozen
 
+from orchestrator_core.blame import culprit, describe, request_error
 from orchestrator_core.capture import Capture, Taken
 from orchestrator_core.errors import (
     DeadlineExceeded,
@@ -37,6 +36,7 @@ from orchestrator_core.plugin_api import (
     StepStatus,
 )
 from orchestrator_core.policies.notes import Cached, StepNote
+from orchestrator_core.tasks import NO_DEADLINE, Deadline, NoDeadline
 from orchestrator_core.turns import NO_TURNS, Turns
 
 log = structlog.get_logger("orchestrator.engine")
@@ -157,19 +157,6 @@ class KeptAnswer:
     how: Cached
     execution_id: str
     made_at: float
-
-
-class NoDeadline:
-    """The deadline of a run that is not being executed."""
-
-    __slots__ = ()
-    passed = False
-
-    def remaining(self) -> float:
-        return inf
-
-
-NO_DEADLINE = NoDeadline()
 
 
 class Run:
@@ -468,149 +455,18 @@ class Run:
         return found
 
 
-def describe(error: BaseException) -> str:
-    """Return what a record says of an error: the message, and its type where it is a defect."""
-    return str(error) if isinstance(error, OrchestratorError) else f"{type(error).__name__}: {error}"
-
-
-def culprit(error: BaseException, step: str) -> str:
-    """Return the step to blame: for a field that is missing, the one that should have returned it."""
-    if isinstance(error, MissingReference):
-        root = error.reference[1:].split(".", 1)[0].split("[", 1)[0]
-        return step if root == "item" else root
-    return "" if isinstance(error, InvalidRequest) and not str(error).startswith("step ") else step
-
-
-def request_error(error: MissingReference) -> Exception:
-    """Return the 422 for a reference to the request that found nothing; the error itself for any other."""
-    reference = error.reference
-    if not reference.startswith("$request"):
-        return error
-    return InvalidRequest(str(error), [{"pointer": request_pointer(reference), "message": "is required"}])
-
-
-def request_pointer(reference: str) -> str:
-    """Return where in the request a reference leads: ``/body/items/0`` for ``$request.body.items[0]``."""
-    path = reference.removeprefix("$request").replace("['", ".").replace("[", ".").replace("']", "").replace("]", "")
-    return path.replace(".", "/")
-
-
-def located(place: str, expression: str, roots: tuple[str, ...], evaluate: Callable[[], JSON]) -> JSON:
-    """Return the value of an expression; its error says where it stands, and whose values it could not work on."""
-    try:
-        return evaluate()
-    except ExpressionError as error:
-        message = f"{place}: {error}, in {expression}"
-        if roots == ("request",):
-            raise InvalidRequest(message) from error
-        steps = [root for root in roots if root not in ("request", "execution")]
-        raise ExpressionError(message, step=steps[0] if len(steps) == 1 else "") from error
-
-
-# --- concurrent branches ---------------------------------------------------------------------------------------------
-
-
-class Branches:
-    """The tasks of a plan's concurrent branches: a lean ``asyncio.TaskGroup``.
-
-    The first branch that fails cancels the main line, which then cancels the others and waits for them to end.
-    """
-
-    __slots__ = ("_ending", "_error", "_parent", "_tasks", "_told")
-
-    def __init__(self) -> None:
-        self._parent = asyncio.current_task()
-        self._tasks: list[asyncio.Task[None]] = []
-        self._error: BaseException | None = None
-        self._told = False
-        self._ending = False
-
-    def start(self, branch: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(branch)
-        self._tasks.append(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        if self._ending or task.cancelled():
-            return
-        error = task.exception()
-        if error is not None and self._error is None:
-            self._error = error
-            # The main line is suspended while a callback runs, so it does get this cancellation.
-            if self._parent is not None:
-                self._told = True
-                self._parent.cancel()
-
-    async def end(self, error: BaseException) -> BaseException:
-        """End every branch after the main line failed, and return what to raise: the first failure there was."""
-        self._ending = True
-        pending = [task for task in self._tasks if not task.done()]
-        for task in pending:
-            task.cancel()
-        while pending:
-            # Wait on even when cancelled once more: no branch may outlive its request.
-            try:
-                await asyncio.wait(pending)
-            except asyncio.CancelledError as again:
-                error = again
-            pending = [task for task in pending if not task.done()]
-        for task in self._tasks:
-            if not task.cancelled():
-                task.exception()  # seen: asyncio must not report it as never retrieved
-        if self._told and self._parent is not None and self._parent.uncancel() == 0 and self._error is not None:
-            return self._error
-        return error
-
-
-class Deadline:
-    """The one timer of a request: when it passes, the task that executes the request is cancelled."""
-
-    __slots__ = ("_task", "_timer", "passed")
-
-    def __init__(self, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
-        self.passed = False
-        self._task = asyncio.current_task(loop)
-        self._timer = loop.call_later(seconds, self._pass)
-
-    def _pass(self) -> None:
-        self.passed = True
-        if self._task is not None:
-            self._task.cancel()
-
-    def remaining(self) -> float:
-        """Return how many seconds are left; 0 or less when it has passed."""
-        return self._timer.when() - asyncio.get_running_loop().time()
-
-    def stop(self) -> None:
-        self._timer.cancel()
-
-    def caused(self) -> bool:
-        """Return whether the cancellation that was caught is this deadline's and nobody else's."""
-        return self.passed and self._task is not None and self._task.uncancel() == 0
-
-
 __all__ = [
     "CACHED",
     "CANCELLED",
     "CLIENT_CLOSED_REQUEST",
     "DEFAULT",
     "FAILED",
-    "NO_DEADLINE",
     "OK",
     "SKIPPED",
-    "Branches",
-    "Deadline",
     "Items",
     "KeptAnswer",
-    "NoDeadline",
     "Request",
     "Run",
     "Running",
     "clock",
-    "culprit",
-    "describe",
-    "located",
-    "request_error",
-    "request_pointer",
 ]

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import random
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
-from urllib.parse import parse_qs
 
 import orjson
 import structlog
@@ -16,7 +12,6 @@ from aiohttp import web
 
 from orchestrator_core.answer_cache import Make
 from orchestrator_core.capture import Taken
-from orchestrator_core.config.model import LimitOptions
 from orchestrator_core.engine import (
     CLIENT_CLOSED_REQUEST,
     Failure,
@@ -27,7 +22,7 @@ from orchestrator_core.engine import (
     new_execution_id,
 )
 from orchestrator_core.errors import BadRequest, EntityNotFound, SourceUnavailable, did_you_mean
-from orchestrator_core.expressions import MISSING, Missing
+from orchestrator_core.expressions import MISSING
 from orchestrator_core.http.answers import (
     JSON_TYPE,
     OVERLOADED,
@@ -42,11 +37,11 @@ from orchestrator_core.http.answers import (
 from orchestrator_core.http.docs import docs_asset
 from orchestrator_core.http.limit import Limit
 from orchestrator_core.http.listener import LINGERING_SECONDS
-from orchestrator_core.http.openapi import openapi
-from orchestrator_core.http.routing import ROOT, Route, listing, make_routes, paths
+from orchestrator_core.http.reading import parse_query, read_json
+from orchestrator_core.http.routing import ROOT, Route
+from orchestrator_core.http.serving import Serving, limit_of
 from orchestrator_core.http_client import current_trace, parse_traceparent
-from orchestrator_core.logs import request_line
-from orchestrator_core.plugin_api import JSON, EndpointInfo, StepInfo, Telemetry, Trace
+from orchestrator_core.plugin_api import Telemetry, Trace
 from orchestrator_core.reload import Live
 from orchestrator_core.request_lines import RequestLine
 from orchestrator_core.run import Request, Run, clock
@@ -56,13 +51,7 @@ from orchestrator_core.turns import Turns
 
 log = structlog.get_logger("orchestrator.http")
 
-MAX_QUERY_FIELDS = 1000
-MAX_DEPTH = 100
-BODY_TIMEOUTS_SPREAD = 1.1
-"""Clients that came together are not given up in one moment, which would keep the others waiting."""
-_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _NO_QUERY: Mapping[str, list[str]] = {}
-_PAGES = frozenset({"/health/live", "/health/ready", ROOT, f"{ROOT}/", "/openapi.json", "/docs"})
 NO_TELEMETRY = Telemetry()
 NO_ROUTE = "-"
 """What the log has for the route of a page of the service's own, and of a path that nobody serves."""
@@ -81,7 +70,7 @@ class PublicApp:
         self._begin = telemetry.begin or parse_traceparent
         loop = asyncio.get_running_loop()
         self.turns = Turns(loop.call_soon)
-        self.limit = Limit(loop.call_soon, loop.call_later, self.turns, _limit_of(live.snapshot))
+        self.limit = Limit(loop.call_soon, loop.call_later, self.turns, limit_of(live.snapshot))
         self._use(live.snapshot)
         live.swapped.append(self._use)
 
@@ -95,8 +84,8 @@ class PublicApp:
         self.stopping = True
 
     def _use(self, snapshot: Snapshot) -> None:
-        self._serving = _Serving(snapshot, self.telemetry)
-        self.limit.use(_limit_of(snapshot))
+        self._serving = Serving(snapshot, self.telemetry)
+        self.limit.use(limit_of(snapshot))
         self.executions.resize(snapshot.configuration.app.tracking.capacity)
         self.executions.settle(snapshot.plans.values())
 
@@ -124,7 +113,7 @@ class PublicApp:
     # --- an endpoint -----------------------------------------------------------------------------------------------
 
     async def _endpoint(
-        self, request: web.BaseRequest, serving: _Serving, route: Route, segments: list[str], query: str
+        self, request: web.BaseRequest, serving: Serving, route: Route, segments: list[str], query: str
     ) -> Answer:
         ready, snapshot = route.ready, serving.snapshot
         headers = request.headers
@@ -195,7 +184,7 @@ class PublicApp:
     async def _durable(
         self,
         request: web.BaseRequest,
-        serving: _Serving,
+        serving: Serving,
         route: Route,
         run: Run,
         trace: Trace | None,
@@ -215,7 +204,7 @@ class PublicApp:
             self._ended(request, serving, route, run, trace)
         return response
 
-    def _ended(self, request: web.BaseRequest, serving: _Serving, route: Route, run: Run, trace: Trace | None) -> None:
+    def _ended(self, request: web.BaseRequest, serving: Serving, route: Route, run: Run, trace: Trace | None) -> None:
         """Tell of a request whose status is certain."""
         if route.finished is not None:
             try:
@@ -225,7 +214,7 @@ class PublicApp:
         if serving.request_line is not None:
             log_run(serving.request_line, request.method, route.path, run)
 
-    def _renewing(self, serving: _Serving, ready: ReadyPlan) -> Callable[[Request], Awaitable[tuple[bytes, Run]]]:
+    def _renewing(self, serving: Serving, ready: ReadyPlan) -> Callable[[Request], Awaitable[tuple[bytes, Run]]]:
         """Return what makes a kept answer anew, in an execution that no client waits for."""
         snapshot, make = serving.snapshot, _make(ready)
 
@@ -280,7 +269,7 @@ class PublicApp:
 
     # --- everything else -------------------------------------------------------------------------------------------
 
-    async def _own(self, request: web.BaseRequest, serving: _Serving, path: str, segments: list[str]) -> Answer:
+    async def _own(self, request: web.BaseRequest, serving: Serving, path: str, segments: list[str]) -> Answer:
         started, execution_id = clock(), new_execution_id()
         answer = self._own_answer(request, serving, path, segments, started, execution_id)
         if self.telemetry.answered is not None:
@@ -294,7 +283,7 @@ class PublicApp:
     def _own_answer(
         self,
         request: web.BaseRequest,
-        serving: _Serving,
+        serving: Serving,
         path: str,
         segments: list[str],
         started: float,
@@ -312,7 +301,7 @@ class PublicApp:
         return Answer(status, content, content_type, headers)
 
     def _find(
-        self, request: web.BaseRequest, serving: _Serving, path: str, segments: list[str]
+        self, request: web.BaseRequest, serving: Serving, path: str, segments: list[str]
     ) -> tuple[int, bytes, str, Mapping[str, str]]:
         found = self._page(serving, path, segments)
         if found is None:
@@ -322,7 +311,7 @@ class PublicApp:
         return found
 
     def _page(
-        self, serving: _Serving, path: str, segments: list[str]
+        self, serving: Serving, path: str, segments: list[str]
     ) -> tuple[int, bytes, str, Mapping[str, str]] | None:
         snapshot = serving.snapshot
         if path == "/health/live":
@@ -356,53 +345,6 @@ def _make(ready: ReadyPlan) -> Make:
     return make
 
 
-class _Serving:
-    """A snapshot with its routes and what is made of it once."""
-
-    def __init__(self, snapshot: Snapshot, telemetry: Telemetry) -> None:
-        self.snapshot = snapshot
-        observing = telemetry.observe
-        self.routes = make_routes(
-            snapshot.plans.values(), observing and (lambda ready: observing(_endpoint_info(ready)))
-        )
-        self.redact = snapshot.configuration.redactor
-        self.request_line = request_line() if snapshot.configuration.app.logging.requests else None
-        self.docs = snapshot.configuration.app.server.docs
-        self.domain_names = set(snapshot.configuration.descriptions)
-        self.body_timeout = float(snapshot.configuration.app.server.body_timeout)
-        self._openapi: bytes | None = None
-        self.waits_for = [model.slot for _, _, model in snapshot.models() if model.slot.holds_up]
-
-    def not_yet_ready(self) -> dict[str, str]:
-        """Return the states of the preloaded models that have never been ready; not one that dies later."""
-        self.waits_for = [slot for slot in self.waits_for if slot.holds_up]
-        return {slot.label: slot.state for slot in self.waits_for}
-
-    def template(self, path: str) -> str:
-        """Return the template of a page of the service's own; an empty string where there is no such page."""
-        if path in _PAGES:
-            return path
-        if path.startswith("/docs/") and self.docs:
-            return "/docs/{asset}"
-        return f"{ROOT}/{{domain}}" if path.removeprefix(f"{ROOT}/") in self.domain_names else ""
-
-    def domains(self) -> dict[str, Any]:
-        return {
-            "generation": self.snapshot.generation,
-            "domains": [self.domain(name) for name in sorted(self.domain_names)],
-        }
-
-    def domain(self, name: str) -> dict[str, Any]:
-        description = self.snapshot.configuration.descriptions.get(name, "")
-        return {"domain": name, "description": description, "endpoints": listing(self.snapshot.plans, name)}
-
-    def openapi(self) -> bytes:
-        if self._openapi is None:
-            plans = {key: ready.plan for key, ready in self.snapshot.plans.items()}
-            self._openapi = orjson.dumps(openapi(self.snapshot.configuration, plans))
-        return self._openapi
-
-
 def _is_text(request: web.BaseRequest) -> bool:
     """Return whether the request's target and headers are UTF-8; aiohttp makes lone surrogates of what is not."""
     message = request._message
@@ -427,18 +369,6 @@ def _end_body(request: web.BaseRequest, status: int) -> None:
         connection.linger(LINGERING_SECONDS if status != 408 else 0.0)
 
 
-def _limit_of(snapshot: Snapshot) -> LimitOptions | None:
-    limit = snapshot.configuration.app.server.limit
-    return limit if isinstance(limit, LimitOptions) else None
-
-
-def _endpoint_info(ready: ReadyPlan) -> EndpointInfo:
-    steps = tuple(
-        StepInfo(step.name, step.spec.label, step.operation, not step.spec.kind.in_process) for step in ready.plan.steps
-    )
-    return EndpointInfo(ready.domain, ready.name, paths(ready.plan)[0], ready.generation, steps)
-
-
 def log_run(line: RequestLine, method: str, route: str, run: Run) -> None:
     more: dict[str, Any] = {"degraded": run.degraded_steps} if run.degraded_steps else {}
     if run.error:
@@ -456,91 +386,4 @@ def _no_route(snapshot: Snapshot | None = None, segments: list[str] | None = Non
     return EntityNotFound(f"no such route{suffix}")
 
 
-async def read_json(request: web.BaseRequest, timeout_seconds: float) -> JSON | Missing:
-    """Return the body of a request, MISSING if it is empty. Raises :class:`BadRequest` if it is not JSON."""
-    length = request.content_length
-    if length is not None and length > request._client_max_size:
-        raise _too_large(request)
-    raw = await _read(request, timeout_seconds)
-    if not raw:
-        return MISSING
-    content_type = request.headers.get("Content-Type", JSON_TYPE).partition(";")[0].strip().lower()
-    if content_type != JSON_TYPE and not content_type.endswith("+json"):
-        raise BadRequest(f"the body must be {JSON_TYPE}, not {content_type}", 415)
-    try:
-        body: JSON = orjson.loads(raw)
-        if _LONG_NUMBER.search(raw):
-            json.loads(raw, parse_int=_exact)
-    except ValueError as error:
-        raise BadRequest(f"the body is not JSON: {error}") from error
-    except RecursionError:
-        raise _too_deep() from None
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deeper(body, MAX_DEPTH):
-        raise _too_deep()
-    if b"\\u0000" in raw and _holds_nul(body):
-        raise BadRequest("the body holds a NUL character")
-    return body
-
-
-async def _read(request: web.BaseRequest, timeout_seconds: float) -> bytes:
-    try:
-        if request._payload.is_eof():
-            return await request.read()
-        async with asyncio.timeout(timeout_seconds * random.uniform(1, BODY_TIMEOUTS_SPREAD)):
-            return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_large(request) from None
-    except TimeoutError:
-        raise BadRequest(f"the body did not arrive within {timeout_seconds:g} s", 408) from None
-    except web.RequestPayloadError as error:
-        raise BadRequest(f"the body cannot be read: {error}") from error
-
-
-def _is_deeper(value: JSON, depth: int) -> bool:
-    """Return whether arrays and objects lie in each other more than ``depth`` deep: orjson writes 254 levels."""
-    for _ in range(254 - depth):
-        value = [value]
-    try:
-        orjson.dumps(value)
-    except TypeError:
-        return True
-    return False
-
-
-def _holds_nul(value: JSON) -> bool:
-    if isinstance(value, str):
-        return "\0" in value
-    if isinstance(value, dict):
-        return any("\0" in key or _holds_nul(item) for key, item in value.items())
-    return isinstance(value, list) and any(map(_holds_nul, value))
-
-
-def _exact(digits: str) -> int:
-    """Refuse an integer that orjson has made a float, and so another number."""
-    number = int(digits) if len(digits) <= 20 else 2**64
-    if not -(2**63) <= number < 2**64:
-        raise ValueError("an integer in it does not fit in 64 bits")
-    return number
-
-
-def _too_deep() -> BadRequest:
-    return BadRequest(f"the body is nested more than {MAX_DEPTH} deep")
-
-
-def _too_large(request: web.BaseRequest) -> BadRequest:
-    return BadRequest(f"the body is larger than {request._client_max_size} bytes", 413)
-
-
-def parse_query(query: str) -> dict[str, list[str]]:
-    """Return the values of each query parameter. Raises :class:`BadRequest` if they are no text or too many."""
-    if "%00" in query:
-        raise BadRequest("the query holds a NUL character")
-    try:
-        return parse_qs(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_FIELDS)
-    except UnicodeDecodeError:
-        raise BadRequest("the query is not UTF-8") from None
-    except ValueError as error:
-        raise BadRequest(f"the query cannot be read: {error}") from error
-
-
-__all__ = ["PublicApp", "parse_query", "read_json"]
+__all__ = ["PublicApp"]

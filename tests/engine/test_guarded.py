@@ -11,8 +11,9 @@ from orchestrator_core.each import AtOnce
 from orchestrator_core.http.answers import server_timing
 from orchestrator_core.plugin_api import JSON
 from orchestrator_core.policies.notes import Guarded
-from orchestrator_core.run import NO_DEADLINE, Run
+from orchestrator_core.run import Run
 from orchestrator_core.snapshot import ReadyPlan
+from orchestrator_core.tasks import NO_DEADLINE
 from tests.engine.lab import Lab, planned, ran, request, step
 
 RunFixture = Callable[..., Any]

@@ -16,19 +16,14 @@ The source is compiled once, kept with the plan and put into :mod:`linecache`, s
 
 from __future__ import annotations
 
-import asyncio
-import keyword
-import linecache
-import re
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from attrs import define, evolve, field, frozen
-
-from orchestrator_core.each import AtOnce, ForEach
-from orchestrator_core.errors import ExpressionError
+from orchestrator_core.codegen.chains import Chain, Chains
+from orchestrator_core.codegen.generated import Generated
+from orchestrator_core.codegen.names import identifier, variables
+from orchestrator_core.each import ForEach
 from orchestrator_core.expressions import (
-    MISSING,
     ArrayNode,
     Literal,
     LogicalNode,
@@ -37,128 +32,19 @@ from orchestrator_core.expressions import (
     ReferenceNode,
     emit,
     emit_condition,
-    namespace,
     reference_text,
     references,
     unparse,
 )
 from orchestrator_core.plan import ITEM_ROOTS, Plan, PlannedStep
-from orchestrator_core.plugin_api import JSON
-from orchestrator_core.policies.notes import Guarded
-from orchestrator_core.run import OK, SKIPPED, Branches, Request, Run, clock, located
-
-Call = Callable[..., Awaitable[JSON]]
-Coroutine = Callable[[Request, Run], Awaitable[JSON]]
-
-_RESERVED = {
-    *("request", "run", "steps", "started", "error", "branches", "clock", "MISSING", "OK", "SKIPPED", "LOOKUP"),
-    *("Branches", "timeout", "future", "located", "BaseException", "Exception"),
-    *(
-        "call",
-        "convert",
-        "default",
-        "each",
-        "transform",
-    ),  # a step `each` has `each_list`, as the plan has of a step `list`
-}
-_NOT_A_WORD = re.compile(r"\W", re.ASCII)
-# The shapes of the names that are made from a step's variable; no variable of a step may have one of them.
-_DERIVED_START = re.compile(r"_|(call|convert|default|each|transform)(_|\Z)|response")
-_DERIVED_END = re.compile(r"_(params|condition|wanted|ready|task|branch|list|each|given|[0-9]+)\Z")
 
 CACHE_KEY = "cache key"
 """The name of the value that follows a call's parameters where its step says what tells cached results apart."""
-
-LOOKUP = (KeyError, TypeError, IndexError, ExpressionError)
-"""What a plain subscript raises when a reference finds nothing, and an operator that cannot work on its operands."""
-
-
-@frozen
-class Generated:
-    """The source of a plan's module and the name of the coroutine function in it."""
-
-    name: str
-    filename: str
-    source: str = field(repr=False)
-    constants: Mapping[str, Any] = field(repr=False, factory=dict)
-    lines: list[str] = field(init=False, repr=False, eq=False)
-
-    @lines.default
-    def _lines(self) -> list[str]:
-        return self.source.splitlines(keepends=True)
-
-    def forget(self) -> None:
-        """Take the source out of :mod:`linecache`, unless a later plan of the same name has its own there."""
-        entry = linecache.cache.get(self.filename)
-        if entry is not None and len(entry) == 4 and entry[2] is self.lines:
-            del linecache.cache[self.filename]
-
-    def compile(self, calls: Mapping[str, Call | AtOnce | Guarded]) -> Coroutine:
-        """Return the coroutine function, bound to what each step calls."""
-        each = {
-            f"each_{step}": evolve(self.constants[f"each_{step}"], call=call)
-            for step, call in calls.items()
-            if f"each_{step}" in self.constants
-        }
-        scope: dict[str, Any] = {
-            **namespace(),
-            **self.constants,
-            **{f"call_{step}": call.call if isinstance(call, Guarded) else call for step, call in calls.items()},
-            **each,
-            "Branches": Branches,
-            "LOOKUP": LOOKUP,
-            "MISSING": MISSING,
-            "OK": OK,
-            "SKIPPED": SKIPPED,
-            "clock": clock,
-            "future": _future,
-            "located": located,
-            "timeout": asyncio.timeout,
-        }
-        linecache.cache[self.filename] = (len(self.source), None, self.lines, self.filename)
-        exec(compile(self.source, self.filename, "exec"), scope)  # the source is ours
-        coroutine: Coroutine = scope[self.name]
-        return coroutine
-
-
-def _future() -> asyncio.Future[None]:
-    return asyncio.get_running_loop().create_future()
 
 
 def generate(plan: Plan, generation: str = "", guarded: Collection[str] = ()) -> Generated:
     """Write the module of a plan. ``guarded`` are the steps whose calls are given the run and the step's number."""
     return _Writer(plan, f"<plan {plan.id}{f' {generation}' if generation else ''}>", guarded).write()
-
-
-# --- which steps run one after the other -----------------------------------------------------------------------------
-
-
-@define
-class _Chain:
-    """Steps that run in a row. The first chain is the main line; every other is started after ``after``, or at once."""
-
-    steps: list[PlannedStep]
-    after: str | None = None
-
-
-def _chains(steps: Sequence[PlannedStep]) -> list[_Chain]:
-    """Divide the steps into chains: each step goes on a chain whose last step it waits for, if there is one.
-
-    Of the steps that wait for nothing, those that surely leave the process come first: their requests are on the way
-    while others are answered on the spot, such as a read of SQLite on the event loop.
-    """
-    chains: list[_Chain] = []
-    position = {step.name: index for index, step in enumerate(steps)}
-    for step in sorted(
-        steps, key=lambda step: (bool(step.waits_for), not step.waits_for and step.spec.kind.in_process)
-    ):
-        on = next((chain for chain in chains if chain.steps[-1].name in step.waits_for), None)
-        if on:
-            on.steps.append(step)
-        else:
-            after = max(step.waits_for, key=position.__getitem__) if step.waits_for else None
-            chains.append(_Chain([step], after))
-    return chains
 
 
 class _Writer:
@@ -169,22 +55,20 @@ class _Writer:
         self.lines: list[str] = []
         self.depth = 0
         self.constants: dict[str, Any] = {}
-        self.chains = _chains(plan.steps)
-        self.chain_of = {step.name: chain for chain in self.chains for step in chain.steps}
+        self.chains = Chains(plan.steps)
         self.index = {step.name: index for index, step in enumerate(plan.steps)}
-        self.variables = _variables([step.name for step in plan.steps])
+        self.variables = variables([step.name for step in plan.steps])
         self.roots = {"request": "request", "execution": "run", "item": "item", "index": "index", **self.variables}
-        self.awaited = self.cross_waits()
 
     def write(self) -> Generated:
-        name = _identifier(f"{self.plan.domain}__{self.plan.name}")
+        name = identifier(f"{self.plan.domain}__{self.plan.name}")
         self.line(_comment(f"{self.plan.id}: {self.plan.config.description}"))
         for step in self.plan.steps:
             self.exact_params(step)
         self.exact_response()
         self.blank(2)
         self.line(f"async def {name}(request, run):")
-        with_branches = len(self.chains) > 1
+        with_branches = bool(self.chains.branches)
         self.depth += 1
         if self.plan.steps:
             self.line("steps = run.steps")
@@ -349,7 +233,7 @@ class _Writer:
             return
         variable = self.variables[step.name]
         passed = self.passed(step)
-        arguments = [f"{variable}_{_identifier(name)}_{index}" for index, (name, _) in enumerate(passed)]
+        arguments = [f"{variable}_{identifier(name)}_{index}" for index, (name, _) in enumerate(passed)]
         nodes = [node for _, node in passed]
         if all(isinstance(node, Literal) for node in nodes):
             arguments = [self.source(node) for node in nodes]
@@ -391,7 +275,7 @@ class _Writer:
         values = self.converted(step, [self.source(node) for node in nodes])
         for index, (name, node) in enumerate(self.passed(step)):
             if not _of_item(node) and (name in step.conversions or not isinstance(node, Literal)):
-                shared = f"{variable}_{_identifier(name)}_{index}"
+                shared = f"{variable}_{identifier(name)}_{index}"
                 self.line(f"{shared} = {values[index]}")
                 values[index] = shared
         numbered = any(reference.root == "index" for node in nodes for reference in references(node))
@@ -446,31 +330,9 @@ class _Writer:
 
     # --- concurrency -------------------------------------------------------------------------------------------------
 
-    def cross_waits(self) -> set[str]:
-        """Return the steps that another chain waits for and that need a future for it."""
-        awaited = set()
-        for chain in self.chains:
-            for step in chain.steps:
-                for name in step.waits_for:
-                    if self.chain_of[name] is not chain and not self.by_task(name, chain):
-                        awaited.add(name)
-        main = self.chains[0] if self.chains else None
-        for chain in self.chains[1:]:
-            tail = chain.steps[-1].name
-            if main is not None and not self.by_task(tail, main):
-                awaited.add(tail)
-        return awaited
-
-    def by_task(self, name: str, waiter: _Chain) -> bool:
-        """Return whether the waiting chain started the task that ends with the step, and so can await that."""
-        chain = self.chain_of[name]
-        started_by = self.chain_of[chain.after] if chain.after else self.chains[0]
-        return chain.steps[-1].name == name and started_by is waiter
-
     def concurrent(self) -> None:
-        main = self.chains[0]
-        branches = self.chains[1:]
-        for name in (step.name for step in self.plan.steps if step.name in self.awaited):
+        main, branches = self.chains.main, self.chains.branches
+        for name in (step.name for step in self.plan.steps if step.name in self.chains.awaited):
             self.line(f"{self.variables[name]}_ready = future()")
         shared = [self.variables[step.name] for chain in branches for step in chain.steps]
         self.line(f"{' = '.join(shared)} = MISSING")
@@ -491,57 +353,42 @@ class _Writer:
         self.line("    raise await branches.end(error)")
         self.response()
 
-    def branch(self, chain: _Chain) -> None:
+    def branch(self, chain: Chain) -> None:
         self.blank()
         self.line(f"async def {self.variables[chain.steps[0].name]}_branch():")
         self.depth += 1
         self.line(f"nonlocal {', '.join(self.variables[step.name] for step in chain.steps)}")
-        self.chain(chain, self.done_when_started(chain))
+        self.chain(chain, self.chains.done_when_started(chain))
         self.depth -= 1
 
-    def done_when_started(self, chain: _Chain) -> set[str]:
-        """Return the steps that have ended for certain when a chain starts."""
-        if chain.after is None:
-            return set()
-        done, pending = set(), [chain.after]
-        while pending:
-            name = pending.pop()
-            if name not in done:
-                done.add(name)
-                before = self.chain_of[name]
-                position = [step.name for step in before.steps].index(name)
-                pending += self.plan.steps[self.index[name]].waits_for
-                pending += [before.steps[position - 1].name] if position else [before.after] if before.after else []
-        return done
-
-    def chain(self, chain: _Chain, done: set[str]) -> None:
+    def chain(self, chain: Chain, done: set[str]) -> None:
         for step in chain.steps:
             for name in sorted(step.waits_for - done, key=self.index.__getitem__):
                 self.wait_for(name, chain, done)
             self.step(step)
             done.add(step.name)
-            if step.name in self.awaited:
+            if step.name in self.chains.awaited:
                 ready = f"{self.variables[step.name]}_ready"
                 self.line(f"if not {ready}.done():")
                 self.line(f"    {ready}.set_result(None)")
             self.start_after(step.name)
 
     def start_after(self, name: str | None) -> None:
-        for chain in self.chains[1:]:
+        for chain in self.chains.branches:
             if chain.after == name:
                 variable = self.variables[chain.steps[0].name]
                 self.line(f"{variable}_task = branches.start({variable}_branch())")
 
-    def wait_for(self, name: str, waiter: _Chain, done: set[str]) -> None:
+    def wait_for(self, name: str, waiter: Chain, done: set[str]) -> None:
         if name in done:
             return
-        if self.by_task(name, waiter):
-            self.line(f"await {self.variables[self.chain_of[name].steps[0].name]}_task")
+        if self.chains.by_task(name, waiter):
+            self.line(f"await {self.variables[self.chains.of[name].steps[0].name]}_task")
         else:
             self.line(f"await {self.variables[name]}_ready")
         done.add(name)
         done |= self.plan.steps[self.index[name]].waits_for
-        chain = self.chain_of[name]
+        chain = self.chains.of[name]
         for step in chain.steps:
             done.add(step.name)
             if step.name == name:
@@ -577,30 +424,9 @@ def _for_each(step: PlannedStep, for_each: Node, index: int) -> ForEach:
     )
 
 
-def _identifier(text: str) -> str:
-    name = _NOT_A_WORD.sub("_", text)
-    return f"_{name}" if name[:1].isdigit() else name
-
-
 def _comment(text: str) -> str:
     """Return a text on one line, so that what a file says cannot become code."""
     return "# " + " ".join(text.split()).rstrip(": ")
 
 
-def _variables(names: Sequence[str]) -> dict[str, str]:
-    """Return a Python variable for each step: its own name wherever that is free."""
-    taken = {*_RESERVED, *names}
-    variables = {}
-    for name in names:
-        variable = name
-        taken -= {name} - _RESERVED
-        if _DERIVED_START.match(variable):
-            variable = f"step_{variable.lstrip('_')}"
-        while keyword.iskeyword(variable) or variable in taken or _DERIVED_END.search(variable):
-            variable += "_"
-        taken.add(variable)
-        variables[name] = variable
-    return variables
-
-
-__all__ = ["Generated", "generate"]
+__all__ = ["CACHE_KEY", "generate"]

@@ -1,0 +1,50 @@
+"""Who is to blame for an error: the step, the field of the request, or the place of an expression."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from orchestrator_core.errors import ExpressionError, InvalidRequest, MissingReference, OrchestratorError
+from orchestrator_core.plugin_api import JSON
+
+
+def describe(error: BaseException) -> str:
+    """Return what a record says of an error: the message, and its type where it is a defect."""
+    return str(error) if isinstance(error, OrchestratorError) else f"{type(error).__name__}: {error}"
+
+
+def culprit(error: BaseException, step: str) -> str:
+    """Return the step to blame: for a field that is missing, the one that should have returned it."""
+    if isinstance(error, MissingReference):
+        root = error.reference[1:].split(".", 1)[0].split("[", 1)[0]
+        return step if root == "item" else root
+    return "" if isinstance(error, InvalidRequest) and not str(error).startswith("step ") else step
+
+
+def request_error(error: MissingReference) -> Exception:
+    """Return the 422 for a reference to the request that found nothing; the error itself for any other."""
+    reference = error.reference
+    if not reference.startswith("$request"):
+        return error
+    return InvalidRequest(str(error), [{"pointer": request_pointer(reference), "message": "is required"}])
+
+
+def request_pointer(reference: str) -> str:
+    """Return where in the request a reference leads: ``/body/items/0`` for ``$request.body.items[0]``."""
+    path = reference.removeprefix("$request").replace("['", ".").replace("[", ".").replace("']", "").replace("]", "")
+    return path.replace(".", "/")
+
+
+def located(place: str, expression: str, roots: tuple[str, ...], evaluate: Callable[[], JSON]) -> JSON:
+    """Return the value of an expression; its error says where it stands, and whose values it could not work on."""
+    try:
+        return evaluate()
+    except ExpressionError as error:
+        message = f"{place}: {error}, in {expression}"
+        if roots == ("request",):
+            raise InvalidRequest(message) from error
+        steps = [root for root in roots if root not in ("request", "execution")]
+        raise ExpressionError(message, step=steps[0] if len(steps) == 1 else "") from error
+
+
+__all__ = ["culprit", "describe", "located", "request_error", "request_pointer"]

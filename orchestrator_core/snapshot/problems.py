@@ -1,0 +1,75 @@
+"""What can be wrong with sources and models that are opened, at the places where they are configured."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable
+
+from orchestrator_core.catalog import SourceSpec
+from orchestrator_core.errors import ConfigError, OrchestratorError, Problem, SourceUnavailable
+from orchestrator_core.models import Trouble, WarmUpFailed
+from orchestrator_core.plugin_api import Inspection
+
+
+def opening_problems(spec: SourceSpec, error: BaseException, operation: str = "") -> list[Problem]:
+    """Return the problems of a source, or of one of its models, that could not be opened."""
+    if isinstance(error, ConfigError):
+        return list(error.problems)
+    if isinstance(error, OrchestratorError | ValueError | OSError):
+        message = f"{spec.label} cannot be opened: {error}"
+        hint = ""
+    else:
+        message = f"{spec.label} cannot be opened: {type(error).__name__}: {error}"
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        hint = f"raised in {where.name}, line {where.lineno}: a defect of {spec.plugin}"
+    place = spec.places.get(operation)
+    if place is None:
+        return [_at(spec, "ORC601", message, hint)]
+    at = ("path",) if "path" in place.data else ()
+    return [place.problem("ORC601", message, *at, at_key=not at, hint=hint)]
+
+
+def model_problems(spec: SourceSpec, trouble: Trouble, hint: str) -> list[Problem]:
+    """Return the problems of a model that could not be had: warnings where the source is served without it.
+
+    ``hint`` is what one can do about a backend that is only not there.
+    """
+    error, operation = trouble.error, trouble.operation
+    place = spec.places.get(operation)
+    if trouble.of_fallback:
+        found = [_at(spec, "ORC601" if trouble.fatal else "ORC604", f"the fallback of {spec.label}: {error}")]
+    elif isinstance(error, WarmUpFailed) and place is not None and error.index < len(place.data.get("warm_up") or ()):
+        found = [place.problem("ORC601", f"{spec.label} cannot be opened: {error}", "warm_up", error.index)]
+    elif isinstance(error, SourceUnavailable):
+        named = spec.label in str(error)
+        message = str(error) if named else f"{spec.label} cannot be reached: {error}"
+        found = [_at(spec, "ORC604", message, hint)]
+    else:
+        found = opening_problems(spec, error, operation)
+    return found if trouble.fatal else [problem.as_warning() for problem in found]
+
+
+def inspection_problems(
+    spec: SourceSpec, inspection: Inspection, unreachable: str, *, unreachable_is_error: bool
+) -> Iterable[Problem]:
+    """Return the problems of a source that is open: what it found, or why it could not be reached."""
+    if unreachable:
+        named = spec.label in unreachable
+        message = unreachable if named else f"{spec.label} cannot be reached: {unreachable}"
+        problem = _at(spec, "ORC604", message, "" if not unreachable_is_error else "skip with --offline")
+        yield problem if unreachable_is_error else problem.as_warning()
+    for finding in inspection.findings:
+        place = spec.places.get(finding.operation) if finding.operation else spec.located
+        if place is None:
+            yield _at(spec, "ORC602", finding.message, finding.hint)
+        else:
+            yield place.problem("ORC602", finding.message, *finding.at, near=finding.near, hint=finding.hint)
+
+
+def _at(spec: SourceSpec, code: str, message: str, hint: str = "") -> Problem:
+    if spec.located is None:
+        return Problem(code=code, message=message, hint=hint)
+    return spec.located.problem(code, message, at_key=True, hint=hint)
+
+
+__all__ = ["inspection_problems", "model_problems", "opening_problems"]

@@ -1,0 +1,174 @@
+"""Live sources, each opened and closed in one task of its own, and shared by the snapshots that need it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import attrs
+from attrs import define, field
+
+from orchestrator_core.catalog import SourceKey, SourceSpec
+from orchestrator_core.config.structure import Located, structure
+from orchestrator_core.config.yaml import Document
+from orchestrator_core.errors import ConfigError, Problem, SourceError, SourceUnavailable
+from orchestrator_core.http_client import HttpClient
+from orchestrator_core.models import ML, MlSource, Opening, open_models
+from orchestrator_core.plugin_api import Inspection, Inspects, Model, OpenContext, Source
+from orchestrator_core.plugins import Registry
+from orchestrator_core.snapshot.drafting import Draft
+from orchestrator_core.snapshot.problems import opening_problems
+from orchestrator_core.tasks import to_its_end
+
+Opener = Callable[[Any, OpenContext], AbstractAsyncContextManager[Source]]
+
+
+@define(eq=False)
+class OpenSource:
+    """A live source, shared by the snapshots that need it. It is opened and closed in one task of its own."""
+
+    spec: SourceSpec
+    source: Source
+    inspection: Inspection
+    unreachable: str = ""
+    users: int = 0
+    _closing: asyncio.Event = field(factory=asyncio.Event, alias="closing")
+    _task: asyncio.Task[None] | None = field(default=None, alias="task")
+
+    async def release(self) -> None:
+        """Give the source up; the last user closes it and waits until it is closed."""
+        self.users -= 1
+        if self.users <= 0 and self._task is not None:
+            self._closing.set()
+            await asyncio.wait([self._task])
+            self._task = None
+
+
+async def open_sources(
+    prepared: Draft, http: HttpClient, previous: Mapping[SourceKey, OpenSource], opening: Opening
+) -> tuple[dict[SourceKey, OpenSource], list[Problem]]:
+    """Open the sources, side by side; those of before that are the same are taken over.
+
+    What cannot be opened is among the problems. Whatever it raises, nothing that it opened stays open.
+    """
+    opened: dict[SourceKey, OpenSource] = {}
+    problems: list[Problem] = []
+    fresh: list[tuple[SourceSpec, Opener]] = []
+    for key, spec in prepared.catalog.specs.items():
+        before = previous.get(key)
+        if spec.kind is ML:
+            fresh.append((spec, _models_of(spec, prepared, opening, before.source if before else None)))
+        elif before and before.spec == spec and not before.unreachable:
+            before.users += 1
+            opened[key] = before
+        else:
+            fresh.append((spec, spec.kind.open))
+    tasks = [asyncio.create_task(_open_source(spec, opener, prepared, http)) for spec, opener in fresh]
+    try:
+        for (spec, _), result in zip(fresh, await asyncio.gather(*tasks, return_exceptions=True), strict=True):
+            if isinstance(result, OpenSource):
+                opened[spec.key] = result
+            elif isinstance(result, Exception):
+                problems += opening_problems(spec, result)
+            else:
+                raise result
+    except BaseException:
+        await to_its_end(asyncio.ensure_future(_give_up(tasks, opened.values())))
+        raise
+    return opened, problems
+
+
+async def release(sources: Iterable[OpenSource]) -> None:
+    """Give sources up, to the end though the caller is cancelled meanwhile."""
+    await to_its_end(asyncio.gather(*(source.release() for source in sources)))
+
+
+async def _give_up(tasks: Sequence[asyncio.Task[OpenSource]], opened: Iterable[OpenSource]) -> None:
+    for task in tasks:
+        task.cancel()
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    leftover = {id(source): source for source in [*opened, *done] if isinstance(source, OpenSource)}
+    await release(leftover.values())
+
+
+def _models_of(spec: SourceSpec, prepared: Draft, opening: Opening, before: Source | None) -> Opener:
+    """Return what opens a source of models, each of which is taken over from the source before if it is the same."""
+    if opening.used_only:
+        steps = [step for plan in prepared.plans.values() for step in plan.steps]
+        opening = attrs.evolve(opening, only={step.operation for step in steps if step.spec.key == spec.key})
+
+    def opener(options: Any, context: OpenContext) -> AbstractAsyncContextManager[Source]:
+        return open_models(options, context, opening, before if isinstance(before, MlSource) else None)
+
+    return opener
+
+
+async def _open_source(spec: SourceSpec, opener: Opener, prepared: Draft, http: HttpClient) -> OpenSource:
+    """Start the task that holds a source open, and wait until it is."""
+    context = _context(spec, prepared, http)
+    ready: asyncio.Future[Source] = asyncio.get_running_loop().create_future()
+    closing = asyncio.Event()
+    held = _hold_open(opener(spec.options, context), ready, closing)
+    task = asyncio.create_task(held, name=f"source {spec.label}")
+    try:
+        source = await asyncio.shield(ready)
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait([task])
+        raise
+    opened = OpenSource(spec, source, Inspection(), users=1, closing=closing, task=task)
+    if isinstance(source, Inspects):
+        try:
+            opened.inspection = await source.inspect()
+        except (SourceUnavailable, SourceError) as error:
+            opened.unreachable = str(error)
+        except BaseException:
+            await opened.release()
+            raise
+    return opened
+
+
+async def _hold_open(
+    opening: AbstractAsyncContextManager[Source], ready: asyncio.Future[Source], closing: asyncio.Event
+) -> None:
+    try:
+        async with opening as source:
+            if not ready.done():
+                ready.set_result(source)
+            await closing.wait()
+    except Exception as error:
+        if ready.done():
+            raise
+        ready.set_exception(error)
+
+
+def _context(spec: SourceSpec, prepared: Draft, http: HttpClient) -> OpenContext:
+    folder = prepared.configuration.folder.resolve()
+    _, type_name, source_id = spec.key
+    registry = prepared.registry  # the context lives as long as the source, which outlives the draft
+
+    def open_model(kind: str, options: Mapping[str, Any]) -> AbstractAsyncContextManager[Model]:
+        return _open_model(kind, options, registry, context)
+
+    context = OpenContext(f"{type_name}.{source_id}", folder, http, spec.operations, open_model=open_model)
+    return context
+
+
+@asynccontextmanager
+async def _open_model(
+    kind: str, data: Mapping[str, Any], registry: Registry, context: OpenContext
+) -> AsyncIterator[Model]:
+    provided = registry.models.get(kind)
+    if provided is None:
+        code, message, hint = registry.missing("model type", kind, registry.models)
+        raise ConfigError([Problem(code=code, message=message, hint=hint)])
+    options, problems = structure(provided.kind.options, Located(Document(context.name, ""), (), dict(data)))
+    if options is None:
+        raise ConfigError(problems)
+    async with provided.kind.open(options, context.named(context.name)) as model:
+        yield model
+
+
+__all__ = ["OpenSource", "open_sources", "release"]

@@ -1,0 +1,124 @@
+"""Tasks and how they end: a request's concurrent branches, its deadline, and what has to be waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from math import inf
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Branches:
+    """The tasks of a plan's concurrent branches: a lean ``asyncio.TaskGroup``.
+
+    The first branch that fails cancels the main line, which then cancels the others and waits for them to end.
+    """
+
+    __slots__ = ("_ending", "_error", "_parent", "_tasks", "_told")
+
+    def __init__(self) -> None:
+        self._parent = asyncio.current_task()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._error: BaseException | None = None
+        self._told = False
+        self._ending = False
+
+    def start(self, branch: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(branch)
+        self._tasks.append(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if self._ending or task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and self._error is None:
+            self._error = error
+            # The main line is suspended while a callback runs, so it does get this cancellation.
+            if self._parent is not None:
+                self._told = True
+                self._parent.cancel()
+
+    async def end(self, error: BaseException) -> BaseException:
+        """End every branch after the main line failed, and return what to raise: the first failure there was."""
+        self._ending = True
+        pending = [task for task in self._tasks if not task.done()]
+        for task in pending:
+            task.cancel()
+        while pending:
+            # Wait on even when cancelled once more: no branch may outlive its request.
+            try:
+                await asyncio.wait(pending)
+            except asyncio.CancelledError as again:
+                error = again
+            pending = [task for task in pending if not task.done()]
+        for task in self._tasks:
+            if not task.cancelled():
+                task.exception()  # seen: asyncio must not report it as never retrieved
+        if self._told and self._parent is not None and self._parent.uncancel() == 0 and self._error is not None:
+            return self._error
+        return error
+
+
+class Deadline:
+    """The one timer of a request: when it passes, the task that executes the request is cancelled."""
+
+    __slots__ = ("_task", "_timer", "passed")
+
+    def __init__(self, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        self.passed = False
+        self._task = asyncio.current_task(loop)
+        self._timer = loop.call_later(seconds, self._pass)
+
+    def _pass(self) -> None:
+        self.passed = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def remaining(self) -> float:
+        """Return how many seconds are left; 0 or less when it has passed."""
+        return self._timer.when() - asyncio.get_running_loop().time()
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def caused(self) -> bool:
+        """Return whether the cancellation that was caught is this deadline's and nobody else's."""
+        return self.passed and self._task is not None and self._task.uncancel() == 0
+
+
+class NoDeadline:
+    """The deadline of a run that is not being executed."""
+
+    __slots__ = ()
+    passed = False
+
+    def remaining(self) -> float:
+        return inf
+
+
+NO_DEADLINE = NoDeadline()
+
+
+async def to_its_end(future: asyncio.Future[T]) -> T:
+    """Wait for the future's end, though the caller is cancelled meanwhile; that is raised then, and not at once.
+
+    For what has to be closed: were it left half-way, nobody would close the rest.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return future.result()
+    if not future.cancelled():
+        future.exception()  # seen
+    raise cancelled
+
+
+__all__ = ["NO_DEADLINE", "Branches", "Deadline", "NoDeadline", "to_its_end"]
