@@ -103,6 +103,11 @@ class LimitOptions:
     )
 
 
+def _a_second(instance: Any, attribute: Any, value: float | None) -> None:
+    if value is not None and value < 1:
+        raise ValueError("expected at least 1 s: a worker may be busy for a moment")
+
+
 @frozen
 class ServerOptions:
     """The public listener."""
@@ -141,6 +146,11 @@ class ServerOptions:
     docs: bool = option(True, help="Serve /docs and /openapi.json.")
     workers: int = option(
         1, help="How many processes serve. With several, one more looks after them.", validator=at_least_one
+    )
+    worker_timeout: Duration | None = option(
+        Duration(30),
+        help="How long one of several workers may answer nothing; then it is killed and started again. null: for ever.",
+        validator=_a_second,
     )
 
 

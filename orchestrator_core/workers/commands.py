@@ -3,7 +3,7 @@
 ``POST /worker/prepare`` with an image opens that configuration beside the one that serves: 200 with
 ``{"problems": […]}``, its warnings, or 422 with all problems. ``POST /worker/commit/{generation}`` has it serve, 409
 when it is not the one that was prepared; ``POST /worker/abandon`` closes it. ``POST /worker/accept/{slot}`` has the
-worker accept connections for a slot that has no worker of its own.
+worker accept connections for a slot that has no worker of its own. ``GET /worker/ping`` says that it is there.
 """
 
 from __future__ import annotations
@@ -54,9 +54,13 @@ class Commands:
                 return await self._commit(values[0])
             case "accept":
                 return await self._accept(int(values[0]))
-            case _:
+            case "abandon":
                 await self.live.abandon()
-                return _json(200, {})
+            case "ping":
+                pass
+            case _:
+                return _json(404, {"detail": f"no such command: {command}"})
+        return _json(200, {})
 
     async def _prepare(self, order: dict[str, Any]) -> Answer:
         configuration = await asyncio.to_thread(load_configuration, self.live.folder, image=ordered(order))

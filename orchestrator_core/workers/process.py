@@ -38,6 +38,10 @@ class WorkerGone(Exception):
     """A worker that did not answer, since it has ended or is about to."""
 
 
+class WorkerSilent(WorkerGone):
+    """A worker that did not answer in time."""
+
+
 @frozen
 class Reply:
     """What a worker answered."""
@@ -67,6 +71,8 @@ class Worker:
         self.started_at = time()
         self.state: State = "starting"
         self.generation = ""
+        self.killed_for = ""
+        """Why its supervisor killed it, if it did."""
         self.problems: tuple[Problem, ...] = ()
         self._admin = admin
         self._reader = reader
@@ -128,7 +134,11 @@ class Worker:
     async def ask(
         self, method: str, target: str, body: Any = None, *, seconds: float | None = None, accept: str = "*/*"
     ) -> Reply:
-        """Ask its admin listener. Raises :class:`WorkerGone` when there is no answer, or none within ``seconds``."""
+        """Ask its admin listener.
+
+        Raises :class:`WorkerGone` when there is no answer, and :class:`WorkerSilent` when there is none within
+        ``seconds``.
+        """
         if self._session is None or self.state == "ended":
             raise WorkerGone(f"worker {self.slot} has ended")
         timeout = aiohttp.ClientTimeout(total=seconds)
@@ -139,7 +149,9 @@ class Worker:
                 method, url, data=data, timeout=timeout, headers={"Accept": accept}, allow_redirects=False
             ) as answer:
                 return Reply(answer.status, answer.headers.get("Content-Type", ""), await answer.read())
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except TimeoutError as error:
+            raise WorkerSilent(f"worker {self.slot} did not answer within {seconds} s") from error
+        except (aiohttp.ClientError, OSError) as error:
             raise WorkerGone(f"worker {self.slot} did not answer: {error}") from error
 
     def signal(self, number: int) -> None:
@@ -150,7 +162,7 @@ class Worker:
         """Wait for the end of the process, and say how it ended."""
         code = await self.process.wait()
         await self.forget()
-        return how_it_ended(code)
+        return self.killed_for or how_it_ended(code)
 
     async def end(self, seconds: float) -> None:
         """Wait for the end, and force it after ``seconds``."""

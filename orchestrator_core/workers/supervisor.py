@@ -21,6 +21,7 @@ from orchestrator_core.http.sockets import refuse_new
 from orchestrator_core.reload import Reloaded, tell_failed
 from orchestrator_core.workers.images import Taken, take
 from orchestrator_core.workers.process import Reply, StartFailed, Worker, WorkerGone
+from orchestrator_core.workers.silence import end_when_silent
 
 log = structlog.get_logger("orchestrator.workers")
 
@@ -203,7 +204,12 @@ class Supervisor:
     async def _attend(self, slot: Slot, worker: Worker) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        how = await worker.ended()
+        asking = asyncio.create_task(end_when_silent(worker, self._longest_silence), name=f"ask worker {slot.index}")
+        try:
+            how = await worker.ended()
+        finally:
+            asking.cancel()
+            await asyncio.wait([asking])
         if slot.worker is not worker or self.stopping:
             return
         slot.worker = None
@@ -211,6 +217,10 @@ class Supervisor:
         log.error("worker ended and is started again", worker=slot.index, pid=worker.pid, how=how)
         lived = loop.time() - began
         await self._revive(slot, 0.0 if lived >= SOON_SECONDS else FIRST_BACKOFF_SECONDS)
+
+    def _longest_silence(self) -> float | None:
+        seconds = self.taken.configuration.app.server.worker_timeout
+        return None if seconds is None else float(seconds)
 
     async def _revive(self, slot: Slot, pause_seconds: float) -> None:
         while not self.stopping:
@@ -346,6 +356,7 @@ class Supervisor:
                 worker.generation = taken.configuration.generation
             elif worker.state == "serving":
                 log.error("worker does not serve the new configuration and is replaced", worker=worker.slot)
+                worker.killed_for = "it did not serve the new configuration"
                 worker.signal(signal.SIGKILL)
 
     async def _ask_all(self, workers: Iterable[Worker], method: str, target: str, body: Any = None) -> list[Reply]:

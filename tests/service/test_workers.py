@@ -183,6 +183,27 @@ def test_requests_of_the_other_worker_do_not_notice_and_those_who_wait_are_serve
     two.run(main)
 
 
+def test_a_worker_that_answers_nothing_is_killed_and_those_who_wait_for_it_are_answered(
+    run: RunFixture, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        files = {**FILES, "config/config.yaml": f"{FILES['config/config.yaml']}server: {{worker_timeout: 1s}}\n"}
+        async with serving(tmp_path, files, *TWO) as service:
+            first, second = await workers_of(service)
+            waited = await service.get(f"{service.url}/slow", method="POST", json=1.5)
+            assert waited == (200, {"seconds": 1.5})  # who only waits is left alone
+            assert await workers_of(service) == [first, second]
+            os.kill(first["pid"], signal.SIGSTOP)
+            answers = await asyncio.gather(*(service.get(f"{service.url}/pid", headers=NEW) for _ in range(40)))
+            workers = await until(lambda told: states(told) == ["serving", "serving"], service)
+            assert (workers[0]["restarts"], workers[0]["last_exit"]) == (1, "no answer for 1 s")
+            assert workers[1] == second
+            assert set(answers) == {(200, worker["pid"]) for worker in workers}
+            assert any("worker is silent" in line for line in service.lines)
+
+    run(main())
+
+
 def test_a_reload_is_for_all_workers_or_for_none_and_has_one_answer(two: Two) -> None:
     async def versions(service: Process) -> set[int]:
         answers = (service.get(f"{service.url}/version", headers=NEW) for _ in range(30))
