@@ -8,11 +8,12 @@ flight: a thousand that wait for a slow partner cost the loop nothing.
 What they cost once they go on shows later, when others have been let in already. So no more are let in than the loop
 can end: as many a second as it ends for a second of work, fewer while its turns are long.
 
-In a calm the line may hold what is worked off within ``burst``. Overload is a line that stays: for two windows nobody
-got through in less than ``wait``, and much more came than went; or somewhat more, and nobody gets through in several
-times ``wait``. From then on the line holds what is worked off within ``wait``, and the rest is refused on arrival,
-until nobody was for two windows. The two lengths are the idea of CoDel (RFC 8289): a burst may wait, a standing line
-helps nobody.
+In a calm the line may hold what is worked off within ``burst``, at the pace that is usual. Overload is a line that
+stays: for two windows nobody got through in less than ``wait``, and much more came than was ended and than the loop can
+usually end. If it is no more than usual, the core is slow, and that is an overload when it lasts. So is a line of
+``burst``. From then on the line holds what is worked off within ``wait``, and the rest is refused on arrival, until
+nobody was for two windows. The two lengths are the idea of CoDel (RFC 8289): a burst may wait, a standing line helps
+nobody.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any, Protocol
 import structlog
 
 from orchestrator_core.config.model import LimitOptions
-from orchestrator_core.http.pace import UNKNOWN, Pace
+from orchestrator_core.http.pace import MEASURED, UNKNOWN, Pace
 from orchestrator_core.run import clock
 from orchestrator_core.turns import Turns
 
@@ -47,11 +48,11 @@ PAUSE_SECONDS = 0.001
 CATCH_UP_SECONDS = 0.005
 """Those that could have been let in so long before are let in together, later."""
 
-MEASURED = 4
-"""So many windows until what is measured is believed, where somebody would be refused for it."""
-
 MANY = 128
 """So many clients in a circle, who wait for their answers before they ask again, are a calm."""
+
+FADING = 0.7
+"""What a window counts beside the one after it: what ends together makes one of them look idle."""
 
 WINDOW_SECONDS = 0.025
 FEW = 4
@@ -61,12 +62,14 @@ CROWDED_WINDOWS = 2
 LEFT_WINDOWS = 2
 """So many windows without a refusal end an overload."""
 
-RUSH = 0.75
-"""A line that grows by so much of what is ended meanwhile is an overload at once."""
+RUSH = 1.75
+"""An overload, if so many times as much comes as is ended,"""
 
-STANDING = 5
-"""One that grows more slowly is an overload when everybody has waited so many times ``wait``. The core may have been
-slow for a moment: then nobody needs to be refused."""
+TOO_MUCH = 1.5
+"""and so many times as much as can usually be ended;"""
+
+LASTING_WINDOWS = 8
+"""or else when it lasts so long: a core that is slow for a moment is no reason to refuse anybody."""
 
 GROWING = 1.1
 UNLIMITED = 2**62
@@ -118,11 +121,14 @@ class Limit:
         "_burst",
         "_busy",
         "_calm",
+        "_came",
         "_cost",
+        "_could",
         "_counted",
         "_crowded",
         "_due",
         "_due_at",
+        "_ended",
         "_in_flight_before",
         "_later",
         "_least_wait",
@@ -137,6 +143,7 @@ class Limit:
         "_min",
         "_now",
         "_pace",
+        "_rushed",
         "_shed_before",
         "_shed_when_overloaded",
         "_soon",
@@ -182,11 +189,12 @@ class Limit:
         self._cost = 0.0
         self._let_in_at = 0.0
         self._let_in_last = 0
-        self._calm = self._crowded = self._left = self._long = 0
+        self._calm = self._crowded = self._rushed = self._left = self._long = 0
         self._shed_when_overloaded = 0
         self._window = 0.0
         self._pace = Pace(worked)
         self._due = self._due_at = 0.0
+        self._came = self._ended = self._could = 0.0
         self._in_flight_before = self._line_before = 0
         self._let_in = self._longest = self._shed_before = 0
         self._least_wait = float("inf")
@@ -262,9 +270,12 @@ class Limit:
         if not self.adaptive or waiting < self._min:
             return False
         pace = self._pace
-        known = pace.rate < UNKNOWN and (self.overloaded or pace.windows >= MEASURED)
-        each = 1 / pace.rate if known else self._cost
-        return waiting * each > (self._wait if self.overloaded else self._burst)
+        if self.overloaded:
+            each = 1 / pace.rate if pace.rate < UNKNOWN else self._cost
+            return waiting * each > self._wait
+        can = max(pace.usual, pace.rate if pace.rate < UNKNOWN and pace.windows >= MEASURED else 0.0)
+        each = 1 / can if can else self._cost
+        return waiting * each > self._burst or self._now() - self._line[0][0] > self._burst
 
     def refuse(self, connection: Waiting, waited_seconds: float) -> None:
         self.shed += 1
@@ -359,7 +370,7 @@ class Limit:
         grows = behind > GROWING * before + 1
         first = not self._pace.begun  # what was done in it was for those that nobody had counted
         if self.engaged:
-            self._pace.close_window(now - self._window, ended, self.adaptive)
+            self._pace.close_window(now - self._window, ended, self.adaptive, not self.overloaded)
         refused = self.shed > self._shed_before
         quiet = now - self._window > 2 * WINDOW_SECONDS and not self._line  # nothing was going on
         if self.overloaded:
@@ -368,17 +379,21 @@ class Limit:
                 self.overloaded = False
                 log.info("overload is over", refused=self.shed - self._shed_when_overloaded)
         elif self.adaptive and not first and self._longest > self._min and self._least_wait > self._wait:
-            self._crowded = self._crowded + 1 if refused or grows else 0
-            rushes = behind - before + self.shed - self._shed_before > RUSH * ended
-            stands = self._least_wait > min(STANDING * self._wait, self._burst / 2)
-            if self._crowded >= CROWDED_WINDOWS and (rushes or stands):
+            self._came = FADING * self._came + behind - before + ended + self.shed - self._shed_before
+            self._ended = FADING * self._ended + ended
+            self._could = FADING * self._could + self._pace.usual * (now - self._window)
+            self._rushed = self._rushed + 1 if self._came > RUSH * self._ended else 0
+            self._crowded = self._crowded + 1 if refused else 0
+            enough = CROWDED_WINDOWS if self._came > TOO_MUCH * self._could else LASTING_WINDOWS
+            if self._crowded >= CROWDED_WINDOWS or self._rushed >= enough:
                 self.overloaded = True
                 self._left = 0
                 self._shed_when_overloaded = self._shed_before
                 log.warning("overload", waiting=len(self._line), in_flight=self.in_flight)
                 self._trim(now)
         else:
-            self._crowded = 0
+            self._crowded = self._rushed = 0
+            self._came = self._ended = self._could = 0.0
         self._calm = 0 if self.overloaded or refused or grows or self._longest > MANY else self._calm + 1
         if quiet or self._calm >= CALM_WINDOWS:
             self._calm = self._crowded = 0

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+MEASURED = 4
+"""So many windows until what is measured is believed, where somebody would be refused for it."""
+
 UNKNOWN = 2.0**62
 """More than any loop can end, and finite, since it is multiplied with times that may be 0."""
 
@@ -16,12 +19,16 @@ AMPLE, LEAST_SHARE = 1.05, 0.3
 FADING = 0.8
 """What a window counts beside the one after it."""
 
+LEARNING = 0.03
+"""What a window counts in the usual pace, of which the last half second is a half."""
+
 
 class Pace:
     """The pace of one event loop, measured over windows of its time, each of many turns.
 
     ``rate`` is how many requests a second may be let in, or ``UNKNOWN``. ``windows`` are those it was measured in, and
-    ``begun`` says that the next one will be.
+    ``begun`` says that the next one will be. ``usual`` is what the loop has been able to end in a second for the
+    last few, 0 where that is not known: where the core is slow for a moment, this is not.
     """
 
     __slots__ = (
@@ -32,6 +39,7 @@ class Pace:
         "_seconds",
         "_turned_at",
         "rate",
+        "usual",
         "windows",
     )
 
@@ -39,6 +47,7 @@ class Pace:
         self._cpu_seconds = cpu_seconds
         self._turned_at = self._lags = 0.0
         self.rate = UNKNOWN
+        self.usual = 0.0
         self.forget()
 
     @property
@@ -63,7 +72,7 @@ class Pace:
     def open_window(self) -> None:
         self._lags = 0.0
 
-    def close_window(self, seconds: float, ended: int, adaptive: bool) -> None:
+    def close_window(self, seconds: float, ended: int, adaptive: bool, calm: bool) -> None:
         """Learn from a window of so many seconds what a request takes of the loop's time, and so how many it can end.
 
         The lag is how long the turns are, or how long somebody has rested for them to be short, on average over the
@@ -76,8 +85,13 @@ class Pace:
         self._seconds = FADING * self._seconds + self._cpu_before - before
         self._ended = FADING * self._ended + ended
         share = 1.0 - (self._lags / seconds - LAG_SECONDS) / (5 * LAG_SECONDS)
-        known = adaptive and self._ended >= 1 and self._seconds > 0
-        self.rate = max(LEAST_SHARE, min(AMPLE, share)) * self._ended / self._seconds if known else UNKNOWN
+        if not adaptive or self._ended < 1 or self._seconds <= 0:
+            self.rate = UNKNOWN
+            return
+        can = self._ended / self._seconds
+        if self.windows >= MEASURED:
+            self.usual += (can - self.usual) * (LEARNING if self.usual else 1.0)
+        self.rate = max(LEAST_SHARE, min(AMPLE, share)) * (max(can, self.usual) if calm else can)
 
 
-__all__ = ["UNKNOWN", "Pace"]
+__all__ = ["MEASURED", "UNKNOWN", "Pace"]

@@ -75,6 +75,8 @@ class Loop:
     limit: Limit = field(init=False)
     turns: Turns = field(init=False)
     rested: list[Request] = field(factory=list)
+    slow: list[tuple[float, float, float]] = field(factory=list)
+    """When the core is slow: from, to, and how many times."""
 
     def __attrs_post_init__(self) -> None:
         self.turns = Turns(self.ready.append, lambda: self.now)
@@ -116,7 +118,7 @@ class Loop:
         for call in ready:
             call()
         for request in tasks:
-            self.now += self.cost
+            self.now += self.cost * next((times for start, end, times in self.slow if start <= self.now < end), 1.0)
             self.limit.in_flight += 1
             if self.wait_seconds:
                 self.later(self.wait_seconds, request)
@@ -242,6 +244,32 @@ def test_a_load_that_is_served_is_not_refused_and_hardly_waits() -> None:
     sent = loop.run(0.8 / loop.cost, 5)
     assert not refused(sent)
     assert at(accepted(sent), 0.99) < 0.01
+
+
+@pytest.mark.parametrize(("seconds", "times"), [(0.05, 10), (0.1, 3), (0.2, 3), (0.2, 10)])
+def test_a_core_that_is_slow_for_a_moment_is_no_overload(seconds: float, times: float) -> None:
+    loop = Loop(ADAPTIVE, 0.000125, slow=[(2.0, 2.2, 2), (4.0, 4.0 + seconds, times)])
+    sent = loop.run(0.8 / loop.cost, 6)  # first a slowness from which it is known what can be ended
+    assert loop.limit.shed == len(refused(sent)) == 0
+    assert at(accepted(sent), 1.0) < ADAPTIVE.burst
+
+
+def test_a_core_that_stays_slow_is_an_overload() -> None:
+    loop = Loop(ADAPTIVE, 0.000125, slow=[(2.0, 2.2, 2), (4.0, 5.0, 3)])
+    sent = loop.run(0.8 / loop.cost, 6)
+    assert refused(sent)
+    assert at(accepted([one for one in sent if 4.4 < one.arrived < 5]), 0.99) < 0.1
+    assert not refused([one for one in sent if one.arrived > 6])
+
+
+def test_the_line_is_bounded_in_time_though_requests_have_become_dearer() -> None:
+    loop = Loop(ADAPTIVE, 0.0001)
+    loop.run(1.5 / loop.cost, 1)  # it is known what can be ended
+    loop.run(0.1 / loop.cost, 2)
+    loop.cost *= 20
+    sent = loop.run(2 / loop.cost, 4)
+    assert refused(sent)
+    assert at(accepted(sent), 1.0) < 2 * ADAPTIVE.burst
 
 
 def test_after_an_overload_everything_is_as_before() -> None:
