@@ -30,6 +30,9 @@ WATCH_DEBOUNCE_MS = 50
 SETTLED_SECONDS = 0.2
 LONGEST_SETTLING_SECONDS = 5.0
 SECRETS_POLL_SECONDS = 1.0
+YOUNG_OBJECTS = 10_000
+"""So many more objects than before have the garbage collector look for cycles. Executions that wait for their store are
+a few thousand, and none."""
 
 
 def make_registry(
@@ -349,6 +352,7 @@ def freeze() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
 
 
 @asynccontextmanager

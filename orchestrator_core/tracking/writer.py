@@ -36,7 +36,7 @@ from orchestrator_core.tracking.counts import Counts
 
 log = structlog.get_logger("orchestrator.tracking")
 
-BATCH = 500
+BATCH = 1000
 GATHER_SECONDS = 0.1
 RECORDS_BETWEEN_PAUSES = 50
 FIRST_PAUSE_SECONDS = 0.05

@@ -114,6 +114,8 @@ def _counting(counter: EndpointCounter, steps: tuple[StepCounter, ...], bounds: 
         if run.notes:
             _count_noted(run, run.notes, steps, bounds)
             return
+        if not parts:
+            return
         status: str
         for (step, by_status, step_seconds, step_buckets), outcome in zip(parts, run.steps, strict=True):
             if isinstance(outcome, tuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -165,9 +166,9 @@ def _postgresql(url: URL, options: SqlOptions, *, durable: bool) -> Engine:
 
 def _translated(error: Exception) -> Exception:
     """Return the error as the core knows it: a failure of the database, or one of the values."""
-    if not isinstance(error, SQLAlchemyError):
+    if not isinstance(error, SQLAlchemyError | sqlite3.Error):
         return error
     text = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-    if isinstance(error, DataError | IntegrityError):
+    if isinstance(error, DataError | IntegrityError | sqlite3.DataError | sqlite3.IntegrityError):
         return SourceError(text)
     return SourceUnavailable(text)

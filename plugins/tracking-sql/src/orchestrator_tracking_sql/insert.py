@@ -84,8 +84,9 @@ class SqliteInsert:
                 self._other(values[start : start + _OWN], shared)
         self._alike = {}
         self._end_others()
+        driver: Any = connection.connection.driver_connection  # SQLAlchemy would look at each of the values
         for statement, values in self._parts:
-            connection.exec_driver_sql(statement, tuple(values))
+            driver.execute(statement, values)
 
 
 _OWN = len(OWN_COLUMNS)

@@ -69,48 +69,48 @@ class RowsOfRuns:
     """
 
     def __init__(self) -> None:
-        self._shared: dict[int, tuple[RunPlan, tuple[Identity, ...], Values]] = {}
+        self._shared: dict[int, tuple[RunPlan, tuple[Identity, ...], int, Values]] = {}
 
     def row_of(self, run: StorableRun) -> Row:
-        if not run.usual:
+        plan, started, steps = run.plan, run.started, "[]"
+        if run.steps:
+            made = _steps(run, plan.step_names, started) if run.usual else None
+            if made is None:  # there is more to tell
+                return row_of(run.record())
+            steps = made
+        elif not run.usual:
             return row_of(run.record())
-        plan, started = run.plan, run.started
-        steps = [
-            {
-                "name": name,
-                "status": step[0],
-                "start_seconds": step[1] - started,
-                "duration_seconds": step[2] - step[1],
-                "attempts": 1 if step[0] == "ok" else 0,
-            }
-            for name, step in zip(plan.step_names, run.steps, strict=True)
-            if isinstance(step, tuple)
-        ]
-        if len(steps) < len(run.steps):  # of a step that was left behind there is more to tell
-            return row_of(run.record())
-        for index in run.notes or ():
-            steps[index] = _step(run.step_record(index))
-        own = (
-            run.id,
-            run.started_at,
-            run.ended - started,
-            run.engine_seconds(),
-            run.trace_id,
-            _json(steps) if steps else "[]",
-        )
-        models = run.identities()
+        own = (run.id, run.started_at, run.ended - started, run.engine_seconds(), run.trace_id, steps)
+        models, status = run.identities(), run.http_status
         known = self._shared.get(id(plan))
-        if known is not None and known[0] is plan and known[1] == models and known[2][_HTTP_STATUS] == run.http_status:
-            return own, known[2]
+        if known is not None and known[0] is plan and known[1] == models and known[2] == status:
+            return own, known[3]
         shared = (
-            *(plan.domain, plan.name, plan.generation, "ok", run.http_status, _models(models)),
+            *(plan.domain, plan.name, plan.generation, "ok", status, _models(models)),
             *("", "", "", "[]", None),
         )
-        self._shared[id(plan)] = plan, models, shared
+        self._shared[id(plan)] = plan, models, status, shared
         return own, shared
 
 
-_HTTP_STATUS = SHARED_COLUMNS.index("http_status")
+def _steps(run: StorableRun, names: Sequence[str], started: float) -> str | None:
+    """Return the steps of a usual run; None where one was left behind."""
+    steps = [
+        {
+            "name": name,
+            "status": step[0],
+            "start_seconds": step[1] - started,
+            "duration_seconds": step[2] - step[1],
+            "attempts": 1 if step[0] == "ok" else 0,
+        }
+        for name, step in zip(names, run.steps, strict=True)
+        if isinstance(step, tuple)
+    ]
+    if len(steps) < len(names):
+        return None
+    for index in run.notes or ():
+        steps[index] = _step(run.step_record(index))
+    return _json(steps)
 
 
 @lru_cache(256)
