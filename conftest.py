@@ -1,13 +1,22 @@
-"""For every test of the core and of the plugins: under `CI=true` a test that would skip fails instead."""
+"""For every test of the core and of the plugins: the fast ones first, and under `CI=true` no test skips."""
 
 import os
 from collections.abc import Generator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 IN_CI = os.environ.get("CI") == "true"
+ROOT = Path(__file__).parent
+SLOW = (ROOT / "tests/bench", ROOT / "tests/chaos", ROOT / "plugins/model-docker", ROOT / "plugins/model-ecr")
+"""What takes minutes comes last, so that a mistake shows soon."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: any(map(item.path.is_relative_to, SLOW)))
 
 
 @pytest.hookimpl(wrapper=True)
