@@ -19,7 +19,7 @@ from orchestrator_core.engine import Failure, new_execution_id
 from orchestrator_core.http.answers import Answer, common_headers, own_timing, problem, refusal
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.limit import Limit
-from orchestrator_core.http.sockets import accept_waiting, refuse_new
+from orchestrator_core.http.sockets import accept_waiting, has_unread, refuse_new
 from orchestrator_core.run import clock
 
 log = structlog.get_logger("orchestrator.http")
@@ -205,6 +205,8 @@ class Connection(web.RequestHandler):
         if transport is None:
             return
         if self.head_since and now - self.head_since > limits.header_timeout:
+            if not self.head_began and has_unread(transport):
+                return
             if self.head_began:
                 answer = _problem(Failure(408, "bad request", f"no request came within {limits.header_timeout:g} s"))
                 transport.write(answer.written(keep_alive=False))
@@ -217,6 +219,17 @@ class Connection(web.RequestHandler):
             transport.abort()
 
     # --- its end ---------------------------------------------------------------------------------------------------
+
+    def _process_keepalive(self) -> None:
+        """Close the connection when no request has come for long, and none is there that has not been read yet.
+
+        Timers run before sockets are read: after a long turn a client that asked in time would be hung up on.
+        """
+        due = self._loop.time() >= self._next_keepalive_close_time
+        if due and self.transport is not None and self.idle() and has_unread(self.transport):
+            self._keepalive_handle = self._loop.call_later(SWEEP_SECONDS, self._process_keepalive)
+        else:
+            super()._process_keepalive()
 
     def idle(self) -> bool:
         """Return whether the connection waits for a request."""

@@ -1,11 +1,14 @@
-"""Listening sockets: several on one address, and the end of one that resets no connection."""
+"""Sockets: several that listen on one address, and ends that lose no request."""
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+import fcntl
 import socket
 import struct
 import sys
+import termios
 from collections.abc import Iterator
 
 _ATTACH_FILTER = 26  # SO_ATTACH_FILTER, which the module socket does not name
@@ -52,6 +55,12 @@ def accept_waiting(listening: socket.socket, at_most: int) -> Iterator[socket.so
             return
         connection.setblocking(False)
         yield connection
+
+
+def has_unread(transport: asyncio.BaseTransport) -> bool:
+    """Return whether the client has sent something that the event loop has not read yet."""
+    connection = transport.get_extra_info("socket")
+    return connection is not None and any(fcntl.ioctl(connection.fileno(), termios.FIONREAD, bytes(4)))
 
 
 def bind_shared(host: str, port: int, count: int) -> list[list[socket.socket]]:

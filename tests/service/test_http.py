@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterator, Mapping
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -657,6 +659,42 @@ def test_a_client_that_goes_away_cancels_its_request(all_of_it: Served) -> None:
     (execution,) = all_of_it.executions(limit="1")
     assert (execution["endpoint"], execution["status"], execution["http_status"]) == ("hangs", "cancelled", 499)
     assert [step["status"] for step in execution["steps"]] == ["cancelled"]
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_connection_is_not_closed_over_a_request_that_has_arrived(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, used: bool
+) -> None:
+    """Another socket keeps the loop while the request comes and the connection's time runs out: that is seen first."""
+    monkeypatch.setattr("orchestrator_core.http.listener.KEEPALIVE_SECONDS", 0.3)
+    monkeypatch.setattr("orchestrator_core.http.listener.SWEEP_SECONDS", 0.3)
+    config = f"server: {{header_timeout: {'8s' if used else '100ms'}}}"
+    served = serve({"config.yaml": config, "domains/d.yaml": "endpoints: {plain: {response_mapping: 1}}"})
+    head = b"GET /orchestrator/d/plain HTTP/1.1\r\nHost: here\r\n\r\n"
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with socket.create_connection(served.service.running.public) as client:
+            client.settimeout(5)
+
+            class Busy(asyncio.Protocol):
+                def data_received(self, data: bytes) -> None:
+                    client.sendall(head)
+                    time.sleep(0.7)
+
+            ours, theirs = socket.socketpair()
+            transport, _ = await loop.create_unix_connection(Busy, sock=ours)
+            try:
+                if used:
+                    client.sendall(head)
+                    assert await asyncio.to_thread(client.recv, 65536)
+                theirs.send(b"now")
+                assert (await asyncio.to_thread(client.recv, 65536)).startswith(b"HTTP/1.1 200 OK")
+            finally:
+                transport.close()
+                theirs.close()
+
+    served.run(main())
 
 
 def test_requests_on_one_connection_do_not_mix(all_of_it: Served) -> None:

@@ -256,6 +256,7 @@ def test_mistakes_in_the_limit_are_found_with_their_lines() -> None:
         queue: 5
       header_timeout: 0
       max_connections: 0
+      worker_timeout: 500ms
     """
     assert [
         (found.line, found.message)
@@ -267,6 +268,7 @@ def test_mistakes_in_the_limit_are_found_with_their_lines() -> None:
         (6, "unknown key 'queue'"),
         (7, "expected more than 0, got 0"),
         (8, "expected at least 1, got 0"),
+        (9, "expected at least 1 s: a worker may be busy for a moment"),
     ]
     (found,) = check_problems({"config.yaml": "server: {limit: true}", "domains/d.yaml": "endpoints: {}"})
     assert found.message == "expected false, or a mapping such as {max: 100}"
