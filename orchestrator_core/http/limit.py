@@ -63,13 +63,13 @@ LEFT_WINDOWS = 2
 """So many windows without a refusal end an overload."""
 
 RUSH = 1.75
-"""An overload, if so many times as much comes as is ended,"""
+"""A line grows fast if so many times as much comes as is ended: in an overload, or where the core is slow."""
 
 TOO_MUCH = 1.5
-"""and so many times as much as can usually be ended;"""
+"""It is an overload at once if so many times as much comes as the loop can usually end."""
 
 LASTING_WINDOWS = 8
-"""or else when it lasts so long: a core that is slow for a moment is no reason to refuse anybody."""
+"""Else it is one when the line has grown fast for so many windows: for a slow moment nobody is refused."""
 
 GROWING = 1.1
 UNLIMITED = 2**62
@@ -396,7 +396,7 @@ class Limit:
             self._came = self._ended = self._could = 0.0
         self._calm = 0 if self.overloaded or refused or grows or self._longest > MANY else self._calm + 1
         if quiet or self._calm >= CALM_WINDOWS:
-            self._calm = self._crowded = 0
+            self._calm = 0
             self._pace.rate = UNKNOWN
             self.engaged = False
             self._turns.leave(now)

@@ -205,11 +205,11 @@ class Connection(web.RequestHandler):
         if transport is None:
             return
         if self.head_since and now - self.head_since > limits.header_timeout:
-            if not self.head_began and has_unread(transport):
-                return
             if self.head_began:
                 answer = _problem(Failure(408, "bad request", f"no request came within {limits.header_timeout:g} s"))
                 transport.write(answer.written(keep_alive=False))
+            elif has_unread(transport):
+                return
             self.force_close()
         elif not transport.get_write_buffer_size():
             self.sending_since = 0.0
@@ -223,7 +223,7 @@ class Connection(web.RequestHandler):
     def _process_keepalive(self) -> None:
         """Close the connection when no request has come for long, and none is there that has not been read yet.
 
-        Timers run before sockets are read: after a long turn a client that asked in time would be hung up on.
+        Timers run behind what was read in the same turn: a client that asked meanwhile would be hung up on.
         """
         due = self._loop.time() >= self._next_keepalive_close_time
         if due and self.transport is not None and self.idle() and has_unread(self.transport):

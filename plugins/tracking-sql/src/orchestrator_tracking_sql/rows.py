@@ -72,13 +72,9 @@ class RowsOfRuns:
         self._shared: dict[int, tuple[RunPlan, tuple[Identity, ...], int, Values]] = {}
 
     def row_of(self, run: StorableRun) -> Row:
-        plan, started, steps = run.plan, run.started, "[]"
-        if run.steps:
-            made = _steps(run, plan.step_names, started) if run.usual else None
-            if made is None:  # there is more to tell
-                return row_of(run.record())
-            steps = made
-        elif not run.usual:
+        plan, started = run.plan, run.started
+        steps = _steps(run, plan.step_names, started) if run.usual else None
+        if steps is None:  # there is more to tell
             return row_of(run.record())
         own = (run.id, run.started_at, run.ended - started, run.engine_seconds(), run.trace_id, steps)
         models, status = run.identities(), run.http_status
@@ -95,6 +91,8 @@ class RowsOfRuns:
 
 def _steps(run: StorableRun, names: Sequence[str], started: float) -> str | None:
     """Return the steps of a usual run; None where one was left behind."""
+    if not names:
+        return "[]"
     steps = [
         {
             "name": name,
