@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from asyncio import get_running_loop
 from collections.abc import Mapping, Sequence
 from time import time
 from typing import Any
@@ -33,7 +32,7 @@ from orchestrator_core.run import (
 )
 from orchestrator_core.schemas import coerce, coerce_all
 from orchestrator_core.snapshot import ReadyPlan
-from orchestrator_core.tasks import NO_DEADLINE, Deadline
+from orchestrator_core.time_limits import NO_DEADLINE
 
 log = structlog.get_logger("orchestrator.engine")
 
@@ -84,7 +83,7 @@ def make_request(
 
 async def execute(ready: ReadyPlan, request: Request, run: Run) -> JSON:
     """Run the plan. Raises what failed it; when it returns or raises, nothing of the run is left running."""
-    run.deadline = deadline = Deadline(ready.timeout - (clock() - run.started), get_running_loop())
+    run.deadline = deadline = ready.time_limit.begin(clock() - run.started)
     try:
         result = await ready.run(request, run)
     except asyncio.CancelledError:
@@ -92,7 +91,7 @@ async def execute(ready: ReadyPlan, request: Request, run: Run) -> JSON:
             raise
         raise _deadline_error(ready, run) from None
     finally:
-        deadline.stop()
+        ready.time_limit.end(deadline)
         run.deadline = NO_DEADLINE  # the run is kept: it must not keep the task
     schema = ready.plan.output
     if schema is not None and (errors := schema.errors(result)):

@@ -35,8 +35,8 @@ from orchestrator_core.plugin_api import (
     StepRecord,
     StepStatus,
 )
-from orchestrator_core.policies.notes import Cached, StepNote
-from orchestrator_core.tasks import NO_DEADLINE, Deadline, NoDeadline
+from orchestrator_core.policies.notes import HIT, Cached, StepNote
+from orchestrator_core.time_limits import NO_DEADLINE, NoDeadline, Timer
 from orchestrator_core.turns import NO_TURNS, Turns
 
 log = structlog.get_logger("orchestrator.engine")
@@ -205,7 +205,7 @@ class Run:
         self.notes: dict[int, StepNote] | None = None
         self.kept: KeptAnswer | None = None
         self.taken: Taken | None = None
-        self.deadline: Deadline | NoDeadline = NO_DEADLINE
+        self.deadline: Timer | NoDeadline = NO_DEADLINE
         self.failed_step = ""
         self.failure: Exception | None = None
         self.error = ""
@@ -277,6 +277,13 @@ class Run:
         if note is None:
             note = notes[index] = StepNote()
         return note
+
+    def note_hit(self, index: int) -> None:
+        """Note that a cache answered the one call of a step, with a fresh result."""
+        if self.notes is None:
+            self.notes = {index: HIT}
+        else:
+            self.notes[index] = HIT
 
     def note_items(self, index: int, count: int) -> None:
         """Note how many items a step with ``for_each`` runs for."""
@@ -440,19 +447,17 @@ class Run:
             error = self.plan.redact(error)
         if status is SKIPPED:
             attempts = 0
-        elif name in self.cached_steps():
+        elif self.is_cached(index):
             status = CACHED
         return StepRecord(name, status, start - self.started, stop - start, attempts, error, *counts, *noted)
 
-    def cached_steps(self) -> set[str]:
-        """Return the steps whose results came from a cache: of a step with ``for_each``, those of all items."""
-        found = set()
-        for index, note in (self.notes or {}).items():
-            step, items = self.steps[index], self.items.get(index) if self.items else None
-            enough = note.cached_calls >= items.count if items else bool(note.cached)
-            if enough and isinstance(step, tuple) and step[0] is OK:
-                found.add(self.plan.step_names[index])
-        return found
+    def is_cached(self, index: int) -> bool:
+        """Return whether a cache answered a step, by its place in the plan: of one with ``for_each``, all items."""
+        note, step = self.notes.get(index) if self.notes else None, self.steps[index]
+        if note is None or not isinstance(step, tuple) or step[0] is not OK:
+            return False
+        items = self.items.get(index) if self.items else None
+        return note.cached_calls >= items.count if items else note.cached != ""
 
 
 __all__ = [

@@ -1,10 +1,9 @@
-"""Tasks and how they end: a request's concurrent branches, its deadline, and what has to be waited for."""
+"""Tasks and how they end: a request's concurrent branches, and what has to be waited for."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from math import inf
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -63,46 +62,6 @@ class Branches:
         return error
 
 
-class Deadline:
-    """The one timer of a request: when it passes, the task that executes the request is cancelled."""
-
-    __slots__ = ("_task", "_timer", "passed")
-
-    def __init__(self, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
-        self.passed = False
-        self._task = asyncio.current_task(loop)
-        self._timer = loop.call_later(seconds, self._pass)
-
-    def _pass(self) -> None:
-        self.passed = True
-        if self._task is not None:
-            self._task.cancel()
-
-    def remaining(self) -> float:
-        """Return how many seconds are left; 0 or less when it has passed."""
-        return self._timer.when() - asyncio.get_running_loop().time()
-
-    def stop(self) -> None:
-        self._timer.cancel()
-
-    def caused(self) -> bool:
-        """Return whether the cancellation that was caught is this deadline's and nobody else's."""
-        return self.passed and self._task is not None and self._task.uncancel() == 0
-
-
-class NoDeadline:
-    """The deadline of a run that is not being executed."""
-
-    __slots__ = ()
-    passed = False
-
-    def remaining(self) -> float:
-        return inf
-
-
-NO_DEADLINE = NoDeadline()
-
-
 async def to_its_end(future: asyncio.Future[T]) -> T:
     """Wait for the future's end, though the caller is cancelled meanwhile; that is raised then, and not at once.
 
@@ -121,4 +80,4 @@ async def to_its_end(future: asyncio.Future[T]) -> T:
     raise cancelled
 
 
-__all__ = ["NO_DEADLINE", "Branches", "Deadline", "NoDeadline", "to_its_end"]
+__all__ = ["Branches", "to_its_end"]

@@ -127,12 +127,12 @@ def run_headers(run: Run) -> str:
 
 def server_timing(run: Run) -> str:
     """Return ``customer_data;dur=1.234, engine;dur=0.056``: a metric per step and one for the engine's own time."""
-    metrics = ""
-    cached = run.cached_steps() if run.notes else ()
-    for name, step in zip(run.plan.step_names, run.steps, strict=True):
+    metrics, names, noted = "", run.plan.step_names, run.notes is not None
+    for index, step in enumerate(run.steps):
+        name = names[index]
         if isinstance(step, tuple):
             status, start, stop, _ = step
-            if name in cached:
+            if noted and run.is_cached(index):
                 status = CACHED
             if status is OK:
                 metrics += f"{name};dur={(stop - start) * MILLI:.3f}, "

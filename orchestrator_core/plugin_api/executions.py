@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import orjson
@@ -136,8 +136,8 @@ class FinishedRun(Protocol):
     def steps(self) -> Sequence[tuple[StepStatus, float, float, str] | float | None]: ...
     @property
     def notes(self) -> Mapping[int, Noted] | None: ...
-    def cached_steps(self) -> Container[str]:
-        """Return the names of the steps that a cache answered."""
+    def is_cached(self, index: int) -> bool:
+        """Return whether a cache answered a step, by its place; of one with ``for_each``, all items."""
         ...
 
     def step_record(self, index: int) -> StepRecord:

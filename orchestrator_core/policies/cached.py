@@ -12,7 +12,7 @@ from orchestrator_core.policies.core import Call, Layer
 from orchestrator_core.policies.keys import KeyOf
 from orchestrator_core.policies.notes import Cached, StepNote
 from orchestrator_core.policies.policies import GuardedRun
-from orchestrator_core.policies.timer import TimeLimit, Timer, within
+from orchestrator_core.time_limits import TimeLimit, Timer, within
 
 __all__ = ["cached", "cached_at_once"]
 
@@ -37,6 +37,9 @@ class _Background:
     def note(self, index: int) -> StepNote:
         return StepNote()
 
+    def note_hit(self, index: int) -> None:
+        pass
+
 
 def _limits(step_timeout: float | None) -> tuple[TimeLimit | None, TimeLimit]:
     return None if step_timeout is None else TimeLimit(step_timeout), TimeLimit(step_timeout or REFRESH_SECONDS)
@@ -53,7 +56,10 @@ def cached(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None
         if entry is not None and clock() < entry[0]:
             use(key)
             cache.hits += 1
-            _note(run, index, "hit", each=each)
+            if each:
+                _note(run, index, "hit", each=True)
+            else:
+                run.note_hit(index)
             return entry[1]
         if key is None:
             return await within(limit, lambda timer: layer(run, index, values, timer))

@@ -17,7 +17,7 @@ from orchestrator_core.policies.concurrency import Limiter, QueueFull
 from orchestrator_core.policies.options import RetryOptions
 from orchestrator_core.policies.policies import GuardedRun
 from orchestrator_core.policies.retry import RetryBudget, pause_seconds
-from orchestrator_core.policies.timer import TimeLimit, Timer
+from orchestrator_core.time_limits import TimeLimit, Timer
 
 __all__ = ["Call", "Layer", "attempts", "is_failure", "queued", "timed"]
 

@@ -17,7 +17,7 @@ from orchestrator_core.policies.notes import Guarded
 from orchestrator_core.policies.options import CacheOptions
 from orchestrator_core.policies.policies import Capture, GuardedRun, Policies
 from orchestrator_core.policies.state import SourceState
-from orchestrator_core.policies.timer import TimeLimit, Timer, within
+from orchestrator_core.time_limits import TimeLimit, Timer, within
 
 __all__ = ["make_guard", "make_guard_at_once"]
 

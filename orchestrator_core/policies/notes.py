@@ -31,6 +31,10 @@ class StepNote:
     fell_back: bool = False
 
 
+HIT = StepNote(attempts=0, cached="hit", cached_calls=1)
+"""What is noted of a step whose one call a cache answered with a fresh result. Shared: not to be changed."""
+
+
 @frozen
 class Guarded:
     """A call that knows the run and the step it is of: ``await call(run, index, *values)``.
@@ -41,4 +45,4 @@ class Guarded:
     call: Callable[..., Awaitable[Any]]
 
 
-__all__ = ["BreakerState", "Cached", "Guarded", "StepNote"]
+__all__ = ["HIT", "BreakerState", "Cached", "Guarded", "StepNote"]

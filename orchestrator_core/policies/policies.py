@@ -36,6 +36,10 @@ class GuardedRun(Protocol):
         """Return the note of the step with that index, made when it is first asked for."""
         ...
 
+    def note_hit(self, index: int) -> None:
+        """Note that a cache answered the one call of the step with that index: nothing else will be noted of it."""
+        ...
+
 
 Capture: TypeAlias = Callable[[Any, int, Sequence[Any], Any, BaseException | None], None]
 """``capture(run, index, values, result, error)``: told of each call once, when it has ended.

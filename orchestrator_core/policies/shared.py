@@ -26,7 +26,7 @@ from orchestrator_core.plugin_api import Duration
 from orchestrator_core.policies.breaker import Breaker
 from orchestrator_core.policies.keys import document, document_of
 from orchestrator_core.policies.options import BreakerOptions, SharedCacheOptions
-from orchestrator_core.policies.timer import TimeLimit
+from orchestrator_core.time_limits import TimeLimit
 
 __all__ = ["MissingExtra", "SharedCache", "open_shared_cache"]
 

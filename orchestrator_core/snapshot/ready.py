@@ -13,6 +13,7 @@ from orchestrator_core.models import Slot
 from orchestrator_core.plan import ITEM_ROOTS, Plan, PlannedStep
 from orchestrator_core.plugin_api import JSON
 from orchestrator_core.policies.notes import Guarded
+from orchestrator_core.time_limits import TimeLimit
 
 Call = Callable[..., Awaitable[JSON]] | Guarded | AtOnce
 
@@ -35,6 +36,7 @@ class ReadyPlan:
         "run",
         "sequential",
         "step_names",
+        "time_limit",
         "timeout",
     )
 
@@ -53,6 +55,7 @@ class ReadyPlan:
         self.name = plan.name
         self.generation = generation
         self.timeout = float(plan.config.timeout)
+        self.time_limit = TimeLimit(self.timeout)
         self.step_names = tuple(step.name for step in plan.steps)
         self.sequential = all(
             step.waits_for & set(self.step_names[:index]) for index, step in enumerate(plan.steps) if index

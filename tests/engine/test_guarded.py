@@ -13,7 +13,7 @@ from orchestrator_core.plugin_api import JSON
 from orchestrator_core.policies.notes import Guarded
 from orchestrator_core.run import Run
 from orchestrator_core.snapshot import ReadyPlan
-from orchestrator_core.tasks import NO_DEADLINE
+from orchestrator_core.time_limits import NO_DEADLINE
 from tests.engine.lab import Lab, planned, ran, request, step
 
 RunFixture = Callable[..., Any]

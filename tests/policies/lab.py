@@ -8,7 +8,7 @@ from math import inf
 from typing import Any
 
 from orchestrator_core.policies.guard import make_guard, make_guard_at_once
-from orchestrator_core.policies.notes import Guarded, StepNote
+from orchestrator_core.policies.notes import HIT, Guarded, StepNote
 from orchestrator_core.policies.policies import Policies
 from orchestrator_core.policies.state import SourceState
 
@@ -41,6 +41,9 @@ class Run:
 
     def note(self, index: int) -> StepNote:
         return self.notes.setdefault(index, StepNote())
+
+    def note_hit(self, index: int) -> None:
+        self.notes[index] = HIT
 
 
 class Backend:

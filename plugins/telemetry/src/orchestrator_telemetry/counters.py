@@ -143,7 +143,6 @@ def _count_noted(
     run: FinishedRun, notes: Mapping[int, Noted], steps: tuple[StepCounter, ...], bounds: tuple[float, ...]
 ) -> None:
     """Count the steps of a run of which policies have noted something, such as an answer of the cache."""
-    cached = run.cached_steps()
     for index, (step, outcome) in enumerate(zip(steps, run.steps, strict=True)):
         if outcome is None:
             continue
@@ -152,7 +151,7 @@ def _count_noted(
             status, start, end, _ = outcome
         else:
             status, start, end = CANCELLED, outcome, run.ended
-        if step.name in cached:
+        if run.is_cached(index):
             status = CACHED
         step.by_status[status] = step.by_status.get(status, 0) + 1
         if status == SKIPPED:

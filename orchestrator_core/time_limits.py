@@ -1,32 +1,38 @@
-"""Time limits of calls, without a timer for each.
+"""Time limits of requests and of calls, without a timer of the event loop for each.
 
-A timer of the event loop for each call costs several microseconds. The limit of a guard is the same for all its calls,
-so they run out in the order in which they began, and one timer for the first of them is enough.
+Such a timer costs several microseconds: it is made, sorted in, cancelled and swept out. One limit is the same for all
+that it is for, so they run out in the order in which they began, and one timer for the first of them is enough.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import TypeVar
 
 T = TypeVar("T")
 
-__all__ = ["TimeLimit", "Timer", "within"]
+__all__ = ["NO_DEADLINE", "NoDeadline", "TimeLimit", "Timer", "within"]
+
+IN_ORDER_SECONDS = 0.001
+"""How much of its time may be gone already from what still stands in line: by as much it can run out late."""
 
 
 class Timer:
-    """The time of one call. ``passed`` is true when it ran out before the call ended."""
+    """The time of one task, or of a call within it. ``passed`` is true when it ran out before the end."""
 
-    __slots__ = ("_loop", "_task", "_until", "passed")
+    __slots__ = ("_handle", "_loop", "_task", "_until", "passed")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         self.passed = False
         self._loop = loop
         self._task = asyncio.current_task(loop)
         self._until = loop.time() + seconds
+        self._handle: asyncio.TimerHandle | None = None
 
     def remaining(self) -> float:
+        """Return how many seconds are left; 0 or less when it has passed."""
         return self._until - self._loop.time()
 
     def caused(self) -> bool:
@@ -39,8 +45,21 @@ class Timer:
             self._task.cancel()
 
 
+class NoDeadline:
+    """The deadline of a run that is not being executed."""
+
+    __slots__ = ()
+    passed = False
+
+    def remaining(self) -> float:
+        return inf
+
+
+NO_DEADLINE = NoDeadline()
+
+
 class TimeLimit:
-    """So many seconds for each call. When they are over, the task that began the call is cancelled::
+    """So many seconds for each. When they are over, the task that began is cancelled::
 
     timer = limit.begin()
     try:
@@ -61,9 +80,13 @@ class TimeLimit:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
 
-    def begin(self) -> Timer:
+    def begin(self, spent_seconds: float = 0.0) -> Timer:
+        """Return the timer of the task that asks, of whose time so much is gone already."""
         loop = asyncio.get_running_loop()
-        timer = Timer(loop, self.seconds)
+        timer = Timer(loop, self.seconds - spent_seconds)
+        if spent_seconds > IN_ORDER_SECONDS:
+            timer._handle = loop.call_at(timer._until, timer.run_out)
+            return timer
         if loop is not self._loop:
             self._loop, self._handle = loop, None
             self._timers.clear()
@@ -74,6 +97,8 @@ class TimeLimit:
 
     def end(self, timer: Timer) -> None:
         self._timers.pop(timer, None)
+        if timer._handle is not None:
+            timer._handle.cancel()
 
     def _look(self) -> None:
         assert self._loop is not None
