@@ -142,13 +142,20 @@ async def cache_hit(options: Options, folder: Path, cores: Cores, settings: Sett
     noops: list[Measured] = []
     async with started("cached", command, given.port, cores.server, folder / "cached.log") as server:
         ids = asked_ids("cached")
-        for number in range(options.rounds):
+        asked = {flow: [f"{path(flow)}{one}" for one in ids] for flow in ("cached", "noop")}
+        answers = {flow: await answers_of(server, paths) for flow, paths in asked.items()}
+        for flow, paths in asked.items():
+            await load_on(server, paths, answers[flow], TURN_SECONDS, 0)
+        for turn in range(round(options.rounds * options.seconds / TURN_SECONDS)):
             for flow, measured in (("cached", hits), ("noop", noops)):
-                paths = [f"{path(flow)}{one}" for one in ids]
-                answers = await answers_of(server, paths)
-                measured.append(await load_on(server, paths, answers, options.seconds, number))
+                measured.append(
+                    await load_on(server, asked[flow], answers[flow], TURN_SECONDS, turn, warm_up_seconds=0.0)
+                )
     over = median(per_cpu_second(hit) / per_cpu_second(noop) for hit, noop in zip(hits, noops, strict=True))
-    detail = f"{median(map(throughput, hits)):,.0f}/s, no-op {median(map(throughput, noops)):,.0f}/s"
+    detail = ", ".join(
+        f"{name} {median(map(throughput, measured)):,.0f}/s and {1e6 / median(map(per_cpu_second, measured)):.1f} µs"
+        for name, measured in (("hit", hits), ("no-op", noops))
+    )
     return Outcome("a cache hit over the no-op, requests a CPU second", CACHE_HIT, over, detail)
 
 

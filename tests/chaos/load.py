@@ -91,7 +91,10 @@ class Traffic:
     """Of each 200, where they are kept."""
 
     def between(self, start: float, end: float) -> Traffic:
-        return self._where([start <= at < end for at in self.at])
+        return self.during([(start, end)])
+
+    def during(self, spans: Sequence[tuple[float, float]]) -> Traffic:
+        return self._where([any(start <= at < end for start, end in spans) for at in self.at])
 
     def only(self, *statuses: int) -> Traffic:
         return self._where([status in statuses for status in self.status])
@@ -202,8 +205,9 @@ class Sending:
         _, connection = await self.loop.create_connection(lambda: Connection(self), *self._address)
         return connection
 
-    def start(self) -> None:
-        self._started = monotonic()
+    def start(self, shift: float) -> None:
+        """Begin, by so much of the time between two requests later: streams of one rate are not to come in bursts."""
+        self._started = monotonic() + (shift / self.spec.rate if self.spec.rate else 0.0)
         if not self.spec.rate:
             for _ in range(self.spec.connections):
                 self.begin(self._started)
@@ -359,8 +363,8 @@ async def main(plan: dict[str, Any]) -> None:
     gc.freeze()
     gc.disable()
     print("started", flush=True)
-    for stream in streams:
-        stream.start()
+    for number, stream in enumerate(streams):
+        stream.start(number / len(streams))
     over = loop.create_future()
     loop.add_reader(sys.stdin.fileno(), lambda: over.done() or over.set_result(None))
     swept = monotonic()
