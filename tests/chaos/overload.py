@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Literal
@@ -87,21 +88,30 @@ PARTNER_SECONDS = 0.01
 
 @frozen
 class Step:
-    """What was seen at a multiple of the peak, and how it compares with the peak."""
+    """What was seen at a multiple of the peak, and how it compares with the peak.
+
+    That is the mean of the peaks before and after it: the machine is faster in one half minute than in the next.
+    """
 
     times: float
     seen: Seen
-    share: float
-    p99_ratio: float
+    peak: float
+    peak_p99: float
     cpu_share: float
-    """The same share by the worker's CPU time, which other processes of the machine do not touch."""
+    """The share by the worker's CPU time, which other processes of the machine do not touch."""
+
+    @property
+    def share(self) -> float:
+        return self.seen.goodput / self.peak
+
+    @property
+    def p99_ratio(self) -> float:
+        return self.seen.accepted_p99 / self.peak_p99
 
 
 @frozen
 class Found:
     flow: str
-    peak: float
-    peak_p99: float
     steps: tuple[Step, ...]
     after_seconds: float
 
@@ -168,37 +178,45 @@ async def measure(
     connections: int = 32,
     config: str = CONFIG,
 ) -> Found:
-    """Measure the peak, then the multiples of it, then how soon normal load is served as before."""
+    """Measure the peak and the multiples of it in turns, then how soon normal load is served as before."""
     target = f"/orchestrator/load/{flow}"
     async with worker(config) as process:
+        steps: list[Step] = []
+        after_seconds = 0.0
         peak = await peak_of(process, target, seconds / 2, connections)
-        rate = peak.requests_per_second
-        steps = []
         for factor in times:
-            wanted = Wanted(process.port, target, rate * factor, seconds, beside="/health/live")
+            wanted = Wanted(process.port, target, peak.requests_per_second * factor, seconds, beside="/health/live")
             cpu = process.cpu_seconds()
             seen = await run(wanted)
-            per_cpu = seen.accepted / (process.cpu_seconds() - cpu) * peak.cpu_micros / 1e6
-            steps.append(Step(factor, seen, seen.goodput / rate, seen.accepted_p99 / peak.p99_seconds, per_cpu))
-        ended = perf_counter()
-        calm = Wanted(process.port, target, rate / 2, 0.5)
-        while True:
-            seen = await run(calm)
-            if not seen.refused and not seen.other and seen.accepted_p99 < 2 * peak.p99_seconds:
-                break
-            if perf_counter() - ended > 30:
-                break
-        return Found(flow, rate, peak.p99_seconds, tuple(steps), perf_counter() - ended)
+            cpu = process.cpu_seconds() - cpu
+            if factor == times[-1]:
+                after_seconds = await _calm_again(process, target, peak)
+            before, peak = peak, await peak_of(process, target, seconds / 2, connections)
+            rate, p99, micros = (
+                fmean(getattr(one, name) for one in (before, peak))
+                for name in ("requests_per_second", "p99_seconds", "cpu_micros")
+            )
+            steps.append(Step(factor, seen, rate, p99, seen.accepted / cpu * micros / 1e6))
+        return Found(flow, tuple(steps), after_seconds)
+
+
+async def _calm_again(process: Process, target: str, peak: Measured) -> float:
+    """Return after how many seconds half of the peak is served as before; 30 when it is not."""
+    ended = perf_counter()
+    calm = Wanted(process.port, target, peak.requests_per_second / 2, 0.5)
+    while perf_counter() - ended < 30:
+        seen = await run(calm)
+        if not seen.refused and not seen.other and seen.accepted_p99 < 2 * peak.p99_seconds:
+            break
+    return perf_counter() - ended
 
 
 def shown(found: Found) -> str:
-    lines = [
-        f"{found.flow}: peak {found.peak:.0f}/s, p99 {_ms(found.peak_p99)}, normal {found.after_seconds:.1f} s after"
-    ]
+    lines = [f"{found.flow}: normal {found.after_seconds:.1f} s after"]
     for step in found.steps:
         seen = step.seen
         lines.append(
-            f"x{step.times:g}: {seen.goodput:.0f}/s, {step.share:.0%} of the peak, by CPU {step.cpu_share:.0%}; "
+            f"x{step.times:g}: {seen.goodput:.0f} of {step.peak:.0f}/s, {step.share:.0%}, by CPU {step.cpu_share:.0%}; "
             f"p50 {_ms(seen.accepted_p50)}, p99 {_ms(seen.accepted_p99)}, {step.p99_ratio:.2f} of the peak's"
         )
         lines.append(

@@ -22,7 +22,7 @@ async def measure(setting: Setting) -> list[Finding]:
             findings += [
                 Finding(
                     f"{name}: at least {least:.0%} of the peak goodput",
-                    f"{seen.goodput:,.0f} of {found.peak:,.0f}/s, {step.share:.0%}; by CPU {step.cpu_share:.0%}",
+                    f"{seen.goodput:,.0f} of {step.peak:,.0f}/s, {step.share:.0%}; by CPU {step.cpu_share:.0%}",
                     step.share >= least,
                     relative=True,
                 ),
@@ -35,7 +35,7 @@ async def measure(setting: Setting) -> list[Finding]:
                 ),
                 Finding(
                     f"{name}: p99 of accepted at most doubled",
-                    f"{milliseconds(found.peak_p99)} -> {milliseconds(seen.accepted_p99)} ({step.p99_ratio:.2f} times)",
+                    f"{milliseconds(step.peak_p99)} -> {milliseconds(seen.accepted_p99)} ({step.p99_ratio:.2f} times)",
                     step.p99_ratio <= MOST_P99,
                     relative=True,
                 ),
