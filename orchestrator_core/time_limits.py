@@ -59,17 +59,9 @@ NO_DEADLINE = NoDeadline()
 
 
 class TimeLimit:
-    """So many seconds for each. When they are over, the task that began is cancelled::
+    """So many seconds for each that begins, until it ends. When they are over, its task is cancelled.
 
-    timer = limit.begin()
-    try:
-        ...
-    except asyncio.CancelledError:
-        if timer.caused():
-            raise TimeoutError from None
-        raise
-    finally:
-        limit.end(timer)
+    Who began asks the timer whether it caused a cancellation, and ends it in any case, as :func:`within` does.
     """
 
     __slots__ = ("_handle", "_loop", "_timers", "seconds")

@@ -136,7 +136,9 @@ class PublicApp:
             if waits:
                 self.executions.refuse()
             body = (
-                await read_json(request, min(ready.timeout, serving.body_timeout)) if request.body_exists else MISSING
+                await read_json(request, min(ready.time_limit.seconds, serving.body_timeout))
+                if request.body_exists
+                else MISSING
             )
             texts = parse_query(query) if query else _NO_QUERY
             if ready.capture is None:

@@ -37,7 +37,6 @@ class ReadyPlan:
         "sequential",
         "step_names",
         "time_limit",
-        "timeout",
     )
 
     def __init__(
@@ -54,8 +53,7 @@ class ReadyPlan:
         self.domain = plan.domain
         self.name = plan.name
         self.generation = generation
-        self.timeout = float(plan.config.timeout)
-        self.time_limit = TimeLimit(self.timeout)
+        self.time_limit = TimeLimit(float(plan.config.timeout))
         self.step_names = tuple(step.name for step in plan.steps)
         self.sequential = all(
             step.waits_for & set(self.step_names[:index]) for index, step in enumerate(plan.steps) if index

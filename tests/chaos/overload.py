@@ -178,7 +178,7 @@ async def measure(
     connections: int = 32,
     config: str = CONFIG,
 ) -> Found:
-    """Measure the peak and the multiples of it in turns, then how soon normal load is served as before."""
+    """Measure the peak and the multiples of it in turns, and after each of those how soon all is as before."""
     target = f"/orchestrator/load/{flow}"
     async with worker(config) as process:
         steps: list[Step] = []
@@ -189,8 +189,7 @@ async def measure(
             cpu = process.cpu_seconds()
             seen = await run(wanted)
             cpu = process.cpu_seconds() - cpu
-            if factor == times[-1]:
-                after_seconds = await _calm_again(process, target, peak)
+            after_seconds = max(after_seconds, await _calm_again(process, target, peak))
             before, peak = peak, await peak_of(process, target, seconds / 2, connections)
             rate, p99, micros = (
                 fmean(getattr(one, name) for one in (before, peak))
