@@ -39,6 +39,7 @@ from orchestrator_core.config.load import CORE_KEYS
 from orchestrator_core.config.model import DomainFile
 from orchestrator_core.config.yaml import parse_document
 from orchestrator_core.testing import check_problems, free_port
+from tests.example.commands import run_here
 from tests.example.workspace import ENVIRONMENT, ROOT, make_workspace, servers
 
 PAGES = sorted(
@@ -273,15 +274,12 @@ def run_orchestrator(session: Session, arguments: list[str], services: Mapping[s
         assert_parses(arguments)
         arguments = [*arguments, "--admin", f"http://127.0.0.1:{service_of(arguments, services).ports[8001]}"]
     environment = service_of(arguments, services).environment if "--config" in arguments else ENVIRONMENT
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestrator_core", *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run_here(folder, arguments, environment)
     if session.shown:
         assert alike(done.stdout) == alike(session.shown), done.stderr
-        assert done.returncode == ("problem in" in session.shown or "problems in" in session.shown)
+        assert done.exit_code == ("problem in" in session.shown or "problems in" in session.shown)
     else:
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.exit_code == 0, done.output
 
 
 def service_of(arguments: list[str], services: Mapping[str, Running]) -> Running:

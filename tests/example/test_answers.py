@@ -6,7 +6,6 @@ import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from importlib import import_module
 from itertools import combinations
 from pathlib import Path
 from threading import Timer
@@ -16,6 +15,7 @@ import pytest
 
 from example import places
 from orchestrator_core.testing.pytest_plugin import Served, serving
+from tests.example.commands import import_feast
 from tests.example.demo import wait_until
 from tests.example.workspace import servers
 
@@ -27,12 +27,7 @@ PARTNER_SECONDS = 0.3
 
 @pytest.fixture(scope="module", autouse=True)
 def feast_is_imported() -> None:
-    """Import what the source imports in a thread, before anything else does.
-
-    CPython 3.11 counts the depth of a syntax tree once for all threads: where the feature store and a model are opened
-    at the same time, both parsing, it can raise a SystemError. A gc callback, which hypothesis has, makes that likely.
-    """
-    import_module("orchestrator_source_feast.source")
+    import_feast()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from textwrap import dedent
 import pytest
 import yaml
 
+from tests.example.commands import run_here
 from tests.example.workspace import ENVIRONMENT, ROOT
 
 DOMAINS = ("churn", "credit_risk", "loan_approval", "recommendations")
@@ -172,6 +173,6 @@ def test_a_mistake_is_caught_before_anything_is_served(
     text = path.read_text()
     assert right in text
     path.write_text(text.replace(right, wrong, 1))
-    done = orchestrator(tmp_path, "check", "--config", "example/config", environment=environment)
+    done = run_here(tmp_path, ("check", "--config", "example/config"), {**ENVIRONMENT, **environment})
     assert done.stdout == dedent(MISTAKES[mistake]).lstrip("\n") + "1 problem in 1 file\n"
-    assert done.returncode == 1
+    assert done.exit_code == 1

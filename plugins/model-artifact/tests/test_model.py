@@ -87,6 +87,26 @@ def test_every_place_gives_the_same_results_in_order_and_leaves_nothing_behind(
     run(test)
 
 
+def test_a_model_that_is_looked_at_is_not_measured(models: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine it would seem slow, and a process would be started for it."""
+
+    def measured(*_: object) -> Cost:
+        raise AssertionError("it serves nothing")
+
+    monkeypatch.setattr("orchestrator_model_artifact.model.measure", measured)
+
+    async def test() -> None:
+        assert ARTIFACT.look is not None
+        (models / "config").mkdir(exist_ok=True)
+        async with HttpClient() as http:
+            given = ArtifactOptions(path="../matrix.onnx", **MATRIX)
+            facts = await ARTIFACT.look(given, OpenContext("m", models / "config", http))
+        assert facts is not None
+        assert facts.inputs == tuple(FEATURES)
+
+    run(test)
+
+
 @given(order=st.permutations(range(12)), run_in=st.sampled_from(["auto", "thread"]))
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_concurrent_callers_each_get_their_own_rows_answer(

@@ -70,8 +70,13 @@ def _through(runner: Runner) -> PredictOne:
 
 
 @asynccontextmanager
-async def open_loaded(options: ArtifactOptions, context: OpenContext) -> AsyncIterator[ArtifactModel]:
-    """Load the model and decide where it runs. Raises :class:`SourceError` when it cannot or must not be loaded."""
+async def open_loaded(
+    options: ArtifactOptions, context: OpenContext, *, to_serve: bool = True
+) -> AsyncIterator[ArtifactModel]:
+    """Load the model and decide where it runs, which is measured where it is to serve.
+
+    Raises :class:`SourceError` when it cannot or must not be loaded.
+    """
     workers = options.workers or min(4, len(os.sched_getaffinity(0)))
     async with AsyncExitStack() as stack:
         threads = await stack.enter_async_context(thread_pool(context.name, workers))
@@ -84,7 +89,11 @@ async def open_loaded(options: ArtifactOptions, context: OpenContext) -> AsyncIt
             yield await _in_processes(stack, request, workers, watch)
             return
         loaded = await threads.run(load, request)
-        runner = await _chosen_runner(stack, request, loaded, threads, workers)
+        runner = (
+            await _chosen_runner(stack, request, loaded, threads, workers)
+            if to_serve
+            else InThreads(loaded.score, threads)
+        )
         if runner is None:
             del loaded
             yield await _in_processes(stack, request, workers, watch)

@@ -26,7 +26,7 @@ async def look_at_artifact(options: ArtifactOptions, context: OpenContext) -> Mo
     if options.startup_command:
         await look_at_served(options, context)
         return None
-    async with open_loaded(evolve(options, workers=1), context) as model:
+    async with open_loaded(evolve(options, workers=1), context, to_serve=False) as model:
         return model.facts()
 
 
