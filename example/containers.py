@@ -49,7 +49,7 @@ def offered(data: Path, report: Report) -> Iterator[Mapping[str, str]]:
     with ExitStack() as stack:
         try:
             with _refusals():
-                engine = stack.enter_context(_engine())
+                engine = stack.enter_context(connected_engine())
                 made = _image(engine, data, report)
         except LeftOut as why:
             report(f"left out   docker and ecr: {why}")
@@ -69,7 +69,7 @@ def offered(data: Path, report: Report) -> Iterator[Mapping[str, str]]:
 def clean(data: Path, report: Report) -> None:
     """Remove from the engine what the example of this folder made there: containers and images."""
     try:
-        with _refusals(), _engine() as engine:
+        with _refusals(), connected_engine() as engine:
             ours = {"label": f"{LABEL}={_owner(data)}"}
             containers = engine.containers.list(all=True, filters=ours, ignore_removed=True)
             for container in containers:
@@ -102,7 +102,7 @@ def _refusals() -> Iterator[None]:
 
 
 @contextmanager
-def _engine() -> Iterator[Any]:
+def connected_engine() -> Iterator[Any]:
     """Give the engine that the model type ``docker`` would use."""
     import docker
     from docker.context import ContextAPI

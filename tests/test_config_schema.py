@@ -351,7 +351,7 @@ def test_a_schema_and_the_service_agree_on_every_change_of_a_file(
     validator = validator_of(file, validators(shipped))
     source = load_document(ROOT / folder / file, file).data
     for other, name in FILES:
-        if other == folder:
+        if other == folder and not (name.startswith("domains/") and name != file):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text((ROOT / folder / name).read_text())
     for path, value in broken(source):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
@@ -32,14 +33,13 @@ def needs(condition: object, what: str) -> None:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Any]:
-    docker = pytest.importorskip("docker")
-    try:
-        client = docker.from_env(timeout=30)
-        client.ping()
-    except docker.errors.DockerException:
-        needs(None, "a Docker engine")
-    yield client
-    client.close()
+    errors = pytest.importorskip("docker.errors")
+    with ExitStack() as stack:
+        try:
+            engine = stack.enter_context(containers.connected_engine())
+        except (containers.LeftOut, errors.DockerException) as error:
+            needs(None, f"a Docker engine ({error})")
+        yield engine
 
 
 def asked(url: str) -> tuple[int, Any, Any]:
