@@ -12,6 +12,7 @@ from textwrap import dedent
 
 import pytest
 import yaml
+from click.testing import Result
 
 from tests.example.commands import run_here
 from tests.example.workspace import ENVIRONMENT, ROOT
@@ -19,17 +20,16 @@ from tests.example.workspace import ENVIRONMENT, ROOT
 DOMAINS = ("churn", "credit_risk", "loan_approval", "recommendations")
 
 
-def orchestrator(
-    folder: Path, *arguments: str, environment: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "orchestrator_core", *arguments],
-        cwd=folder, env={**ENVIRONMENT, **(environment or {})}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def orchestrator(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Result:
+    return run_here(folder, arguments, {**ENVIRONMENT, **(environment or {})})
 
 
 def test_the_configuration_is_clean(workspace: Path, environment: Mapping[str, str]) -> None:
-    done = orchestrator(workspace, "check", "--config", "example/config", environment=environment)
+    """In a process of its own, as a user runs it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator_core", "check", "--config", "example/config"],
+        cwd=workspace, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert done.stdout.startswith("example/config: 9 endpoints, 11 sources: no problems (")
 
@@ -37,13 +37,13 @@ def test_the_configuration_is_clean(workspace: Path, environment: Mapping[str, s
 def test_offline_it_is_clean_with_nothing_built_and_nothing_running(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "example" / "config", tmp_path / "example" / "config")
     done = orchestrator(tmp_path, "check", "--offline", "--config", "example/config")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout.startswith("example/config: 9 endpoints, 11 sources: no problems (")
 
 
 def test_a_model_server_that_is_down_is_named_with_its_address(workspace: Path) -> None:
     done = orchestrator(workspace, "check", "--config", "example/config", environment={"MODELS_PORT": "1"})
-    assert done.returncode == 1
+    assert done.exit_code == 1
     found = re.findall(r"^(\S+?):\d+:\d+: (ORC\d+) (\S+ cannot be reached: GET \S+)", done.stdout, re.MULTILINE)
     models = "example/config/integrations/models.yaml"
     strategies = "example/config/integrations/credit_strategies.yaml"
@@ -58,7 +58,7 @@ def test_a_model_server_that_is_down_is_named_with_its_address(workspace: Path) 
 def test_a_partner_that_is_down_fails_the_step_that_asks_it(workspace: Path) -> None:
     arguments = ("run", "churn.predict", "--config", "example/config", "--path-param", "entity_id=1003")
     done = orchestrator(workspace, *arguments, environment={"PARTNER_PORT": "1"})
-    assert done.returncode == 1
+    assert done.exit_code == 1
     problem = yaml.safe_load(done.stdout)
     assert (problem["status"], problem["step"]) == (502, "customer_profile")
     assert "cannot connect" in problem["detail"]
@@ -66,7 +66,7 @@ def test_a_partner_that_is_down_fails_the_step_that_asks_it(workspace: Path) -> 
 
 def test_the_loan_flow_is_drawn(workspace: Path) -> None:
     done = orchestrator(workspace, "plan", "loan_approval.predict", "--config", "example/config", "--format", "mermaid")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout == (
         "flowchart TD\n"
         '    request(["GET POST /orchestrator/loan_approval/predict[/{entity_id}]"])\n'
@@ -173,6 +173,6 @@ def test_a_mistake_is_caught_before_anything_is_served(
     text = path.read_text()
     assert right in text
     path.write_text(text.replace(right, wrong, 1))
-    done = run_here(tmp_path, ("check", "--config", "example/config"), {**ENVIRONMENT, **environment})
+    done = orchestrator(tmp_path, "check", "--config", "example/config", environment=environment)
     assert done.stdout == dedent(MISTAKES[mistake]).lstrip("\n") + "1 problem in 1 file\n"
     assert done.exit_code == 1
