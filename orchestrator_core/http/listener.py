@@ -20,6 +20,7 @@ from orchestrator_core.http.answers import Answer, common_headers, own_timing, p
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.limit import Limit
 from orchestrator_core.http.sockets import accept_waiting, has_unread, refuse_new
+from orchestrator_core.http.whole import is_whole_request
 from orchestrator_core.run import clock
 
 log = structlog.get_logger("orchestrator.http")
@@ -103,6 +104,8 @@ class Connection(web.RequestHandler):
             self.odd = True
         before = self._request_count
         if limit is not None and (limit.engaged or self.waits):
+            if self._refuse_unread(data, limit):
+                return
             # Without its waiter aiohttp only reads the request: taking it up is for the limit to say.
             waiter, self._waiter = self._waiter, None
             try:
@@ -169,7 +172,30 @@ class Connection(web.RequestHandler):
         self._messages.popleft()
         self._parser.message_consumed()
         self.begin()
-        self.transport.write(refusal(self.limit.retry_after, waited_seconds))
+        self._answer_refused(self.limit, waited_seconds)
+
+    def _refuse_unread(self, data: bytes, limit: Limit) -> bool:
+        """Refuse a request without reading it, if it is to be refused and has arrived whole; return whether it was."""
+        if (
+            not limit.is_full(limit.waiting)
+            or not self.idle()
+            or (self.head_since and self.head_began)
+            or self.discarded >= 0
+            or self.closing
+            or self._paused
+            or self.transport is None
+            or not is_whole_request(data)
+        ):
+            return False
+        limit.shed += 1
+        self._request_count += 1
+        self._answer_refused(limit, 0.0)
+        self.head_since = 0.0
+        return True
+
+    def _answer_refused(self, limit: Limit, waited_seconds: float) -> None:
+        assert self.transport is not None
+        self.transport.write(refusal(limit.retry_after, waited_seconds))
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
 
     def begin(self) -> None:

@@ -170,6 +170,31 @@ def test_requests_on_one_connection_are_refused_in_their_order(run: Run) -> None
     run(main())
 
 
+def test_a_connection_that_was_refused_is_served_when_there_is_room(run: Run) -> None:
+    get = b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % QUICK.encode()
+    post = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\n\r\n" % QUICK.encode() + b'{"x":2}'
+
+    async def main() -> None:
+        async with full() as served:
+            await served.get(QUICK)
+            reader, writer = await asyncio.open_connection(*served.running.public)
+
+            async def answer(request: bytes) -> tuple[bytes, Any]:
+                writer.write(request)
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(re.findall(rb"Content-Length: (\d+)", head)[0])
+                return head[9:12], orjson.loads(await reader.readexactly(length))
+
+            assert [(await answer(request))[0] for request in (get, post, get)] == [b"503"] * 3
+            served.running.limit.use(None)
+            assert [await answer(request) for request in (post, get)] == [(b"200", {"x": 2}), (b"200", {"x": 1})]
+            assert served.running.limit.shed == 4
+            assert served.running.limit.backlog == 0
+            writer.close()
+
+    run(main())
+
+
 def test_a_whole_request_in_pieces_is_refused_when_it_is_whole(run: Run) -> None:
     async def main() -> None:
         async with full() as served:
