@@ -8,7 +8,11 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from threading import Thread
+from time import monotonic, sleep
 from typing import NamedTuple
 
 from example import containers
@@ -20,6 +24,9 @@ HOST = "127.0.0.1"
 PORT = 8000
 ADMIN_PORT = 8001
 INTERRUPTED = 130
+POLL_SECONDS = 0.1
+READY_SECONDS = 30.0
+"""How long a service that listens is waited for until its models are there."""
 
 TRY = (
     ("loan_approval/predict/1003", "database, feature store and bureau at once, then the model: approved"),
@@ -120,7 +127,7 @@ def serve(wanted: Wanted) -> None:
         with running(FOLDER, wanted.servers, say, delay) as environment, containers.offered(FOLDER, say) as switches:
             os.environ.update({**environment, **switches})
             say("starting   the service: the feature store takes a few seconds\n")
-            invite(wanted)
+            Thread(target=invite_when_ready, args=(wanted,), daemon=True).start()
             from orchestrator_core.cli import main as orchestrator
 
             config = Path(os.path.relpath(CONFIG)).as_posix()
@@ -130,9 +137,35 @@ def serve(wanted: Wanted) -> None:
         sys.exit(f"error: {error}")
 
 
+def invite_when_ready(wanted: Wanted) -> None:
+    """Say what to try once it can be tried. A model that does not get ready is not waited for for ever."""
+    waiting_until = None
+    while True:
+        status = health(wanted.port)
+        if status == HTTPStatus.SERVICE_UNAVAILABLE and waiting_until is None:
+            waiting_until = monotonic() + READY_SECONDS
+        if status == HTTPStatus.OK or (waiting_until is not None and monotonic() > waiting_until):
+            invite(wanted)
+            return
+        sleep(POLL_SECONDS)
+
+
+def health(port: int) -> int | None:
+    """Return the status of the readiness page, or None while nobody listens."""
+    connection = HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request("GET", "/health/ready")
+        return connection.getresponse().status
+    except (OSError, HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
 def invite(wanted: Wanted) -> None:
     base = f"http://localhost:{wanted.port}"
     width = max(len(path) for path, _ in TRY)
+    say("")
     for index, (path, what) in enumerate(TRY):
         say(f"{'' if index else 'try':<10} curl {base}/orchestrator/{path:<{width}}  # {what}")
     say(f"{'see':<10} {base}/docs")

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from orchestrator_core.testing import free_port
 from tests.example.workspace import ENVIRONMENT
 
-READY = "  admin "
+READY = "stop       Ctrl-C"
+"""The last of what it says once it can be asked."""
 
 
 @contextmanager
@@ -49,25 +48,14 @@ def get(url: str) -> Any:
 
 
 def read_until(process: subprocess.Popen[str], word: str) -> str:
-    """Return what it says up to a word; with ``READY``, when the models are loaded too, which a busy machine delays."""
+    """Return what it says up to the line with a word."""
     assert process.stderr
     read = ""
     for line in process.stderr:
         read += line
         if word in line:
-            if word == READY:
-                served = re.search(r"documentation +(http://\S+)/docs", read)
-                assert served, read
-                wait_until(partial(is_ready, served[1]))
             return read
     raise AssertionError(read)
-
-
-def is_ready(base: str) -> bool:
-    try:
-        return bool(get(f"{base}/health/ready"))
-    except OSError:
-        return False
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
