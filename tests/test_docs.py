@@ -40,6 +40,7 @@ from orchestrator_core.config.model import DomainFile
 from orchestrator_core.config.yaml import parse_document
 from orchestrator_core.testing import check_problems, free_port
 from tests.example.commands import run_here
+from tests.example.demo import wait_until
 from tests.example.workspace import ENVIRONMENT, ROOT, make_workspace, servers
 
 PAGES = sorted(
@@ -205,6 +206,7 @@ def serving(command: list[str], folder: Path, environment: Mapping[str, str]) ->
                     break
             else:
                 pytest.fail(f"{shlex.join(command)} did not start:\n{said}")
+            wait_until(lambda: asked(ports[8000], "GET", "/health/ready", None, {})[0].status == 200)
             yield Running(ports, environment)
         finally:
             process.terminate()

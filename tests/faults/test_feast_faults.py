@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
@@ -196,10 +197,18 @@ def test_a_store_file_that_cannot_be_read_is_a_failed_source(
         file.write_bytes(b"this is no database, but long enough to be taken for one" * 100)
 
     async def main() -> None:
-        async with nothing_left(damage), service(elsewhere(sqlite, tmp_path)) as served:
+        given = elsewhere(sqlite, tmp_path)
+        if damage == "removed while":  # then it is looked for
+            given["integrations/feast.yaml"] = given["integrations/feast.yaml"].replace(
+                "timeout: 500ms", "timeout: 500ms\n          registry_refresh: 100ms", 1
+            )
+        async with nothing_left(damage), service(given) as served:
             if damage == "removed while":
                 assert (await served.get(visits(FRESH))).json == {"visits": 12}
                 file.unlink()
+                async with asyncio.timeout(10):
+                    while (await served.get(visits(FRESH))).status == 200:  # what is open is read
+                        await asyncio.sleep(0.05)
             blocker = sqlite3.connect(file, isolation_level=None) if damage == "locked" else None
             if blocker is not None:
                 blocker.execute("BEGIN EXCLUSIVE")

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from orchestrator_core.testing import RunningService, service
+from tests.faults.kit import skip_without
 
 from .partner import Partner, execution_of, partner
 
@@ -215,6 +216,8 @@ def test_answers_outlive_a_reload_that_changes_nothing_they_depend_on(run: RunFi
 
 
 def test_services_with_a_redis_share_results_and_answers(run: RunFixture) -> None:
+    skip_without("127.0.0.1", 6379, "Redis")
+
     async def main() -> None:
         prefix = f"test-{uuid4().hex}"
         shared = f'cache: {{url: "redis://127.0.0.1:6379/0", prefix: {prefix}, secret: "not for others", timeout: 5s}}'

@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 import structlog
-from tracking_kit import POSTGRESQL_URL, Place, Relay, counts, files, postgresql, until
+from tracking_kit import Place, Relay, counts, files, postgresql, until
 from yarl import URL
 
 from orchestrator_core.testing import RunningService, service
@@ -201,9 +201,9 @@ def test_a_table_that_is_locked_in_postgresql(run: Run, tmp_path: Path) -> None:
 
 def test_the_password_of_the_url_is_told_nowhere(run: Run, tmp_path: Path) -> None:
     """Not by the options, nor by an error, which PostgreSQL's driver writes."""
-    at = URL(POSTGRESQL_URL).with_password("canary-4711").with_path("/no_such_database_at_all")
 
-    async def main() -> None:
+    async def main(url: str) -> None:
+        at = URL(url).with_password("canary-4711").with_path("/no_such_database_at_all")
         place = Place("postgresql", str(at), tmp_path)
         settings = files(place)
         settings["config.yaml"] = settings["config.yaml"].replace(
@@ -218,4 +218,5 @@ def test_the_password_of_the_url_is_told_nowhere(run: Run, tmp_path: Path) -> No
             texts = [str(found), repr(spec), str(listed.json), str((await shop.admin("GET", "/config")).json)]
             assert not [text for text in texts if "canary-4711" in text]
 
-    run(main())
+    with postgresql() as url:
+        run(main(url))
