@@ -29,14 +29,17 @@ from orchestrator_core.plugin_api import SourceKind, hookimpl, option
 
 @frozen
 class Options:
-    work: float = option(0.0015, help="Seconds of CPU that a call takes.")
+    work: float = option(0.0015, help="Seconds of CPU that a call takes while the core is at its best.")
 
 class Busy:
     def __init__(self, options):
-        started = thread_time()
         rounds = 20_000
+        self._rounds = int(rounds * options.work / min(self._seconds(rounds) for _ in range(10)))
+
+    def _seconds(self, rounds):
+        started = thread_time()
         self._compute(rounds)
-        self._rounds = int(rounds * options.work / (thread_time() - started))
+        return thread_time() - started
 
     def _compute(self, rounds):
         total = 0

@@ -207,7 +207,7 @@ def test_a_store_file_that_cannot_be_read_is_a_failed_source(
                 assert (await served.get(visits(FRESH))).json == {"visits": 12}
                 file.unlink()
                 async with asyncio.timeout(10):
-                    while (await served.get(visits(FRESH))).status == 200:  # what is open is read
+                    while (await served.get(visits(FRESH))).status == 200:  # noqa: ASYNC110  # what is open is read
                         await asyncio.sleep(0.05)
             blocker = sqlite3.connect(file, isolation_level=None) if damage == "locked" else None
             if blocker is not None:
