@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -16,16 +15,17 @@ from attrs import frozen
 
 from orchestrator_core.config.model import ServerOptions
 from orchestrator_core.engine import Failure, new_execution_id
+from orchestrator_core.http.accepting import BACKLOG, Acceptor
 from orchestrator_core.http.answers import Answer, common_headers, own_timing, problem, refusal
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.limit import Limit
-from orchestrator_core.http.sockets import accept_waiting, has_unread, refuse_new
+from orchestrator_core.http.sockets import has_unread
 from orchestrator_core.http.whole import is_whole_request
 from orchestrator_core.run import clock
 
 log = structlog.get_logger("orchestrator.http")
 
-BACKLOG = 1024
+NO_ADDRESS = ("", 0)
 KEEPALIVE_SECONDS = 75.0
 LINGERING_SECONDS = 2.0
 FIRST_REQUEST_SECONDS = 1.0
@@ -332,8 +332,10 @@ class _Server(web.Server):
         self._round: Iterator[Any] = iter(())
         self._slice, self._pause = SWEPT_AT_ONCE, SWEEP_SECONDS
         self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        self.acceptor = Acceptor(self)
 
     def __call__(self) -> web.RequestHandler:
+        self.acceptor.look_soon()
         if len(self._connections) >= self._limits.max_connections:
             self.refused_connections += 1
             return _Refused(self._limits.max_connections)  # type: ignore[return-value]  # it is of no other use
@@ -369,27 +371,26 @@ class Listener:
     """Accepts connections on one or more sockets. ``address`` is the host and port of the first, as bound."""
 
     def __init__(self, server: _Server) -> None:
-        self.address = ("", 0)
+        self.address = NO_ADDRESS
         self._server = server
-        self._accepting: list[tuple[asyncio.Server, bool]] = []
 
     async def bind(self, host: str, port: int) -> None:
         """Bind the address and accept connections on it. Raises ``OSError``."""
         loop = asyncio.get_running_loop()
-        await self._accept(await loop.create_server(self._server, host, port, backlog=BACKLOG), own=True)
+        self._accept(await loop.create_server(self._server, host, port, backlog=BACKLOG), own=True)
 
     async def accept_on(self, sockets: Sequence[socket.socket]) -> None:
         """Accept connections on sockets that are bound already, and that others may accept on too."""
         loop = asyncio.get_running_loop()
         for bound in sockets:
             create = loop.create_unix_server if bound.family == socket.AF_UNIX else loop.create_server
-            await self._accept(await create(self._server, sock=bound, backlog=BACKLOG), own=False)
+            self._accept(await create(self._server, sock=bound, backlog=BACKLOG), own=False)
 
-    async def _accept(self, accepting: asyncio.Server, *, own: bool) -> None:
-        if not self._accepting:
+    def _accept(self, accepting: asyncio.Server, *, own: bool) -> None:
+        if self.address == NO_ADDRESS:
             bound = accepting.sockets[0].getsockname()
             self.address = (str(bound[0]), int(bound[1])) if isinstance(bound, tuple) else (str(bound), 0)
-        self._accepting.append((accepting, own))
+        self._server.acceptor.watch(accepting, own=own)
 
     async def stop(self, grace: Grace, linger_seconds: float) -> None:
         """Accept no more, serve those who are connected or wait to be, and close their connections.
@@ -401,7 +402,7 @@ class Listener:
         server.closing = True
         for protocol in server.connections:
             protocol.closing = True  # type: ignore[attr-defined]  # each is a Connection
-        await self._accept_the_last()
+        await server.acceptor.stop()
         loop = asyncio.get_running_loop()
         began = loop.time()
         while server.connections and grace.left:
@@ -413,26 +414,6 @@ class Listener:
                     protocol.force_close()
             await grace.pause(_POLL_SECONDS if waited else 0)
         await server.shutdown(_CANCEL_SECONDS)
-
-    async def _accept_the_last(self) -> None:
-        loop = asyncio.get_running_loop()
-        kept: list[socket.socket] = []
-        for accepting, own in self._accepting:
-            for bound in accepting.sockets:
-                one = socket.socket(fileno=os.dup(bound.fileno()))
-                one.setblocking(False)
-                if own:
-                    refuse_new(one)
-                kept.append(one)
-            accepting.close()
-        self._accepting.clear()
-        for _ in range(2):
-            await asyncio.sleep(0)
-            for one in kept:
-                for connection in accept_waiting(one, BACKLOG):
-                    await loop.connect_accepted_socket(self._server, connection)
-        for one in kept:
-            one.close()
 
 
 @asynccontextmanager
