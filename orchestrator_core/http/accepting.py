@@ -1,4 +1,4 @@
-"""Taking all connections that wait, at once.
+"""Taking connections that wait several at a time.
 
 uvloop takes one in each turn of the loop. Under load a turn is milliseconds long, and a client that connects, or a
 balancer that looks after the service's health, would wait for a second before anybody hears of it.
@@ -14,7 +14,8 @@ from collections.abc import Callable
 from orchestrator_core.http.sockets import accept_waiting, refuse_new
 
 BACKLOG = 1024
-AT_ONCE = 64
+AT_ONCE = 8
+"""So many in one turn of the loop, which is a millisecond of a slow core: those who are connected wait for it."""
 
 
 class Acceptor:

@@ -1,4 +1,4 @@
-"""All clients that wait are accepted together, also by a loop that takes one in each of its turns."""
+"""Clients that wait are accepted several at a time, also by a loop that takes one in each of its turns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator_core.http.accepting import Acceptor
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
 CLIENTS = 200
-FEW_TURNS = 20
+FEW_TURNS = CLIENTS // 4
 
 
 class Accepted(asyncio.Protocol):
