@@ -139,15 +139,12 @@ def serve(wanted: Wanted) -> None:
 
 def invite_when_ready(wanted: Wanted) -> None:
     """Say what to try once it can be tried. A model that does not get ready is not waited for for ever."""
-    waiting_until = None
-    while True:
-        status = health(wanted.port)
-        if status == HTTPStatus.SERVICE_UNAVAILABLE and waiting_until is None:
-            waiting_until = monotonic() + READY_SECONDS
-        if status == HTTPStatus.OK or (waiting_until is not None and monotonic() > waiting_until):
-            invite(wanted)
-            return
+    while health(wanted.port) is None:
         sleep(POLL_SECONDS)
+    until = monotonic() + READY_SECONDS
+    while health(wanted.port) != HTTPStatus.OK and monotonic() < until:
+        sleep(POLL_SECONDS)
+    invite(wanted)
 
 
 def health(port: int) -> int | None:
