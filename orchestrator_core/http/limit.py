@@ -10,7 +10,7 @@ can end: as many a second as it ends for a second of work, fewer while its turns
 
 In a calm the line may hold what is worked off within ``burst``, at the pace that is usual. Overload is a line that
 stays: for two windows nobody got through in less than ``wait``, and much more came than was ended and than the loop can
-usually end. If it is no more than usual, the core is slow, and that is an overload when it lasts. So is a line of
+usually end; for one, if it is far more. If it is no more than usual, the core is slow, and that is an overload when it lasts. So is a line of
 ``burst``. From then on the line holds what is worked off within ``wait``, and the rest is refused on arrival, until
 nobody was for two windows. The two lengths are the idea of CoDel (RFC 8289): a burst may wait, a standing line helps
 nobody.
@@ -65,11 +65,14 @@ LEFT_WINDOWS = 2
 RUSH = 1.75
 """A line grows fast if so many times as much comes as is ended: in an overload, or where the core is slow."""
 
-TOO_MUCH = 1.5
-"""It is an overload at once if so many times as much comes as the loop can usually end."""
-
 LASTING_WINDOWS = 8
-"""Else it is one when the line has grown fast for so many windows: for a slow moment nobody is refused."""
+"""It is an overload when the line has grown fast for so many windows: for a slow moment nobody is refused."""
+
+TOO_MUCH, GROWS = 1.5, 1.3
+"""It is one at once if so many times as much comes as the loop can usually end, and as is ended now."""
+
+FAR_TOO_MUCH = 4.0
+"""A single window is enough if so many times as much comes as the loop can usually end."""
 
 GROWING = 1.1
 UNLIMITED = 2**62
@@ -129,6 +132,7 @@ class Limit:
         "_due",
         "_due_at",
         "_ended",
+        "_excess",
         "_in_flight_before",
         "_later",
         "_least_wait",
@@ -189,7 +193,7 @@ class Limit:
         self._cost = 0.0
         self._let_in_at = 0.0
         self._let_in_last = 0
-        self._calm = self._crowded = self._rushed = self._left = self._long = 0
+        self._calm = self._crowded = self._rushed = self._excess = self._left = self._long = 0
         self._shed_when_overloaded = 0
         self._window = 0.0
         self._pace = Pace(worked)
@@ -383,16 +387,17 @@ class Limit:
             self._ended = FADING * self._ended + ended
             self._could = FADING * self._could + self._pace.usual * (now - self._window)
             self._rushed = self._rushed + 1 if self._came > RUSH * self._ended else 0
+            self._excess = self._excess + 1 if self._is_too_much() else 0
             self._crowded = self._crowded + 1 if refused else 0
-            enough = CROWDED_WINDOWS if self._came > TOO_MUCH * self._could else LASTING_WINDOWS
-            if self._crowded >= CROWDED_WINDOWS or self._rushed >= enough:
+            enough = 1 if self._came > FAR_TOO_MUCH * self._could > 0 else CROWDED_WINDOWS
+            if self._crowded >= CROWDED_WINDOWS or self._excess >= enough or self._rushed >= LASTING_WINDOWS:
                 self.overloaded = True
                 self._left = 0
                 self._shed_when_overloaded = self._shed_before
                 log.warning("overload", waiting=len(self._line), in_flight=self.in_flight)
                 self._trim(now)
         else:
-            self._crowded = self._rushed = 0
+            self._crowded = self._rushed = self._excess = 0
             self._came = self._ended = self._could = 0.0
         self._calm = 0 if self.overloaded or refused or grows or self._longest > MANY else self._calm + 1
         if quiet or self._calm >= CALM_WINDOWS:
@@ -401,6 +406,11 @@ class Limit:
             self.engaged = False
             self._turns.leave(now)
         self._open_window(now)
+
+    def _is_too_much(self) -> bool:
+        """Return whether more comes than the loop can usually end, and the line grows, not only because it is slow."""
+        grows = GROWS if self._pace.is_sure else RUSH
+        return self._came > TOO_MUCH * self._could and self._came > grows * self._ended
 
     def _trim(self, now: float) -> None:
         """Refuse the latest of a line that is longer than it may be from now on: they hear of it soonest."""

@@ -19,6 +19,9 @@ AMPLE, LEAST_SHARE = 1.05, 0.3
 FADING = 0.8
 """What a window counts beside the one after it."""
 
+SURE = 40
+"""In so many windows the usual pace is measured for a second, which no slow moment of the core is."""
+
 LEARNING = 0.03
 """What a window counts in the usual pace, of which the last half second is a half."""
 
@@ -35,6 +38,7 @@ class Pace:
         "_cpu_before",
         "_cpu_seconds",
         "_ended",
+        "_known",
         "_lags",
         "_seconds",
         "_turned_at",
@@ -48,11 +52,17 @@ class Pace:
         self._turned_at = self._lags = 0.0
         self.rate = UNKNOWN
         self.usual = 0.0
+        self._known = 0
         self.forget()
 
     @property
     def begun(self) -> bool:
         return self._cpu_before is not None
+
+    @property
+    def is_sure(self) -> bool:
+        """Return whether ``usual`` is more than what the loop could end in one slow moment."""
+        return self._known >= SURE
 
     def forget(self) -> None:
         """Measure anew; the rate stays until there is another."""
@@ -90,6 +100,7 @@ class Pace:
             return
         can = self._ended / self._seconds
         if self.windows >= MEASURED:
+            self._known += 1
             self.usual += (can - self.usual) * (LEARNING if self.usual else 1.0)
         self.rate = max(LEAST_SHARE, min(AMPLE, share)) * (max(can, self.usual) if calm else can)
 

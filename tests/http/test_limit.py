@@ -272,6 +272,16 @@ def test_the_line_is_bounded_in_time_though_requests_have_become_dearer() -> Non
     assert at(accepted(sent), 1.0) < 2 * ADAPTIVE.burst
 
 
+def test_twice_what_was_served_is_an_overload_soon_though_the_core_has_become_faster() -> None:
+    loop = Loop(ADAPTIVE, 0.0015, slow=[(0.0, 4.0, 1.3)])
+    loop.circle(32, until=4)
+    started = loop.now
+    sent = loop.run(2 / (1.3 * loop.cost), 2)
+    assert min(one.ended for one in sent if one.refused) < started + 0.25
+    assert at(refused(sent), 0.95) < 0.02
+    assert at(accepted(sent), 0.99) < 0.15
+
+
 def test_after_an_overload_everything_is_as_before() -> None:
     loop = Loop(ADAPTIVE, 0.0015)
     assert refused(loop.run(10 / loop.cost, 2))
