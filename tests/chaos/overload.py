@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -23,9 +23,9 @@ from tests.chaos.open_loop import Seen, Wanted, run
 
 PLUGIN = """
 from contextlib import asynccontextmanager
-from time import thread_time
 from attrs import frozen
 from orchestrator_core.plugin_api import SourceKind, hookimpl, option
+from tests.chaos.work import Work
 
 @frozen
 class Options:
@@ -33,22 +33,10 @@ class Options:
 
 class Busy:
     def __init__(self, options):
-        rounds = 20_000
-        self._rounds = int(rounds * options.work / min(self._seconds(rounds) for _ in range(10)))
-
-    def _seconds(self, rounds):
-        started = thread_time()
-        self._compute(rounds)
-        return thread_time() - started
-
-    def _compute(self, rounds):
-        total = 0
-        for number in range(rounds):
-            total += number & 7
-        return total
+        self._work = Work(options.work)
 
     async def fetch(self, operation, params):
-        return {"total": self._compute(self._rounds)}
+        return {"total": self._work.compute()}
 
 @asynccontextmanager
 async def opened(options, context):
@@ -79,7 +67,7 @@ CONFIG = """
 admin: {enabled: false}
 """
 SOURCES = """
-busy: {{sources: {{default: {{work: 0.0015}}, lighter: {{work: 0.001}}}}}}
+busy: {{sources: {{default: {{work: {work}}}, lighter: {{work: 0.001}}}}}}
 api:
   sources:
     default: {{base_url: "http://127.0.0.1:{port}", timeout: 5s, max_connections: 2000}}
@@ -87,6 +75,7 @@ api:
     get: {{path: /}}
 """
 PARTNER_SECONDS = 0.01
+WORK_SECONDS = 0.0015
 
 
 @frozen
@@ -139,12 +128,12 @@ async def partner() -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def worker(config: str = CONFIG) -> AsyncIterator[Process]:
+async def worker() -> AsyncIterator[Process]:
     """One worker with the flows, on a core of its own where there are several."""
     async with partner() as port:
         files = {
-            "config/config.yaml": config,
-            "config/integrations/sources.yaml": SOURCES.format(port=port),
+            "config/config.yaml": CONFIG,
+            "config/integrations/sources.yaml": SOURCES.format(port=port, work=WORK_SECONDS),
             "config/domains/load.yaml": DOMAIN,
             "plugins/busy.py": PLUGIN,
         }
@@ -166,6 +155,16 @@ async def serving(files: Mapping[str, str]) -> AsyncIterator[Process]:
             yield process
 
 
+@asynccontextmanager
+async def bare() -> AsyncIterator[Process]:
+    """The least that can compute as much as the flow ``cpu``, on the same core."""
+    with TemporaryDirectory(prefix="orchestrator-chaos-") as folder:
+        port = free_port()
+        command = [sys.executable, "-m", "tests.chaos.bare", str(port), str(WORK_SECONDS)]
+        async with started("bare loop", command, port, divide_cores().server, Path(folder) / "log") as process:
+            yield process
+
+
 async def peak_of(process: Process, target: str, seconds: float, connections: int) -> Measured:
     """Return what the worker serves when it is asked by so many clients one request after the other."""
     (answer,) = await fetch(process, [target])
@@ -179,11 +178,11 @@ async def measure(
     times: tuple[float, ...] = (2, 10),
     seconds: float = 10.0,
     connections: int = 32,
-    config: str = CONFIG,
+    service: Callable[[], AbstractAsyncContextManager[Process]] = worker,
 ) -> Found:
     """Measure the peak and the multiples of it in turns, and after each of those how soon all is as before."""
     target = f"/orchestrator/load/{flow}"
-    async with worker(config) as process:
+    async with service() as process:
         steps: list[Step] = []
         after_seconds = 0.0
         peak = await peak_of(process, target, seconds / 2, connections)
@@ -236,4 +235,8 @@ def _ms(seconds: float) -> str:
 if __name__ == "__main__":
     import uvloop
 
-    print(shown(uvloop.run(measure(sys.argv[1], tuple(map(float, sys.argv[2].split(","))), float(sys.argv[3])))))
+    flow, times, seconds = sys.argv[1], tuple(map(float, sys.argv[2].split(","))), float(sys.argv[3])
+    if flow == "bare":
+        print(shown(uvloop.run(measure("cpu", times, seconds, service=bare))))
+    else:
+        print(shown(uvloop.run(measure(flow, times, seconds))))
