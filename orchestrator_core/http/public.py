@@ -11,7 +11,6 @@ import structlog
 from aiohttp import web
 
 from orchestrator_core.answer_cache import Make
-from orchestrator_core.capture import Taken
 from orchestrator_core.engine import (
     CLIENT_CLOSED_REQUEST,
     Failure,
@@ -141,11 +140,11 @@ class PublicApp:
                 else MISSING
             )
             texts = parse_query(query) if query else _NO_QUERY
-            if ready.capture is None:
-                given = make_request(ready, params, texts, headers, body)
-            else:
-                run.taken = Taken(request.method, Request(params, texts, headers, body))
-                run.taken.request = given = make_request(ready, params, texts, headers, body)
+            if ready.capture is not None:
+                run.capture(request.method, Request(params, texts, headers, body))
+            given = make_request(ready, params, texts, headers, body)
+            if run.taken is not None:
+                run.taken.request = given
             if ready.answers is None:
                 content = encode(await execute(ready, given, run))
             else:
@@ -222,8 +221,7 @@ class PublicApp:
 
         async def renew(given: Request) -> tuple[bytes, Run]:
             run = Run(ready, new_execution_id(), "", self.turns)
-            if ready.capture is not None:
-                run.taken = Taken("", given)
+            run.capture("", given)
             snapshot.running += 1
             try:
                 content = await make(given, run)
