@@ -15,9 +15,10 @@ from attrs import frozen
 
 from orchestrator_core.config.secrets import without_passwords
 from orchestrator_core.http.admin import AdminApp
+from orchestrator_core.http.connection import Limits
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.limit import Limit
-from orchestrator_core.http.listener import Handler, Limits, Listener, listen
+from orchestrator_core.http.listener import Handler, Listener, listen
 from orchestrator_core.http.public import PublicApp
 from orchestrator_core.http.telemetry import ServiceState, open_telemetry
 from orchestrator_core.logs import LogMask

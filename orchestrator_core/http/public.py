@@ -33,9 +33,9 @@ from orchestrator_core.http.answers import (
     problem,
     run_headers,
 )
+from orchestrator_core.http.connection import LINGERING_SECONDS
 from orchestrator_core.http.docs import docs_asset
 from orchestrator_core.http.limit import Limit
-from orchestrator_core.http.listener import LINGERING_SECONDS
 from orchestrator_core.http.reading import parse_query, read_json
 from orchestrator_core.http.routing import ROOT, Route
 from orchestrator_core.http.serving import Serving, limit_of

@@ -17,8 +17,9 @@ from orchestrator_core.config.model import Configuration
 from orchestrator_core.errors import Problem
 from orchestrator_core.http.accepting import BACKLOG
 from orchestrator_core.http.app import ADMIN_GRACE_SECONDS, on_stop_signals, url_of
+from orchestrator_core.http.connection import Limits
 from orchestrator_core.http.grace import Grace
-from orchestrator_core.http.listener import Limits, listen
+from orchestrator_core.http.listener import listen
 from orchestrator_core.http.sockets import bind_shared
 from orchestrator_core.leases import runtime_folder
 from orchestrator_core.logs import LogMask
