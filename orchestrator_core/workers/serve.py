@@ -23,8 +23,8 @@ from orchestrator_core.http.listener import listen
 from orchestrator_core.http.sockets import bind_shared
 from orchestrator_core.leases import runtime_folder
 from orchestrator_core.logs import LogMask
-from orchestrator_core.reload import watch
 from orchestrator_core.tasks import beside
+from orchestrator_core.watching import watch
 from orchestrator_core.workers.admin import MergedAdmin
 from orchestrator_core.workers.images import take
 from orchestrator_core.workers.process import StartFailed
