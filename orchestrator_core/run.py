@@ -224,6 +224,11 @@ class Run:
             if status is OK
         }
 
+    def capture(self, method: str, request: Request) -> None:
+        """Begin to note the values of the execution, if they are captured. ``method`` is empty where nobody asked."""
+        if self.plan.capture is not None:
+            self.taken = Taken(method, request)
+
     def settle(self, index: int, result: JSON | Degraded) -> JSON:
         """Return the result of a step, and note if something lesser than its source gave it."""
         if type(result) is Degraded:

@@ -1,9 +1,10 @@
-"""Tasks and how they end: a request's concurrent branches, and what has to be waited for."""
+"""Tasks and how they end: a request's concurrent branches, what runs beside a block, what has to be waited for."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -62,6 +63,18 @@ class Branches:
         return error
 
 
+@asynccontextmanager
+async def beside(doing: Coroutine[Any, Any, Any], name: str) -> AsyncIterator[None]:
+    """Run something until the block is left, and cancel it then. What failed it before is raised there."""
+    task = asyncio.create_task(doing, name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
 async def to_its_end(future: asyncio.Future[T]) -> T:
     """Wait for the future's end, though the caller is cancelled meanwhile; that is raised then, and not at once.
 
@@ -80,4 +93,4 @@ async def to_its_end(future: asyncio.Future[T]) -> T:
     raise cancelled
 
 
-__all__ = ["Branches", "to_its_end"]
+__all__ = ["Branches", "beside", "to_its_end"]

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 from time import time
 
@@ -15,15 +15,17 @@ from attrs import frozen
 
 from orchestrator_core.config.secrets import without_passwords
 from orchestrator_core.http.admin import AdminApp
+from orchestrator_core.http.connection import Limits
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.limit import Limit
-from orchestrator_core.http.listener import Handler, Limits, Listener, listen
+from orchestrator_core.http.listener import Handler, Listener, listen
 from orchestrator_core.http.public import PublicApp
 from orchestrator_core.http.telemetry import ServiceState, open_telemetry
 from orchestrator_core.logs import LogMask
 from orchestrator_core.plugin_api import Generation, StoreContext
 from orchestrator_core.reload import Live, open_live
 from orchestrator_core.snapshot import Snapshot
+from orchestrator_core.tasks import beside
 from orchestrator_core.tracking import ExecutionLog, Writer, writing
 
 log = structlog.get_logger("orchestrator")
@@ -81,11 +83,12 @@ async def run_service(
         options = live.snapshot.configuration.app
         address = (host or options.server.host, options.server.port if port is None else port)
         admin_address = (options.admin.host, options.admin.port if admin_port is None else admin_port)
+        watches = options.reload.watch if watch is None else watch
         async with (
             serve_live(
                 live, address, admin_address if options.admin.enabled else None, grace, linger_seconds
             ) as service,
-            _watching(live, options.reload.watch if watch is None else watch),
+            beside(live.watch(), "watch configuration") if watches else nullcontext(),
         ):
             yield service
 
@@ -154,20 +157,6 @@ def _generation(snapshot: Snapshot) -> Generation:
     if any(ready.capture is not None for ready in snapshot.plans.values()):
         texts = {name: without_passwords(configuration.redactor(text)) for name, text in configuration.texts.items()}
     return Generation(snapshot.generation, time(), dict(configuration.files), texts)
-
-
-@asynccontextmanager
-async def _watching(live: Live, enabled: bool) -> AsyncIterator[None]:
-    if not enabled:
-        yield
-        return
-    task = asyncio.create_task(live.watch(), name="watch configuration")
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def serve(

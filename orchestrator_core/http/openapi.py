@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from orchestrator_core import __version__
 from orchestrator_core.config.model import Configuration
-from orchestrator_core.expressions import ConditionalNode, LogicalNode, Node, ReferenceNode, references
-from orchestrator_core.expressions.nodes import children
+from orchestrator_core.http.request_uses import request_uses
 from orchestrator_core.http.routing import ROOT, paths
 from orchestrator_core.http.shapes import Embedded, Schema, answer_shape, object_of
-from orchestrator_core.plan import REQUEST_PARTS, Plan, PlannedStep
-
-Path = tuple[str | int, ...]
+from orchestrator_core.plan import Plan
 
 TITLE = "Orchestrator API"
 METHODS_WITHOUT_BODY = ("GET", "DELETE")
@@ -130,81 +127,6 @@ def _without_empty(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value not in ("", [], {}, None, False)}
 
 
-@frozen
-class _Uses:
-    """What an endpoint reads of a request: for each part, the paths into it and whether they are always read.
-
-    The part ``""`` holds ``$request.x``, which is looked for in the path, then the query, then the body.
-    """
-
-    parts: Mapping[str, Mapping[tuple[str | int, ...], bool]]
-
-    def names(self, part: str) -> dict[str, bool]:
-        """Return the first names of the paths into a part."""
-        found: dict[str, bool] = {}
-        for path, always in self.parts[part].items():
-            if path and isinstance(path[0], str):
-                found[path[0]] = found.get(path[0], False) or always
-        return found
-
-
-def _uses(plan: Plan) -> _Uses:
-    always = {reference.path for reference in _always_read(plan)}
-    parts: dict[str, dict[tuple[str | int, ...], bool]] = {part: {} for part in (*REQUEST_PARTS, "")}
-    for reference in plan.request_references:
-        path = reference.path
-        if path and path[0] in REQUEST_PARTS:
-            parts[str(path[0])][path[1:]] = path in always
-        else:
-            parts[""][path] = path in always
-    for step in plan.steps:
-        if isinstance(step.for_each, ReferenceNode) and step.for_each.root == "request":
-            _add_items(parts, step, step.for_each.path, always=step.for_each.path in always)
-    return _Uses(parts)
-
-
-def _add_items(
-    parts: Mapping[str, dict[tuple[str | int, ...], bool]], step: PlannedStep, path: Path, *, always: bool
-) -> None:
-    """Add what a step with ``for_each`` reads of each item of a list in the request."""
-    part, rest = (str(path[0]), path[1:]) if path and path[0] in REQUEST_PARTS else ("", path)
-    parts[part].setdefault((*rest, 0), always)
-    needed = {node.path for _, param in step.params for node in _unconditional(param, "item")}
-    for _, param in step.params:
-        for reference in references(param):
-            if reference.root == "item":
-                parts[part][(*rest, 0, *reference.path)] = always and reference.path in needed
-
-
-def _always_read(plan: Plan) -> Iterator[ReferenceNode]:
-    """Yield the references to the request without which every request fails."""
-    for step in plan.steps:
-        if step.condition is not None:
-            yield from _unconditional(step.condition)
-        elif step.for_each is not None and not step.optional:
-            yield from _unconditional(step.for_each)  # with no items, nothing else is asked for
-        elif not step.optional:
-            for _, node in step.params:
-                yield from _unconditional(node)
-    if plan.response is not None:
-        yield from _unconditional(plan.response)
-
-
-def _unconditional(node: Node, root: str = "request") -> Iterator[ReferenceNode]:
-    match node:
-        case ReferenceNode(root=found) if found == root:
-            yield node
-        case LogicalNode(operator="&&", operands=(first, *_)):
-            yield from _unconditional(first, root)
-        case LogicalNode():
-            return
-        case ConditionalNode(condition=condition):
-            yield from _unconditional(condition, root)
-        case _:
-            for child in children(node):
-                yield from _unconditional(child, root)
-
-
 @define
 class _Document:
     """The document under construction."""
@@ -304,7 +226,7 @@ class _Endpoint:
         config = plan.config
         self.document = document
         self.plan = plan
-        self.uses = _uses(plan)
+        self.uses = request_uses(plan)
         self.input = document.embed(plan, config.input_schema, "input") if config.input_schema is not None else None
         self.declared: Mapping[str, Any] = {}
         self.required: list[str] = []

@@ -6,12 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-import orjson
 import structlog
 from aiohttp import web
 
 from orchestrator_core.answer_cache import Make
-from orchestrator_core.capture import Taken
 from orchestrator_core.engine import (
     CLIENT_CLOSED_REQUEST,
     Failure,
@@ -34,9 +32,9 @@ from orchestrator_core.http.answers import (
     problem,
     run_headers,
 )
-from orchestrator_core.http.docs import docs_asset
+from orchestrator_core.http.connection import LINGERING_SECONDS
 from orchestrator_core.http.limit import Limit
-from orchestrator_core.http.listener import LINGERING_SECONDS
+from orchestrator_core.http.pages import PageContent
 from orchestrator_core.http.reading import parse_query, read_json
 from orchestrator_core.http.routing import ROOT, Route
 from orchestrator_core.http.serving import Serving, limit_of
@@ -141,11 +139,11 @@ class PublicApp:
                 else MISSING
             )
             texts = parse_query(query) if query else _NO_QUERY
-            if ready.capture is None:
-                given = make_request(ready, params, texts, headers, body)
-            else:
-                run.taken = Taken(request.method, Request(params, texts, headers, body))
-                run.taken.request = given = make_request(ready, params, texts, headers, body)
+            if ready.capture is not None:
+                run.capture(request.method, Request(params, texts, headers, body))
+            given = make_request(ready, params, texts, headers, body)
+            if run.taken is not None:
+                run.taken.request = given
             if ready.answers is None:
                 content = encode(await execute(ready, given, run))
             else:
@@ -222,8 +220,7 @@ class PublicApp:
 
         async def renew(given: Request) -> tuple[bytes, Run]:
             run = Run(ready, new_execution_id(), "", self.turns)
-            if ready.capture is not None:
-                run.taken = Taken("", given)
+            run.capture("", given)
             snapshot.running += 1
             try:
                 content = await make(given, run)
@@ -275,7 +272,7 @@ class PublicApp:
         started, execution_id = clock(), new_execution_id()
         answer = self._own_answer(request, serving, path, segments, started, execution_id)
         if self.telemetry.answered is not None:
-            self.telemetry.answered(serving.template(path), request.method, answer.status, clock() - started)
+            self.telemetry.answered(serving.pages.template(path), request.method, answer.status, clock() - started)
         if serving.request_line is not None and answer.status >= 400:
             shown = serving.redact(path[:LONGEST_LOGGED_PATH])
             seconds = clock() - started
@@ -302,42 +299,13 @@ class PublicApp:
         headers = common_headers(execution_id, own_timing(started)) + header_lines(extra)
         return Answer(status, content, content_type, headers)
 
-    def _find(
-        self, request: web.BaseRequest, serving: Serving, path: str, segments: list[str]
-    ) -> tuple[int, bytes, str, Mapping[str, str]]:
-        found = self._page(serving, path, segments)
+    def _find(self, request: web.BaseRequest, serving: Serving, path: str, segments: list[str]) -> PageContent:
+        found = serving.pages.find(path, segments, stopping=self.stopping or self.draining)
         if found is None:
             raise _no_route(serving.snapshot, segments)
         if request.method not in ("GET", "HEAD"):
             raise BadRequest(f"{request.method} is not a method of {path}", 405)
         return found
-
-    def _page(
-        self, serving: Serving, path: str, segments: list[str]
-    ) -> tuple[int, bytes, str, Mapping[str, str]] | None:
-        snapshot = serving.snapshot
-        if path == "/health/live":
-            return 200, b'{"status":"live"}', JSON_TYPE, {}
-        if path == "/health/ready":
-            if self.stopping or self.draining:
-                return 503, b'{"status":"shutting down"}', JSON_TYPE, {"Retry-After": "1"}
-            if serving.waits_for and (waiting := serving.not_yet_ready()):
-                document = {"status": "waiting for models", "generation": snapshot.generation, "models": waiting}
-                return 503, orjson.dumps(document), JSON_TYPE, {"Retry-After": "1"}
-            return 200, orjson.dumps({"status": "ready", "generation": snapshot.generation}), JSON_TYPE, {}
-        if path in (ROOT, f"{ROOT}/"):
-            return 200, orjson.dumps(serving.domains()), JSON_TYPE, {}
-        if len(segments) == 3 and segments[1] == "orchestrator" and segments[2] in serving.domain_names:
-            return 200, orjson.dumps(serving.domain(segments[2])), JSON_TYPE, {}
-        if not snapshot.configuration.app.server.docs:
-            return None
-        if path == "/openapi.json":
-            return 200, serving.openapi(), JSON_TYPE, {}
-        if path == "/docs" or path.startswith("/docs/"):
-            asset = docs_asset(path)
-            if asset is not None:
-                return 200, asset.body, asset.content_type, asset.headers
-        return None
 
 
 def _make(ready: ReadyPlan) -> Make:

@@ -1,6 +1,7 @@
 """The source type ``ml``: models by name, each loaded, watched and restarted by itself, and batches of requests."""
 
 from orchestrator_core.models.batching import Batcher, predict_rows
+from orchestrator_core.models.life import WarmUpFailed
 from orchestrator_core.models.options import (
     PREDICT,
     BatchOptions,
@@ -15,7 +16,7 @@ from orchestrator_core.models.options import (
 )
 from orchestrator_core.models.slot import ModelState, Slot
 from orchestrator_core.models.source import ML, MlPlugin, MlSource, Opening, Trouble, open_models
-from orchestrator_core.models.supervision import Supervisor, WarmUpFailed
+from orchestrator_core.models.supervision import Supervisor
 
 __all__ = [
     "ML",

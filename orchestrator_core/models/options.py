@@ -134,7 +134,3 @@ def entries(options: MlOptions) -> Entries:
 
 def operation_of(model: str) -> str:
     return PREDICT if model == DEFAULT_MODEL else model
-
-
-def model_of(operation: str) -> str:
-    return DEFAULT_MODEL if operation == PREDICT else operation

@@ -220,12 +220,12 @@ async def open_models(
         troubles += [found for found in await asyncio.gather(*(_look(name, models[name]) for name in looks)) if found]
         await _outcomes(awaited, opening)
         for name, model in models.items():
-            if model.failure is not None:
+            if model.outcome.failure is not None:
                 fatal = name not in kept and _is_fatal(model, opening, before.models.get(name) if before else None)
-                troubles.append(Trouble(name, model.failure, fatal))
-            if model.fallback is not None and model.fallback.failure is not None:
-                fatal = name not in kept and is_definite(model.fallback.failure)
-                troubles.append(Trouble(name, model.fallback.failure, fatal, of_fallback=True))
+                troubles.append(Trouble(name, model.outcome.failure, fatal))
+            if model.fallback is not None and model.fallback.outcome.failure is not None:
+                fatal = name not in kept and is_definite(model.fallback.outcome.failure)
+                troubles.append(Trouble(name, model.fallback.outcome.failure, fatal, of_fallback=True))
         yield MlSource({name: models[name] for name in context.operations}, troubles)
     finally:
         await asyncio.gather(*(model.release() for model in models.values()))
@@ -257,10 +257,10 @@ async def _look(name: str, model: Supervisor) -> Trouble | None:
 
 async def _outcomes(models: Collection[Supervisor], opening: Opening) -> None:
     """Wait until each model has had its first outcome."""
-    labels = {model.first: model.slot for model in models}
+    labels = {model.outcome.first: model.slot for model in models}
     pending = set(labels)
     for model in models:
-        model.reported = not model.first.done()
+        model.outcome.reported = not model.outcome.first.done()
     loop = asyncio.get_running_loop()
     started = loop.time()
     while pending:
@@ -276,7 +276,7 @@ async def _outcomes(models: Collection[Supervisor], opening: Opening) -> None:
                 slot = labels[outcome]
                 opening.progress(f"waiting for the model {slot.label}: {slot.state} ({loop.time() - started:.0f} s)")
     for model in models:
-        model.reported = False
+        model.outcome.reported = False
 
 
 def _is_fatal(model: Supervisor, opening: Opening, earlier: Supervisor | None) -> bool:
@@ -286,8 +286,8 @@ def _is_fatal(model: Supervisor, opening: Opening, earlier: Supervisor | None) -
     """
     if model.spec.fallback is not None:
         return earlier is not None and earlier.slot.state == "ready"
-    assert model.failure is not None
-    return opening.unavailable_is_error or (is_definite(model.failure) and model.slot.state == "failed")
+    assert model.outcome.failure is not None
+    return opening.unavailable_is_error or (is_definite(model.outcome.failure) and model.slot.state == "failed")
 
 
 def model_facts(options: MlOptions, operations: Mapping[str, Any]) -> Mapping[str, OperationFacts]:

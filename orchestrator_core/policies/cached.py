@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 from orchestrator_core.errors import OrchestratorError, SourceError, SourceUnavailable
 from orchestrator_core.policies.cache import Cache
-from orchestrator_core.policies.core import Call, Layer
 from orchestrator_core.policies.keys import KeyOf
+from orchestrator_core.policies.layers import Call, Layer
 from orchestrator_core.policies.notes import Cached, StepNote
 from orchestrator_core.policies.policies import GuardedRun
 from orchestrator_core.time_limits import TimeLimit, Timer, within

@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from orchestrator_core.errors import OrchestratorError, SourceError, SourceUnavailable
+from orchestrator_core.policies.attempts import attempts, is_failure
 from orchestrator_core.policies.cached import cached, cached_at_once
-from orchestrator_core.policies.core import Call, Layer, attempts, is_failure, queued, timed
 from orchestrator_core.policies.keys import KeyOf, choose, key_of, key_of_one
+from orchestrator_core.policies.layers import Call, Layer, queued, timed
 from orchestrator_core.policies.notes import Guarded
 from orchestrator_core.policies.options import CacheOptions
 from orchestrator_core.policies.policies import Capture, GuardedRun, Policies

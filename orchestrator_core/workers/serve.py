@@ -17,12 +17,14 @@ from orchestrator_core.config.model import Configuration
 from orchestrator_core.errors import Problem
 from orchestrator_core.http.accepting import BACKLOG
 from orchestrator_core.http.app import ADMIN_GRACE_SECONDS, on_stop_signals, url_of
+from orchestrator_core.http.connection import Limits
 from orchestrator_core.http.grace import Grace
-from orchestrator_core.http.listener import Limits, listen
+from orchestrator_core.http.listener import listen
 from orchestrator_core.http.sockets import bind_shared
 from orchestrator_core.leases import runtime_folder
 from orchestrator_core.logs import LogMask
-from orchestrator_core.reload import watch
+from orchestrator_core.tasks import beside
+from orchestrator_core.watching import watch
 from orchestrator_core.workers.admin import MergedAdmin
 from orchestrator_core.workers.images import take
 from orchestrator_core.workers.process import StartFailed
@@ -89,7 +91,8 @@ async def serve_workers(
             supervisor.swapped.append(mask.learn)
         await stack.enter_async_context(_signals(supervisor))
         if options.reload.watch:
-            await stack.enter_async_context(_watching(supervisor))
+            watching = watch(supervisor.folder, lambda: supervisor.secret_files, lambda: supervisor.reload(force=False))
+            await stack.enter_async_context(beside(watching, "watch configuration"))
         if ready:
             bound = shared[0][0].getsockname()
             pids = tuple(worker.pid for worker in supervisor.serving)
@@ -149,15 +152,3 @@ async def _signals(supervisor: Supervisor) -> AsyncIterator[None]:
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-@asynccontextmanager
-async def _watching(supervisor: Supervisor) -> AsyncIterator[None]:
-    watching = watch(supervisor.folder, lambda: supervisor.secret_files, lambda: supervisor.reload(force=False))
-    task = asyncio.create_task(watching, name="watch configuration")
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task

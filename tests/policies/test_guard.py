@@ -18,7 +18,6 @@ from orchestrator_core.errors import (
     SourceUnavailable,
 )
 from orchestrator_core.plugin_api import Duration
-from orchestrator_core.policies import core
 from orchestrator_core.policies.guard import make_guard, make_guard_at_once
 from orchestrator_core.policies.notes import StepNote
 from orchestrator_core.policies.options import BreakerOptions, ConcurrencyOptions, RetryOptions
@@ -295,7 +294,7 @@ def test_a_breaker_that_opens_during_a_pause_ends_the_attempts(
     run: RunFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        monkeypatch.setattr(core, "pause_seconds", lambda options, failed: 0.01)
+        monkeypatch.setattr("orchestrator_core.policies.attempts.pause_seconds", lambda options, failed: 0.01)
         state, backend = paid_for(SourceState(LABEL)), Backend(transient())
         task = asyncio.create_task(guard(backend, DEFAULTS, state)(Run(), 0, "x"))
         await turns()
@@ -571,7 +570,7 @@ def test_steps_with_the_same_options_share_a_breaker_and_others_do_not() -> None
 
 def test_a_pause_between_attempts_is_ended_with_the_request(run: RunFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        monkeypatch.setattr(core, "pause_seconds", lambda options, failed: 60.0)
+        monkeypatch.setattr("orchestrator_core.policies.attempts.pause_seconds", lambda options, failed: 60.0)
         backend = Backend(transient())
         task = asyncio.create_task(guard(backend, DEFAULTS)(Run(), 0, "x"))
         await turns()

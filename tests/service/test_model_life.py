@@ -335,6 +335,24 @@ def test_an_idle_model_is_unloaded_and_loaded_again_when_it_is_used(run: RunFixt
     run(main())
 
 
+def test_a_call_that_outlives_its_model_does_not_keep_the_next_one_from_being_unloaded(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin, files(f"unload_after: 300ms, {QUICK}")) as shop:
+            script = plugin["m"]
+            script.hangs = asyncio.Event()
+            slow = asyncio.create_task(score(shop))
+            await eventually(lambda: script.models and shop.running.live.snapshot.running, "a call under way")
+            script.model.end("killed")
+            await eventually(lambda: script.opens == 2, "started again")
+            await state(shop, "ready")
+            slow.cancel()
+            await state(shop, "stopped")
+
+    run(main())
+
+
 # --- ending and coming back ---------------------------------------------------------------------------------------
 
 

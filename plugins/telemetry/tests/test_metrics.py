@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import structlog
 from attrs import frozen
-from orchestrator_telemetry.counters import COUNTED_TOGETHER
+from orchestrator_telemetry.counters import COUNTED_TOGETHER, Counters
 from orchestrator_telemetry.options import MetricsOptions, TelemetryOptions
 from orchestrator_telemetry.plugin import open_telemetry
 
 from orchestrator_core.plugin_api import (
+    EndpointInfo,
+    FinishedRun,
     Page,
     SourceError,
     SourceKind,
@@ -113,6 +117,20 @@ def test_runs_that_wait_to_be_counted_are_counted_once_and_when_somebody_asks(se
         }
         assert found["orchestrator_request_duration_seconds_count"][labels(**HELLO)] == counted
         assert found["orchestrator_steps_total"][of_step("greeting", status="ok")] == counted
+
+
+def test_a_run_that_cannot_be_counted_is_logged_as_itself_and_the_others_are_counted() -> None:
+    counters = Counters((1.0,))
+    finished = counters.observe(EndpointInfo("shop", "hello", "/orchestrator/shop/hello", "g1", ()))
+    with structlog.testing.capture_logs() as logs:
+        for index in range(COUNTED_TOGETHER):
+            ended: Any = None if index == 1 else 0.5
+            run = SimpleNamespace(
+                id=f"run {index}", http_status=200, started=0.0, ended=ended, degraded_steps=(), notes=None, steps=()
+            )
+            finished(cast(FinishedRun, run), "GET", None)
+    assert [(entry["event"], entry["execution_id"]) for entry in logs] == [("an execution is not counted", "run 1")]
+    assert counters.endpoints["shop", "hello"].seconds.buckets == [COUNTED_TOGETHER - 1, 0]
 
 
 def test_steps_are_counted_by_outcome_and_timed_unless_skipped(serve: Any, scrape: Any) -> None:

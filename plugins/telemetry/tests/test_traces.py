@@ -18,8 +18,9 @@ from aiohttp import web
 from attrs import define, field, frozen
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from orchestrator_telemetry import options
-from orchestrator_telemetry.export import Export, Recorded
+from orchestrator_telemetry.export import Export
 from orchestrator_telemetry.options import TracesOptions
+from orchestrator_telemetry.recorded import Recorded
 from orchestrator_telemetry.traces import Tracer
 
 from orchestrator_core.plugin_api import EndpointInfo, HttpOptions, SourceError, SourceKind, hookimpl, option

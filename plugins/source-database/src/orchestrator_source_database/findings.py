@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from orchestrator_core.plugin_api import Finding, OperationFacts, did_you_mean
-from orchestrator_source_database.query import Query, words
+from orchestrator_source_database.query import Query
+from orchestrator_source_database.sql import words
 
 __all__ = ["Catalog", "facts_of", "finding"]
 

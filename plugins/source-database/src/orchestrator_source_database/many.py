@@ -14,7 +14,8 @@ from sqlalchemy import text
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from orchestrator_source_database.query import NO_WORDS, Query, words
+from orchestrator_source_database.query import Query
+from orchestrator_source_database.sql import NO_WORDS, words
 
 __all__ = ["Different", "Rewrite", "can_be_lateral", "can_be_union", "lateral", "union"]
 

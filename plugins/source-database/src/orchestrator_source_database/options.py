@@ -11,11 +11,23 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from orchestrator_core.plugin_api import Duration, did_you_mean, option
-from orchestrator_source_database.params import ParamType
-from orchestrator_source_database.query import param_names
+from orchestrator_source_database.sql import param_names
 
-__all__ = ["Address", "DatabaseOptions", "OperationOptions"]
+__all__ = ["Address", "DatabaseOptions", "Decimals", "OperationOptions", "ParamType"]
 
+ParamType: TypeAlias = Literal[
+    "string",
+    "integer",
+    "number",
+    "boolean",
+    "date",
+    "datetime",
+    "time",
+    "decimal",
+    "uuid",
+    "bytes",
+    "json",
+]
 Decimals: TypeAlias = Literal["number", "rounded", "string"]
 DISTRIBUTION = "orchestrator-api-source-database"
 

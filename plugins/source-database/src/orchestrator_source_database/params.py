@@ -10,27 +10,15 @@ import re
 from collections.abc import Callable, Container, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from orchestrator_core.plugin_api import InvalidParam
+from orchestrator_source_database.options import ParamType
 from orchestrator_source_database.query import Binding
 
-__all__ = ["DECLARED", "Converter", "JSONText", "ParamType", "Unfit", "adapter", "in_utc", "scalar"]
+__all__ = ["DECLARED", "Converter", "JSONText", "Unfit", "adapter", "in_utc", "scalar"]
 
-ParamType: TypeAlias = Literal[
-    "string",
-    "integer",
-    "number",
-    "boolean",
-    "date",
-    "datetime",
-    "time",
-    "decimal",
-    "uuid",
-    "bytes",
-    "json",
-]
 Converter: TypeAlias = Callable[[Any], Any]
 """Takes a value and returns it for the driver, or raises :class:`Unfit`. ``None`` stays ``None``."""
 

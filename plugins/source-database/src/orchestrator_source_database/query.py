@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from attrs import field, frozen
 from sqlalchemy import text
-from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.engine.interfaces import Dialect
 
-if TYPE_CHECKING:
-    from orchestrator_source_database.options import Decimals, OperationOptions
-    from orchestrator_source_database.params import ParamType
+from orchestrator_source_database.options import Decimals, OperationOptions, ParamType
+from orchestrator_source_database.sql import param_names, words
 
-__all__ = ["Binding", "Query", "compile_query", "param_names"]
+__all__ = ["Binding", "Query", "compile_query"]
 
 READS = frozenset({"SELECT", "VALUES", "TABLE", "SHOW", "DESCRIBE", "DESC", "EXPLAIN", "PRAGMA"})
 CHANGES = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE"})
-# What is no SQL word: literals, quoted names and comments, in the spellings of the supported databases.
-NO_WORDS = re.compile(
-    r"""'(?:[^'\\]|''|\\.)*' | "(?:[^"]|"")*" | `[^`]*` | \$(\w*)\$.*?\$\1\$ | --[^\n]* | /\*.*?\*/""",
-    re.VERBOSE | re.DOTALL,
-)
-
-
-def param_names(query: str) -> tuple[str, ...]:
-    """Return the names of the query's ``:name`` parameters, each once, in the order of their first use."""
-    return tuple(text(query).compile(dialect=DefaultDialect(paramstyle="named")).params)
-
-
-def words(query: str) -> list[str]:
-    """Return the query's words as they are written, without those in literals, quoted names and comments."""
-    return re.findall(r"[A-Za-z_]\w*", NO_WORDS.sub(" ", query))
 
 
 @frozen(eq=False)

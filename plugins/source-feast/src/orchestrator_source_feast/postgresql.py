@@ -12,9 +12,10 @@ import asyncpg
 from attrs import field, frozen
 from feast.infra.online_stores.postgres_online_store.postgres import PostgreSQLOnlineStoreConfig
 
-from orchestrator_core.plugin_api import OrchestratorError, SourceError, SourceUnavailable
+from orchestrator_core.plugin_api import OrchestratorError, SourceError
 from orchestrator_source_feast.lookup import View
 from orchestrator_source_feast.many import in_turns
+from orchestrator_source_feast.places import Places
 from orchestrator_source_feast.stores import Found, NoAnswer, Read, ReadMany, age_limits, oldest
 
 __all__ = ["PostgreSQLStore"]
@@ -60,11 +61,9 @@ class PostgreSQLStore:
         self._config = config
         self._name = name
         self._project = project
-        self._size = size
-        self._wait_seconds = wait_seconds
         self._seconds = seconds
         self._connect_seconds = connect_seconds
-        self._places = asyncio.Semaphore(size)
+        self._places = Places(name, "connections", size, wait_seconds)
         self._free: list[Held] = []
         self._mending: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -134,10 +133,7 @@ class PostgreSQLStore:
             await _closed(self._free.pop())
 
     async def _lent(self, job: Callable[[Held], Awaitable[T]]) -> T:
-        if self._places.locked():
-            await self._wait_for_place()
-        else:
-            await self._places.acquire()
+        await self._places.take()
         lent = True
         try:
             held = self._free.pop() if self._free else None
@@ -169,16 +165,6 @@ class PostgreSQLStore:
         finally:
             if lent:
                 self._places.release()
-
-    async def _wait_for_place(self) -> None:
-        try:
-            async with asyncio.timeout(self._wait_seconds):
-                await self._places.acquire()
-        except TimeoutError:
-            raise SourceUnavailable(
-                f"feast '{self._name}': all {self._size} connections are in use, and none came free within"
-                f" {self._wait_seconds:g} s"
-            ) from None
 
     def _mend(self, held: Held) -> None:
         """Take a connection back whose query was given up, once the server has ended it. Nobody waits for that."""

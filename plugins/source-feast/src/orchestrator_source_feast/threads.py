@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from orchestrator_core.plugin_api import SourceUnavailable
+from orchestrator_source_feast.places import Places
 from orchestrator_source_feast.stores import NoAnswer
 
 __all__ = ["Threads"]
@@ -27,10 +27,8 @@ class Threads:
 
     def __init__(self, name: str, size: int, *, wait_seconds: float, call_seconds: float) -> None:
         self._name = name
-        self._size = size
-        self._wait_seconds = wait_seconds
         self._call_seconds = call_seconds
-        self._free = asyncio.Semaphore(size)
+        self._free = Places(name, "threads", size, wait_seconds)
         self._executor = ThreadPoolExecutor(size, thread_name_prefix="feast")
 
     async def __aenter__(self) -> Self:
@@ -42,7 +40,7 @@ class Threads:
         self._executor.shutdown(wait=False, cancel_futures=True)
         try:
             async with asyncio.timeout(min(self._call_seconds, CLOSE_SECONDS)):
-                for _ in range(self._size):
+                for _ in range(self._free.size):
                     await self._free.acquire()
         except TimeoutError:
             log.warning("feast '%s': a thread still waits for the online store; it is left to itself", self._name)
@@ -51,14 +49,7 @@ class Threads:
 
     async def run(self, job: Callable[[], T], *, give_up: Callable[[], Any] | None = None) -> T:
         """Run the job. ``give_up`` is called when nobody waits for it any more, to end it early."""
-        try:
-            async with asyncio.timeout(self._wait_seconds):
-                await self._free.acquire()
-        except TimeoutError:
-            raise SourceUnavailable(
-                f"feast '{self._name}': all {self._size} threads are in use, and none came free within"
-                f" {self._wait_seconds:g} s"
-            ) from None
+        await self._free.take()
         loop = asyncio.get_running_loop()
         try:
             running: Future[T] = self._executor.submit(job)

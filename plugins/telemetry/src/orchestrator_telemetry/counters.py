@@ -6,7 +6,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+import structlog
+
 from orchestrator_core.plugin_api import EndpointInfo, Finished, FinishedRun, Noted, Trace
+
+log = structlog.get_logger("orchestrator.telemetry")
 
 Count: TypeAlias = Callable[[FinishedRun, str], None]
 
@@ -94,7 +98,10 @@ class Counters:
         waiting = self._waiting
         while waiting:
             count, run, method = waiting.pop()
-            count(run, method)
+            try:
+                count(run, method)
+            except Exception:  # it is no fault of the run that has just ended, or of whoever reads the numbers
+                log.exception("an execution is not counted", execution_id=run.id)
 
 
 def _counting(counter: EndpointCounter, steps: tuple[StepCounter, ...], bounds: tuple[float, ...]) -> Count:

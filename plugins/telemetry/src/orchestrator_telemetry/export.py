@@ -3,43 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import structlog
 
-from orchestrator_core.plugin_api import EndpointInfo, FinishedRun, TelemetryContext
+from orchestrator_core.plugin_api import TelemetryContext
 from orchestrator_telemetry.options import TracesOptions
+from orchestrator_telemetry.recorded import Recorded
 
 log = structlog.get_logger("orchestrator.telemetry")
 
 BATCH = 256
 """How many requests go into one export."""
-
-
-class Ids(Protocol):
-    """The ids of a request's spans."""
-
-    @property
-    def trace_id(self) -> str: ...
-    @property
-    def span_id(self) -> int: ...
-    @property
-    def parent(self) -> Any: ...
-    def step_id(self, index: int) -> int: ...
-
-
-class Recorded(NamedTuple):
-    """A finished run of which spans are to be made."""
-
-    endpoint: EndpointInfo
-    run: FinishedRun
-    method: str
-    trace: Ids
 
 
 class Export:
@@ -123,23 +102,12 @@ class Export:
         self._failing = True
 
 
-class LastWords(logging.Handler):
-    """Keeps what a library logs last, instead of logging it again with every failure."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.text = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.text = record.getMessage()
-
-
 @asynccontextmanager
 async def open_export(options: TracesOptions, context: TelemetryContext) -> AsyncIterator[Export]:
     """Export until the block is left, and then what is left, for as long as ``shutdown_timeout`` says."""
     from orchestrator_telemetry.spans import SpanMaker, open_exporter
 
-    exporter, words = await asyncio.to_thread(open_exporter, options, context)
+    exporter, words = await asyncio.to_thread(open_exporter, options)
     maker = SpanMaker(options, context)
 
     def send(spans: Sequence[Any]) -> str | None:

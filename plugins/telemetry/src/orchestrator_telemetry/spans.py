@@ -14,8 +14,8 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from orchestrator_core.plugin_api import StepRecord, TelemetryContext, TraceParent
-from orchestrator_telemetry.export import LastWords, Recorded
 from orchestrator_telemetry.options import TracesOptions
+from orchestrator_telemetry.recorded import Recorded
 
 EXPORTER_LOGGER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 NANO = 1_000_000_000
@@ -121,7 +121,18 @@ def _remote(parent: TraceParent, trace_id: int, state: TraceState | None) -> Spa
     return SpanContext(trace_id, int(parent.parent_id, 16), True, TraceFlags(parent.flags), state)
 
 
-def open_exporter(options: TracesOptions, context: TelemetryContext) -> tuple[SpanExporter, LastWords]:
+class LastWords(logging.Handler):
+    """Keeps what a library logs last, instead of logging it again with every failure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = record.getMessage()
+
+
+def open_exporter(options: TracesOptions) -> tuple[SpanExporter, LastWords]:
     """Return the exporter, and what it says when it fails, which it would otherwise log every time."""
     words = LastWords()
     if options.exporter == "console":

@@ -17,8 +17,9 @@ from orchestrator_core.plugin_api import (
     parse_traceparent,
     trace_lines,
 )
-from orchestrator_telemetry.export import Export, Recorded, open_export
+from orchestrator_telemetry.export import Export, open_export
 from orchestrator_telemetry.options import TracesOptions
+from orchestrator_telemetry.recorded import Recorded
 
 ID_MASK = 2**64 - 1
 

@@ -1,28 +1,22 @@
 """The attempts of one call: the breaker is asked and told, and what failed for a while is tried again.
 
-Every layer of a guard is ``layer(run, index, values, timer)``, where ``timer`` is the step's timeout if it has one. The
-way of a call that succeeds is kept short; all else is in :class:`_Attempts`.
+The way of a call that succeeds is kept short; all else is in :class:`_Attempts`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any
 
-from orchestrator_core.errors import EntityNotFound, NotBegun, Refused, SourceError, SourceTimeout, SourceUnavailable
+from orchestrator_core.errors import EntityNotFound, NotBegun, Refused, SourceError, SourceUnavailable
 from orchestrator_core.policies.breaker import Breaker
-from orchestrator_core.policies.concurrency import Limiter, QueueFull
+from orchestrator_core.policies.layers import Call, Layer, refusal
 from orchestrator_core.policies.options import RetryOptions
 from orchestrator_core.policies.policies import GuardedRun
 from orchestrator_core.policies.retry import RetryBudget, pause_seconds
-from orchestrator_core.time_limits import TimeLimit, Timer
+from orchestrator_core.time_limits import Timer
 
-__all__ = ["Call", "Layer", "attempts", "is_failure", "queued", "timed"]
-
-Call: TypeAlias = Callable[..., Awaitable[Any]]
-Layer: TypeAlias = Callable[[GuardedRun, int, tuple[Any, ...], Timer | None], Awaitable[Any]]
+__all__ = ["attempts", "is_failure"]
 
 
 def is_failure(error: object) -> bool:
@@ -34,73 +28,6 @@ def is_failure(error: object) -> bool:
     if isinstance(error, SourceError):
         return error.transient and not error.answered
     return isinstance(error, SourceUnavailable | TimeoutError) and not isinstance(error, Refused)
-
-
-def timed(call: Call, seconds: float, label: str) -> Call:
-    """Return the call with a time limit. Raises :class:`SourceTimeout`."""
-
-    limit = TimeLimit(seconds)
-
-    async def timed(*values: Any) -> Any:
-        timer = limit.begin()
-        try:
-            return await call(*values)
-        except asyncio.CancelledError:
-            if timer.caused():
-                raise SourceTimeout(f"{label} did not answer within {seconds:g} s") from None
-            raise
-        finally:
-            limit.end(timer)
-
-    return timed
-
-
-def queued(layer: Layer, limiter: Limiter, breaker: Breaker | None, label: str, *, each: bool) -> Layer:
-    """Return the layer for so many calls at once; the others wait for their turn."""
-
-    async def queued(run: GuardedRun, index: int, values: tuple[Any, ...], timer: Timer | None) -> Any:
-        if limiter.running < limiter.max:
-            limiter.running += 1
-        else:
-            await turn(run, index)
-        try:
-            return await layer(run, index, values, timer)
-        finally:
-            limiter.leave()
-
-    async def turn(run: GuardedRun, index: int) -> None:
-        if breaker is not None and breaker.refuses():
-            raise refusal(breaker, run, index, label, each=each)
-        began = perf_counter()
-        note = run.note(index)
-        try:
-            await limiter.wait()
-        except QueueFull:
-            if not each:
-                note.attempts = 0
-            message = f"{label} has {limiter.max} calls under way and {limiter.waiting} waiting, and takes no more"
-            raise Refused(message, retry_after_seconds=1.0) from None
-        except asyncio.CancelledError:
-            if not each:
-                note.attempts = 0
-            raise
-        finally:
-            note.waited_seconds = max(note.waited_seconds, perf_counter() - began)
-
-    return queued
-
-
-def refusal(breaker: Breaker, run: GuardedRun, index: int, label: str, *, each: bool) -> Refused:
-    """Return what is raised in place of a call, and note it."""
-    note = run.note(index)
-    note.breaker = "open"
-    if not each:
-        note.attempts = 0
-    seconds = breaker.retry_after_seconds()
-    message = (
-        f"{label} has failed repeatedly and is left alone: its circuit breaker is {breaker.state.replace('_', ' ')}"
-    )
-    return Refused(message, retry_after_seconds=seconds)
 
 
 def attempts(

@@ -1,0 +1,297 @@
+"""One connection: aiohttp's, with our answers, also where its client does not speak HTTP, or hardly speaks at all."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import structlog
+from aiohttp import HttpVersion11, web
+from attrs import frozen
+
+from orchestrator_core.config.model import ServerOptions
+from orchestrator_core.engine import Failure, new_execution_id
+from orchestrator_core.http.answers import Answer, common_headers, own_timing, problem, refusal
+from orchestrator_core.http.limit import Limit
+from orchestrator_core.http.sockets import has_unread
+from orchestrator_core.http.whole import is_whole_request
+from orchestrator_core.run import clock
+
+log = structlog.get_logger("orchestrator.http")
+
+LINGERING_SECONDS = 2.0
+LINGERING_BYTES = 8 * 2**20
+SWEEP_SECONDS = 1.0
+
+
+@frozen
+class Limits:
+    """What a listener takes of a client. The times are in seconds, to which up to a second of the sweep comes."""
+
+    max_body: int = 2**20
+    max_connections: int = 1000
+    header_timeout: float = 8.0
+    send_timeout: float = 8.0
+
+    @classmethod
+    def of(cls, options: ServerOptions) -> Limits:
+        return cls(
+            int(options.max_body_size),
+            options.max_connections,
+            float(options.header_timeout),
+            float(options.send_timeout),
+        )
+
+
+class Connection(web.RequestHandler):
+    """aiohttp's connection, whose requests wait to be let in, and whose client is told in a problem document if it
+    does not speak HTTP.
+
+    ``passed`` says that the request about to be handled has waited for its turn, and ``refused`` that it is to be
+    refused. ``pending`` counts those that were read and not begun. ``odd`` says that what arrived is not all ASCII,
+    so that a head may be no text at all. ``closing`` says that the next answer is the last one on the connection.
+    """
+
+    __slots__ = (
+        "closing",
+        "discarded",
+        "head_began",
+        "head_since",
+        "limit",
+        "odd",
+        "passed",
+        "pending",
+        "refused",
+        "sending_since",
+        "waits",
+    )
+
+    def __init__(self, server: web.Server, limit: Limit | None, **options: Any) -> None:
+        super().__init__(server, **options)
+        self.limit = limit
+        self.closing = False
+        self.waits = self.passed = self.refused = False
+        self.head_since = self._loop.time()
+        self.head_began = False
+        self.odd = False
+        self.pending = 0
+        self.sending_since = 0.0
+        self.discarded = -1
+
+    # --- being let in ----------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        limit = self.limit
+        if not data.isascii():
+            self.odd = True
+        before = self._request_count
+        if limit is not None and (limit.engaged or self.waits):
+            if self._refuse_unread(data, limit):
+                return
+            # Without its waiter aiohttp only reads the request: taking it up is for the limit to say.
+            waiter, self._waiter = self._waiter, None
+            try:
+                super().data_received(data)
+            finally:
+                self._waiter = waiter
+            came = self._request_count - before
+            if came:
+                self.pending += came
+                limit.backlog += came
+                if waiter is not None and not self.waits:
+                    if self._is_for_endpoint():
+                        limit.ask(self)
+                    else:
+                        self._take_up()
+        else:
+            super().data_received(data)
+            came = self._request_count - before
+            if came and limit is not None:
+                self.pending += came
+                limit.came(came)
+        if came:
+            self.head_since = 0.0
+            self.discarded = -1
+        elif self.discarded >= 0:
+            self._discard(len(data))
+        elif self.head_since == 0.0 or not self.head_began:
+            self._begin_head()
+
+    def _is_for_endpoint(self) -> bool:
+        """Return whether the next request is for an endpoint; health, documentation and lists are never refused."""
+        path: str = getattr(self._messages[0][0], "path", "")  # none where it is no HTTP
+        return path.startswith("/orchestrator/") and path.find("/", 14) > 0
+
+    def _take_up(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def let_in(self) -> None:
+        """Take up the request that waits."""
+        self.waits = False
+        self.passed = True
+        self._take_up()
+
+    def refuse(self, waited_seconds: float) -> None:
+        """Refuse the request that waits, in the cheapest way that there is for it."""
+        message: Any
+        message, payload = self._messages[0]
+        if (
+            not payload.is_eof()
+            or message.should_close
+            or self.closing
+            or message.method == "HEAD"
+            or message.version != HttpVersion11
+            or len(self._messages) > 1
+            or self._paused
+            or self.transport is None
+            or self.limit is None
+            or self._parser is None
+        ):
+            self.refused = True  # the handler tells the client, and aiohttp sees to the rest
+            self._take_up()
+            return
+        self._messages.popleft()
+        self._parser.message_consumed()
+        self.begin()
+        self._answer_refused(self.limit, waited_seconds)
+
+    def _refuse_unread(self, data: bytes, limit: Limit) -> bool:
+        """Refuse a request without reading it, if it is to be refused and has arrived whole; return whether it was."""
+        if (
+            not limit.is_full(limit.waiting)
+            or not self.idle()
+            or (self.head_since and self.head_began)
+            or self.discarded >= 0
+            or self.closing
+            or self._paused
+            or self.transport is None
+            or not is_whole_request(data)
+        ):
+            return False
+        limit.shed += 1
+        self._request_count += 1
+        self._answer_refused(limit, 0.0)
+        self.head_since = 0.0
+        return True
+
+    def _answer_refused(self, limit: Limit, waited_seconds: float) -> None:
+        assert self.transport is not None
+        self.transport.write(refusal(limit.retry_after, waited_seconds))
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+
+    def begin(self) -> None:
+        """Count a request that leaves the backlog. One behind a declined upgrade was never in it."""
+        if self.pending and self.limit is not None:
+            self.pending -= 1
+            self.limit.backlog -= 1
+
+    # --- clients that take their time ------------------------------------------------------------------------------
+
+    def _begin_head(self) -> None:
+        """Note that a part of a head has arrived, if this is one."""
+        if self._waiter is not None and not self._messages:
+            self.head_began = True
+            self.head_since = self.head_since or self._loop.time()
+
+    def linger(self, seconds: float) -> None:
+        """Ignore what the client still sends of its request, for so long and up to a size; then close.
+
+        A connection that is closed while something of the client's is unread loses the answer on the way.
+        """
+        self._lingering_time = seconds
+        self.discarded = 0
+
+    def _discard(self, count: int) -> None:
+        self.discarded += count
+        if self.discarded > LINGERING_BYTES:
+            self.force_close()
+
+    def sweep(self, now: float, limits: Limits) -> None:
+        """Close the connection if its client has taken more time than it may."""
+        transport = self.transport
+        if transport is None:
+            return
+        if self.head_since and now - self.head_since > limits.header_timeout:
+            if self.head_began:
+                answer = _problem(Failure(408, "bad request", f"no request came within {limits.header_timeout:g} s"))
+                transport.write(answer.written(keep_alive=False))
+            elif has_unread(transport):
+                return
+            self.force_close()
+        elif not transport.get_write_buffer_size():
+            self.sending_since = 0.0
+        elif not self.sending_since:
+            self.sending_since = now
+        elif now - self.sending_since > limits.send_timeout:
+            transport.abort()
+
+    # --- its end ---------------------------------------------------------------------------------------------------
+
+    def _process_keepalive(self) -> None:
+        """Close the connection when no request has come for long, and none is there that has not been read yet.
+
+        Timers run behind what was read in the same turn: a client that asked meanwhile would be hung up on.
+        """
+        due = self._loop.time() >= self._next_keepalive_close_time
+        if due and self.transport is not None and self.idle() and has_unread(self.transport):
+            self._keepalive_handle = self._loop.call_later(SWEEP_SECONDS, self._process_keepalive)
+        else:
+            super()._process_keepalive()
+
+    def idle(self) -> bool:
+        """Return whether the connection waits for a request."""
+        return self._waiter is not None and not self._messages
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self.limit is not None:
+            self.limit.connections += 1
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.waits = False
+        if self.limit is not None:
+            self.limit.connections -= 1
+            self.limit.backlog -= self.pending
+            self.pending = 0
+        super().connection_lost(exc)
+
+    # --- what is no HTTP -------------------------------------------------------------------------------------------
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        execution_id = new_execution_id()
+        if status >= 500:
+            log.error("defect", execution_id=execution_id, exc_info=exc)
+            failure = Failure(500, "internal error", "an internal error; the log tells more under the execution id")
+        else:
+            reason = (message or "").strip().partition("\n")[0].rstrip(":")
+            failure = Failure(status, "bad request", f"this is not HTTP: {reason}" if reason else "this is not HTTP")
+        answer = _problem(failure, execution_id)
+        answer.closes = True
+        return answer  # type: ignore[return-value]  # an Answer has all that the protocol asks of a response
+
+
+class RefusedConnection(asyncio.Protocol):
+    """A connection too many."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        failure = Failure(503, "not available", f"all {self._most} connections are in use", retry_after_seconds=1)
+        transport.write(_problem(failure).written(keep_alive=False))  # type: ignore[attr-defined]  # it is no datagram
+        transport.close()
+
+
+def _problem(failure: Failure, execution_id: str = "") -> Answer:
+    execution_id = execution_id or new_execution_id()
+    return problem(failure, execution_id, common_headers(execution_id, own_timing(clock())))
+
+
+__all__ = ["LINGERING_SECONDS", "SWEEP_SECONDS", "Connection", "Limits", "RefusedConnection"]
