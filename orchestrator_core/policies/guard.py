@@ -1,7 +1,8 @@
 """The policies around one step's call, made one coroutine function at load.
 
 From the outside in: capture, what is done instead of a refused call, cache, the step's timeout, the queue, the breaker,
-the attempts within their budget, the timeout of each. What is off is not there. (The queue asks the breaker before it lets a call wait.)
+the attempts within their budget, the timeout of each. What is off is not there. (The queue asks the breaker before it
+lets a call wait.)
 """
 
 from __future__ import annotations

@@ -155,7 +155,9 @@ def test_calls_that_an_open_breaker_refuses_earn_no_further_attempts(run: RunFix
     async def main() -> None:
         clock = Clock()
         state, backend = SourceState(LABEL, clock=clock), Backend(transient())
-        call = guard(backend, Policies(retry=RETRY, circuit_breaker=BreakerOptions(failures=1, reset=Duration(5))), state)
+        call = guard(
+            backend, Policies(retry=RETRY, circuit_breaker=BreakerOptions(failures=1, reset=Duration(5))), state
+        )
         for _ in range(101):
             await outcome(call(Run(), 0, "x"))
         assert state.describe()["retry"] == {"calls": 1, "retries": 0, "refused_by_budget": 0}
