@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from time import time
 from typing import Any, TypeAlias
 
+from orchestrator_core.errors import DeadlineExceeded
 from orchestrator_core.expressions import MISSING, compile_expression
 from orchestrator_core.models import Slot
 from orchestrator_core.plan import AnswerCache
@@ -23,6 +25,14 @@ Make = Callable[[Request, Run], Awaitable[bytes]]
 
 _Kept: TypeAlias = Any
 """``[body, execution id, Unix time, degraded steps]``: who made it, and when. It is JSON, for the shared cache."""
+
+
+class _TimeIsUp(asyncio.CancelledError):
+    """The deadline of who makes an answer has passed. Those who wait for it have time left, and make it themselves."""
+
+    def __init__(self, error: DeadlineExceeded) -> None:
+        super().__init__()
+        self.error = error
 
 
 class Answers:
@@ -62,6 +72,8 @@ class Answers:
             try:
                 return _kept(await make(request, run), run)
             except Exception as error:
+                if isinstance(error, DeadlineExceeded) and error.of_request:
+                    raise _TimeIsUp(error) from None
                 vars(error)["failed_step"] = run.failed_step  # for those who wait for this execution
                 raise
 
@@ -69,7 +81,10 @@ class Answers:
             return _kept(*await renew(request))
 
         try:
-            result, how = await cache.obtain(key, made, renewed)
+            try:
+                result, how = await cache.obtain(key, made, renewed)
+            except _TimeIsUp as up:
+                raise up.error from None
         except Exception as error:
             stale = cache.if_error(key) if is_outage(error) else None
             if stale is None:

@@ -12,6 +12,7 @@ from orchestrator_core.catalog import SourceSpec
 from orchestrator_core.config.model import Configuration, Step
 from orchestrator_core.config.structure import Located
 from orchestrator_core.direct import DIRECT
+from orchestrator_core.models import ModelSpec
 from orchestrator_core.plugin_api import OperationFacts
 from orchestrator_core.policies.options import (
     BreakerOptions,
@@ -128,8 +129,7 @@ def applied(defaults: Defaults, spec: SourceSpec, operation: str, step: Step | N
         found["retry"] = _if_idempotent(found["retry"], facts, spec, operation)
         if step.config.cache is None:
             found["cache"] = _if_no_write(found["cache"], spec, operation)
-    if found["timeout"].options is None and (seconds := getattr(spec.options, "timeout", None)) is not None:
-        found["timeout"] = _of_kind(spec, float(seconds))
+    found["timeout"] = _shorter(found["timeout"], _of_kind(spec, operation))
     return Applied(**found)
 
 
@@ -176,9 +176,31 @@ def _if_no_write(cache: Policy, spec: SourceSpec, operation: str) -> Policy:
     return Policy(None, f"off: {operation} is not idempotent", cache.places)
 
 
-def _of_kind(spec: SourceSpec, seconds: float) -> Policy:
-    """Return the timeout that the source's kind keeps itself; nothing more is put around the call."""
-    located = spec.located
-    given = located is not None and isinstance(located.data, dict) and "timeout" in located.data
-    places = (_Layer(spec.options, located).place("timeout"),) if given else ()
-    return Policy(None, f"{seconds:g} s, kept by the source itself", places)
+def _shorter(policy: Policy, own: _OwnTimeout | None) -> Policy:
+    """Return the timeout that is in force of a policy and the kind's own, which wins where it is configured."""
+    if own is None or (policy.options is not None and not own.places and policy.options < own.seconds):
+        return policy
+    return Policy(None, f"{own.seconds:g} s, kept by the {own.whose} itself", own.places)
+
+
+@frozen
+class _OwnTimeout:
+    """The timeout that a kind keeps itself, so that nothing more is put around the call, and where it is configured."""
+
+    seconds: float
+    whose: str
+    places: tuple[Place, ...]
+
+
+def _of_kind(spec: SourceSpec, operation: str) -> _OwnTimeout | None:
+    """Return the own timeout that is said nearest to a call: of the operation or the model, else of the source."""
+    of_operation, whose = spec.operations.get(operation), "source"
+    if isinstance(of_operation, ModelSpec):
+        of_operation, whose = of_operation.options, "model"
+    for options, located in ((of_operation, spec.places.get(operation)), (spec.options, spec.located)):
+        seconds = getattr(options, "timeout", None)
+        if seconds is not None:
+            given = located is not None and isinstance(located.data, dict) and "timeout" in located.data
+            places = (_Layer(options, located).place("timeout"),) if given else ()
+            return _OwnTimeout(float(seconds), whose, places)
+    return None

@@ -107,7 +107,8 @@ def _deadline_error(ready: ReadyPlan, run: Run) -> DeadlineExceeded:
     for step in waiting:
         run.count_failure(step, error)
     where = f" in step {', '.join(repr(name) for name in waiting)}" if waiting else ""
-    return DeadlineExceeded(f"the request took longer than its {ready.time_limit.seconds:g} s{where}")
+    message = f"the request took longer than its {ready.time_limit.seconds:g} s{where}"
+    return DeadlineExceeded(message, of_request=True)
 
 
 @frozen

@@ -187,10 +187,14 @@ class NotBegun(asyncio.CancelledError):
 
 
 class DeadlineExceeded(OrchestratorError):
-    """504: the time for the request or the step ran out."""
+    """504: the time for the request or the step ran out. ``of_request`` says that it was the whole request's."""
 
     status = 504
     title = "deadline passed"
+
+    def __init__(self, message: str, *, of_request: bool = False) -> None:
+        super().__init__(message)
+        self.of_request = of_request
 
 
 class InvalidParam(OrchestratorError):

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from hashlib import sha256
+from time import perf_counter
 from typing import Any
 
 import orjson
@@ -29,6 +30,7 @@ from orchestrator_core.policies.options import SharedCacheOptions
 from orchestrator_core.policies.policies import Capture, Policies
 from orchestrator_core.policies.shared import SharedCache, open_shared_cache
 from orchestrator_core.policies.state import SourceState
+from orchestrator_core.time_limits import TimeLimit, Timer, within
 
 __all__ = ["Memory", "OpenCache", "Remembered", "StateKey", "guard", "guard_at_once", "open_cache", "remember"]
 
@@ -190,7 +192,7 @@ class _Form:
 
     make: Callable[..., Call | Guarded]
     without_key: Callable[[Call], Call]
-    or_fallback: Callable[[Call, Slot], Call]
+    or_fallback: Callable[..., Call]
 
 
 def _around(
@@ -199,36 +201,46 @@ def _around(
     if not step.policies.any and capture is None:
         return call
     keyed = step.cache_key is not None
-    guarded = form.make(
+    policies = _policies(step, slot, capture)
+    falls_back = slot is not None and slot.fallback is not None
+    return form.make(
         form.without_key(call) if keyed else call,
-        _policies(step, slot, capture),
+        policies,
         _state(step, memory),
         label=slot.label if slot is not None else step.spec.label,
         operation=step.operation,
         names=_names(step, keyed),
         idempotent=_is_idempotent(step),
+        or_else=partial(form.or_fallback, slot=slot, step_timeout=policies.step_timeout) if falls_back else None,
     )
-    if slot is None or slot.fallback is None or not isinstance(guarded, Guarded):
-        return guarded
-    return Guarded(form.or_fallback(guarded.call, slot))
 
 
-def _or_fallback(guarded: Call, slot: Slot) -> Call:
-    """Return the call, for which the model's fallback answers when it is refused though the model is ready."""
+def _or_fallback(guarded: Call, slot: Slot, step_timeout: float | None) -> Call:
+    """Return the call, for which the model's fallback answers when it is refused though the model is ready.
+
+    It has what the refused call has left of the step's time.
+    """
+    limit = None if step_timeout is None else TimeLimit(step_timeout)
 
     async def call(run: Any, index: int, *values: Any) -> Any:
+        began = perf_counter() if limit is not None else 0.0
         try:
             return await guarded(run, index, *values)
         except Refused as refused:
             if slot.state != "ready":
                 raise  # the fallback has been asked
             run.note(index).fell_back = True
-            return await slot.fall_back(values[0], refused)
+            spent_seconds = perf_counter() - began
+            return await within(limit, partial(_fall_back, slot, values[0], refused), spent_seconds)
 
     return call
 
 
-def _or_fallback_at_once(guarded: Call, slot: Slot) -> Call:
+def _fall_back(slot: Slot, features: Any, refused: Refused, timer: Timer | None) -> Awaitable[Any]:
+    return slot.fall_back(features, refused)
+
+
+def _or_fallback_at_once(guarded: Call, slot: Slot, step_timeout: float | None) -> Call:
     async def call(run: Any, index: int, rows: Sequence[Sequence[Any]]) -> Any:
         try:
             return await guarded(run, index, rows)

@@ -105,11 +105,13 @@ class TimeLimit:
             first.run_out()
 
 
-async def within(limit: TimeLimit | None, work: Callable[[Timer | None], Awaitable[T]]) -> T:
+async def within(
+    limit: TimeLimit | None, work: Callable[[Timer | None], Awaitable[T]], spent_seconds: float = 0.0
+) -> T:
     """Return what the work returns, which is told of its timer; raise ``TimeoutError`` when that runs out."""
     if limit is None:
         return await work(None)
-    timer = limit.begin()
+    timer = limit.begin(spent_seconds)
     try:
         return await work(timer)
     except asyncio.CancelledError:

@@ -33,7 +33,7 @@ def _options_in_words(options: Any, cache_key: str) -> str:
         case RetryOptions():
             effects = ", whatever it does" if options.non_idempotent else ""
             pauses = f"{seconds(options.backoff)} to {seconds(options.max_backoff)}"
-            return f"{options.attempts} attempts, pauses of at most {pauses}{effects}"
+            return f"{_attempts(options.attempts)}, pauses of at most {pauses}{effects}"
         case BreakerOptions():
             window, reset = seconds(options.window), seconds(options.reset)
             return f"{options.failures} failures within {window} open it, a probe after {reset}"
@@ -41,10 +41,14 @@ def _options_in_words(options: Any, cache_key: str) -> str:
             return f"{options.max} calls at once, {options.queue} may wait"
         case CacheOptions():
             names = (options.key,) if isinstance(options.key, str) else options.key
-            by = cache_key or (", ".join(names) if names else "all parameters")
+            by = cache_key or ("all parameters" if names is None else ", ".join(names) or "nothing: one for all calls")
             return cache_in_words(options, f"by {by}")
         case _:
             return f"{seconds(options)} for an attempt"
+
+
+def _attempts(number: int) -> str:
+    return "1 attempt" if number == 1 else f"{number} attempts"
 
 
 def cache_in_words(options: CacheOptions, by: str) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from time import perf_counter, time
 from typing import Any, Literal
 
-from orchestrator_core.errors import NotBegun, Refused
+from orchestrator_core.errors import NotBegun, Refused, SourceTimeout
 from orchestrator_core.models.batching import Row, predict_rows
 from orchestrator_core.models.options import ModelSpec
 from orchestrator_core.plugin_api import (
@@ -259,7 +259,9 @@ def _fallback_of(refused: SourceUnavailable) -> Iterator[None]:
         yield
     except SourceError as error:
         message = f"{refused}, and its fallback failed: {error}"
-        raise SourceError(message, transient=error.transient) from error
+        if error.status == SourceTimeout.status:
+            raise SourceTimeout(message) from error
+        raise SourceError(message, transient=error.transient, answered=error.answered) from error
     except SourceUnavailable as error:
         wait = min(refused.retry_after_seconds or 1.0, error.retry_after_seconds or 1.0)
         kind = Refused if isinstance(error, Refused) else SourceUnavailable

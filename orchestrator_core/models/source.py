@@ -169,7 +169,7 @@ def _facts(spec: ModelSpec, facts: ModelFacts | None) -> OperationFacts:
         required=(FEATURES,),
         optional=(),
         degrades=spec.fallback is not None,
-        idempotent=kind.idempotent,
+        idempotent=kind.idempotent or None,  # asking twice may do harm, but a cache of it is for who configures one
         in_process=kind.in_process is not None and kind.in_process(spec.options),
     )
     if facts is None:

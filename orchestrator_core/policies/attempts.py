@@ -52,12 +52,12 @@ def _with_both(call: Call, breaker: Breaker, budget: RetryBudget, others: _Attem
     clock = budget.clock
 
     async def attempt(run: GuardedRun, index: int, values: tuple[Any, ...], timer: Timer | None) -> Any:
-        if clock() >= budget.ends_at:
-            budget.renew()
-        budget.calls += 1
         era = breaker.era
         if not era:
             return await others.probe(run, index, values, timer)
+        if clock() >= budget.ends_at:
+            budget.renew()
+        budget.calls += 1
         try:
             result = await call(*values)
         except BaseException as error:
@@ -126,6 +126,8 @@ class _Attempts:
         assert breaker is not None
         if not breaker.probe():
             raise refusal(breaker, run, index, self.label, each=self.each)
+        if self.budget is not None:
+            self.budget.count()
         try:
             run.note(index).breaker = "half_open"
             result = await self.call(*values)

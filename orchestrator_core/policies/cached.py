@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from math import inf
 from typing import Any, TypeAlias
 
-from orchestrator_core.errors import OrchestratorError, SourceError, SourceUnavailable
+from orchestrator_core.errors import DeadlineExceeded, OrchestratorError, SourceError, SourceUnavailable
 from orchestrator_core.policies.cache import Cache
 from orchestrator_core.policies.keys import KeyOf
 from orchestrator_core.policies.layers import Call, Layer
@@ -215,7 +215,7 @@ class _Found:
 
 def is_outage(error: object) -> bool:
     """Return whether an error means that the source cannot be asked now."""
-    return isinstance(error, SourceError | SourceUnavailable | TimeoutError)
+    return isinstance(error, SourceError | SourceUnavailable | DeadlineExceeded | TimeoutError)
 
 
 def _note(run: GuardedRun, index: int, how: Cached, *, each: bool) -> None:

@@ -1,7 +1,8 @@
 """The policies around one step's call, made one coroutine function at load.
 
-From the outside in: capture, cache, the step's timeout, the queue, the breaker, the attempts within their budget, the
-timeout of each. What is off is not there. (The queue asks the breaker before it lets a call wait.)
+From the outside in: capture, what is done instead of a refused call, cache, the step's timeout, the queue, the breaker,
+the attempts within their budget, the timeout of each. What is off is not there. (The queue asks the breaker before it
+lets a call wait.)
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ def make_guard(
     names: Sequence[str],
     idempotent: bool,
     each: bool = False,
+    or_else: Callable[[Call], Call] | None = None,
 ) -> Guarded | Call:
     """Return the call with its policies around it, or the call itself when there are none.
 
     ``call(*values)`` is the source's, with values in the order of ``names``; what is returned in :class:`Guarded` is
     ``call(run, index, *values)``, with ``run`` a :class:`GuardedRun`. ``label`` is the source's in messages,
     ``database.default``. ``idempotent`` says that a second attempt does no harm. ``each`` says that it is called for
-    each item of a ``for_each``: the note is then that of several calls.
+    each item of a ``for_each``: the note is then that of several calls. ``or_else`` makes of the guarded call one that
+    does something else where that fails; what is captured is what it returns.
 
     It raises what the call raises, and :class:`Refused` when the breaker is open or the queue full,
     :class:`SourceTimeout` when an attempt took too long, ``TimeoutError`` when the step did.
@@ -50,7 +53,7 @@ def make_guard(
         cache = state.cache(options, operation, names)
         return cached(inner, cache, _key_of(policies, names), policies.step_timeout, each=each)
 
-    return _whole(call, layer, policies, from_cache, _captured)
+    return _whole(call, layer, policies, from_cache, _captured, or_else)
 
 
 def make_guard_at_once(
@@ -62,6 +65,7 @@ def make_guard_at_once(
     operation: str,
     names: Sequence[str],
     idempotent: bool,
+    or_else: Callable[[Call], Call] | None = None,
 ) -> Guarded | Callable[[Sequence[Sequence[Any]]], Awaitable[Sequence[Any]]]:
     """Return the same for a call that takes the values of all items: ``call(rows)``, and ``call(run, index, rows)``.
 
@@ -77,7 +81,7 @@ def make_guard_at_once(
         cache = state.cache(options, operation, names)
         return cached_at_once(inner, cache, _key_of(policies, names), policies.step_timeout)
 
-    return _whole(call, layer, policies, from_cache, _captured_at_once)
+    return _whole(call, layer, policies, from_cache, _captured_at_once, or_else)
 
 
 def _whole(
@@ -86,6 +90,7 @@ def _whole(
     policies: Policies,
     from_cache: Callable[[Layer, CacheOptions], Call],
     captured: Callable[[Call, Capture], Call],
+    or_else: Callable[[Call], Call] | None,
 ) -> Guarded | Call:
     """Return the layers around a call with what is outside of them, or the call itself when there is nothing."""
     guarded: Call | None = None
@@ -95,6 +100,8 @@ def _whole(
         guarded = _within_step(layer or _bare(call), policies.step_timeout)
     elif layer is not None:
         guarded = _outermost(layer)
+    if guarded is not None and or_else is not None:
+        guarded = or_else(guarded)
     if policies.capture is not None:
         guarded = captured(guarded or _outermost(_bare(call)), policies.capture)
     return call if guarded is None else Guarded(guarded)

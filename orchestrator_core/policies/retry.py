@@ -36,7 +36,8 @@ class RetryBudget:
     because it has too much to do must not be given three times as much. The window is of the last 10 seconds at least,
     and of 30 at most: it has two halves, and the calls of the older one are forgotten together.
 
-    Each call does ``if clock() >= ends_at: renew()`` and ``calls += 1``.
+    Each call that is made does ``if clock() >= ends_at: renew()`` and ``calls += 1``, which is :meth:`count`. One that
+    an open breaker refuses is none: the source has not seen it, and bears no attempts for it.
     """
 
     __slots__ = ("_calls_before", "_older", "_retries_before", "calls", "clock", "ends_at", "refused", "retries")
@@ -49,6 +50,12 @@ class RetryBudget:
         self.ends_at = clock() + BUDGET_WINDOW_SECONDS
         self._calls_before = self._retries_before = 0
         self._older = (0, 0)
+
+    def count(self) -> None:
+        """Note that a call is made."""
+        if self.clock() >= self.ends_at:
+            self.renew()
+        self.calls += 1
 
     def renew(self) -> None:
         """Begin another half of the window. Counts are totals: a half is what there were more than at its start."""

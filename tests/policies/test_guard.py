@@ -150,6 +150,24 @@ def test_a_source_that_always_fails_bears_a_fifth_more_attempts(run: RunFixture)
     run(main())
 
 
+def test_calls_that_an_open_breaker_refuses_earn_no_further_attempts(run: RunFixture) -> None:
+    async def main() -> None:
+        clock = Clock()
+        state, backend = SourceState(LABEL, clock=clock), Backend(transient())
+        call = guard(
+            backend, Policies(retry=RETRY, circuit_breaker=BreakerOptions(failures=1, reset=Duration(5))), state
+        )
+        for _ in range(101):
+            await outcome(call(Run(), 0, "x"))
+        assert state.describe()["retry"] == {"calls": 1, "retries": 0, "refused_by_budget": 0}
+        clock.now += 5
+        backend.script = ["well again"]
+        assert await call(Run(), 0, "x") == "well again"
+        assert (len(backend.calls), state.describe()["retry"]["calls"]) == (2, 2)
+
+    run(main())
+
+
 # --- the breaker -----------------------------------------------------------------------------------------------------
 
 

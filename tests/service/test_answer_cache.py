@@ -5,11 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
+from orchestrator_core.answer_cache import Answers
+from orchestrator_core.errors import DeadlineExceeded
+from orchestrator_core.plan import AnswerCache
+from orchestrator_core.plugin_api import Duration
+from orchestrator_core.policies.options import CacheOptions
+from orchestrator_core.policies.state import SourceState
+from orchestrator_core.run import Request, Run
 from orchestrator_core.testing import RunningService, service
 from tests.faults.kit import skip_without
+from tests.policies.lab import turns
 
 from .partner import Partner, execution_of, partner
 
@@ -192,6 +203,53 @@ def test_a_stale_answer_is_given_when_its_source_fails(run: RunFixture) -> None:
             assert (answer.status, answer.json, answer.headers["X-Orchestrator-Cache"]) == (200, {"call": 1}, "stale")
             execution: Any = await execution_of(served, answer)
             assert (execution["status"], execution["steps"][0]["status"]) == ("ok", "failed")
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "limit", [{"more": "timeout: 100ms"}, {"step": ", timeout: 100ms"}], ids=["of the request", "of the step"]
+)
+def test_a_stale_answer_is_given_when_the_time_is_up(run: RunFixture, limit: dict[str, str]) -> None:
+    async def main() -> None:
+        async with serving("{ttl: 1ms, stale_if_error: 1h}", **limit) as (served, told):
+            assert (await served.get(URL)).json == {"call": 1}
+            await asyncio.sleep(0.01)
+            told.hold = asyncio.Event()
+            answer = await served.get(URL)
+            assert (answer.status, answer.json) == (200, {"call": 1})
+            assert answer.headers["X-Orchestrator-Cache"] == "stale"
+
+    run(main())
+
+
+def test_who_waits_for_an_answer_has_a_deadline_of_its_own(run: RunFixture) -> None:
+    async def main() -> None:
+        options = CacheOptions(ttl=Duration(3600))
+        answers = Answers(AnswerCache(options, None, ()), SourceState("d.e"), [])
+        time_is_up, makers = asyncio.Event(), []
+
+        async def make(request: Request, made_by: Run) -> bytes:
+            makers.append(made_by.id)
+            if made_by.id == "first":
+                await time_is_up.wait()
+                raise DeadlineExceeded("the request took longer than its 10 s", of_request=True)
+            return b"2"
+
+        async def renew(request: Request) -> tuple[bytes, Run]:
+            raise AssertionError("nothing is kept yet")
+
+        async def answer(name: str) -> bytes:
+            plan: Any = SimpleNamespace(step_names=())
+            return await answers.answer(Request({}, {}, {}), Run(plan, name), make, renew)
+
+        asked = [asyncio.create_task(answer(name)) for name in ("first", "second", "third")]
+        await turns()
+        assert makers == ["first"]
+        time_is_up.set()
+        first, *others = await asyncio.gather(*asked, return_exceptions=True)
+        assert str(first) == "the request took longer than its 10 s"
+        assert (others, makers) == ([b"2", b"2"], ["first", "second"])
 
     run(main())
 

@@ -13,6 +13,7 @@ from attrs import define, field
 
 from orchestrator_core.errors import ConfigError, SourceError, SourceUnavailable
 from orchestrator_core.testing import RunningService, check_problems, service
+from tests.service.partner import execution_of
 from tests.service.scripted_models import Plugin, eventually, model, state
 from tests.service.test_model_life import QUICK, files, refusal, score
 
@@ -26,12 +27,15 @@ class Peer:
     url: str = ""
     status: int = 200
     asked: list[tuple[str, Any]] = field(factory=list)
+    hold: asyncio.Event | None = None
 
     async def handle(self, request: web.Request) -> web.Response:
         if request.method == "GET":
             return web.Response(status=self.status)
         body = await request.json()
         self.asked.append((request.path, body))
+        if self.hold is not None:
+            await self.hold.wait()
         if self.status != 200:
             return web.Response(status=self.status)
         return web.json_response({"y": -body["x"]})
@@ -332,6 +336,62 @@ def test_the_fallback_answers_while_the_breaker_of_a_ready_model_is_open(run: Ru
                 ["step 's'", "ml.m has failed repeatedly and is left alone"],
             )
             assert ", and its fallback failed: " in answer.json["detail"]
+
+    run(main())
+
+
+async def with_an_open_breaker(shop: RunningService, call: Callable[[], Any]) -> Any:
+    """Return the answer to a call that comes when the breaker of the model has opened."""
+    for _ in range(5):
+        assert (await score(shop)).status == 502
+    return await call()
+
+
+def test_the_step_s_timeout_is_the_fallback_s_too(run: RunFixture) -> None:
+    async def main() -> None:
+        plugin = Plugin()
+        plugin["m"].unfit = breaks
+        async with peer() as server:
+            config = files(QUICK, beside=f', base_url: "{server.url}", models: {{default: {{timeout: 1h}}}}')
+            config["domains/d.yaml"] = config["domains/d.yaml"].replace("name: s,", "name: s, timeout: 200ms,")
+            async with service(config, plugins={"scripted": plugin}) as shop:
+                server.hold = asyncio.Event()
+                answer = await with_an_open_breaker(shop, lambda: score(shop))
+                server.hold.set()
+                assert refusal(answer) == (504, "step 's' took longer than its timeout", "s")
+
+    run(main())
+
+
+def test_a_fallback_that_takes_too_long_is_504(run: RunFixture) -> None:
+    async def main() -> None:
+        plugin = Plugin()
+        plugin["m"].unfit = breaks
+        async with serving(plugin, beside=", models: {default: {timeout: 50ms}}") as (shop, server):
+            server.hold = asyncio.Event()
+            answer = await with_an_open_breaker(shop, lambda: score(shop))
+            server.hold.set()
+            status, detail, step = refusal(answer)
+            assert (status, step) == (504, "s")
+            failed = f"POST {server.url}/predict: no complete answer came within 0.05 s"
+            assert detail.endswith(f", and its fallback failed: {failed}")
+
+    run(main())
+
+
+def test_what_the_fallback_answered_is_captured(run: RunFixture) -> None:
+    async def main() -> None:
+        plugin = Plugin()
+        plugin["m"].unfit = breaks
+        async with peer() as server:
+            config = files(QUICK, beside=f', base_url: "{server.url}"')
+            config["config.yaml"] += "tracking: {capture: full}\n"
+            async with service(config, plugins={"scripted": plugin}) as shop:
+                answer = await with_an_open_breaker(shop, lambda: score(shop))
+                assert shown(answer) == DEGRADED
+                execution: Any = await execution_of(shop, answer)
+                (call,) = execution["captured"]["steps"]["s"]["calls"]
+                assert call == {"params": {"features": {"x": 1}}, "result": {"$degraded": {"y": -1}}}
 
     run(main())
 

@@ -63,6 +63,17 @@ def refusal(answer: Any) -> tuple[int, str, str]:
     return answer.status, answer.json["detail"], answer.json.get("step")
 
 
+def test_what_a_model_says_is_kept_where_its_source_or_the_model_has_a_cache(run: RunFixture) -> None:
+    async def main() -> None:
+        for given in (files(beside=", cache: {ttl: 1h}"), files(f"{QUICK}, cache: {{ttl: 1h}}")):
+            plugin = Plugin()
+            async with serving(plugin, given) as shop:
+                assert [(await score(shop, x)).json["y"] for x in (1, 1, 2, 1)] == [10, 10, 20, 10]
+                assert plugin["m"].rows == [{"x": 1}, {"x": 2}]
+
+    run(main())
+
+
 # --- the start ----------------------------------------------------------------------------------------------------
 
 

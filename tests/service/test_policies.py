@@ -201,6 +201,53 @@ def test_a_source_s_timeout_is_for_each_attempt_and_a_step_s_for_all(run: RunFix
     run(main())
 
 
+def test_the_timeout_in_force_is_the_one_that_is_said_nearest_to_the_call(run: RunFixture) -> None:
+    """Of what nobody has said there and a policy that is said farther away, it is the shorter one."""
+
+    async def main() -> None:
+        async with partner() as told:
+            given = {
+                "config.yaml": "policies: {timeout: 4s}",
+                "integrations/x.yaml": f"""
+                    api:
+                      sources:
+                        own: {{base_url: "{told.url}", timeout: 7s}}
+                        none: {{base_url: "{told.url}"}}
+                      operations:
+                        get: {{method: GET, path: /}}
+                        slow: {{method: GET, path: /, timeout: 9s}}
+                    ml:
+                      sources:
+                        m:
+                          base_url: "{told.url}"
+                          timeout: 3s
+                          models: {{default: {{timeout: 8s}}, other: {{}}}}
+                    """,
+                "domains/d.yaml": """
+                    endpoints:
+                      e:
+                        data_sources:
+                          - {name: a, type: api, source_id: own, operation: get}
+                          - {name: b, type: api, source_id: own, operation: slow}
+                          - {name: c, type: api, source_id: none, operation: get}
+                          - {name: d, type: ml, source_id: m, operation: predict, params: {features: {x: 1}}}
+                          - {name: e, type: ml, source_id: m, operation: other, params: {features: {x: 1}}}
+                    """,
+            }
+            async with service(given) as served:
+                (ready,) = served.running.live.snapshot.plans.values()
+                timeouts = [step.policies.timeout for step in ready.plan.steps]
+                assert [(found.options, found.why, [at.line for at in found.places]) for found in timeouts] == [
+                    (None, "7 s, kept by the source itself", [4]),
+                    (None, "9 s, kept by the source itself", [8]),
+                    (4.0, "configured", [1]),
+                    (None, "8 s, kept by the model itself", [14]),
+                    (None, "2 s, kept by the model itself", []),
+                ]
+
+    run(main())
+
+
 # --- circuit breaker -------------------------------------------------------------------------------------------------
 
 
