@@ -11,7 +11,8 @@ document, bounded in size and without what must not be kept, and the values are 
 ``request`` is as expressions see it. A step has one call, and one with ``for_each`` a call for each item, in the order
 in which they ended; a result is as the step got it, before its transforms. Some values are stood for by an object: one
 that is too large by ``{"$truncated": {"bytes": 123456, "start": "…"}}``, a number that JSON cannot hold by
-``{"$number": "nan"}``, a result of a lesser kind by ``{"$degraded": …}``, what is no JSON by ``{"$unfit": "…"}``.
+``{"$number": "nan"}``, a result of a lesser kind by ``{"$degraded": …}``, what is no JSON, or too deep in other values,
+by ``{"$unfit": "…"}``.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ REDACTED_HEADERS = ("authorization", "cookie", "proxy-authorization", "x-api-key
 """Headers that are always redacted."""
 
 LONGEST_REPR = 200
+DEEPEST, WRITABLE = 200, 254
+"""So many arrays and objects may lie in each other, and so many orjson writes: a record has some around each value."""
 ANY = "*"
 
 Tree: TypeAlias = "dict[str, Tree]"
@@ -118,10 +121,13 @@ class Capture:
         return document
 
     def _request(self, method: str, request: Requested) -> dict[str, Any]:
+        headers: dict[str, str] = {}
+        for name, value in request.headers.items():
+            headers.setdefault(name.lower(), value)  # of several, expressions see the first
         parts = {
             "path_params": request.path_params,
             "query_params": request.query_params,
-            "headers": {name.lower(): value for name, value in request.headers.items()},
+            "headers": headers,
             **({} if request.body is MISSING else {"body": request.body}),
         }
         kept = _redacted(parts, self.request)
@@ -133,10 +139,12 @@ class Capture:
         if error is not None:
             call["error"] = _error(error)
         elif self.results:
-            call["result"] = {"$degraded": result.result} if type(result) is Degraded else result
+            call["result"] = result.result if type(result) is Degraded else result
         call = _redacted(call, step.redacted)
         if not isinstance(call, dict):
             return call
+        if type(result) is Degraded and "result" in call:
+            call["result"] = {"$degraded": call["result"]}
         params = call["params"]
         if isinstance(params, dict):
             call["params"] = {name: self._fit(value) for name, value in params.items()}
@@ -146,7 +154,7 @@ class Capture:
         """Return the value as JSON that is no larger than allowed, with no secret in it."""
         try:
             encoded = orjson.dumps(value)
-            fits = not (b"null" in encoded and _has_odd_number(value))
+            fits = not _is_deep(value, encoded) and not (b"null" in encoded and _has_odd_number(value))
         except TypeError:
             fits = False
         if not fits:
@@ -261,16 +269,31 @@ def _has_odd_number(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(map(_has_odd_number, value))
 
 
-def _clean(value: Any) -> Any:
+def _is_deep(value: Any, encoded: bytes) -> bool:
+    """Return whether arrays and objects lie in each other more than ``DEEPEST`` deep."""
+    if encoded.count(b"[") + encoded.count(b"{") <= DEEPEST:
+        return False
+    for _ in range(WRITABLE - DEEPEST):
+        value = [value]
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return True
+    return False
+
+
+def _clean(value: Any, depth: int = 0) -> Any:
     """Return what JSON can hold in place of a value that it cannot."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, float) and not math.isfinite(value):
         return {"$number": str(value)}
+    if isinstance(value, Mapping | list | tuple) and depth == DEEPEST:
+        return {"$unfit": f"nested more than {DEEPEST} deep"}
     if isinstance(value, Mapping):
-        return {str(_clean(key)): _clean(item) for key, item in value.items()}
+        return {str(_clean(key, depth + 1)): _clean(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(item) for item in value]
+        return [_clean(item, depth + 1) for item in value]
     try:
         orjson.dumps(value)
     except TypeError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -47,6 +46,9 @@ METRICS = "/metrics"
 _GENERATION = re.compile(r"/generations/([^/]+)\Z")
 TEXT_TYPE = "text/plain; charset=utf-8"
 STATUSES = ("ok", "degraded", "failed", "cancelled")
+LATEST = 253_402_300_800.0
+"""The end of the year 9999, in Unix seconds: ISO 8601 times end there too."""
+_CURSOR = re.compile(r"[0-9a-f]{32}\Z")
 
 
 class Text(str):
@@ -283,7 +285,7 @@ def _time(text: str) -> float:
     except ValueError:
         pass
     else:
-        if math.isfinite(seconds):
+        if abs(seconds) <= LATEST:
             return seconds
     try:
         moment = datetime.fromisoformat(text)
@@ -292,10 +294,16 @@ def _time(text: str) -> float:
     return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
 
+def _cursor(text: str) -> str:
+    if not _CURSOR.match(text):
+        raise ValueError("expected the cursor of the page before")
+    return text
+
+
 def _status(text: str) -> str:
     if text not in STATUSES:
         raise ValueError(f"expected one of {', '.join(STATUSES)}")
     return text
 
 
-_parsers: Mapping[str, Any] = {"limit": _limit, "since": _time, "until": _time, "status": _status}
+_parsers: Mapping[str, Any] = {"limit": _limit, "since": _time, "until": _time, "status": _status, "cursor": _cursor}

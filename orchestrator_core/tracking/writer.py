@@ -344,12 +344,12 @@ class Writer:
         return self.options.retention is not None or self.options.max_executions is not None
 
     async def _prune(self) -> None:
-        options = self.options
         while True:
-            before = None if options.retention is None else time() - options.retention
             try:
                 deleted = 1
-                while self._store is not None and deleted:
+                while self._store is not None and self._prunes and deleted:
+                    options = self.options  # a reload can change them
+                    before = None if options.retention is None else time() - options.retention
                     deleted = await self._store.prune(before, options.max_executions)
                     await asyncio.sleep(PRUNE_PAUSE_SECONDS)
             except SourceUnavailable:

@@ -141,12 +141,15 @@ class MergedAdmin:
 
     async def _executions(self, request: web.BaseRequest) -> Reply:
         given = dict(parse_qsl(request.query_string, keep_blank_values=True))
-        limit = parse_execution_query(request.query_string).limit
         if self._shares_a_store():
+            # Each answers once the store has what it had for it, so that the first one finds that too.
+            await self._ask(request, {worker.pid: "/executions?limit=1" for worker in self.supervisor.serving})
             return await self._first(request)
+        cursor = given.pop("cursor", None)
+        limit = parse_execution_query(urlencode(given)).limit
         pids = [worker.pid for worker in self.supervisor.serving]
         cursors = dict.fromkeys(pids, "")
-        if cursor := given.pop("cursor", ""):
+        if cursor is not None:
             try:
                 cursors = cursors_of(cursor)
             except ValueError:

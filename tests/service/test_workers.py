@@ -116,6 +116,65 @@ def test_all_workers_answer_and_one_admin_listener_speaks_for_them(two: Two) -> 
     two.run(main)
 
 
+STORE = '''
+    import pickle
+    from contextlib import asynccontextmanager
+    from attrs import frozen
+    from orchestrator_core.plugin_api import Page, StoreKind, hookimpl
+
+    @frozen
+    class Options:
+        """Nothing to configure."""
+
+    class Store:
+        """A folder with a file for each execution."""
+
+        def __init__(self, folder):
+            self.folder = folder
+
+        async def add(self, executions):
+            for execution in executions:
+                (self.folder / execution.id).write_bytes(pickle.dumps(execution))
+
+        async def find(self, query):
+            newest = sorted(self.folder.iterdir(), reverse=True)[:query.limit]
+            return Page(tuple(pickle.loads(file.read_bytes()) for file in newest), None)
+
+        async def add_generation(self, generation):
+            pass
+
+        async def prune(self, before, keep):
+            return 0
+
+    @asynccontextmanager
+    async def opened(options, context):
+        folder = context.path("../kept")
+        folder.mkdir(exist_ok=True)
+        yield Store(folder)
+
+    @hookimpl
+    def orchestrator_execution_stores():
+        return [StoreKind("folder", "Keeps files.", Options, opened)]
+'''
+
+
+def test_what_any_worker_has_answered_is_found_at_once_in_their_store(run: RunFixture, tmp_path: Path) -> None:
+    config = f"{FILES['config/config.yaml']}tracking: {{store: {{type: folder}}}}\n"
+    files = {**FILES, "config/config.yaml": config, "plugins/store.py": STORE}
+
+    async def main() -> None:
+        async with serving(tmp_path, files, *TWO) as service:
+            pids, asked = set(), 0
+            while len(pids) < 2:
+                answers = [await service.get(f"{service.url}/pid", headers=NEW) for _ in range(8)]
+                pids |= {pid for _, pid in answers}
+                asked += len(answers)
+                _, found = await service.get(f"{service.admin_url}/executions?limit=1000")
+                assert len(found["executions"]) == asked
+
+    run(main())
+
+
 def test_executions_of_all_workers_are_one_list_with_pages(two: Two) -> None:
     async def main(service: Process) -> None:
         for _ in range(30):

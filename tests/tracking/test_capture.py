@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from orchestrator_core.errors import EntityNotFound, SourceError
+from orchestrator_core.plugin_api import Degraded
 from orchestrator_core.testing import check_problems
 from orchestrator_core.testing.pytest_plugin import Served
 from tests.engine.lab import Lab
@@ -214,6 +217,74 @@ def test_what_is_no_json_is_marked(serve: Serve, result: Any, kept: Any) -> None
     id_ = served.get("/orchestrator/d/odd").headers["X-Execution-Id"]
     captured = served.admin("GET", f"/executions/{id_}").json["captured"]
     assert captured["steps"] == {"step": {"calls": [{"params": {}, "result": kept}]}}
+
+
+@pytest.mark.parametrize("depth", [201, 250, 300, 900])
+@pytest.mark.parametrize("end", [None, float("inf")])
+def test_what_lies_too_deep_is_marked_and_costs_no_request(serve: Serve, depth: int, end: float | None) -> None:
+    async def deep(_: Any) -> Any:
+        result: Any = end
+        for _ in range(depth):
+            result = [result]
+        return {"name": "Ada", "deep": result}
+
+    domain = """
+        endpoints:
+          deep:
+            data_sources: [{name: step, type: lab, operation: deep}]
+            response_mapping: $step.name
+    """
+    served = serve(
+        {"config.yaml": "tracking: {capture: full}", "domains/d.yaml": domain}, plugins={"lab": Lab({"deep": deep})}
+    )
+    answer = served.get("/orchestrator/d/deep")
+    assert (answer.status, answer.json) == (200, "Ada")
+    execution = served.admin("GET", f"/executions/{answer.headers['X-Execution-Id']}").json
+    result = execution["captured"]["steps"]["step"]["calls"][0]["result"]
+    kept = result["deep"]
+    for _ in range(199):
+        (kept,) = kept
+    assert (result["name"], kept) == ("Ada", {"$unfit": "nested more than 200 deep"})
+
+
+def test_of_a_header_that_is_sent_twice_the_one_is_kept_that_expressions_see(serve: Serve) -> None:
+    domain = """
+        endpoints:
+          tenant: {data_sources: [{name: step, type: lab, operation: echo, params: {tenant: $request.headers.tenant}}]}
+    """
+    served = serve({"config.yaml": "tracking: {capture: full}", "domains/d.yaml": domain}, plugins={"lab": Lab()})
+
+    async def send() -> None:
+        address = urlsplit(served.service.url)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        head = "GET /orchestrator/d/tenant HTTP/1.1\r\nHost: x\r\nTenant: north\r\ntenant: south\r\n"
+        writer.write(f"{head}Connection: close\r\n\r\n".encode())
+        await reader.read()
+        writer.close()
+
+    served.run(send())
+    (execution,) = served.executions()
+    captured = served.admin("GET", f"/executions/{execution['id']}").json["captured"]
+    assert captured["steps"]["step"]["calls"][0]["params"] == {"tenant": "north"}
+    assert captured["request"]["headers"]["tenant"] == "north"
+
+
+def test_what_is_redacted_of_a_result_is_so_too_where_a_fallback_gave_it(serve: Serve) -> None:
+    async def fallback(_: Any) -> Any:
+        return Degraded({"score": 1, "ssn": "123-45"})
+
+    domain = """
+        endpoints:
+          score:
+            data_sources: [{name: step, type: lab, operation: fallback}]
+            response_mapping: $step.score
+    """
+    config = "tracking: {capture: full, redact: [steps.step.result.ssn]}"
+    served = serve({"config.yaml": config, "domains/d.yaml": domain}, plugins={"lab": Lab({"fallback": fallback})})
+    id_ = served.get("/orchestrator/d/score").headers["X-Execution-Id"]
+    captured = served.admin("GET", f"/executions/{id_}").json["captured"]
+    (call,) = captured["steps"]["step"]["calls"]
+    assert call["result"] == {"$degraded": {"score": 1, "ssn": "***"}}
 
 
 def test_secrets_of_the_configuration_reach_no_store(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,6 +246,21 @@ def test_old_executions_are_pruned_in_the_background(run: Any, store: ScriptedSt
     assert before is not None
 
 
+def test_how_long_executions_are_kept_changes_with_a_reload(
+    run: Any, store: ScriptedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator_core.tracking.writer.PRUNE_EVERY_SECONDS", 0.01)
+
+    async def main() -> None:
+        async with service(files(retention="1h", max_executions=7), plugins={"scripted": store}) as shop:
+            await happens(lambda: bool(store.pruned))
+            shop.write("config.yaml", files(retention="null", max_executions=5)["config.yaml"])
+            await shop.reload()
+            await happens(lambda: store.pruned[-1] == (None, 5))
+
+    run(main())
+
+
 # --- durable ----------------------------------------------------------------------------------------------------------
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import evolve
-from tracking_kit import STARTED_AT, Place, captured, execution
+from orchestrator_tracking_sql.options import SqlOptions
+from orchestrator_tracking_sql.plugin import open_sql
+from tracking_kit import STARTED_AT, Place, captured, execution, postgresql
 
-from orchestrator_core.plugin_api import Execution, Generation, Query
+from orchestrator_core.plugin_api import Execution, Generation, Query, StoreContext
 
 Run = Callable[..., Any]
 
@@ -172,3 +175,20 @@ def test_json_columns_can_be_queried(run: Run, place: Place) -> None:
         "postgresql": "captured->'answer'->'score', steps->1->>'name'",
     }
     assert place.ask(f"SELECT {path[place.engine]} FROM orchestrator_executions") == [(0.75, "score")]
+
+
+def test_what_the_url_sets_holds_on_postgresql(run: Run, tmp_path: Path) -> None:
+    with postgresql() as url:
+        place = Place("postgresql", url, tmp_path)
+        place.ask("CREATE SCHEMA tracking")
+
+        async def main() -> Any:
+            more = "options=-csearch_path%3Dtracking&application_name=shop"
+            async with open_sql(SqlOptions(url=f"{url}?{more}"), StoreContext(tmp_path / "config")) as store:
+                await store.add([execution(1)])
+                named = "SELECT DISTINCT application_name FROM pg_stat_activity WHERE datname = current_database()"
+                return place.ask(named)
+
+        names = run(main())
+        assert ("shop",) in names
+        assert place.ask("SELECT id FROM tracking.orchestrator_executions") == [(execution(1).id,)]

@@ -155,11 +155,14 @@ def _postgresql(url: URL, options: SqlOptions, *, durable: bool) -> Engine:
         "idle_in_transaction_session_timeout": round(options.statement_timeout * 1000),
         **({"synchronous_commit": "on"} if durable else {}),
     }
+    own = url.query.get("options", ())  # such as -csearch_path=tracking
     arguments = {
         "connect_timeout": max(2, round(options.connect_timeout)),  # libpq takes whole seconds, and 2 for 1
-        "options": " ".join(f"-c {name}={value}" for name, value in settings.items()),
+        "options": " ".join(
+            [*((own,) if isinstance(own, str) else own), *(f"-c {name}={value}" for name, value in settings.items())]
+        ),
         "tcp_user_timeout": round(options.statement_timeout * 1000),
-        "application_name": "orchestrator tracking",
+        "application_name": url.query.get("application_name", "orchestrator tracking"),
     }
     return create_engine(url, connect_args=arguments, pool_size=1, max_overflow=0)
 
