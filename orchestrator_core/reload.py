@@ -97,7 +97,7 @@ class Live:
         self.http = http
         self.snapshot = snapshot
         self.last = Reloaded(True, snapshot.generation, snapshot.problems)
-        self.secret_files = set(snapshot.configuration.secret_files)
+        self.secret_files = dict(snapshot.configuration.secret_files)
         self.reloads = {"swapped": 0, "failed": 0}
         self.swapped: list[Callable[[Snapshot], None]] = []
         self._lock = asyncio.Lock()
@@ -115,7 +115,7 @@ class Live:
         async with self._lock:
             while True:
                 prepared = await asyncio.to_thread(self._draft)
-                self.secret_files = {*prepared.configuration.secret_files, *self.snapshot.configuration.secret_files}
+                self.secret_files = {**self.snapshot.configuration.secret_files, **prepared.configuration.secret_files}
                 if not force and not self._changed(prepared):
                     return self.last
                 try:

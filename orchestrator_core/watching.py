@@ -3,47 +3,78 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from stat import S_ISDIR
 
 import structlog
+
+from orchestrator_core.config.load import configuration_paths
+from orchestrator_core.config.secrets import read_secret
 
 log = structlog.get_logger("orchestrator.reload")
 
 WATCH_DEBOUNCE_MS = 50
 SETTLED_SECONDS = 0.2
 LONGEST_SETTLING_SECONDS = 5.0
-SECRETS_POLL_SECONDS = 1.0
+POLL_SECONDS = 1.0
 
 
 async def watch(
-    folder: Path, secret_files: Callable[[], Iterable[Path]], reload: Callable[[], Awaitable[object]]
+    folder: Path, secret_files: Callable[[], Mapping[Path, str | None]], reload: Callable[[], Awaitable[object]]
 ) -> None:
     """Call ``reload`` whenever a file of the folder or one of the secret files changes. Runs until it is cancelled.
 
     What changed may be nothing of the configuration's: ``reload`` has to look. Calls may overlap, since a reload may
-    wait for a model that the next change does without. Secret files stand anywhere, behind links of which each may be
-    turned to another place, so they are looked at once a second.
-    """
-    from watchfiles import awatch
+    wait for a model that the next change does without. ``secret_files`` are those that were read last, with what they
+    said.
 
+    The system tells of changes in the folder. It does not when the folder itself is replaced, nor of what is behind a
+    link, where secret files often are; so all of it is looked at once a second as well.
+    """
     reloads: set[asyncio.Task[None]] = set()
+    moved = asyncio.Event()
+    seen = _Seen(folder, secret_files, moved)
+
+    async def look_and_reload() -> None:
+        await seen.look()
+        await reload()
 
     def start() -> None:
-        task = asyncio.create_task(_outliving(reload), name="reload")
+        task = asyncio.create_task(outliving(look_and_reload), name="reload")
         reloads.add(task)
         task.add_done_callback(reloads.discard)
 
-    secrets = asyncio.create_task(_watch_secrets(secret_files, start), name="watch secret files")
     settling = _Settling(start)
+    await seen.look()
+    looking = asyncio.create_task(_look(seen, settling.changed), name="look for changes")
+    settling.changed()  # for what came after the configuration was read, and before this
     try:
-        async for _ in awatch(folder, debounce=WATCH_DEBOUNCE_MS, step=50, recursive=True, rust_timeout=1000):
-            settling.changed()
+        while True:
+            moved.clear()
+            await _hear(folder, settling.changed, moved)
+            await moved.wait()
     finally:
         settling.stop()
-        for task in (secrets, *reloads):
+        for task in (looking, *reloads):
             task.cancel()
-        await asyncio.gather(secrets, *reloads, return_exceptions=True)
+        await asyncio.gather(looking, *reloads, return_exceptions=True)
+
+
+async def _hear(folder: Path, changed: Callable[[], None], moved: asyncio.Event) -> None:
+    """Tell of what the system says has changed in the folder, until that is another one."""
+    from watchfiles import awatch
+
+    try:
+        async for _ in awatch(
+            folder, debounce=WATCH_DEBOUNCE_MS, step=50, recursive=True, rust_timeout=1000, stop_event=moved
+        ):
+            changed()
+    except FileNotFoundError:  # it is looked for once a second
+        pass
+    except OSError as error:  # such as more watches than the system allows
+        log.warning("changes are noticed once a second only", error=str(error))
 
 
 class _Settling:
@@ -74,36 +105,80 @@ class _Settling:
         self._start()
 
 
-async def _outliving(reload: Callable[[], Awaitable[object]]) -> None:
+async def outliving(reload: Callable[[], Awaitable[object]]) -> None:
+    """Reload for nobody who waits for the outcome: a defect is logged, and the next change may be the mend."""
     try:
         await reload()
-    except Exception:  # the watch must outlive any defect: the next change may be the mend
+    except Exception:
         log.exception("reload failed")
 
 
-async def _watch_secrets(secret_files: Callable[[], Iterable[Path]], changed: Callable[[], None]) -> None:
-    seen = await asyncio.to_thread(_states, sorted(secret_files()))
-    if seen:
-        changed()  # for what came after the configuration was read, and before this
+async def _look(seen: _Seen, changed: Callable[[], None]) -> None:
     while True:
-        now = await asyncio.to_thread(_states, sorted(secret_files()))
-        if any(path in seen and seen[path] != state for path, state in now.items()):
+        await asyncio.sleep(POLL_SECONDS)
+        if await seen.look():
             changed()
-        seen = now
-        await asyncio.sleep(SECRETS_POLL_SECONDS)
 
 
-def _states(paths: Iterable[Path]) -> dict[Path, object]:
-    """Return what changes with each file, whichever of the links on the way to it is turned."""
-    states: dict[Path, object] = {}
-    for path in paths:
+class _Seen:
+    """What was there when it was looked at last. ``moved`` is set when the folder is another one."""
+
+    def __init__(
+        self, folder: Path, secret_files: Callable[[], Mapping[Path, str | None]], moved: asyncio.Event
+    ) -> None:
+        self._folder = folder
+        self._secret_files = secret_files
+        self._moved = moved
+        self._files: Mapping[Path, object] = {}
+        self._secrets: Mapping[Path, object] = {}
+        self._looking = asyncio.Lock()
+
+    async def look(self) -> bool:
+        """Return whether something has changed since; of a secret file that is new here, since it was read."""
+        async with self._looking:
+            read = dict(self._secret_files())
+            files, secrets = await asyncio.to_thread(_states_of, self._folder, read)
+            before, known = self._files, self._secrets
+            self._files, self._secrets = files, secrets
+            if files.get(self._folder) != before.get(self._folder):
+                self._moved.set()
+            new = {path: said for path, said in read.items() if path not in known}
+            return (
+                files != before
+                or any(known.get(path, state) != state for path, state in secrets.items())
+                or await asyncio.to_thread(_differ, new)
+            )
+
+
+def _states_of(folder: Path, secret_files: Iterable[Path]) -> tuple[dict[Path, object], dict[Path, object]]:
+    files: dict[Path, object] = {}
+    with suppress(OSError):  # a folder that is taken away meanwhile: the next look sees it
+        for path in configuration_paths(folder):
+            files[path] = _state(path)
+    return files, {path: _state(path) for path in secret_files}
+
+
+def _state(path: Path) -> object:
+    """Return what changes with a file, whichever of the links on the way to it is turned, or which folder it is."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        return error.errno
+    if S_ISDIR(status.st_mode):
+        return (status.st_dev, status.st_ino)
+    return (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+
+
+def _differ(secret_files: Mapping[Path, str | None]) -> bool:
+    """Return whether one of the files says something else than when it was read."""
+    for path, said in secret_files.items():
         try:
-            status = path.stat()
-        except OSError as error:
-            states[path] = error.errno
-        else:
-            states[path] = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
-    return states
+            now: str | None = read_secret(path)
+        except (OSError, UnicodeDecodeError):
+            now = None
+        if now != said:
+            return True
+    return False
 
 
-__all__ = ["watch"]
+__all__ = ["outliving", "watch"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -26,6 +26,8 @@ from orchestrator_core.config.structure import Located, kind_of, salvage
 from orchestrator_core.config.yaml import Document, load_document
 from orchestrator_core.errors import Problem, did_you_mean
 
+_SUFFIXES = (".yaml", ".yml", ".json")
+"""Endings of files that are read, and of those that are told to have the wrong ending."""
 CORE_KEYS = tuple(attribute.name for attribute in attrs.fields(AppConfig))
 
 
@@ -64,6 +66,15 @@ def load_configuration(
     return loader.finish()
 
 
+def configuration_paths(folder: Path) -> Iterator[Path]:
+    """Yield what :func:`load_configuration` looks at: the folder, those in it, and their files."""
+    scopes = [folder, *_folders(folder / "domains")]
+    for place in (*scopes, folder / "domains", *(scope / "integrations" for scope in scopes)):
+        yield place
+        if place.is_dir():
+            yield from (path for path in place.iterdir() if path.suffix in _SUFFIXES and not _hidden(path))
+
+
 def _folders(folder: Path) -> Iterable[Path]:
     return [path for path in folder.iterdir() if path.is_dir() and not _hidden(path)] if folder.is_dir() else []
 
@@ -82,7 +93,7 @@ def _yaml_files(folder: Path, loader: _Loader) -> list[Path]:
             continue
         if path.suffix == ".yaml":
             found.append(path)
-        elif path.suffix in (".yml", ".json"):
+        elif path.suffix in _SUFFIXES:
             message = f"only files that end in .yaml are read, not {path.suffix}"
             loader.problems.append(Problem(loader.name(path), code="ORC112", message=message, hint="rename it"))
     return found

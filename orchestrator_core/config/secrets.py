@@ -106,6 +106,11 @@ class Resolved:
     problems: tuple[Problem, ...]
 
 
+def read_secret(path: Path) -> str:
+    """Return what a secret file says, without the end of its last line."""
+    return path.read_text(encoding="utf-8").rstrip("\r\n")
+
+
 def resolve_secrets(
     document: Document,
     folder: Path,
@@ -186,7 +191,7 @@ class _Resolver:
         try:
             value = self.texts.get(target)
             if value is None:
-                value = target.read_text(encoding="utf-8").rstrip("\r\n")
+                value = read_secret(target)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             self.report("ORC303", f"cannot read the secret file {name}: {reason}", match, path)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 from time import time
+from typing import Any
 
 import structlog
 from attrs import frozen
@@ -27,6 +28,7 @@ from orchestrator_core.reload import Live, open_live
 from orchestrator_core.snapshot import Snapshot
 from orchestrator_core.tasks import beside
 from orchestrator_core.tracking import ExecutionLog, Writer, writing
+from orchestrator_core.watching import outliving
 
 log = structlog.get_logger("orchestrator")
 
@@ -172,35 +174,63 @@ async def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM, and a second one ends requests in flight; SIGHUP reloads.
 
-    ``ready`` is called once both listeners accept. ``mask`` learns the secrets of every configuration that is swapped
-    in.
+    ``ready`` is called once both listeners accept; what is not open yet when the service is to stop is given up.
+    ``mask`` learns the secrets of every configuration that is swapped in.
     """
-    stop, grace = asyncio.Event(), Grace(shutdown_seconds)
-    loop = asyncio.get_running_loop()
+    stop, grace, opened, hangup = asyncio.Event(), Grace(shutdown_seconds), asyncio.Event(), asyncio.Event()
     on_stop_signals(stop, grace)
-    async with run_service(
-        folder,
-        host=host,
-        port=port,
-        admin_port=admin_port,
-        plugins_dir=plugins_dir,
-        grace=grace,
-        linger_seconds=LINGER_SECONDS,
-    ) as service:
-        reloads: set[asyncio.Task[object]] = set()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
+    where: dict[str, Any] = {"host": host, "port": port, "admin_port": admin_port, "plugins_dir": plugins_dir}
 
-        def reload() -> None:
-            task: asyncio.Task[object] = loop.create_task(service.live.reload())
-            reloads.add(task)
-            task.add_done_callback(reloads.discard)
+    async def serve_until_stopped() -> None:
+        async with (
+            run_service(folder, **where, grace=grace, linger_seconds=LINGER_SECONDS) as service,
+            _reloading_on(hangup, service.live),
+        ):
+            opened.set()
+            if mask:
+                service.live.swapped.append(lambda snapshot: mask.learn(snapshot.configuration.redactor))
+            if ready:
+                ready(service)
+            await stop.wait()
+            log.info("stopping", running=service.live.snapshot.running)
 
-        loop.add_signal_handler(signal.SIGHUP, reload)
-        if mask:
-            service.live.swapped.append(lambda snapshot: mask.learn(snapshot.configuration.redactor))
-        if ready:
-            ready(service)
-        await stop.wait()
-        log.info("stopping", running=service.live.snapshot.running)
+    serving = asyncio.create_task(serve_until_stopped(), name="serve")
+    stopped = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if opened.is_set():
+            await asyncio.wait({serving})
+    finally:
+        stopped.cancel()
+        if not serving.done():
+            serving.cancel()
+            await asyncio.wait({serving})
+    if not serving.cancelled():
+        serving.result()
+
+
+@asynccontextmanager
+async def _reloading_on(hangup: asyncio.Event, live: Live) -> AsyncIterator[None]:
+    """Reload on each SIGHUP, and for one that came while the service started, which ``hangup`` tells."""
+    loop = asyncio.get_running_loop()
+    reloads: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = loop.create_task(outliving(live.reload), name="reload")
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    if hangup.is_set():
+        reload()
+    try:
+        yield
+    finally:
+        loop.add_signal_handler(signal.SIGHUP, hangup.set)
+        for task in reloads:
+            task.cancel()
+        await asyncio.gather(*reloads, return_exceptions=True)
 
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)

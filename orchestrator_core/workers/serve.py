@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,9 @@ async def serve_workers(
     options = configuration.app
     stop, grace = asyncio.Event(), Grace(float(options.server.shutdown_timeout))
     on_stop_signals(stop, grace)
+    early: list[int] = []
+    for number in (signal.SIGHUP, signal.SIGUSR2):
+        asyncio.get_running_loop().add_signal_handler(number, early.append, number)
     async with AsyncExitStack() as stack:
         shared = bind_shared(host or options.server.host, options.server.port if port is None else port, workers)
         for sockets in shared:
@@ -89,7 +92,7 @@ async def serve_workers(
             return
         if mask:
             supervisor.swapped.append(mask.learn)
-        await stack.enter_async_context(_signals(supervisor))
+        await stack.enter_async_context(_signals(supervisor, early))
         if options.reload.watch:
             watching = watch(supervisor.folder, lambda: supervisor.secret_files, lambda: supervisor.reload(force=False))
             await stack.enter_async_context(beside(watching, "watch configuration"))
@@ -126,7 +129,8 @@ def _base() -> Path:
 
 
 @asynccontextmanager
-async def _signals(supervisor: Supervisor) -> AsyncIterator[None]:
+async def _signals(supervisor: Supervisor, early: Collection[int]) -> AsyncIterator[None]:
+    """Heed SIGHUP and SIGUSR2, also those that came early: while the workers started."""
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -143,6 +147,8 @@ async def _signals(supervisor: Supervisor) -> AsyncIterator[None]:
             task.add_done_callback(tasks.discard)
 
         loop.add_signal_handler(number, act)
+        if number in early:
+            act()
 
     on(signal.SIGHUP, "reload", supervisor.reload)
     on(signal.SIGUSR2, "restart", supervisor.restart)

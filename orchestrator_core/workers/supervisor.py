@@ -71,7 +71,7 @@ class Supervisor:
         self.plugins_dir = plugins_dir
         self.taken = taken
         self.last = Reloaded(True, taken.configuration.generation)
-        self.secret_files = set(taken.configuration.secret_files)
+        self.secret_files = dict(taken.configuration.secret_files)
         self.swapped: list[Callable[[Redactor], None]] = []
         self.stopping = False
         self.lost = asyncio.Event()
@@ -114,7 +114,7 @@ class Supervisor:
     async def _take(self) -> Taken:
         copy = self.runtime / f"configuration-{next(self._numbers)}"
         taken = await asyncio.to_thread(take, self.folder, copy)
-        self.secret_files = set(taken.configuration.secret_files)
+        self.secret_files = dict(taken.configuration.secret_files)
         return taken
 
     async def _start(self, slot: Slot) -> Worker:
@@ -272,7 +272,7 @@ class Supervisor:
         async with self._reloading:
             while True:
                 taken = await self._take()
-                self.secret_files |= set(self.taken.configuration.secret_files)
+                self.secret_files = {**self.taken.configuration.secret_files, **self.secret_files}
                 if not force and not self.last.failed and taken.identity == self.taken.identity:
                     taken.discard()
                     return self.last

@@ -31,6 +31,7 @@ SLOW = '''
         """How it opens."""
         opens_in: float = option(0.0, help="How long it takes to open.")
         dies: str = option("", help="File whose being there ends the process.")
+        opens: str = option("", help="File that it makes when it is opened.")
         key: str = option("", help="A secret.")
 
     class Slow:
@@ -44,6 +45,8 @@ SLOW = '''
     async def opened(options, context):
         if options.dies and os.path.exists(options.dies):
             os._exit(3)
+        if options.opens:
+            open(options.opens, "w").close()
         await asyncio.sleep(options.opens_in)
         yield Slow()
 
@@ -86,7 +89,10 @@ class Process:
 
 
 @asynccontextmanager
-async def serving(folder: Path, files: Mapping[str, str] = FILES, *arguments: str) -> AsyncIterator[Process]:
+async def starting(
+    folder: Path, files: Mapping[str, str] = FILES, *arguments: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Start a service, and end it if it has not ended."""
     write_files(folder, files)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "orchestrator_core", "serve", "--config", "config", "--port", "0", "--admin-port", "0"),
@@ -95,6 +101,22 @@ async def serving(folder: Path, files: Mapping[str, str] = FILES, *arguments: st
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         stderr=asyncio.subprocess.PIPE,
     )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+@asynccontextmanager
+async def serving(folder: Path, files: Mapping[str, str] = FILES, *arguments: str) -> AsyncIterator[Process]:
+    async with starting(folder, files, *arguments) as process, _served(folder, process) as service:
+        yield service
+
+
+@asynccontextmanager
+async def _served(folder: Path, process: asyncio.subprocess.Process) -> AsyncIterator[Process]:
     assert process.stderr is not None
     lines: list[str] = []
     reading: asyncio.Task[None] | None = None

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.service.processes import FILES, Load, serving
+from tests.service.processes import FILES, Load, serving, starting
 
 RunFixture = Callable[..., Any]
 
@@ -82,6 +82,41 @@ def test_a_second_signal_ends_requests_in_flight(run: RunFixture, tmp_path: Path
             assert isinstance(outcome, aiohttp.ClientError)
 
     run(main(), timeout_seconds=180)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_start_that_waits_for_a_source_is_given_up_by_sigterm_and_not_by_sighup(
+    run: RunFixture, tmp_path: Path, workers: int
+) -> None:
+    files = {
+        **FILES,
+        "config/database.yaml": f"slow: {{sources: {{default: {{opens_in: 600, opens: {tmp_path}/opens}}}}}}",
+    }
+
+    async def main() -> None:
+        async with starting(tmp_path, files, "--workers", str(workers)) as process:
+            while not (tmp_path / "opens").exists():  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.02)
+            process.send_signal(signal.SIGHUP)
+            process.send_signal(signal.SIGTERM)
+            _, told = await process.communicate()
+            assert (process.returncode, b"serving" in told, b"Traceback" in told) == (0, False, False)
+
+    run(main(), timeout_seconds=60)
+
+
+def test_a_stop_does_not_wait_for_a_reload(run: RunFixture, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path) as service:
+            slow = f"slow: {{sources: {{default: {{opens_in: 600, opens: {tmp_path}/opens}}}}}}"
+            (tmp_path / "config/database.yaml").write_text(slow)
+            service.process.send_signal(signal.SIGHUP)
+            while not (tmp_path / "opens").exists():  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.02)
+            service.process.send_signal(signal.SIGTERM)
+            assert await service.process.wait() == 0
+
+    run(main(), timeout_seconds=60)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import linecache
 import os
+import shutil
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from orchestrator_core.config.load import load_configuration
 from orchestrator_core.plugin_api import SourceError, SourceKind, hookimpl, option
 from orchestrator_core.testing import RunningService, leaves_nothing, service
 from orchestrator_core.testing.service import write_files
+from orchestrator_core.watching import watch
 from tests.memory import resident_bytes
 
 RunFixture = Callable[..., Any]
@@ -461,6 +463,83 @@ def test_a_secret_file_s_change_is_noticed_and_so_is_the_turning_of_a_link_on_th
             await until(lambda: len(plugin.opened) == 4, 20)
             assert [source.options.key for source in plugin.opened] == ["first-key", "", "second-key", "third-key"]
             assert shop.running.live.snapshot.generation == generation
+
+    run(main())
+
+
+def test_a_folder_that_is_replaced_is_noticed_and_so_is_what_is_behind_links(run: RunFixture, tmp_path: Path) -> None:
+    """Of none of it the system tells whoever watches the folder: a link is turned, a folder renamed, or made again."""
+    plugin = Plugin()
+
+    def release(number: int) -> Path:
+        write_files(tmp_path / f"{number}", {**FILES, "domains/d.yaml": domain(number)})
+        return tmp_path / f"{number}"
+
+    folder = tmp_path / "config"
+    folder.symlink_to(release(1))
+
+    async def main() -> None:
+        async with serving(plugin, {}, folder=folder, watch=True) as shop:
+            (tmp_path / "turned").symlink_to(release(2))
+            os.replace(tmp_path / "turned", folder)
+            await serves(shop, 2)
+            shop.write("domains/d.yaml", domain(3))
+            await serves(shop, 3)
+            folder.unlink()
+            release(4).rename(folder)
+            await serves(shop, 4)
+            shutil.rmtree(folder)
+            await until(lambda: shop.running.live.last.failed)
+            assert [problem.code for problem in shop.running.live.last.problems] == ["ORC100"]
+            release(5).rename(folder)
+            await serves(shop, 5)
+            write_files(tmp_path / "elsewhere", {"d.yaml": domain(6)})
+            (folder / "domains/d.yaml").unlink()
+            (folder / "domains/d.yaml").symlink_to(tmp_path / "elsewhere/d.yaml")
+            await serves(shop, 6)
+            write_files(tmp_path / "elsewhere", {"d.yaml": domain(7)})
+            await serves(shop, 7)
+
+    run(main())
+
+
+def test_what_is_saved_while_the_service_starts_is_noticed(run: RunFixture, tmp_path: Path) -> None:
+    class Slow(Plugin):
+        @asynccontextmanager
+        async def open(self, options: NotedOptions, context: Any) -> AsyncIterator[Noted]:
+            write_files(tmp_path, {"domains/d.yaml": domain(2)})
+            async with super().open(options, context) as source:
+                yield source
+
+    async def main() -> None:
+        async with serving(Slow(), folder=tmp_path, watch=True) as shop:
+            await serves(shop, 2)
+
+    run(main())
+
+
+def test_a_secret_file_that_changed_between_its_reading_and_the_next_look_is_noticed(
+    run: RunFixture, tmp_path: Path
+) -> None:
+    config = tmp_path / "config"
+    write_files(tmp_path, {"config/config.yaml": "{}", "changed": "second\n", "same": "said\n", "come": "here\n"})
+    read: dict[Path, str | None] = {}
+    reloads: asyncio.Queue[None] = asyncio.Queue()
+
+    async def reload() -> None:
+        reloads.put_nowait(None)
+
+    async def main() -> None:
+        watching = asyncio.create_task(watch(config, lambda: read, reload))
+        await reloads.get()  # the one at the start
+        read[tmp_path / "changed"] = "first"
+        await reloads.get()
+        read[tmp_path / "same"] = "said"
+        read[tmp_path / "come"] = None
+        await reloads.get()
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        assert reloads.empty()
 
     run(main())
 
