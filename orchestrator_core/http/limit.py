@@ -10,10 +10,10 @@ can end: as many a second as it ends for a second of work, fewer while its turns
 
 In a calm the line may hold what is worked off within ``burst``, at the pace that is usual. Overload is a line that
 stays: for two windows nobody got through in less than ``wait``, and much more came than was ended and than the loop can
-usually end; for one, if it is far more. If it is no more than usual, the core is slow, and that is an overload when it lasts. So is a line of
-``burst``. From then on the line holds what is worked off within ``wait``, and the rest is refused on arrival, until
-nobody was for two windows. The two lengths are the idea of CoDel (RFC 8289): a burst may wait, a standing line helps
-nobody.
+usually end; for one, if it is far more. If it is no more than usual, the core is slow, and that is an overload when it
+lasts. So is a line of ``burst``. From then on the line holds what is worked off within ``wait``, and the rest is
+refused on arrival, until nobody was for two windows. The two lengths are the idea of CoDel (RFC 8289): a burst may
+wait, a standing line helps nobody.
 """
 
 from __future__ import annotations
