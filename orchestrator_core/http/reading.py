@@ -9,7 +9,7 @@ import re
 from urllib.parse import parse_qs
 
 import orjson
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from orchestrator_core.errors import BadRequest
 from orchestrator_core.expressions import MISSING, Missing
@@ -20,6 +20,8 @@ MAX_QUERY_FIELDS = 1000
 MAX_DEPTH = 100
 BODY_TIMEOUTS_SPREAD = 1.1
 """Clients that came together are not given up in one moment, which would keep the others waiting."""
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
@@ -54,6 +56,7 @@ async def _read(request: web.BaseRequest, timeout_seconds: float) -> bytes:
     try:
         if request._payload.is_eof():
             return await request.read()
+        _ask_for_body(request)
         async with asyncio.timeout(timeout_seconds * random.uniform(1, BODY_TIMEOUTS_SPREAD)):
             return await request.read()
     except web.HTTPRequestEntityTooLarge:
@@ -61,7 +64,17 @@ async def _read(request: web.BaseRequest, timeout_seconds: float) -> bytes:
     except TimeoutError:
         raise BadRequest(f"the body did not arrive within {timeout_seconds:g} s", 408) from None
     except web.RequestPayloadError as error:
-        raise BadRequest(f"the body cannot be read: {error}") from error
+        reason = " ".join(str(error).rpartition("message:")[2].split())  # aiohttp puts a status before it
+        raise BadRequest(f"the body cannot be read: {reason}") from error
+
+
+def _ask_for_body(request: web.BaseRequest) -> None:
+    """Have a client send the body that it holds back until somebody wants it (RFC 9110, section 10.1.1)."""
+    if request.headers.get("Expect", "").strip().lower() != "100-continue" or request.version != HttpVersion11:
+        return
+    transport = request.transport
+    if transport is not None and not transport.is_closing():
+        transport.write(CONTINUE)
 
 
 def _is_deeper(value: JSON, depth: int) -> bool:
