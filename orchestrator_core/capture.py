@@ -11,7 +11,8 @@ document, bounded in size and without what must not be kept, and the values are 
 ``request`` is as expressions see it. A step has one call, and one with ``for_each`` a call for each item, in the order
 in which they ended; a result is as the step got it, before its transforms. Some values are stood for by an object: one
 that is too large by ``{"$truncated": {"bytes": 123456, "start": "…"}}``, a number that JSON cannot hold by
-``{"$number": "nan"}``, a result of a lesser kind by ``{"$degraded": …}``, what is no JSON by ``{"$unfit": "…"}``.
+``{"$number": "nan"}``, a result of a lesser kind by ``{"$degraded": …}``, what is no JSON, or nested
+too deep, by ``{"$unfit": "…"}``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from attrs import define, field, frozen
 
 from orchestrator_core import errors
 from orchestrator_core.config.secrets import MASK, Redactor
+from orchestrator_core.depth import MOST_DEEP, is_deeper
 from orchestrator_core.expressions import MISSING
 from orchestrator_core.plugin_api import Captured, Degraded
 
@@ -147,8 +149,11 @@ class Capture:
         try:
             encoded = orjson.dumps(value)
             fits = not (b"null" in encoded and _has_odd_number(value))
+            nested = encoded.count(b"[") + encoded.count(b"{") > MOST_DEEP
         except TypeError:
-            fits = False
+            fits, nested = False, True
+        if nested and is_deeper(value, MOST_DEEP):
+            value, fits = {"$unfit": f"a value nested more than {MOST_DEEP} deep"}, False
         if not fits:
             value = _clean(value)
             encoded = orjson.dumps(value)

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 import orjson
 from aiohttp import HttpVersion11, web
 
+from orchestrator_core.depth import is_deeper
 from orchestrator_core.errors import BadRequest
 from orchestrator_core.expressions import MISSING, Missing
 from orchestrator_core.http.answers import JSON_TYPE
@@ -45,7 +46,7 @@ async def read_json(request: web.BaseRequest, timeout_seconds: float) -> JSON | 
         raise BadRequest(f"the body is not JSON: {error}") from error
     except RecursionError:
         raise _too_deep() from None
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deeper(body, MAX_DEPTH):
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and is_deeper(body, MAX_DEPTH):
         raise _too_deep()
     if b"\\u0000" in raw and _holds_nul(body):
         raise BadRequest("the body holds a NUL character")
@@ -75,17 +76,6 @@ def _ask_for_body(request: web.BaseRequest) -> None:
     transport = request.transport
     if transport is not None and not transport.is_closing():
         transport.write(CONTINUE)
-
-
-def _is_deeper(value: JSON, depth: int) -> bool:
-    """Return whether arrays and objects lie in each other more than ``depth`` deep: orjson writes 254 levels."""
-    for _ in range(254 - depth):
-        value = [value]
-    try:
-        orjson.dumps(value)
-    except TypeError:
-        return True
-    return False
 
 
 def _holds_nul(value: JSON) -> bool:
