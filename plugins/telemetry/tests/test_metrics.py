@@ -286,6 +286,14 @@ def test_a_histogram_has_the_buckets_of_the_configuration_and_they_only_grow(ser
     assert 0 < total < 5
 
 
+def test_bounds_that_differ_little_are_buckets_of_their_own(serve: Any, scrape: Any) -> None:
+    config = "telemetry: {metrics: {buckets: [0.1234567, 0.12345678, 1234567.5]}}"
+    shop = serve({"config.yaml": config, "domains/shop.yaml": SHOP}, plugins={"broken": Broken()})
+    shop.get("/orchestrator/shop/hello/Ada")
+    buckets = [dict(key)["le"] for key in scrape(shop)["orchestrator_request_duration_seconds_bucket"]]
+    assert buckets[:4] == ["0.1234567", "0.12345678", "1234567.5", "+Inf"]
+
+
 def test_paths_that_nobody_serves_are_one_series(serve: Any, scrape: Any) -> None:
     shop = serve({"domains/shop.yaml": SHOP}, plugins={"broken": Broken()})
     shop.get("/nothing")

@@ -14,10 +14,11 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from orchestrator_core.plugin_api import StepRecord, TelemetryContext, TraceParent
-from orchestrator_telemetry.export import LastWords, Recorded
+from orchestrator_telemetry.export import LastWords, Recorded, has_span
 from orchestrator_telemetry.options import TracesOptions
 
 EXPORTER_LOGGER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+STATE_LOGGER = "opentelemetry.trace.span"
 NANO = 1_000_000_000
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _UNSET = Status(StatusCode.UNSET)
@@ -33,6 +34,8 @@ class SpanMaker:
         self._resource = Resource.create().merge(OTELResourceDetector().detect()).merge(Resource(own))
         self._scope = InstrumentationScope("orchestrator", context.version)
         self._redact = context.redact
+        # It would warn of each tracestate that is not by the rules, in the words of whoever sent it.
+        logging.getLogger(STATE_LOGGER).setLevel(logging.ERROR)
 
     def spans(self, recorded: Recorded) -> list[ReadableSpan]:
         endpoint, run, method, trace = recorded
@@ -70,7 +73,7 @@ class SpanMaker:
             )
         ]
         for index, (info, outcome) in enumerate(zip(endpoint.steps, run.steps, strict=True)):
-            if outcome is None or (isinstance(outcome, tuple) and outcome[0] == "skipped"):
+            if not has_span(outcome):
                 continue
             record = run.step_record(index)
             began = started + round(record.start_seconds * NANO)
