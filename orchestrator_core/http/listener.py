@@ -39,6 +39,12 @@ SWEPT_AT_ONCE = 5
 MOST_SLICES = 400
 
 Handler = Callable[[web.BaseRequest], Awaitable[Answer]]
+Malformed = Callable[[str, int, str], None]
+"""Is told of what was no request: the execution id, status and detail that its sender was answered."""
+
+
+def _tell_nobody(execution_id: str, status: int, detail: str) -> None:
+    """For a listener that counts and logs no requests."""
 
 
 @frozen
@@ -76,6 +82,7 @@ class Connection(web.RequestHandler):
         "head_began",
         "head_since",
         "limit",
+        "malformed",
         "odd",
         "passed",
         "pending",
@@ -84,9 +91,10 @@ class Connection(web.RequestHandler):
         "waits",
     )
 
-    def __init__(self, server: _Server, limit: Limit | None, **options: Any) -> None:
+    def __init__(self, server: _Server, limit: Limit | None, malformed: Malformed, **options: Any) -> None:
         super().__init__(server, **options)
         self.limit = limit
+        self.malformed = malformed
         self.closing = False
         self.waits = self.passed = self.refused = False
         self.head_since = self._loop.time()
@@ -232,8 +240,8 @@ class Connection(web.RequestHandler):
             return
         if self.head_since and now - self.head_since > limits.header_timeout:
             if self.head_began:
-                answer = _problem(Failure(408, "bad request", f"no request came within {limits.header_timeout:g} s"))
-                transport.write(answer.written(keep_alive=False))
+                failure = Failure(408, "bad request", f"no request came within {limits.header_timeout:g} s")
+                transport.write(self._refusal(failure).written(keep_alive=False))
             elif has_unread(transport):
                 return
             self.force_close()
@@ -290,13 +298,17 @@ class Connection(web.RequestHandler):
         else:
             reason = (message or "").strip().partition("\n")[0].rstrip(":")
             failure = Failure(status, "bad request", f"this is not HTTP: {reason}" if reason else "this is not HTTP")
-        answer = _problem(failure, execution_id)
+        answer = self._refusal(failure, execution_id)
         answer.closes = True
         return answer  # type: ignore[return-value]  # an Answer has all that the protocol asks of a response
 
+    def _refusal(self, failure: Failure, execution_id: str = "") -> Answer:
+        execution_id = execution_id or new_execution_id()
+        self.malformed(execution_id, failure.status, failure.detail)
+        return _problem(failure, execution_id)
 
-def _problem(failure: Failure, execution_id: str = "") -> Answer:
-    execution_id = execution_id or new_execution_id()
+
+def _problem(failure: Failure, execution_id: str) -> Answer:
     return problem(failure, execution_id, common_headers(execution_id, own_timing(clock())))
 
 
@@ -308,7 +320,8 @@ class _Refused(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         failure = Failure(503, "not available", f"all {self._most} connections are in use", retry_after_seconds=1)
-        transport.write(_problem(failure).written(keep_alive=False))  # type: ignore[attr-defined]  # it is no datagram
+        answer = _problem(failure, new_execution_id())
+        transport.write(answer.written(keep_alive=False))  # type: ignore[attr-defined]  # it is no datagram
         transport.close()
 
 
@@ -317,7 +330,9 @@ class _Server(web.Server):
 
     closing = False
 
-    def __init__(self, handler: Handler, limit: Limit | None, limits: Limits) -> None:
+    def __init__(
+        self, handler: Handler, limit: Limit | None, limits: Limits, malformed: Malformed = _tell_nobody
+    ) -> None:
         super().__init__(
             handler,  # type: ignore[arg-type]  # an Answer has all that the protocol asks of a response
             request_factory=self._request,
@@ -328,6 +343,7 @@ class _Server(web.Server):
         )
         self._limit = limit
         self._limits = limits
+        self._malformed = malformed
         self.refused_connections = 0
         self._round: Iterator[Any] = iter(())
         self._slice, self._pause = SWEPT_AT_ONCE, SWEEP_SECONDS
@@ -339,7 +355,7 @@ class _Server(web.Server):
         if len(self._connections) >= self._limits.max_connections:
             self.refused_connections += 1
             return _Refused(self._limits.max_connections)  # type: ignore[return-value]  # it is of no other use
-        connection = Connection(self, self._limit, loop=self._loop, **self._kwargs)
+        connection = Connection(self, self._limit, self._malformed, loop=self._loop, **self._kwargs)
         connection.closing = self.closing
         return connection
 
@@ -424,13 +440,14 @@ async def listen(
     grace: Grace,
     linger_seconds: float = 0.0,
     limit: Limit | None = None,
+    malformed: Malformed = _tell_nobody,
 ) -> AsyncIterator[Listener]:
     """Accept connections while the block runs, on an address or on sockets that are bound already.
 
     At the end no new connection is accepted, and requests in flight get the time of ``grace`` to finish. Raises
     ``OSError`` when the address cannot be bound.
     """
-    server = _Server(handler, limit, limits)
+    server = _Server(handler, limit, limits, malformed)
     listener = Listener(server)
     try:
         if isinstance(where, tuple):
