@@ -26,6 +26,7 @@ from attrs import define, field, frozen
 
 from orchestrator_core import errors
 from orchestrator_core.config.secrets import MASK, Redactor
+from orchestrator_core.depth import MOST_DEEP, is_deeper
 from orchestrator_core.expressions import MISSING
 from orchestrator_core.plugin_api import Captured, Degraded
 
@@ -35,8 +36,6 @@ REDACTED_HEADERS = ("authorization", "cookie", "proxy-authorization", "x-api-key
 """Headers that are always redacted."""
 
 LONGEST_REPR = 200
-DEEPEST, WRITABLE = 200, 254
-"""So many arrays and objects may lie in each other, and so many orjson writes: a record has some around each value."""
 ANY = "*"
 
 Tree: TypeAlias = "dict[str, Tree]"
@@ -154,7 +153,8 @@ class Capture:
         """Return the value as JSON that is no larger than allowed, with no secret in it."""
         try:
             encoded = orjson.dumps(value)
-            fits = not _is_deep(value, encoded) and not (b"null" in encoded and _has_odd_number(value))
+            deep = encoded.count(b"[") + encoded.count(b"{") > MOST_DEEP and is_deeper(value, MOST_DEEP)
+            fits = not deep and not (b"null" in encoded and _has_odd_number(value))
         except TypeError:
             fits = False
         if not fits:
@@ -269,27 +269,14 @@ def _has_odd_number(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(map(_has_odd_number, value))
 
 
-def _is_deep(value: Any, encoded: bytes) -> bool:
-    """Return whether arrays and objects lie in each other more than ``DEEPEST`` deep."""
-    if encoded.count(b"[") + encoded.count(b"{") <= DEEPEST:
-        return False
-    for _ in range(WRITABLE - DEEPEST):
-        value = [value]
-    try:
-        orjson.dumps(value)
-    except TypeError:
-        return True
-    return False
-
-
 def _clean(value: Any, depth: int = 0) -> Any:
     """Return what JSON can hold in place of a value that it cannot."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, float) and not math.isfinite(value):
         return {"$number": str(value)}
-    if isinstance(value, Mapping | list | tuple) and depth == DEEPEST:
-        return {"$unfit": f"nested more than {DEEPEST} deep"}
+    if isinstance(value, Mapping | list | tuple) and depth == MOST_DEEP:
+        return {"$unfit": f"nested more than {MOST_DEEP} deep"}
     if isinstance(value, Mapping):
         return {str(_clean(key, depth + 1)): _clean(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -48,7 +48,7 @@ class Secret(str):
 
 @frozen(repr=False)
 class Redactor:
-    """Replaces every known secret in a text by ``***``, also as JSON, Python and URLs write it.
+    """Replaces every known secret in a text by ``***``, also as JSON, Python, its bytes and URLs write it.
 
     Of a secret that is a URL the password is one too. Values shorter than three characters are left alone.
     """
@@ -81,7 +81,8 @@ class Redactor:
 
 
 _URL_PASSWORD = re.compile(r"://[^:/@\s]*:([^@/\s]+)@")
-_IN_URLS = (quote, partial(quote, safe=""), quote_plus)
+_IN_URLS = (quote, partial(quote, safe=""), quote_plus, partial(quote, safe="!#$%&'()*+,/:;=?@[]~"))
+"""How URLs are written: the last leaves alone what means something in one, as HTTP libraries do."""
 
 
 def _forms_of(values: Iterable[str]) -> tuple[str, ...]:
@@ -92,7 +93,8 @@ def _forms_of(values: Iterable[str]) -> tuple[str, ...]:
         if len(value) < SHORTEST_MASKED:
             continue
         escaped = json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1]
-        forms |= {value, *escaped, *(write(value, errors="surrogateescape") for write in _IN_URLS)}
+        in_bytes = repr(value.encode("utf-8", "surrogateescape"))[2:-1]
+        forms |= {value, *escaped, in_bytes, *(write(value, errors="surrogateescape") for write in _IN_URLS)}
     return tuple(sorted(forms, key=len, reverse=True))
 
 

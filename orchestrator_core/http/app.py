@@ -124,7 +124,15 @@ async def serve_live(
             admin = await stack.enter_async_context(listen(handle, admin_at, Limits(), admin_grace))
         stack.callback(public.stop)
         listener = await stack.enter_async_context(
-            listen(public.handle, public_at, Limits.of(options.server), grace, linger_seconds, public.limit)
+            listen(
+                public.handle,
+                public_at,
+                Limits.of(options.server),
+                grace,
+                linger_seconds,
+                public.limit,
+                public.malformed,
+            )
         )
         stack.callback(public.drain)
         yield Service(live, executions, public.limit, listener, listener.address, admin.address if admin else None)

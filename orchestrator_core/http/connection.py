@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -22,6 +23,9 @@ log = structlog.get_logger("orchestrator.http")
 LINGERING_SECONDS = 2.0
 LINGERING_BYTES = 8 * 2**20
 SWEEP_SECONDS = 1.0
+
+Malformed = Callable[[str, int, str], None]
+"""Is told of what was no request: the execution id, status and detail that its sender was answered."""
 
 
 @frozen
@@ -58,6 +62,7 @@ class Connection(web.RequestHandler):
         "head_began",
         "head_since",
         "limit",
+        "malformed",
         "odd",
         "passed",
         "pending",
@@ -66,9 +71,10 @@ class Connection(web.RequestHandler):
         "waits",
     )
 
-    def __init__(self, server: web.Server, limit: Limit | None, **options: Any) -> None:
+    def __init__(self, server: web.Server, limit: Limit | None, malformed: Malformed, **options: Any) -> None:
         super().__init__(server, **options)
         self.limit = limit
+        self.malformed = malformed
         self.closing = False
         self.waits = self.passed = self.refused = False
         self.head_since = self._loop.time()
@@ -214,8 +220,8 @@ class Connection(web.RequestHandler):
             return
         if self.head_since and now - self.head_since > limits.header_timeout:
             if self.head_began:
-                answer = _problem(Failure(408, "bad request", f"no request came within {limits.header_timeout:g} s"))
-                transport.write(answer.written(keep_alive=False))
+                failure = Failure(408, "bad request", f"no request came within {limits.header_timeout:g} s")
+                transport.write(self._refusal(failure).written(keep_alive=False))
             elif has_unread(transport):
                 return
             self.force_close()
@@ -272,9 +278,14 @@ class Connection(web.RequestHandler):
         else:
             reason = (message or "").strip().partition("\n")[0].rstrip(":")
             failure = Failure(status, "bad request", f"this is not HTTP: {reason}" if reason else "this is not HTTP")
-        answer = _problem(failure, execution_id)
+        answer = self._refusal(failure, execution_id)
         answer.closes = True
         return answer  # type: ignore[return-value]  # an Answer has all that the protocol asks of a response
+
+    def _refusal(self, failure: Failure, execution_id: str = "") -> Answer:
+        execution_id = execution_id or new_execution_id()
+        self.malformed(execution_id, failure.status, failure.detail)
+        return _problem(failure, execution_id)
 
 
 class RefusedConnection(asyncio.Protocol):
@@ -285,13 +296,13 @@ class RefusedConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         failure = Failure(503, "not available", f"all {self._most} connections are in use", retry_after_seconds=1)
-        transport.write(_problem(failure).written(keep_alive=False))  # type: ignore[attr-defined]  # it is no datagram
+        answer = _problem(failure, new_execution_id())
+        transport.write(answer.written(keep_alive=False))  # type: ignore[attr-defined]  # it is no datagram
         transport.close()
 
 
-def _problem(failure: Failure, execution_id: str = "") -> Answer:
-    execution_id = execution_id or new_execution_id()
+def _problem(failure: Failure, execution_id: str) -> Answer:
     return problem(failure, execution_id, common_headers(execution_id, own_timing(clock())))
 
 
-__all__ = ["LINGERING_SECONDS", "SWEEP_SECONDS", "Connection", "Limits", "RefusedConnection"]
+__all__ = ["LINGERING_SECONDS", "SWEEP_SECONDS", "Connection", "Limits", "Malformed", "RefusedConnection"]

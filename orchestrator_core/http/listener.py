@@ -18,6 +18,7 @@ from orchestrator_core.http.connection import (
     SWEEP_SECONDS,
     Connection,
     Limits,
+    Malformed,
     RefusedConnection,
 )
 from orchestrator_core.http.grace import Grace
@@ -36,12 +37,18 @@ MOST_SLICES = 400
 Handler = Callable[[web.BaseRequest], Awaitable[Answer]]
 
 
+def _tell_nobody(execution_id: str, status: int, detail: str) -> None:
+    """For a listener that counts and logs no requests."""
+
+
 class _Server(web.Server):
     """aiohttp's server, with a look at each connection about once a second."""
 
     closing = False
 
-    def __init__(self, handler: Handler, limit: Limit | None, limits: Limits) -> None:
+    def __init__(
+        self, handler: Handler, limit: Limit | None, limits: Limits, malformed: Malformed = _tell_nobody
+    ) -> None:
         super().__init__(
             handler,  # type: ignore[arg-type]  # an Answer has all that the protocol asks of a response
             request_factory=self._request,
@@ -52,6 +59,7 @@ class _Server(web.Server):
         )
         self._limit = limit
         self._limits = limits
+        self._malformed = malformed
         self._round: Iterator[Any] = iter(())
         self._slice, self._pause = SWEPT_AT_ONCE, SWEEP_SECONDS
         self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
@@ -61,7 +69,7 @@ class _Server(web.Server):
         self.acceptor.look_soon()
         if len(self._connections) >= self._limits.max_connections:
             return RefusedConnection(self._limits.max_connections)  # type: ignore[return-value]  # it is of no other use
-        connection = Connection(self, self._limit, loop=self._loop, **self._kwargs)
+        connection = Connection(self, self._limit, self._malformed, loop=self._loop, **self._kwargs)
         connection.closing = self.closing
         return connection
 
@@ -146,13 +154,14 @@ async def listen(
     grace: Grace,
     linger_seconds: float = 0.0,
     limit: Limit | None = None,
+    malformed: Malformed = _tell_nobody,
 ) -> AsyncIterator[Listener]:
     """Accept connections while the block runs, on an address or on sockets that are bound already.
 
     At the end no new connection is accepted, and requests in flight get the time of ``grace`` to finish. Raises
     ``OSError`` when the address cannot be bound.
     """
-    server = _Server(handler, limit, limits)
+    server = _Server(handler, limit, limits, malformed)
     listener = Listener(server)
     try:
         if isinstance(where, tuple):

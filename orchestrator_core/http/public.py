@@ -53,6 +53,7 @@ _NO_QUERY: Mapping[str, list[str]] = {}
 NO_TELEMETRY = Telemetry()
 NO_ROUTE = "-"
 """What the log has for the route of a page of the service's own, and of a path that nobody serves."""
+NO_METHOD = "-"
 LONGEST_LOGGED_PATH = 200
 
 
@@ -243,10 +244,21 @@ class PublicApp:
 
     async def _no_text(self, request: web.BaseRequest, path: str) -> Answer:
         started, execution_id = clock(), new_execution_id()
-        if self.telemetry.answered is not None:
-            self.telemetry.answered("", request.method, 400, 0.0)
         failure = Failure(400, "bad request", "the head of the request is not UTF-8")
+        self._tell_refused(execution_id, request.method, 400, path=_shown(path), error=failure.detail)
         return problem(failure, execution_id, common_headers(execution_id, own_timing(started)), _shown(path))
+
+    def malformed(self, execution_id: str, status: int, detail: str) -> None:
+        """Tell of what was no request, so that its execution id is found: it has neither a method nor a path."""
+        self._tell_refused(execution_id, NO_METHOD, status, error=detail)
+
+    def _tell_refused(self, execution_id: str, method: str, status: int, **more: str) -> None:
+        serving = self._serving
+        if self.telemetry.answered is not None:
+            self.telemetry.answered("", method, status, 0.0)
+        if serving.request_line is not None:
+            shown = {name: serving.redact(text[:LONGEST_LOGGED_PATH]) for name, text in more.items()}
+            serving.request_line(execution_id, "", method, NO_ROUTE, status, 0.0, **shown)
 
     async def _asked(
         self, request: web.BaseRequest, connection: Any, route: Route, segments: list[str], query: str

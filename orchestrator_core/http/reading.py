@@ -9,8 +9,9 @@ import re
 from urllib.parse import parse_qs
 
 import orjson
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
+from orchestrator_core.depth import is_deeper
 from orchestrator_core.errors import BadRequest
 from orchestrator_core.expressions import MISSING, Missing
 from orchestrator_core.http.answers import JSON_TYPE
@@ -20,6 +21,8 @@ MAX_QUERY_FIELDS = 1000
 MAX_DEPTH = 100
 BODY_TIMEOUTS_SPREAD = 1.1
 """Clients that came together are not given up in one moment, which would keep the others waiting."""
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
@@ -43,7 +46,7 @@ async def read_json(request: web.BaseRequest, timeout_seconds: float) -> JSON | 
         raise BadRequest(f"the body is not JSON: {error}") from error
     except RecursionError:
         raise _too_deep() from None
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deeper(body, MAX_DEPTH):
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and is_deeper(body, MAX_DEPTH):
         raise _too_deep()
     if b"\\u0000" in raw and _holds_nul(body):
         raise BadRequest("the body holds a NUL character")
@@ -54,6 +57,7 @@ async def _read(request: web.BaseRequest, timeout_seconds: float) -> bytes:
     try:
         if request._payload.is_eof():
             return await request.read()
+        _ask_for_body(request)
         async with asyncio.timeout(timeout_seconds * random.uniform(1, BODY_TIMEOUTS_SPREAD)):
             return await request.read()
     except web.HTTPRequestEntityTooLarge:
@@ -61,18 +65,17 @@ async def _read(request: web.BaseRequest, timeout_seconds: float) -> bytes:
     except TimeoutError:
         raise BadRequest(f"the body did not arrive within {timeout_seconds:g} s", 408) from None
     except web.RequestPayloadError as error:
-        raise BadRequest(f"the body cannot be read: {error}") from error
+        reason = " ".join(str(error).rpartition("message:")[2].split())  # aiohttp puts a status before it
+        raise BadRequest(f"the body cannot be read: {reason}") from error
 
 
-def _is_deeper(value: JSON, depth: int) -> bool:
-    """Return whether arrays and objects lie in each other more than ``depth`` deep: orjson writes 254 levels."""
-    for _ in range(254 - depth):
-        value = [value]
-    try:
-        orjson.dumps(value)
-    except TypeError:
-        return True
-    return False
+def _ask_for_body(request: web.BaseRequest) -> None:
+    """Have a client send the body that it holds back until somebody wants it (RFC 9110, section 10.1.1)."""
+    if request.headers.get("Expect", "").strip().lower() != "100-continue" or request.version != HttpVersion11:
+        return
+    transport = request.transport
+    if transport is not None and not transport.is_closing():
+        transport.write(CONTINUE)
 
 
 def _holds_nul(value: JSON) -> bool:

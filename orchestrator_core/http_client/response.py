@@ -9,6 +9,7 @@ from typing import TypeAlias
 import orjson
 from attrs import field, frozen
 
+from orchestrator_core.depth import check_depth
 from orchestrator_core.errors import SourceError
 from orchestrator_core.http_client.errors import HttpProtocolError, ResponseTooLarge
 from orchestrator_core.http_client.request import RequestHead
@@ -71,7 +72,8 @@ class HttpResponse:
         """Parse the body as JSON. Raises :class:`SourceError` that names the call when it is not JSON."""
         try:
             value: JSON = orjson.loads(self.body)
-        except orjson.JSONDecodeError as error:
+            check_depth(value, self.body)
+        except ValueError as error:
             raise SourceError(f"{self.request.call}: the answer (status {self.status}) is not JSON: {error}") from error
         return value
 

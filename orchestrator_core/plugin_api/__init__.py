@@ -50,6 +50,7 @@ from __future__ import annotations
 import pluggy
 
 from orchestrator_core.bounds import at_least_one, not_negative, positive
+from orchestrator_core.depth import check_depth
 from orchestrator_core.errors import (
     EntityNotFound,
     ExpressionError,
@@ -198,6 +199,7 @@ __all__ = [
     "TraceParent",
     "TransformerKind",
     "at_least_one",
+    "check_depth",
     "compile_value",
     "did_you_mean",
     "hold_lease",

@@ -91,7 +91,7 @@ def _text(rng: Random) -> bytes:
 
 
 def _deep(rng: Random) -> bytes:
-    depth = rng.randrange(1100, 20_000)
+    depth = rng.randrange(201, 20_000)
     return _json(b'{"score": ' + b"[" * depth + b"]" * depth + b"}")
 
 

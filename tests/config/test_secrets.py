@@ -197,6 +197,8 @@ def test_no_text_around_a_secret_lets_it_through(secret: str, before: str, after
         quote,
         quote_plus,
         partial(quote, safe=""),
+        partial(quote, safe="!#$%&'()*+,/:;=?@[]~"),
+        lambda text: repr(text.encode())[1:],
         lambda text: orjson.dumps(text).decode(),
     ],
 )

@@ -456,6 +456,46 @@ def test_a_body_that_does_not_arrive_is_408(all_of_it: Served) -> None:
     assert all_of_it.run(main()) == b"HTTP/1.1 408 Request Timeout\r\n"
 
 
+async def answer_to_expectation(port: int, head: bytes) -> bytes:
+    """Return what comes first where a client holds the body back, and sends it only when it is asked for."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(head + b"Host: x\r\nContent-Type: application/json\r\nExpect: 100-Continue\r\n\r\n")
+        async with asyncio.timeout(5):
+            first = await reader.readuntil(b"\r\n\r\n")
+            if not first.startswith(b"HTTP/1.1 100 Continue\r\n"):
+                return first.partition(b"\r\n")[0]
+            writer.write(b'{"a": 1}')
+            return first + (await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")[0]
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("target", "length", "told"),
+    [
+        ("POST /orchestrator/d/echo", 8, b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK"),
+        ("POST /orchestrator/d/echo", 2**21, b"HTTP/1.1 413 Request Entity Too Large"),
+        ("DELETE /orchestrator/d/echo", 8, b"HTTP/1.1 405 Method Not Allowed"),
+        ("POST /orchestrator/d/none", 8, b"HTTP/1.1 404 Not Found"),
+    ],
+)
+def test_a_client_that_holds_its_body_back_is_asked_for_it_unless_it_is_refused(
+    all_of_it: Served, target: str, length: int, told: bytes
+) -> None:
+    head = f"{target} HTTP/1.1\r\nContent-Length: {length}\r\n".encode()
+    assert all_of_it.run(answer_to_expectation(all_of_it.service.running.public[1], head)) == told
+
+
+def test_a_compressed_body_that_is_damaged_is_400(all_of_it: Served) -> None:
+    headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    answer = all_of_it.request("POST", "/orchestrator/d/echo", body=b"{}", headers=headers)
+    assert (answer.status, problem(answer)["detail"]) == (
+        400,
+        "the body cannot be read: Can not decode content-encoding: gzip",
+    )
+
+
 # --- input_schema -------------------------------------------------------------------------------------------------
 
 NONE = dict.fromkeys(("ratio", "flag", "tags", "name", "nested"), "none")
@@ -658,6 +698,7 @@ def test_a_client_that_goes_away_cancels_its_request(all_of_it: Served) -> None:
     all_of_it.run(main())
     (execution,) = all_of_it.executions(limit="1")
     assert (execution["endpoint"], execution["status"], execution["http_status"]) == ("hangs", "cancelled", 499)
+    assert execution["error"] == "cancelled"
     assert [step["status"] for step in execution["steps"]] == ["cancelled"]
 
 

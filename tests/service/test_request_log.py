@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -81,6 +82,37 @@ def test_pages_of_the_service_have_a_line_only_when_they_fail(
     found = lines(stream)
     assert [(event["route"], event["status"]) for event in found] == [("-", 404)] * 3
     assert [event["path"] for event in found] == [f"/nothing/{'x' * 191}", "/%ff%00\\", "/***"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (b"NONSENSE\r\n\r\n", {"method": "-", "error": "this is not HTTP: Invalid method encountered"}),
+        (b"GET / HTTP/1.1\r\n\r\n", {"method": "-", "error": "this is not HTTP: Missing 'Host' header in request."}),
+        (
+            b"GET /canary-5e8d1?x HTTP/1.1\r\nHost: x\r\nX: \xff\r\n\r\n",
+            {"method": "GET", "path": "/***", "error": "the head of the request is not UTF-8"},
+        ),
+    ],
+)
+def test_what_cannot_be_read_has_a_line_with_the_id_of_its_answer(
+    serve: Any, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, sent: bytes, told: dict[str, str]
+) -> None:
+    monkeypatch.setenv("DOMAINS", CANARY)
+    shop = serve({**SHOP, "config.yaml": "plugins_dir: '${env:DOMAINS}'"}, plugins={"other": "X = 1"})
+    answer = shop.run(head_of_answer(shop.service.running.public, sent)).decode()
+    (event,) = lines(stream)
+    assert f"X-Execution-Id: {event['execution_id']}\r\n" in answer
+    assert {"route": "-", "status": 400, **told}.items() <= event.items()
+
+
+async def head_of_answer(address: tuple[str, int], sent: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(sent)
+    try:
+        return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+    finally:
+        writer.close()
 
 
 def test_they_can_be_left_out(serve: Any, stream: io.StringIO) -> None:

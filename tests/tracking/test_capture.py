@@ -18,6 +18,14 @@ from tests.tracking.scripted_store import ScriptedStore
 
 Serve = Callable[..., Served]
 
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 DOMAIN = """
     endpoints:
       score:
@@ -199,6 +207,7 @@ def test_a_value_that_is_too_large_is_marked(shop: Callable[..., Served]) -> Non
         ({"text": "\ud800!", "more": (1, 2)}, {"text": "?!", "more": [1, 2]}),
         ({1, 2}, {"$unfit": "{1, 2}"}),
         ("a\0b", "a\0b"),
+        (nested(200), nested(200)),
     ],
 )
 def test_what_is_no_json_is_marked(serve: Serve, result: Any, kept: Any) -> None:

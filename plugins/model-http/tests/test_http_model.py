@@ -198,14 +198,18 @@ def test_another_status_than_2xx_says_the_status_and_the_servers_reason(
     run(test)
 
 
-def test_an_answer_that_is_not_json_is_an_error() -> None:
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("probability: 1", "unexpected character, expected a JSON value: line 1 column 1 (char 0)"),
+        ("[" * 201 + "]" * 201, "it is nested more than 200 deep"),
+    ],
+)
+def test_an_answer_that_is_not_json_is_an_error(text: str, reason: str) -> None:
     async def test(server: ModelServer) -> None:
-        server.answer = always(text="probability: 1")
+        server.answer = always(text=text)
         error = await failure(server)
-        assert str(error) == (
-            f"POST {server.base_url}/predict: the answer (200) is not JSON: "
-            "unexpected character, expected a JSON value: line 1 column 1 (char 0)"
-        )
+        assert str(error) == f"POST {server.base_url}/predict: the answer (200) is not JSON: {reason}"
 
     run(test)
 

@@ -215,6 +215,10 @@ def test_the_time_to_wait_can_be_a_date() -> None:
             ok(b'{"id": 123456789012345678901234567890}'),
             "the answer (200, application/json) is not JSON: an integer in it does not fit in 64 bits",
         ),
+        (
+            ok(b'{"score": ' + b"[" * 200 + b"]" * 200 + b"}"),
+            "the answer (200, application/json) is not JSON: it is nested more than 200 deep",
+        ),
         (ok(b"not gzip", "Content-Encoding: gzip"), None),
         (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 100\r\n\r\n{", None),
         (b'HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"a', None),

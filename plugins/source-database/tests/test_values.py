@@ -76,6 +76,9 @@ def test_postgresql_values(postgresql: Database, expression: str, expected: Any)
             """CAST('{"a": 123456789012345678901}' AS json)""",
             f"{COLUMN} holds JSON with an integer of more than 64 bits",
         ),
+        ("CAST(repeat('9', 5000) AS json)", f"{COLUMN} holds JSON with an integer of more than 64 bits"),
+        ("CAST(repeat('[', 201) || repeat(']', 201) AS json)", f"{COLUMN} holds JSON that is nested too deep"),
+        ("CAST(repeat('[', 5000) || repeat(']', 5000) AS json)", f"{COLUMN} holds JSON that is nested too deep"),
     ],
 )
 def test_what_has_no_exact_json_form_names_its_column(postgresql: Database, expression: str, message: str) -> None:

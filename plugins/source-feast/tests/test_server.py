@@ -183,6 +183,7 @@ GOOD = {
     ("status", "body", "message"),
     [
         (200, "<html>", "the answer is not JSON: "),
+        (200, "[" * 201 + "]" * 201, "the answer is not JSON: it is nested more than 200 deep"),
         (200, "[]", "get: the feature server's answer has not the shape it should have (TypeError: "),
         (200, "{}", "get: the feature server's answer has not the shape it should have (KeyError: 'metadata')"),
         (500, "", "the feature server answered 500"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -304,6 +305,14 @@ def test_a_histogram_has_the_buckets_of_the_configuration_and_they_only_grow(ser
     assert 0 < total < 5
 
 
+def test_bounds_that_differ_little_are_buckets_of_their_own(serve: Any, scrape: Any) -> None:
+    config = "telemetry: {metrics: {buckets: [0.1234567, 0.12345678, 1234567.5]}}"
+    shop = serve({"config.yaml": config, "domains/shop.yaml": SHOP}, plugins={"broken": Broken()})
+    shop.get("/orchestrator/shop/hello/Ada")
+    buckets = [dict(key)["le"] for key in scrape(shop)["orchestrator_request_duration_seconds_bucket"]]
+    assert buckets[:4] == ["0.1234567", "0.12345678", "1234567.5", "+Inf"]
+
+
 def test_paths_that_nobody_serves_are_one_series(serve: Any, scrape: Any) -> None:
     shop = serve({"domains/shop.yaml": SHOP}, plugins={"broken": Broken()})
     shop.get("/nothing")
@@ -318,6 +327,25 @@ def test_paths_that_nobody_serves_are_one_series(serve: Any, scrape: Any) -> Non
     after = scrape(shop)
     assert {name: set(series) for name, series in after.items()} == before
     assert after["orchestrator_page_requests_total"] == {labels(page="unknown", method="GET", status="404"): 10_001}
+
+
+def test_what_is_no_http_is_counted_with_the_paths_that_nobody_serves(serve: Any, scrape: Any) -> None:
+    shop = serve({"domains/shop.yaml": SHOP}, plugins={"broken": Broken()})
+
+    async def send(data: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection(*shop.service.running.public)
+        writer.write(data)
+        try:
+            return await asyncio.wait_for(reader.readuntil(b"\r\n"), 20)
+        finally:
+            writer.close()
+
+    for data in (b"NONSENSE\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nX: \xff\r\n\r\n"):
+        assert shop.run(send(data)) == b"HTTP/1.1 400 Bad Request\r\n"
+    assert scrape(shop)["orchestrator_page_requests_total"] == {
+        labels(page="unknown", method="other", status="400"): 1,
+        labels(page="unknown", method="GET", status="400"): 1,
+    }
 
 
 def test_the_services_own_pages_are_counted_by_their_template(serve: Any, scrape: Any) -> None:

@@ -364,7 +364,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 def test_a_full_queue_drops_spans_and_counts_them_without_waiting() -> None:
     class Ended:
-        steps = (1.0, 2.0)
+        steps = (1.0, ("ok", 1.0, 2.0, None), ("skipped", 1.0, 1.0, None), None)
 
     export = Export(lambda recorded: ["span"] * 3, lambda spans: None, TracesOptions(exporter="none", max_queue=2))
     tracer = Tracer(1.0, export)
@@ -375,6 +375,40 @@ def test_a_full_queue_drops_spans_and_counts_them_without_waiting() -> None:
     export.stop()
     export.work()
     assert (export.exported, export.dropped) == (6, 9)
+
+
+def test_what_a_stop_gives_up_includes_the_requests_whose_export_hangs() -> None:
+    class Ended:
+        steps = (1.0, None)
+
+    began, hangs = threading.Event(), threading.Event()
+
+    def send(spans: Any) -> str | None:
+        began.set()
+        return None if hangs.wait(DEADLINE_SECONDS) else "it hung"
+
+    export = Export(lambda recorded: ["span"] * 2, send, TracesOptions(exporter="none"))
+    thread = threading.Thread(target=export.work, daemon=True)
+    for number in range(3):
+        export.put(Recorded(None, Ended(), "GET", None))  # type: ignore[arg-type]
+        if number == 0:
+            export.stop()
+            thread.start()
+            assert began.wait(DEADLINE_SECONDS)
+    assert (export.give_up(), export.dropped) == (3, 4)
+    hangs.set()
+    thread.join()
+    assert (export.exported, export.dropped) == (2, 4)
+
+
+@pytest.mark.parametrize("state", [",".join(f"a{number}=1" for number in range(40)), "no-pair"])
+def test_a_tracestate_against_the_rules_writes_nothing_to_the_log(
+    world: World, serve: Any, caplog: pytest.LogCaptureFixture, state: str
+) -> None:
+    shop = serve(traced(world), plugins=PLUGINS)
+    shop.get("/orchestrator/shop/list", headers={"traceparent": f"00-{TRACE}-{CALLER}-01", "tracestate": state})
+    shop.run(world.until(2))
+    assert caplog.messages == []
 
 
 def test_a_ratio_records_that_part_of_the_traces() -> None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from orchestrator_core.plugin_api import JSON, HttpResponse, InvalidParam, SourceError
+from orchestrator_core.plugin_api import JSON, HttpResponse, InvalidParam, SourceError, check_depth
 
 _TRANSIENT = frozenset({429, 502, 503, 504})
 _REASON_LENGTH = 200
@@ -56,9 +56,11 @@ def checked(answer: HttpResponse, call: str) -> HttpResponse:
 
 def decoded(answer: HttpResponse, call: str) -> Any:
     try:
-        return orjson.loads(answer.body)
-    except orjson.JSONDecodeError as error:
+        body = orjson.loads(answer.body)
+        check_depth(body, answer.body)
+    except ValueError as error:
         raise SourceError(f"{call}: the answer ({answer.status}) is not JSON: {error}") from error
+    return body
 
 
 def shown(value: object) -> str:

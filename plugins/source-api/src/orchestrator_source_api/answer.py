@@ -21,6 +21,7 @@ from orchestrator_core.plugin_api import (
     OrchestratorError,
     SourceError,
     SourceUnavailable,
+    check_depth,
     compile_value,
 )
 from orchestrator_source_api.options import RESPONSE, OperationOptions
@@ -93,6 +94,7 @@ def _parsed(name: str, answer: HttpResponse) -> JSON:
         body: JSON = orjson.loads(raw)
         if _LONG_NUMBER.search(raw):
             json.loads(raw, parse_int=_exact)
+        check_depth(body, raw)
     except (ValueError, RecursionError) as error:
         what = answer.headers.get("content-type", "").partition(";")[0].strip()
         described = f"{answer.status}, {what}" if what.isascii() and 0 < len(what) <= _LONGEST_REASON else answer.status

@@ -12,7 +12,7 @@ from math import isfinite
 from types import CodeType
 from typing import Any, Final, TypeAlias
 
-from orchestrator_core.plugin_api import EntityNotFound, SourceError
+from orchestrator_core.plugin_api import EntityNotFound, SourceError, check_depth
 from orchestrator_source_database.options import Decimals
 from orchestrator_source_database.query import Binding
 
@@ -23,6 +23,7 @@ Reader: TypeAlias = Callable[[Any], Any]
 Build: TypeAlias = Callable[[Sequence[Any]], dict[str, Any]]
 
 LEAST, GREATEST = -(2**63), 2**64 - 1
+LONGEST_INTEGER = 20
 EXACT_LENGTH: Final = 16  # 15 significant digits, which every double keeps, and the point
 KEY_SHOWN: Final = 64
 
@@ -91,12 +92,16 @@ def clock_text(value: timedelta) -> str:
 
 
 def json_value(text: str) -> Any:
-    return json.loads(text, parse_int=_json_integer, parse_float=_json_float)
+    try:
+        value = json.loads(text, parse_int=_json_integer, parse_float=_json_float)
+        check_depth(value, text)
+    except (RecursionError, ValueError):
+        raise Unreadable("holds JSON that is nested too deep") from None
+    return value
 
 
 def _json_integer(text: str) -> int:
-    number = int(text)
-    if LEAST <= number <= GREATEST:
+    if len(text) <= LONGEST_INTEGER and LEAST <= (number := int(text)) <= GREATEST:
         return number
     raise Unreadable("holds JSON with an integer of more than 64 bits")
 

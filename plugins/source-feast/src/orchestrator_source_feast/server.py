@@ -26,6 +26,7 @@ from orchestrator_core.plugin_api import (
     OrchestratorError,
     SourceError,
     TlsOptions,
+    check_depth,
 )
 from orchestrator_source_feast.asked import Asked, AskedOperation
 from orchestrator_source_feast.binding import ENTITY_ID, FEATURE_REFS
@@ -202,9 +203,11 @@ class FeatureServer:
         if answer.status != 200:
             raise self._refused(answer)
         try:
-            return orjson.loads(answer.body)
-        except orjson.JSONDecodeError as error:
+            body = orjson.loads(answer.body)
+            check_depth(body, answer.body)
+        except ValueError as error:
             raise SourceError(f"POST {self._url}{PATH}: the answer is not JSON: {error}") from None
+        return body
 
     def _refused(self, answer: HttpResponse) -> Refused:
         kind, reason = _reason(answer)

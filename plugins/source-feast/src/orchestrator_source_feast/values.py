@@ -20,7 +20,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import NULL_TIMESTAMP_INT_VALUE, _zone_from_name
 from google.protobuf.message import DecodeError
 
-from orchestrator_core.plugin_api import JSON
+from orchestrator_core.plugin_api import JSON, check_depth
 
 __all__ = ["Unreadable", "finite_json", "from_bytes", "from_message", "uuid_text"]
 
@@ -107,9 +107,13 @@ def _zoned_instant(value: Any) -> str | None:
 
 def _json(text: str) -> JSON:
     try:
-        return finite_json(json.loads(text))
+        value: JSON = json.loads(text)
+        check_depth(value, text)
     except json.JSONDecodeError:
         return text  # as the SDK does
+    except (RecursionError, ValueError) as error:
+        raise Unreadable(f"holds JSON that cannot be used: {error}") from None
+    return finite_json(value)
 
 
 def _map(value: Any) -> JSON:

@@ -44,6 +44,7 @@ class Export:
         self._wake = threading.Event()
         self._stopping = False
         self._failing = False
+        self._under_way = 0
 
     @property
     def dropped(self) -> int:
@@ -53,7 +54,7 @@ class Export:
         """Queue a run, or drop its spans when the queue is full. Never waits."""
         waiting = len(self._waiting)
         if waiting >= self._limit:
-            self._refused += 1 + len(recorded.run.steps)
+            self._refused += recorded.spans
             return
         self._waiting.append(recorded)
         if waiting == BATCH:
@@ -65,10 +66,10 @@ class Export:
         self._wake.set()
 
     def give_up(self) -> int:
-        """Drop what still waits, and return how many runs that were."""
-        left = len(self._waiting)
+        """Drop what still waits, and return how many runs were not exported, with those that are under way."""
+        left = len(self._waiting) + self._under_way
         while self._waiting:
-            self._lost += 1 + len(self._waiting.popleft().run.steps)
+            self._lost += self._waiting.popleft().spans
         return left
 
     def work(self) -> None:
@@ -78,7 +79,10 @@ class Export:
                 self._wake.wait(self._interval)
                 self._wake.clear()
             while self._waiting:
-                self._export([self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))])
+                batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+                self._under_way = len(batch)
+                self._export(batch)
+                self._under_way = 0
             if stopping:
                 return
 

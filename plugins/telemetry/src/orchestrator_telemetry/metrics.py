@@ -68,7 +68,7 @@ class _Rendering(Collector):
     def __init__(
         self, counters: Counters, state: Mapping[str, Any], spans: Spans | None, context: TelemetryContext
     ) -> None:
-        self._bounds = [*(f"{bound:g}" for bound in counters.bounds), "+Inf"]
+        self._bounds = [*map(_bound, counters.bounds), "+Inf"]
         self._histograms = dict(_histograms(counters))
         self._series = {name: dict(series) for name, series in _series(counters, state, spans, context)}
 
@@ -97,12 +97,22 @@ class _Rendering(Collector):
         return buckets
 
 
+def _bound(bound: float) -> str:
+    """Return a bound as its label: short where that is exact, so that no two have the same."""
+    short = f"{bound:g}"
+    return short if float(short) == bound else repr(bound)
+
+
 def _histograms(counters: Counters) -> Iterator[tuple[str, list[tuple[Labels, Histogram]]]]:
     endpoints = list(counters.endpoints.items())
     yield "orchestrator_request_duration_seconds", [(key, counter.seconds) for key, counter in endpoints]
     yield (
         "orchestrator_step_duration_seconds",
-        [((*key, *step), counted.seconds) for key, counter in endpoints for step, counted in counter.steps.items()],
+        [
+            ((*key, *step), counted.seconds)
+            for key, counter in endpoints
+            for step, counted in list(counter.steps.items())  # a reload may bring more meanwhile
+        ],
     )
 
 

@@ -26,3 +26,13 @@ class Recorded(NamedTuple):
     run: FinishedRun
     method: str
     trace: Ids
+
+    @property
+    def spans(self) -> int:
+        """Return how many spans are made of it."""
+        return 1 + sum(map(has_span, self.run.steps))
+
+
+def has_span(outcome: Any) -> bool:
+    """Return whether a step was begun, by its entry in ``FinishedRun.steps``."""
+    return outcome is not None and not (isinstance(outcome, tuple) and outcome[0] == "skipped")

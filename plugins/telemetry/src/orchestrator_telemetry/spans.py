@@ -15,9 +15,10 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 
 from orchestrator_core.plugin_api import StepRecord, TelemetryContext, TraceParent
 from orchestrator_telemetry.options import TracesOptions
-from orchestrator_telemetry.recorded import Recorded
+from orchestrator_telemetry.recorded import Recorded, has_span
 
 EXPORTER_LOGGER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+STATE_LOGGER = "opentelemetry.trace.span"
 NANO = 1_000_000_000
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _UNSET = Status(StatusCode.UNSET)
@@ -33,6 +34,8 @@ class SpanMaker:
         self._resource = Resource.create().merge(OTELResourceDetector().detect()).merge(Resource(own))
         self._scope = InstrumentationScope("orchestrator", context.version)
         self._redact = context.redact
+        # It would warn of each tracestate that is not by the rules, in the words of whoever sent it.
+        logging.getLogger(STATE_LOGGER).setLevel(logging.ERROR)
 
     def spans(self, recorded: Recorded) -> list[ReadableSpan]:
         endpoint, run, method, trace = recorded
@@ -70,7 +73,7 @@ class SpanMaker:
             )
         ]
         for index, (info, outcome) in enumerate(zip(endpoint.steps, run.steps, strict=True)):
-            if outcome is None or (isinstance(outcome, tuple) and outcome[0] == "skipped"):
+            if not has_span(outcome):
                 continue
             record = run.step_record(index)
             began = started + round(record.start_seconds * NANO)
