@@ -13,11 +13,11 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from orchestrator_model_artifact.loading import LoadedModel, Request, load
-from orchestrator_model_artifact.location import locate
-from orchestrator_model_artifact.options import ArtifactOptions
 
-from orchestrator_core.errors import InvalidParam, SourceError
+from orchestrator_core.errors import InvalidParam
+
+from .opening import loaded as load
+from .opening import refused
 
 ROW = {"credit_score": 700, "annual_income": 50_000.0, "debt": 12_000.5}
 numbers = st.fixed_dictionaries(
@@ -30,16 +30,7 @@ numbers = st.fixed_dictionaries(
 equality = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@functools.cache
-def loaded(folder: Path, path: str, **options: Any) -> LoadedModel:
-    given = ArtifactOptions(path=f"../{path}", **options)
-    return load(Request("m", given, locate(given, folder / "config")))
-
-
-def refused(folder: Path, path: str, **options: Any) -> str:
-    with pytest.raises(SourceError) as caught:
-        loaded(folder, path, **options)
-    return str(caught.value)
+loaded = functools.cache(load)
 
 
 @functools.cache

@@ -19,13 +19,13 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from orchestrator_model_artifact.loading import LoadedModel, Request, load
-from orchestrator_model_artifact.location import locate
-from orchestrator_model_artifact.options import ArtifactOptions, Output
+from orchestrator_model_artifact.options import Output
 from orchestrator_model_artifact.plugin import orchestrator_model_kinds
 
 from orchestrator_core.errors import InvalidParam, SourceError
 from orchestrator_core.plugin_api import Identity, ModelFacts
+
+from .opening import loaded, refused
 
 ROW = {"credit_score": 700, "annual_income": 50_000.0, "debt": 12_000.5}
 FULL = {**ROW, "region": "south"}
@@ -51,18 +51,6 @@ numbers = st.fixed_dictionaries(
 )
 full = st.builds(lambda row, region: {**row, "region": region}, numbers, st.sampled_from(["north", "south", "west"]))
 equality = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def loaded(models: Path, path: str, **options: Any) -> LoadedModel:
-    (models / "config").mkdir(exist_ok=True)
-    given = ArtifactOptions(path=f"../{path}", **options)
-    return load(Request("credit_model", given, locate(given, models / "config")))
-
-
-def refused(models: Path, path: str, **options: Any) -> str:
-    with pytest.raises(SourceError) as caught:
-        loaded(models, path, **options)
-    return str(caught.value)
 
 
 def pyfunc(models: Path, path: str, rows: list[dict[str, Any]]) -> Any:

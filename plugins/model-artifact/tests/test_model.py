@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from orchestrator_model_artifact.cost import LOOP_LIMIT_SECONDS, Cost, gil_wait_seconds, measure
 from orchestrator_model_artifact.loading import Request, load
 from orchestrator_model_artifact.location import Location, locate
-from orchestrator_model_artifact.model import ArtifactModel
 from orchestrator_model_artifact.options import ArtifactOptions
 from orchestrator_model_artifact.plugin import ARTIFACT
 from orchestrator_model_artifact.pools import Processes, thread_pool
@@ -30,22 +29,14 @@ from orchestrator_core.errors import InvalidParam, SourceError, SourceUnavailabl
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.plugin_api import Describes, Identified, OpenContext
 
+from .opening import opened
+
 Run = Callable[[Callable[[], Awaitable[None]]], None]
 
 FEATURES = ["credit_score", "annual_income", "debt"]
 ROW = {"credit_score": 700, "annual_income": 50_000.0, "debt": 12_000.5}
 SCORE: dict[str, Any] = {"outputs": {"score": "probability"}}
 MATRIX: dict[str, Any] = {"features": FEATURES, **SCORE}
-
-
-@asynccontextmanager
-async def opened(models: Path, path: str, **options: Any) -> AsyncIterator[ArtifactModel]:
-    (models / "config").mkdir(exist_ok=True)
-    async with HttpClient() as http:
-        context = OpenContext(name="credit_model", config_dir=models / "config", http=http)
-        async with ARTIFACT.open(ArtifactOptions(path=f"../{path}", **options), context) as model:
-            assert isinstance(model, ArtifactModel)
-            yield model
 
 
 def customers(count: int) -> list[dict[str, Any]]:

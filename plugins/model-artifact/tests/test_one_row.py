@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from decimal import Decimal
 from pathlib import Path
 from threading import get_ident, main_thread
@@ -16,15 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from orchestrator_model_artifact import one_row
 from orchestrator_model_artifact.cost import LOOP_LIMIT_SECONDS, Cost
-from orchestrator_model_artifact.loading import LoadedModel, Request, load
-from orchestrator_model_artifact.location import locate
 from orchestrator_model_artifact.model import ArtifactModel
-from orchestrator_model_artifact.options import ArtifactOptions, Output
-from orchestrator_model_artifact.plugin import ARTIFACT
+from orchestrator_model_artifact.options import Output
 from orchestrator_model_artifact.runners import Measured
 
-from orchestrator_core.http_client import HttpClient
-from orchestrator_core.plugin_api import InvalidParam, OpenContext, PredictsOne
+from orchestrator_core.plugin_api import InvalidParam, PredictsOne
+
+from .opening import loaded, opened
 
 Run = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -74,22 +71,6 @@ rows = fitting | st.builds(
 partial = st.builds(
     lambda row, less: {k: v for k, v in row.items() if k not in less}, rows, st.sets(st.sampled_from(FEATURES))
 )
-
-
-@asynccontextmanager
-async def opened(models: Path, path: str, **options: Any) -> AsyncIterator[ArtifactModel]:
-    (models / "config").mkdir(exist_ok=True)
-    async with HttpClient() as http:
-        context = OpenContext(name="credit_model", config_dir=models / "config", http=http)
-        async with ARTIFACT.open(ArtifactOptions(path=f"../{path}", **options), context) as model:
-            assert isinstance(model, ArtifactModel)
-            yield model
-
-
-def loaded(models: Path, path: str, **options: Any) -> LoadedModel:
-    (models / "config").mkdir(exist_ok=True)
-    given = ArtifactOptions(path=f"../{path}", **options)
-    return load(Request("credit_model", given, locate(given, models / "config")))
 
 
 def outcome(call: Awaitable[Any]) -> str:

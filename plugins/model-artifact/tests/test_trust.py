@@ -17,11 +17,13 @@ import joblib
 import numpy as np
 import pytest
 import yaml
-from orchestrator_model_artifact.loading import LoadedModel, Request, load
+from orchestrator_model_artifact.loading import Request, load
 from orchestrator_model_artifact.location import locate
 from orchestrator_model_artifact.options import ArtifactOptions
 
-from orchestrator_core.errors import SourceError, SourceUnavailable
+from orchestrator_core.errors import SourceUnavailable
+
+from .opening import loaded, refused
 
 ROW = {"credit_score": 700, "annual_income": 50_000.0, "debt": 12_000.5}
 RUNS_CODE = "which runs code when it is loaded"
@@ -48,17 +50,6 @@ def folder(tmp_path: Path) -> Path:
     """Return the folder that models are put in, beside a configuration folder."""
     (tmp_path / "config").mkdir()
     return tmp_path
-
-
-def loaded(folder: Path, path: str, **options: Any) -> LoadedModel:
-    given = ArtifactOptions(path=f"../{path}", **options)
-    return load(Request("m", given, locate(given, folder / "config")))
-
-
-def refused(folder: Path, path: str, **options: Any) -> str:
-    with pytest.raises(SourceError) as caught:
-        loaded(folder, path, **options)
-    return str(caught.value)
 
 
 def mlflow_folder(folder: Path, flavors: dict[str, Any], files: dict[str, bytes]) -> None:
