@@ -106,7 +106,7 @@ class PublicApp:
         if connection.passed:
             connection.passed = False
         elif connection.refused or limit.engaged or limit.in_flight >= limit.most:
-            return self._asked(request, connection, route, segments, query)
+            return self._asked(request, connection, path, segments, query)
         return self._endpoint(request, serving, route, segments, query)
 
     # --- an endpoint -----------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ class PublicApp:
             serving.request_line(execution_id, "", method, NO_ROUTE, status, 0.0, **shown)
 
     async def _asked(
-        self, request: web.BaseRequest, connection: Any, route: Route, segments: list[str], query: str
+        self, request: web.BaseRequest, connection: Any, path: str, segments: list[str], query: str
     ) -> Answer:
         """Answer a request of which the limit was not asked yet, or which the connection could not refuse by itself.
 
@@ -271,7 +271,11 @@ class PublicApp:
         if connection.refused:
             connection.refused = False
         elif await self.limit.turn():
-            return await self._endpoint(request, self._serving, route, segments, query)
+            serving = self._serving  # what came while the request waited, and its route: the old one may be closed
+            route = serving.routes.get((segments[2], segments[3]))
+            if route is None:
+                return await self._own(request, serving, path, segments)
+            return await self._endpoint(request, serving, route, segments, query)
         execution_id = new_execution_id()
         answer = problem(OVERLOADED, execution_id, common_headers(execution_id, own_timing(started)), request.path)
         answer.headers += f"Retry-After: {self.limit.retry_after}\r\n"

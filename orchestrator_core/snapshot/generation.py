@@ -84,6 +84,8 @@ class Snapshot:
         """Give up all sources; those that no other snapshot uses are closed."""
         for ready in self.plans.values():
             ready.generated.forget()
+            if not self.running:
+                ready.let_go()
         await self.memory.release()
         await release(self.sources.values())
 

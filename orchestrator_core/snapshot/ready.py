@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from types import FunctionType
 
 from orchestrator_core.answer_cache import Answers
 from orchestrator_core.capture import Capture
@@ -65,6 +66,15 @@ class ReadyPlan:
         guarded = {name for name, call in calls.items() if isinstance(call, Guarded)}
         self.generated: Generated = generate(plan, generation, guarded)
         self.run: Coroutine = self.generated.compile(calls)
+
+    def let_go(self) -> None:
+        """Let go of what the plan calls; it cannot be run any more.
+
+        The coroutine function and its module refer to each other, and those of the first configuration are kept from
+        the garbage collector: what its policies remember would be there, and shown, for as long as the service runs.
+        """
+        assert isinstance(self.run, FunctionType)
+        self.run.__globals__.clear()
 
 
 def _request_only(step: PlannedStep) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
+from orchestrator_core.http.limit import Limit
 from orchestrator_core.testing import RunningService, check_problems, service
 from orchestrator_core.testing.pytest_plugin import Served
 from tests.engine.lab import Lab
@@ -258,6 +259,39 @@ def test_the_backlog_is_empty_after_whatever_a_connection_was_used_for(run: Run,
                 assert (await exchange(served, *parts)).startswith(b"HTTP/1.1 ")
                 await until(lambda: limit.connections == 0)
                 assert (limit.backlog, limit.in_flight, limit.waiting) == (0, 0, 0)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("after", "answered"),
+    [
+        ("endpoints: {quick: {response_mapping: {x: new}}}", (200, {"x": "new"})),
+        ("endpoints: {other: {response_mapping: 1}}", (404, None)),
+    ],
+)
+def test_a_request_that_waits_while_the_configuration_changes_is_answered_by_the_new_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch, after: str, answered: tuple[int, Any]
+) -> None:
+    async def main() -> None:
+        came, go = asyncio.Event(), asyncio.Event()
+
+        async def turn(self: Limit) -> bool:
+            came.set()
+            await go.wait()
+            return True
+
+        monkeypatch.setattr(Limit, "turn", turn)
+        async with service({"domains/d.yaml": DOMAIN}, plugins=LAB) as served:
+            served.running.limit.most = 0
+            asked = asyncio.create_task(served.get(QUICK))
+            async with asyncio.timeout(10):
+                await came.wait()
+            served.write("domains/d.yaml", after)
+            assert (await served.reload()).status == 200
+            go.set()
+            answer = await asked
+            assert (answer.status, answer.json if answer.status == 200 else None) == answered
 
     run(main())
 

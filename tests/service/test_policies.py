@@ -582,6 +582,25 @@ def bound(served: RunningService, endpoint: str, step: str) -> tuple[Any, str]:
     return ready.run.__globals__[f"call_{step}"], ready.generated.source  # type: ignore[attr-defined]
 
 
+def test_sources_show_what_is_in_force_after_a_reload_and_not_what_was(run: RunFixture) -> None:
+    """Also of the configuration that was there at the start, which the garbage collector leaves alone."""
+
+    async def main() -> None:
+        async with serving(f"{breaker(1)}\nconcurrency: {{max: 1}}") as (served, told):
+            told.statuses = [503]
+            assert (await served.get("/orchestrator/d/read")).status == 502
+            assert (await policies_of(served))["circuit_breaker"]["state"] == "open"
+            for name, text in files(told, f"{breaker(7)}\nconcurrency: {{max: 2}}").items():
+                served.write(name, text)
+            assert (await served.reload()).status == 200
+            async with asyncio.timeout(10):
+                while (await policies_of(served))["concurrency"]["max"] != 2:
+                    await asyncio.sleep(0.01)
+            assert (await policies_of(served))["circuit_breaker"]["state"] == "closed"
+
+    run(main())
+
+
 def test_a_call_without_policies_is_the_source_s_own(run: RunFixture) -> None:
     async def main() -> None:
         async with serving(f"{NO_RETRY}\ncircuit_breaker: false") as (served, _):
