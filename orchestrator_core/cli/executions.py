@@ -19,9 +19,12 @@ from orchestrator_core.cli.admin import admin_url, ask, refused
 from orchestrator_core.cli.captured import draw_captured
 from orchestrator_core.cli.kept import kept_execution, kept_executions
 from orchestrator_core.cli.options import admin_option, config_option, format_option, plugins_dir_option
-from orchestrator_core.cli.timeline import COLOURS, console, draw, milliseconds
+from orchestrator_core.cli.timeline import COLOURS, console, draw, milliseconds, natural_width
 from orchestrator_core.documents import execution_of
 from orchestrator_core.plugin_api import Execution
+
+TITLES = ("id", "started (UTC)", "endpoint", "status", "http", "duration", "degraded or error")
+NARROWEST_ERROR = 20
 
 offline_option = click.option(
     "--offline", is_flag=True, help="Read the store that tracking.store names, without asking the service."
@@ -80,7 +83,7 @@ def list_(
     if not executions:
         click.echo("no executions")
         return
-    _print_table(executions, console(sys.stdout))
+    print_executions(executions, console(sys.stdout))
     if document["cursor"]:
         click.echo(f"more: --cursor {document['cursor']}")
 
@@ -128,21 +131,33 @@ def _started(execution: Execution) -> str:
     return started.isoformat(" ", "milliseconds")
 
 
-def _print_table(executions: Sequence[Execution], to: Console) -> None:
+def print_executions(executions: Sequence[Execution], to: Console) -> None:
+    """Print a line for each execution; two where the terminal is too narrow, for nothing may be left out."""
+    rows = [_cells(execution) for execution in executions]
+    if natural_width(_table([row[:-1] for row in rows]), to) + NARROWEST_ERROR <= to.width:
+        to.print(_table(rows))
+        return
+    for id_, started, *rest in rows:
+        to.print(Text("  ").join((id_, started)), soft_wrap=True)
+        to.print(Text("  ").join((Text(""), *filter(None, rest))), soft_wrap=True)
+
+
+def _table(rows: Sequence[Sequence[Text]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("id", min_width=32)  # never shortened: `show` asks for it
-    for title in ("started (UTC)", "endpoint", "status", "http"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("duration", justify="right", no_wrap=True)
-    table.add_column("degraded or error")
-    for execution in executions:
-        table.add_row(
-            execution.id,
-            _started(execution),
-            f"{execution.domain}.{execution.endpoint}",
-            Text(execution.status, style=COLOURS[execution.status]),
-            str(execution.http_status),
-            milliseconds(execution.duration_seconds),
-            Text(execution.error or ", ".join(execution.degraded)),
-        )
-    to.print(table)
+    for title in TITLES[: len(rows[0])]:
+        table.add_column(title, no_wrap=title != TITLES[-1], justify="right" if title == "duration" else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _cells(execution: Execution) -> tuple[Text, ...]:
+    return (
+        Text(execution.id),
+        Text(_started(execution)),
+        Text(f"{execution.domain}.{execution.endpoint}"),
+        Text(execution.status, style=COLOURS[execution.status]),
+        Text(str(execution.http_status)),
+        Text(milliseconds(execution.duration_seconds)),
+        Text(execution.error or ", ".join(execution.degraded)),
+    )

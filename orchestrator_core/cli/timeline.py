@@ -8,12 +8,14 @@ from typing import IO
 
 from rich.bar import Bar
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator_core.plugin_api import Execution, ExecutionStatus, StepRecord, StepStatus
 
-BAR_WIDTH = 40
+BAR_WIDTH, NARROWEST_BAR = 40, 10
+WIDEST = 10_000
 _NARROWEST = 1 / BAR_WIDTH / 4
 STEP_COLOURS: dict[StepStatus, str] = {
     "ok": "green",
@@ -38,6 +40,11 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:,.2f} ms"
 
 
+def natural_width(table: Table, to: Console) -> int:
+    """Return how wide a table is that need not save space."""
+    return Measurement.get(to, to.options.update(max_width=WIDEST), table).maximum
+
+
 def draw(execution: Execution, to: Console) -> None:
     """Draw an execution's steps as bars, with what they raised below."""
     head = Text(f"{execution.id}  {execution.domain}.{execution.endpoint}  ")
@@ -47,7 +54,11 @@ def draw(execution: Execution, to: Console) -> None:
         head.append(f"  {_CACHES.get(execution.cache, execution.cache)}, of {execution.cached_from}", style="cyan")
     head.append(f"  (engine {milliseconds(execution.engine_seconds)})")
     to.print(head, soft_wrap=True)
-    to.print(_bars(execution))
+    bars = _bars(execution)
+    if (over := natural_width(bars, to) - to.width) > 0:
+        bars.columns[-1].width = max(NARROWEST_BAR, BAR_WIDTH - over)
+        bars.width = natural_width(bars, to)
+    to.print(bars, crop=False)
     for step in execution.steps:
         if step.error:
             to.print(Text(f"{step.name}: {step.error}", style=STEP_COLOURS[step.status]), soft_wrap=True)

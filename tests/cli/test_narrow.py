@@ -1,0 +1,69 @@
+"""Executions on terminals that are narrower than their tables: nothing is left out."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from orchestrator_core.cli.executions import print_executions
+from orchestrator_core.cli.timeline import draw
+from orchestrator_core.plugin_api import Execution, StepRecord
+
+ERROR = "bureau: GET http://127.0.0.1:9001/scores/1003: answered 503, which is not what was expected"
+FAILED = Execution(
+    id="01a205305f76d7db3b61b413c6a5cba9",
+    domain="credit_risk",
+    endpoint="predict",
+    generation="0123456789ab",
+    status="failed",
+    http_status=502,
+    started_at=1_700_000_000.125,
+    duration_seconds=0.0205,
+    engine_seconds=0.0005,
+    trace_id="",
+    degraded=(),
+    models=(),
+    steps=(
+        StepRecord("customer_data", "ok", 0.0, 0.010, 1),
+        StepRecord("bureau", "failed", 0.010, 0.010, 3, ERROR),
+    ),
+    error=ERROR,
+)
+
+
+def terminal(width: int) -> tuple[Console, StringIO]:
+    file = StringIO()
+    return Console(file=file, width=width, highlight=False, no_color=True), file
+
+
+@pytest.mark.parametrize("width", [40, 80, 100])
+def test_an_execution_takes_two_lines_of_a_list_where_one_is_too_wide(width: int) -> None:
+    to, file = terminal(width)
+    print_executions([FAILED], to)
+    assert file.getvalue().splitlines() == [
+        f"{FAILED.id}  2023-11-14 22:13:20.125",
+        f"  credit_risk.predict  failed  502  20.50 ms  {ERROR}",
+    ]
+
+
+def test_a_list_is_a_table_where_there_is_room() -> None:
+    to, file = terminal(160)
+    print_executions([FAILED], to)
+    head, row, *more = file.getvalue().splitlines()
+    assert " ".join(head.split()) == "id started (UTC) endpoint status http duration degraded or error"
+    assert row.startswith(f"{FAILED.id}  2023-11-14 22:13:20.125  credit_risk.predict  failed  502   20.50 ms  bureau:")
+    assert " ".join([*row.split(), *" ".join(more).split()]).endswith(ERROR)
+
+
+@pytest.mark.parametrize(("width", "bars"), [(100, 40), (70, 22), (40, 10)])
+def test_bars_shrink_and_what_they_stand_beside_does_not(width: int, bars: int) -> None:
+    to, file = terminal(width)
+    draw(FAILED, to)
+    _, first, second, error = file.getvalue().splitlines()
+    beside = len("bureau         failed (3 attempts)  10.00 ms  ")
+    assert first[:beside] == "customer_data  ok                   10.00 ms  "
+    assert second[:beside] == "bureau         failed (3 attempts)  10.00 ms  "
+    assert {len(first), len(second)} == {beside + bars + len("  ")}
+    assert error == f"bureau: {ERROR}"
