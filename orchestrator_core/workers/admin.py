@@ -22,10 +22,12 @@ from orchestrator_core.http.models_page import parse_model_path
 from orchestrator_core.reload import Reloaded
 from orchestrator_core.run import clock
 from orchestrator_core.workers.merging import END, Totals, cursors_of, merge_entries, merge_executions
-from orchestrator_core.workers.process import Reply, StartFailed, WorkerGone
+from orchestrator_core.workers.process import Reply, StartFailed, Worker, WorkerGone
 from orchestrator_core.workers.supervisor import Supervisor
 
 ASK_SECONDS = 30.0
+FIGURES_SECONDS = 4.0
+"""How long a worker may take to say its metrics; then what it said last stands. Prometheus waits for 10 s."""
 SUMMED = ("requests", "failures")
 _EXECUTION = re.compile(r"/executions/[^/]+\Z")
 
@@ -109,11 +111,13 @@ class MergedAdmin:
         said = await self._ask(request)
         return next((reply for reply in said.values() if reply.status == 200), next(iter(said.values())))
 
-    async def _ask(self, request: web.BaseRequest, targets: Mapping[int, str] | None = None) -> Said:
+    async def _ask(
+        self, request: web.BaseRequest, targets: Mapping[int, str] | None = None, seconds: float = ASK_SECONDS
+    ) -> Said:
         """Return the replies by process id. With ``targets`` only those workers are asked, each for its own."""
         workers = [worker for worker in self.supervisor.serving if targets is None or worker.pid in targets]
         asked = (
-            worker.ask(_method(request), targets[worker.pid] if targets else request.path_qs, seconds=ASK_SECONDS)
+            worker.ask(_method(request), targets[worker.pid] if targets else request.path_qs, seconds=seconds)
             for worker in workers
         )
         replies = await asyncio.gather(*asked, return_exceptions=True)
@@ -141,13 +145,15 @@ class MergedAdmin:
 
     async def _executions(self, request: web.BaseRequest) -> Reply:
         given = dict(parse_qsl(request.query_string, keep_blank_values=True))
-        if self._shares_a_store():
-            # Each answers once the store has what it had for it, so that the first one finds that too.
-            await self._ask(request, {worker.pid: "/executions?limit=1" for worker in self.supervisor.serving})
-            return await self._first(request)
         cursor = given.pop("cursor", None)
         limit = parse_execution_query(urlencode(given)).limit
-        pids = [worker.pid for worker in self.supervisor.serving]
+        keepers = self._keepers()
+        if len(keepers) < len(self.supervisor.serving):
+            # Each answers once the store has what it had for it, so that those who are asked find that too.
+            await self._ask(request, {worker.pid: "/executions?limit=1" for worker in self.supervisor.serving})
+        if len(keepers) == 1 and keepers[0].store is not None:
+            return await self._first(request)
+        pids = [worker.pid for worker in keepers]
         cursors = dict.fromkeys(pids, "")
         if cursor is not None:
             try:
@@ -163,8 +169,13 @@ class MergedAdmin:
         said = _good(await self._ask(request, targets)) if targets else {}
         return _json(200, merge_executions(said, cursors, limit))
 
-    def _shares_a_store(self) -> bool:
-        return getattr(self.supervisor.taken.configuration.app.tracking, "store", None) is not None
+    def _keepers(self) -> list[Worker]:
+        """Return whom to ask for executions: each worker that keeps its own, and one of those that share a store."""
+        keepers: list[Worker] = []
+        for worker in self.supervisor.serving:
+            if worker.store is None or all(worker.store != other.store for other in keepers):
+                keepers.append(worker)
+        return keepers
 
     async def _config(self, request: web.BaseRequest) -> Reply:
         said = _good(await self._ask(request))
@@ -174,7 +185,7 @@ class MergedAdmin:
         return _json(200, {**first, **last, "workers": self._workers(generations)})
 
     async def _metrics(self, request: web.BaseRequest) -> Reply:
-        said = await self._ask(request)
+        said = await self._ask(request, seconds=FIGURES_SECONDS)
         if refused := next((reply for reply in said.values() if reply.status != 200), None):
             return refused
         alive = {slot.worker.pid for slot in self.supervisor.slots if slot.worker}
@@ -191,6 +202,12 @@ class MergedAdmin:
             "# HELP orchestrator_worker_restarts_total Workers that were started after another one had ended.\n"
             "# TYPE orchestrator_worker_restarts_total counter\n"
             f"orchestrator_worker_restarts_total {sum(slot.restarts for slot in slots)}\n"
+            "# HELP orchestrator_reloads_total Reloads: swapped or failed.\n"
+            "# TYPE orchestrator_reloads_total counter\n"
+            + "".join(
+                f'orchestrator_reloads_total{{outcome="{outcome}"}} {number}\n'
+                for outcome, number in self.supervisor.reloads.items()
+            )
         )
 
     # --- the supervisor's own ------------------------------------------------------------------------------------

@@ -81,8 +81,10 @@ def merge_executions(said: Mapping[int, Mapping[str, Any]], before: Mapping[int,
 _SAMPLE = re.compile(r"(?P<series>(?P<name>[A-Za-z_:][A-Za-z0-9_:]*)(?:\{.*\})?)\s+(?P<value>\S+)(?:\s+\S+)?\Z")
 _COMMENT = re.compile(r"# (?:HELP|TYPE) (?P<name>\S+)")
 _NOT_SUMMED = re.compile(r"_(created|info|time_seconds|timestamp_seconds)\Z")
-_OF_ALL = {"orchestrator_endpoints", "orchestrator_reloads_total"}
+_OF_ALL = {"orchestrator_endpoints"}
 """What is one thing for all workers, and not one for each."""
+_NOT_THEIRS = {"orchestrator_reloads_total"}
+"""What the supervisor counts: a worker that came later knows a part of it."""
 _SUFFIX = re.compile(r"_(total|created|bucket|sum|count|info)\Z")
 
 
@@ -97,6 +99,8 @@ def merge_metrics(texts: Sequence[str]) -> str:
     families: dict[str, dict[str, list[float]]] = {}
     for text in texts:
         for family, line in _lines(text):
+            if family in _NOT_THEIRS:
+                continue
             if line.startswith("#"):
                 known = comments.setdefault(family, [])
                 if line not in known and not any(line.split()[1] == other.split()[1] for other in known):

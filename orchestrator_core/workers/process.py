@@ -71,6 +71,8 @@ class Worker:
         self.started_at = time()
         self.state: State = "starting"
         self.generation = ""
+        self.store: Mapping[str, Any] | None = None
+        """Where it keeps executions: the store that was configured when it started, or its own memory."""
         self.killed_for = ""
         """Why its supervisor killed it, if it did."""
         self.problems: tuple[Problem, ...] = ()

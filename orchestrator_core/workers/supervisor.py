@@ -71,6 +71,7 @@ class Supervisor:
         self.plugins_dir = plugins_dir
         self.taken = taken
         self.last = Reloaded(True, taken.configuration.generation)
+        self.reloads = {"swapped": 0, "failed": 0}
         self.secret_files = dict(taken.configuration.secret_files)
         self.swapped: list[Callable[[Redactor], None]] = []
         self.stopping = False
@@ -123,6 +124,7 @@ class Supervisor:
             worker = await self._take_spare() or await self._spawn()
             taken = self.taken
             taken.users += 1
+            worker.store = taken.configuration.app.tracking.store
             self._starting.add(worker)
             try:
                 await worker.open(slot.index, self._order(taken))
@@ -278,10 +280,14 @@ class Supervisor:
                     return self.last
                 try:
                     reloaded = await self._reload(taken)
+                except StartFailed:
+                    self.reloads["failed"] += 1
+                    raise
                 finally:
                     self._discard(taken)
                 if reloaded is not None:
                     self.last = reloaded
+                    self.reloads["swapped" if reloaded.swapped else "failed"] += 1
                     return reloaded
 
     async def _give_up_what_is_outdated(self) -> None:
@@ -421,6 +427,10 @@ class Supervisor:
         if not ending.done():
             for worker in workers:
                 worker.signal(signal.SIGTERM)  # the second one: requests in flight are given up
+            await asyncio.wait([ending], timeout=CLOSING_SECONDS)
+        if not ending.done():
+            for worker in workers:
+                worker.signal(signal.SIGKILL)
         await ending
         for task in list(self._tasks):
             task.cancel()

@@ -363,6 +363,97 @@ def test_a_rolling_restart_fails_no_request(two: Two) -> None:
     two.run(main)
 
 
+async def reloads_of(service: Process) -> list[float]:
+    """Return how many reloads the metrics tell of: swapped, failed."""
+    async with service.client.get(f"{service.admin_url}/metrics") as answer:
+        told = (await answer.text()).splitlines()
+    return [float(line.split()[1]) for line in told if line.startswith("orchestrator_reloads_total{")]
+
+
+def test_metrics_count_the_reloads_of_the_service_and_not_those_that_each_worker_knows(two: Two) -> None:
+    async def main(service: Process) -> None:
+        for _ in range(2):
+            await service.get(f"{service.admin_url}/reload", method="POST")
+        swapped, failed = await reloads_of(service)
+        await service.get(f"{service.admin_url}/restart", method="POST")
+        assert await reloads_of(service) == [swapped, failed]
+        await service.get(f"{service.admin_url}/reload", method="POST")
+        (two.folder / "key").unlink()
+        await service.get(f"{service.admin_url}/reload", method="POST")
+        assert await reloads_of(service) == [swapped + 1, failed + 1]
+
+    two.run(main)
+
+
+def test_metrics_do_not_wait_for_a_worker_that_answers_nothing(two: Two) -> None:
+    """What it said last stands: the figures are there also when one is in trouble."""
+
+    async def main(service: Process) -> None:
+        first, _ = await workers_of(service)
+        await reloads_of(service)
+        os.kill(first["pid"], signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(8):  # before Prometheus gives up
+                assert len(await reloads_of(service)) == 2
+        finally:
+            os.kill(first["pid"], signal.SIGCONT)
+
+    two.run(main)
+
+
+@pytest.mark.parametrize("stored_first", [False, True])
+def test_executions_are_whole_and_told_once_when_a_reload_has_changed_the_store(
+    run: RunFixture, tmp_path: Path, stored_first: bool
+) -> None:
+    """The workers that serve keep to what they began with; one that is started later begins with what is new."""
+    memory = FILES["config/config.yaml"]
+    stored = f'{memory}tracking: {{store: {{type: sql, url: "sqlite:///../executions.db"}}}}\n'
+    first, then = (stored, memory) if stored_first else (memory, stored)
+
+    async def main() -> None:
+        async with serving(tmp_path, {**FILES, "config/config.yaml": first}, *TWO) as service:
+            await pids_of(service)
+            write_files(tmp_path, {"config/config.yaml": then})
+            assert (await service.get(f"{service.admin_url}/reload", method="POST"))[0] == 200
+            await pids_of(service)
+            assert len(await executions_of(service)) == 80
+            os.kill((await workers_of(service))[0]["pid"], signal.SIGTERM)  # in good order: it has stored what it had
+            await until(lambda told: told[0]["restarts"] == 1 and states(told) == ["serving", "serving"], service)
+            before = len(await executions_of(service))
+            await pids_of(service)
+            assert len(await executions_of(service)) == before + 40
+
+    run(main(), timeout_seconds=60)
+
+
+async def executions_of(service: Process) -> list[str]:
+    """Return the ids of all executions, over several pages; each is told once."""
+    found: list[str] = []
+    cursor = ""
+    while cursor is not None:
+        query = {"limit": "15", **({"cursor": cursor} if cursor else {})}
+        _, page = await service.get(f"{service.admin_url}/executions", params=query)
+        found += [execution["id"] for execution in page["executions"]]
+        cursor = page["cursor"]
+    assert len(set(found)) == len(found)
+    return found
+
+
+def test_a_second_signal_ends_a_worker_that_hears_nothing(run: RunFixture, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, FILES, *TWO) as service:
+            first, _ = await workers_of(service)
+            os.kill(first["pid"], signal.SIGSTOP)
+            service.process.send_signal(signal.SIGINT)
+            async with asyncio.timeout(20):
+                while not any("stopping" in line for line in service.lines):  # noqa: ASYNC110  # nobody tells
+                    await asyncio.sleep(0.02)
+                service.process.send_signal(signal.SIGINT)
+                assert await service.process.wait() == 0  # and not after server.shutdown_timeout, which is 30 s
+
+    run(main(), timeout_seconds=60)
+
+
 def test_a_worker_that_cannot_start_is_given_up_and_the_others_take_its_connections(two: Two) -> None:
     async def main(service: Process) -> None:
         first, second = await workers_of(service)
