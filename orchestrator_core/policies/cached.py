@@ -63,12 +63,20 @@ def cached(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None
             return entry[1]
         if key is None:
             return await within(limit, lambda timer: layer(run, index, values, timer))
+        asked = False
+
+        def ask(timer: Timer | None) -> Awaitable[Any]:
+            nonlocal asked
+            asked = True
+            return layer(run, index, values, timer)
+
         try:
             result, how = await within(
-                limit,
-                lambda timer: cache.obtain(key, lambda: layer(run, index, values, timer), lambda: refresh(values)),
+                limit, lambda timer: cache.obtain(key, lambda: ask(timer), lambda: refresh(values))
             )
-        except Exception as error:
+        except BaseException as error:
+            if not asked and not each:  # it waited for another's call
+                run.note(index).attempts = 0
             stale = cache.if_error(key) if is_outage(error) else None
             if stale is None:
                 raise

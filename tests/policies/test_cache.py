@@ -133,6 +133,22 @@ def test_concurrent_calls_are_one(run: RunFixture) -> None:
     run(main())
 
 
+def test_a_failure_of_a_call_that_is_shared_is_one_attempt(run: RunFixture) -> None:
+    async def main() -> None:
+        answer, runs = future(), [Run() for _ in range(4)]
+        backend = Backend(answer)
+        call = guard(backend, caching())
+        asked = [asyncio.create_task(call(each, 0, "x")) for each in runs]
+        await turns()
+        asked[3].cancel()
+        answer.set_exception(SourceUnavailable("down"))
+        assert [await outcome(one) for one in asked[:3]] == [("SourceUnavailable", "down")] * 3
+        assert [each.note(0).attempts for each in runs] == [1, 0, 0, 0]
+        assert len(backend.calls) == 1
+
+    run(main())
+
+
 def test_who_waits_for_the_call_of_a_request_that_goes_away_makes_it(run: RunFixture) -> None:
     async def main() -> None:
         first, second = future(), future()
