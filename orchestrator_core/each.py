@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from attrs import field, frozen
 
 from orchestrator_core.blame import request_pointer
+from orchestrator_core.capture import Taken
 from orchestrator_core.errors import (
     DeadlineExceeded,
     ExpressionError,
@@ -30,6 +31,8 @@ from orchestrator_core.plugin_api import JSON, Degraded
 from orchestrator_core.policies.notes import Guarded
 from orchestrator_core.run import Request, Run
 from orchestrator_core.tasks import Branches
+from orchestrator_core.time_limits import TimeLimit, Timer
+from orchestrator_core.time_limits import within as run_within
 
 __all__ = ["AtOnce", "ForEach"]
 
@@ -104,9 +107,14 @@ class ForEach:
         if not todo:
             return results
         calls = _Calls(self, run, todo, results, finish)
+
+        def made(timer: Timer | None) -> Awaitable[None]:
+            if timer is not None:
+                calls.known = _Bounded(run, timer)
+            return calls.at_once(self.call) if isinstance(self.call, AtOnce) else calls.several(at_most)
+
         try:
-            async with asyncio.timeout(within):
-                await (calls.at_once(self.call) if isinstance(self.call, AtOnce) else calls.several(at_most))
+            await run_within(None if within is None else TimeLimit(within), made)
         except TimeoutError:
             if not self.optional:
                 raise
@@ -143,6 +151,33 @@ class ForEach:
         return _saying(blamed, f"step '{self.name}', item {position}: {message}")
 
 
+class _Bounded:
+    """The run as the policies of a step know it that has a time limit for all items: that is a deadline as well."""
+
+    __slots__ = ("_run", "_timer", "note", "note_hit")
+
+    def __init__(self, run: Run, timer: Timer) -> None:
+        self._run = run
+        self._timer = timer
+        self.note = run.note
+        self.note_hit = run.note_hit
+
+    @property
+    def deadline(self) -> _Bounded:
+        return self
+
+    @property
+    def passed(self) -> bool:
+        return self._timer.passed or self._run.deadline.passed
+
+    def remaining(self) -> float:
+        return min(self._timer.remaining(), self._run.deadline.remaining())
+
+    @property
+    def taken(self) -> Taken | None:
+        return self._run.taken
+
+
 class _Calls:
     """The calls of one run of a step: ``todo`` are those that have not started."""
 
@@ -156,6 +191,7 @@ class _Calls:
     ) -> None:
         self.step = step
         self.run = run
+        self.known: Run | _Bounded = run
         self.todo = todo
         self.results = results
         self.finish = finish
@@ -164,7 +200,7 @@ class _Calls:
     def knowing(self, call: Any) -> Callable[..., Awaitable[Any]]:
         """Return the call as it takes its values alone."""
         bound: Callable[..., Awaitable[Any]] = (
-            partial(call.call, self.run, self.step.index) if isinstance(call, Guarded) else call
+            partial(call.call, self.known, self.step.index) if isinstance(call, Guarded) else call
         )
         return bound
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -146,11 +147,12 @@ class AdminApp:
 
     async def _sources(self, request: web.BaseRequest) -> dict[str, Any]:
         snapshot = self.live.snapshot
+        told = await asyncio.gather(*map(_source, snapshot.sources.values()))  # one that hangs holds up no other
         found = []
-        for key, opened in snapshot.sources.items():
+        for (key, opened), source in zip(snapshot.sources.items(), told, strict=True):
             # The policies are those of the configuration that serves: a source is kept when they alone change.
             policies = _policies(snapshot.catalog.specs.get(key, opened.spec), snapshot)
-            found.append({**await _source(opened), "policies": policies})
+            found.append({**source, "policies": policies})
         return {"sources": found}
 
     async def _models(self, request: web.BaseRequest) -> dict[str, Any]:

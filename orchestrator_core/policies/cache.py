@@ -144,6 +144,15 @@ class Cache:
                 if known is None or known[0] < until:
                     self._put(key, result, until)
 
+    async def together(self, keys: Sequence[Hashable], call: Callable[[], Awaitable[Any]]) -> tuple[Any, bool]:
+        """Return what the call for these returns, and whether it was that of another who asks for the very same."""
+        if None in keys:
+            return await call(), False
+        result, joined = await self._flights.join(("items", *keys), call)
+        if joined:
+            self.joined += len(keys)
+        return result, joined
+
     def keep(self, keys: Sequence[Hashable], results: Sequence[Any]) -> None:
         """Keep results that were made just now, but for those that are failures or something lesser."""
         kept = {

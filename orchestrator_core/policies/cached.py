@@ -63,12 +63,20 @@ def cached(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None
             return entry[1]
         if key is None:
             return await within(limit, lambda timer: layer(run, index, values, timer))
+        asked = False
+
+        def ask(timer: Timer | None) -> Awaitable[Any]:
+            nonlocal asked
+            asked = True
+            return layer(run, index, values, timer)
+
         try:
             result, how = await within(
-                limit,
-                lambda timer: cache.obtain(key, lambda: layer(run, index, values, timer), lambda: refresh(values)),
+                limit, lambda timer: cache.obtain(key, lambda: ask(timer), lambda: refresh(values))
             )
-        except Exception as error:
+        except BaseException as error:
+            if not asked and not each:  # it waited for another's call
+                run.note(index).attempts = 0
             stale = cache.if_error(key) if is_outage(error) else None
             if stale is None:
                 raise
@@ -96,13 +104,17 @@ def cached_at_once(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: floa
             await cache.look([key for key in found.keys if key is not None])
             found.fresh()
         missing = found.missing()
-        asked = bool(missing)
-        if asked and found.stale_meanwhile(missing):
+        if missing and found.stale_meanwhile(missing):
             cache.refresh([found.keys[place] for place in missing], lambda: refresh(found.keys, rows, missing))
-            asked = False
-        if asked:
-            await found.ask(missing, lambda some: within(limit, lambda timer: call(run, index, some, timer)), rows)
-        found.note(run.note(index), asked=asked)
+        elif missing:
+            some = [rows[place] for place in missing]
+            try:
+                await found.ask(missing, limit, lambda timer: call(run, index, some, timer))
+            except BaseException:
+                if not found.asked:  # it waited for another's call
+                    run.note(index).attempts = 0
+                raise
+        found.note(run.note(index))
         return found.answers
 
     def call(run: GuardedRun, index: int, rows: Sequence[Row], timer: Timer | None) -> Awaitable[Sequence[Any]]:
@@ -128,6 +140,8 @@ class _Found:
         self.answers: list[Any] = [_MISSING] * len(keys)
         self.hits = 0
         self.stale = 0
+        self.shared = 0
+        self.asked = False
 
     def fresh(self) -> bool:
         """Take what is fresh, and return whether that is all."""
@@ -165,28 +179,41 @@ class _Found:
         return True
 
     async def ask(
-        self, missing: Sequence[int], call: Callable[[Sequence[Row]], Awaitable[Sequence[Any]]], rows: Sequence[Row]
+        self,
+        missing: Sequence[int],
+        limit: TimeLimit | None,
+        call: Callable[[Timer | None], Awaitable[Sequence[Any]]],
     ) -> None:
-        """Ask for what is missing. What cannot be had is the error at its place; raise it if that is so for all."""
-        cache = self.cache
-        cache.misses += len(missing)
+        """Ask for what is missing, once for all who miss just that. ``asked`` says then whether the call was made here.
+
+        What cannot be had is the error at its place; raise it if that is so for all.
+        """
+        cache, keys = self.cache, [self.keys[place] for place in missing]
+
+        async def made(timer: Timer | None) -> Sequence[Any]:
+            self.asked = True
+            cache.misses += len(missing)
+            answers = await call(timer)
+            if len(answers) != len(missing):
+                raise SourceError(f"the source returned {len(answers)} results for {len(missing)} items")
+            cache.keep(keys, answers)
+            return answers
+
         try:
-            answers = await call([rows[place] for place in missing])
+            answers, shared = await within(limit, lambda timer: cache.together(keys, lambda: made(timer)))
         except Exception as error:
             if not is_outage(error):
                 raise
             self.in_error(error)
             return
-        if len(answers) != len(missing):
-            raise SourceError(f"the source returned {len(answers)} results for {len(missing)} items")
-        keys = [self.keys[place] for place in missing]
-        cache.keep(keys, answers)
         by_key = dict(zip(keys, answers, strict=True))
         for place, answer in zip(missing, answers, strict=True):
             self.answers[place] = self.instead_of(answer, self.keys[place])
         for place, key in enumerate(self.keys):
             if self.answers[place] is _MISSING:
                 self.answers[place] = self.instead_of(by_key[key], key)
+        if shared:
+            self.shared = len(self.answers) - self.hits - self.stale
 
     def in_error(self, error: Exception) -> None:
         open_places = [place for place, answer in enumerate(self.answers) if answer is _MISSING]
@@ -204,12 +231,12 @@ class _Found:
         self.stale += 1
         return stale[1]
 
-    def note(self, note: StepNote, *, asked: bool) -> None:
+    def note(self, note: StepNote) -> None:
         self.cache.hits += self.hits
-        note.cached_calls += self.hits + self.stale
-        if self.hits or self.stale:
-            note.cached = "stale" if self.stale else "hit"
-        if not asked:
+        note.cached_calls += self.hits + self.stale + self.shared
+        if self.hits or self.stale or self.shared:
+            note.cached = "stale" if self.stale else "shared" if self.shared else "hit"
+        if not self.asked:
             note.attempts = 0
 
 

@@ -133,6 +133,22 @@ def test_concurrent_calls_are_one(run: RunFixture) -> None:
     run(main())
 
 
+def test_a_failure_of_a_call_that_is_shared_is_one_attempt(run: RunFixture) -> None:
+    async def main() -> None:
+        answer, runs = future(), [Run() for _ in range(4)]
+        backend = Backend(answer)
+        call = guard(backend, caching())
+        asked = [asyncio.create_task(call(each, 0, "x")) for each in runs]
+        await turns()
+        asked[3].cancel()
+        answer.set_exception(SourceUnavailable("down"))
+        assert [await outcome(one) for one in asked[:3]] == [("SourceUnavailable", "down")] * 3
+        assert [each.note(0).attempts for each in runs] == [1, 0, 0, 0]
+        assert len(backend.calls) == 1
+
+    run(main())
+
+
 def test_who_waits_for_the_call_of_a_request_that_goes_away_makes_it(run: RunFixture) -> None:
     async def main() -> None:
         first, second = future(), future()
@@ -330,6 +346,45 @@ def test_when_the_source_fails_items_that_are_there_stay(run: RunFixture) -> Non
         assert requests.notes == {0: StepNote(attempts=1, cached="stale", cached_calls=2)}
         assert await outcome(call(Run(), 0, [(4,), (5,)])) == ("SourceError", "down")
         assert await outcome(guard_at_once(rows, caching(), state)(Run(), 0, [(2,)])) == ("SourceError", "down")
+
+    run(main())
+
+
+def test_who_asks_for_the_same_items_at_once_shares_one_call(run: RunFixture) -> None:
+    async def main() -> None:
+        answer, state = future(), SourceState(LABEL)
+        backend = Backend(future(), answer)
+        call = guard_at_once(backend, caching(), state)
+        runs = [Run() for _ in range(4)]
+        asked = [asyncio.create_task(call(each, 0, [(1,), (2,), (1,)])) for each in runs]
+        await turns()
+        asked[1].cancel()
+        asked[0].cancel()  # the next one makes the call
+        await turns()
+        assert len(backend.calls) == 2
+        answer.set_result(["one", "two"])
+        assert [await outcome(one) for one in asked[2:]] == [["one", "two", "one"]] * 2
+        assert [each.note(0) for each in runs[2:]] == [
+            StepNote(),
+            StepNote(attempts=0, cached="shared", cached_calls=3),
+        ]
+        assert len(backend.calls) == 2
+        assert counts(state) == {"entries": 2, "misses": 4, "shared": 2}
+        assert await call(Run(), 0, [(1,), (2,)]) == ["one", "two"]
+
+    run(main())
+
+
+def test_a_failed_call_for_items_that_is_shared_is_one_attempt(run: RunFixture) -> None:
+    async def main() -> None:
+        answer, runs = future(), [Run(), Run()]
+        backend = Backend(answer)
+        call = guard_at_once(backend, caching())
+        asked = [asyncio.create_task(call(each, 0, [(1,), (2,)])) for each in runs]
+        await turns()
+        answer.set_exception(SourceUnavailable("down"))
+        assert [await outcome(one) for one in asked] == [("SourceUnavailable", "down")] * 2
+        assert [each.note(0).attempts for each in runs] == [1, 0]
 
     run(main())
 

@@ -218,6 +218,54 @@ def test_secrets_are_masked_on_every_page_in_every_answer_and_record(
     assert "sesame-open" not in "".join(capsys.readouterr())
 
 
+WAITING = """
+    import asyncio
+    from contextlib import asynccontextmanager
+    from attrs import frozen
+    from orchestrator_core.plugin_api import SourceError, SourceKind, hookimpl
+
+    @frozen
+    class Options:
+        pass
+
+    class Waiting:
+        asked = set()
+        both = asyncio.Event()
+        async def fetch(self, operation, params):
+            return 1
+        async def check_ready(self):
+            Waiting.asked.add(self)
+            if len(Waiting.asked) >= 2:
+                Waiting.both.set()
+            try:
+                async with asyncio.timeout(5):
+                    await Waiting.both.wait()
+            except TimeoutError:
+                raise SourceError("the other was not asked") from None
+
+    @asynccontextmanager
+    async def opened(options, context):
+        yield Waiting()
+
+    @hookimpl
+    def orchestrator_source_kinds():
+        return [SourceKind("waiting", "Waits for the other.", Options, opened)]
+"""
+
+
+def test_sources_are_asked_at_once_so_that_one_that_hangs_holds_up_no_other(serve: Serve) -> None:
+    calls = ", ".join(f"{{name: {name}, type: waiting, source_id: {name}, operation: x}}" for name in "ab")
+    given = {
+        "integrations/waiting.yaml": "waiting: {sources: {a: {}, b: {}}}",
+        "domains/d.yaml": f"endpoints: {{e: {{data_sources: [{calls}]}}}}",
+    }
+    sources = serve(given, plugins={"waiting": WAITING}).admin("GET", "/sources").json["sources"]
+    assert [(found["source_id"], found["state"]) for found in sources if found["source_id"] != "default"] == [
+        ("a", "ready"),
+        ("b", "ready"),
+    ]
+
+
 def test_the_configuration_page_names_files_endpoints_and_the_last_reload(shop: Served) -> None:
     page = shop.admin("GET", "/config").json
     assert sorted(page["files"]) == ["config.yaml", "domains/a.yaml", "domains/b.yaml"]

@@ -515,6 +515,23 @@ def each(told: Partner, policies: str) -> dict[str, str]:
     return given
 
 
+def test_items_that_hang_until_the_step_s_time_is_up_are_failures_of_the_source(run: RunFixture) -> None:
+    async def main() -> None:
+        async with partner() as told:
+            given = each(told, breaker(2))
+            given["domains/d.yaml"] = given["domains/d.yaml"].replace(
+                "name: s,", "name: s, timeout: 100ms, default: 0,"
+            )
+            async with service(given) as served:
+                told.hold = asyncio.Event()
+                answer = await served.post("/orchestrator/d/all", [1, 2])
+                assert (answer.status, answer.json) == (200, [0, 0])
+                assert (await policies_of(served))["circuit_breaker"]["state"] == "open"
+                told.hold.set()
+
+    run(main())
+
+
 def test_each_item_has_the_policies_of_its_call(run: RunFixture) -> None:
     async def main() -> None:
         async with partner() as told, service(each(told, f"{QUICK}\ncache: {{ttl: 1h}}")) as served:
