@@ -116,6 +116,8 @@ async def open_sql(options: SqlOptions, context: StoreContext) -> AsyncIterator[
             f"{database.path.name} lies in the configuration folder, where each change has the configuration read"
             " again: keep it elsewhere, such as sqlite:///../executions.db"
         )
+    if context.existing and database.path is not None and not database.path.exists():
+        raise ValueError(f"there is no file {database.path}")
     try:
         await database.open()
         yield SqlStore(database)
