@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from asyncio import CancelledError
 from collections.abc import Callable
 
 from orchestrator_core.errors import ExpressionError, InvalidRequest, MissingReference, OrchestratorError
@@ -11,8 +11,8 @@ from orchestrator_core.plugin_api import JSON
 
 def describe(error: BaseException) -> str:
     """Return what a record says of an error: the message, and its type where it is a defect."""
-    if isinstance(error, asyncio.CancelledError):
-        return "cancelled"
+    if isinstance(error, CancelledError):
+        return "cancelled before it ended"
     return str(error) if isinstance(error, OrchestratorError) else f"{type(error).__name__}: {error}"
 
 

@@ -55,7 +55,7 @@ def _ask(folder: Path, plugins_dir: Path | None, ask: Any) -> dict[str, Any]:
         raise click.ClickException(f"{at} has no tracking.store: executions are kept as long as the service runs")
 
     async def main(spec: StoreSpec) -> dict[str, Any]:
-        async with spec.kind.open(spec.options, StoreContext(configuration.folder)) as store:
+        async with spec.kind.open(spec.options, StoreContext(configuration.folder, existing=True)) as store:
             found: dict[str, Any] = await ask(store)
             return found
 

@@ -290,7 +290,8 @@ def _time(text: str) -> float:
         if abs(seconds) <= LATEST:
             return seconds
     try:
-        moment = datetime.fromisoformat(text)
+        # The + of an offset that is not escaped in a URL arrives as a space.
+        moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
     except ValueError:
         raise ValueError("expected Unix seconds or an ISO 8601 time") from None
     return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()

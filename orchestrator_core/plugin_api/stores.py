@@ -103,10 +103,12 @@ class StoreContext:
     """What a store's kind is given when it is opened.
 
     ``durable`` says that answers wait for ``add``: when it returns, the executions must survive a crash of the machine.
+    ``existing`` says that somebody only asks: a store that is not there is a ``ValueError`` then, and is not made.
     """
 
     config_dir: Path
     durable: bool = False
+    existing: bool = False
 
     def path(self, path: str) -> Path:
         """Return the path, taken relative to the configuration folder unless it is absolute."""

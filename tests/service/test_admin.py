@@ -91,6 +91,7 @@ def called(shop: Served) -> list[str]:
         ({"since": "2000-01-01"}, [4, 3, 2, 1, 0]),
         ({"since": "2000-01-01T00:00:00+02:00", "until": "9999-12-31T00:00:00Z"}, [4, 3, 2, 1, 0]),
         ({"until": "946684800.5"}, []),
+        ({"since": "2000-01-01T00:00:00 02:00"}, [4, 3, 2, 1, 0]),
     ],
 )
 def test_executions_can_be_filtered(shop: Served, filters: dict[str, str], found: list[int]) -> None:

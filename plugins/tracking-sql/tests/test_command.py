@@ -76,6 +76,15 @@ def test_an_execution_that_the_store_does_not_have(run: Run, place: Place) -> No
     )
 
 
+def test_a_file_that_is_not_there_is_said_and_not_made(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/config.yaml").write_text("tracking: {store: {type: sql, url: 'sqlite:///../typo.db'}}\n")
+    assert orchestrator("executions", "list", "--offline", "--config", tmp_path / "config").output == (
+        f"Error: the tracking store cannot be read: there is no file {tmp_path / 'typo.db'}\n"
+    )
+    assert not (tmp_path / "typo.db").exists()
+
+
 def test_without_a_store_there_is_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("tracking: {capacity: 5}\n")
     assert orchestrator("executions", "list", "--offline", "--config", tmp_path).output == (

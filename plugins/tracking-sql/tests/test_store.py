@@ -93,6 +93,18 @@ def test_filters(run: Run, place: Place) -> None:
     run(main())
 
 
+def test_a_text_that_no_row_can_have_finds_nothing(run: Run, place: Place) -> None:
+    async def main() -> None:
+        async with place.open() as store:
+            await store.add([execution(1)])
+            for query in (Query(domain="a\0"), Query(endpoint="\0"), Query(status="\0")):
+                assert found(await store.find(query)) == []
+            assert await store.get("\0") is None
+            assert await store.get_generation("\0") is None
+
+    run(main())
+
+
 def test_pages_stay_as_they_are_while_executions_are_added(run: Run, place: Place) -> None:
     async def main() -> None:
         async with place.open() as store:

@@ -60,11 +60,15 @@ class SqlStore:
         await self._database.write(insert.write)
 
     async def find(self, query: Query) -> Page:
+        if _is_nowhere(query.domain, query.endpoint, query.status):
+            return Page((), None)
         rows = await self._database.read(lambda connection: connection.execute(found(query)).all())
         executions = tuple(execution_of(row) for row in rows[: query.limit])
         return Page(executions, executions[-1].id if len(rows) > query.limit else None)
 
     async def get(self, execution_id: str) -> Execution | None:
+        if _is_nowhere(execution_id):
+            return None
         row = await self._database.read(lambda connection: connection.execute(one(execution_id)).one_or_none())
         return None if row is None else execution_of(row)
 
@@ -97,9 +101,16 @@ class SqlStore:
         await self._database.write(work)
 
     async def get_generation(self, generation_id: str) -> Generation | None:
+        if _is_nowhere(generation_id):
+            return None
         statement = one_generation(generation_id)
         row = await self._database.read(lambda connection: connection.execute(statement).one_or_none())
         return None if row is None else generation_of(row)
+
+
+def _is_nowhere(*asked: str | None) -> bool:
+    """Return whether one of the texts has a NUL: no row has, and PostgreSQL refuses the question."""
+    return any(text is not None and "\0" in text for text in asked)
 
 
 def _delete(connection: Connection, rows: Any) -> int:
@@ -116,6 +127,8 @@ async def open_sql(options: SqlOptions, context: StoreContext) -> AsyncIterator[
             f"{database.path.name} lies in the configuration folder, where each change has the configuration read"
             " again: keep it elsewhere, such as sqlite:///../executions.db"
         )
+    if context.existing and database.path is not None and not database.path.exists():
+        raise ValueError(f"there is no file {database.path}")
     try:
         await database.open()
         yield SqlStore(database)
