@@ -147,6 +147,8 @@ class MergedAdmin:
         given = dict(parse_qsl(request.query_string, keep_blank_values=True))
         limit = parse_execution_query(request.query_string).limit
         keepers = self._keepers()
+        if not keepers:
+            raise WorkerGone("no worker answers")
         if len(keepers) == 1 and keepers[0].store is not None:
             return await self._first(request)
         pids = [worker.pid for worker in keepers]
