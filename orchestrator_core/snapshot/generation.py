@@ -9,13 +9,13 @@ from attrs import frozen
 
 from orchestrator_core.catalog import Catalog, SourceKey
 from orchestrator_core.config.model import Configuration
-from orchestrator_core.errors import ConfigError, Problem
+from orchestrator_core.errors import ConfigError, OrchestratorError, Problem
 from orchestrator_core.facts import check_facts, inspect_call
 from orchestrator_core.guards import Memory, open_cache, remember
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.models import MlSource, Opening, Supervisor
 from orchestrator_core.plan import PlannedStep
-from orchestrator_core.plugin_api import CallInspection
+from orchestrator_core.plugin_api import CallInspection, ReadyCheck
 from orchestrator_core.plugins import Registry
 from orchestrator_core.policies.shared import MissingExtra
 from orchestrator_core.snapshot.binding import bind_plan
@@ -100,21 +100,22 @@ async def open_snapshot(
 
     Sources and models whose configuration did not change are taken from the previous snapshot. A source that cannot
     be reached, or a model that is not available yet, is a warning, for it may come back, unless ``opening`` says
-    otherwise. Raises :class:`ConfigError` with all problems, of the draft too, and leaves nothing open then.
+    otherwise, or the previous snapshot does not miss it. Raises :class:`ConfigError` with all problems, of the draft
+    too, and leaves nothing open then.
     """
     opening = opening or Opening()
     opened, problems = await open_sources(prepared, http, previous.sources if previous else {}, opening)
     memory = Memory()
+    hint = "skip with --offline" if opening.unreachable_is_error else ""
     try:
         for source in opened.values():
+            is_error = opening.unreachable_is_error or (
+                bool(source.unreachable) and previous is not None and await _is_there(previous, source.spec.key)
+            )
             problems += inspection_problems(
-                source.spec,
-                source.inspection,
-                source.unreachable,
-                unreachable_is_error=opening.unreachable_is_error,
+                source.spec, source.inspection, source.unreachable, hint, unreachable_is_error=is_error
             )
             if isinstance(source.source, MlSource):
-                hint = "skip with --offline" if opening.unreachable_is_error else ""
                 for trouble in source.source.troubles:
                     problems += model_problems(source.spec, trouble, hint)
         known = _Known(opened)
@@ -140,6 +141,20 @@ async def open_snapshot(
         prepared.store,
         prepared.telemetry,
     )
+
+
+async def _is_there(previous: Snapshot, key: SourceKey) -> bool:
+    """Return whether the previous snapshot does well: its source of this key answers, or it needs none."""
+    before = previous.sources.get(key)
+    if before is None:
+        return True
+    if not isinstance(before.source, ReadyCheck):
+        return not before.unreachable
+    try:
+        await before.source.check_ready()
+    except OrchestratorError:
+        return False
+    return True
 
 
 async def _remember(prepared: Draft, opened: Mapping[SourceKey, OpenSource], previous: Snapshot | None) -> Memory:

@@ -50,13 +50,16 @@ def model_problems(spec: SourceSpec, trouble: Trouble, hint: str) -> list[Proble
 
 
 def inspection_problems(
-    spec: SourceSpec, inspection: Inspection, unreachable: str, *, unreachable_is_error: bool
+    spec: SourceSpec, inspection: Inspection, unreachable: str, hint: str, *, unreachable_is_error: bool
 ) -> Iterable[Problem]:
-    """Return the problems of a source that is open: what it found, or why it could not be reached."""
+    """Return the problems of a source that is open: what it found, or why it could not be reached.
+
+    ``hint`` is what one can do about a backend that is only not there.
+    """
     if unreachable:
         named = spec.label in unreachable
         message = unreachable if named else f"{spec.label} cannot be reached: {unreachable}"
-        problem = _at(spec, "ORC604", message, "" if not unreachable_is_error else "skip with --offline")
+        problem = _at(spec, "ORC604", message, hint)
         yield problem if unreachable_is_error else problem.as_warning()
     for finding in inspection.findings:
         place = spec.places.get(finding.operation) if finding.operation else spec.located

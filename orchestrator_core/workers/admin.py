@@ -148,6 +148,8 @@ class MergedAdmin:
         cursor = given.pop("cursor", None)
         limit = parse_execution_query(urlencode(given)).limit
         keepers = self._keepers()
+        if not keepers:
+            raise WorkerGone("no worker answers")
         if len(keepers) < len(self.supervisor.serving):
             # Each answers once the store has what it had for it, so that those who are asked find that too.
             await self._ask(request, {worker.pid: "/executions?limit=1" for worker in self.supervisor.serving})

@@ -29,7 +29,7 @@ MOST_FAILED_STARTS = 5
 FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 1.0
 SOON_SECONDS = 1.0
-"""A worker that ends sooner than this after it began to serve is started again with a pause."""
+"""A worker that ends sooner than this after it began to serve is started again with a pause, which grows."""
 COMMIT_SECONDS = 10.0
 CLOSING_SECONDS = 10.0
 """How long sources may take to close, after the requests in flight have had their time."""
@@ -45,6 +45,7 @@ class Slot:
     worker: Worker | None = None
     restarts: int = 0
     failed_starts: int = 0
+    short_lives: int = 0
     failed: bool = False
     last_exit: str = ""
     changing: asyncio.Lock = field(factory=asyncio.Lock, repr=False)
@@ -217,8 +218,8 @@ class Supervisor:
         slot.worker = None
         slot.last_exit = how
         log.error("worker ended and is started again", worker=slot.index, pid=worker.pid, how=how)
-        lived = loop.time() - began
-        await self._revive(slot, 0.0 if lived >= SOON_SECONDS else FIRST_BACKOFF_SECONDS)
+        slot.short_lives = slot.short_lives + 1 if loop.time() - began < SOON_SECONDS else 0
+        await self._revive(slot, pause_after(slot.short_lives))
 
     def _longest_silence(self) -> float | None:
         seconds = self.taken.configuration.app.server.worker_timeout
@@ -244,7 +245,7 @@ class Supervisor:
             if slot.failed_starts >= MOST_FAILED_STARTS:
                 await self._give_up(slot)
                 return
-            pause_seconds = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2**slot.failed_starts)
+            pause_seconds = pause_after(slot.short_lives + slot.failed_starts)
 
     async def _give_up(self, slot: Slot) -> None:
         """Leave the slot's connections to the other workers, until a reload or a restart."""
@@ -435,6 +436,11 @@ class Supervisor:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def pause_after(failures: int) -> float:
+    """Return how long to wait before a worker is started again that has ended soon so many times in a row."""
+    return min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(failures - 1, 16)) if failures else 0.0
 
 
 async def _end_spare(spare: Worker) -> None:

@@ -16,7 +16,7 @@ import pytest
 from attrs import define, field, frozen
 
 from orchestrator_core.config.load import load_configuration
-from orchestrator_core.plugin_api import SourceError, SourceKind, hookimpl, option
+from orchestrator_core.plugin_api import Inspection, SourceError, SourceKind, SourceUnavailable, hookimpl, option
 from orchestrator_core.testing import RunningService, leaves_nothing, service
 from orchestrator_core.testing.service import write_files
 from orchestrator_core.watching import watch
@@ -307,6 +307,43 @@ def test_what_fails_in_the_new_configuration_alone_never_touches_the_old_one(run
             assert [source.users for source in shop.running.live.snapshot.sources.values()] == users
             assert (changing.closed, stable.closed) == (False, False)
             assert (await shop.get("/orchestrator/d/e")).json == ANSWER
+
+    run(main())
+
+
+def test_a_source_that_is_missing_in_the_new_configuration_alone_is_refused(run: RunFixture) -> None:
+    """If the one that serves is missing as well, nothing is lost by the change: its backend may come back."""
+    gone: set[int] = set()
+
+    @define(eq=False)
+    class Backed(Noted):
+        async def check_ready(self) -> None:
+            if self.options.n in gone:
+                raise SourceUnavailable(f"nobody is at {self.options.n}")
+
+        async def inspect(self) -> Inspection:
+            await self.check_ready()
+            return Inspection()
+
+    class Asking(Plugin):
+        @asynccontextmanager
+        async def open(self, options: NotedOptions, context: Any) -> AsyncIterator[Noted]:
+            yield Backed(options)
+
+    async def main() -> None:
+        async with serving(Asking()) as shop:
+            gone.add(2)
+            for more in ({"changing": "{n: 2}"}, {"changing": "{n: 1}", "added": "{n: 2}"}):
+                shop.write("integrations/noted.yaml", sources(stable="{n: 0}", **more))
+                answer = await shop.reload()
+                message = f"noted.{list(more)[-1]} cannot be reached: nobody is at 2"
+                found = [(problem["severity"], problem["message"]) for problem in answer.json["problems"]]
+                assert (answer.status, found) == (422, [("error", message)])
+                assert (await shop.get("/orchestrator/d/e")).json == ANSWER
+            gone.add(1)
+            shop.write("integrations/noted.yaml", sources(stable="{n: 0}", changing="{n: 2}"))
+            answer = await shop.reload()
+            assert (answer.status, [found["severity"] for found in answer.json["problems"]]) == (200, ["warning"])
 
     run(main())
 

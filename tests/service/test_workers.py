@@ -15,6 +15,7 @@ from attrs import frozen
 
 from orchestrator_core.testing.running import loop_factory
 from orchestrator_core.testing.service import write_files
+from orchestrator_core.workers.supervisor import pause_after
 from tests.service.processes import FILES, Load, Process, serving
 
 RunFixture = Callable[..., Any]
@@ -468,6 +469,25 @@ def test_a_worker_that_cannot_start_is_given_up_and_the_others_take_its_connecti
         await until(lambda told: states(told) == ["serving", "serving"], service)
 
     two.run(main)
+
+
+def test_without_a_worker_nobody_says_that_there_are_no_executions(run: RunFixture, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, SHARED, *TWO) as service:
+            workers = await workers_of(service)
+            (tmp_path / "die").touch()
+            for worker in workers:
+                os.kill(worker["pid"], signal.SIGKILL)
+            while (await service.get(f"{service.admin_url}/health/ready"))[0] == 200:  # noqa: ASYNC110  # it is asked, not told
+                await asyncio.sleep(0.02)
+            status, told = await service.get(f"{service.admin_url}/executions")
+            assert (status, told["detail"]) == (503, "no worker answers")
+
+    run(main())
+
+
+def test_the_pause_before_a_worker_is_started_again_grows_to_a_second() -> None:
+    assert [pause_after(failures) for failures in (0, 1, 2, 3, 4, 5, 10_000)] == [0.0, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
 
 
 def test_workers_end_with_their_supervisor_however_it_ends(run: RunFixture, tmp_path: Path) -> None:
