@@ -38,7 +38,8 @@ def _is_url(_: object, attribute: Attribute[str], value: str) -> None:
         unusable = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
     except ValueError:
         raise ValueError(
-            f"{attribute.name} is not a URL: its host or port cannot be read; percent-encode what is special in a password"
+            f"{attribute.name} is not a URL: its host or port cannot be read; percent-encode what is special in a "
+            "password"
         ) from None
     if unusable:
         raise ValueError(f"{attribute.name} must start with http://host or https://host")
