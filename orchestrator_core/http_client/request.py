@@ -61,8 +61,10 @@ def parse_url(url: str, what: str = "base_url") -> Url:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        raise ValueError(f"{what} is not a URL: {error}") from None
+    except ValueError:  # its text can hold a part of a password, taken for a port
+        raise ValueError(
+            f"{what} is not a URL: its host or port cannot be read; percent-encode what is special in a password"
+        ) from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{what} must start with http://host or https://host")
     if "?" in url or "#" in url:

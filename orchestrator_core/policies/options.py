@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, Literal, TypeAlias
+from urllib.parse import urlsplit
 
 from attrs import frozen
 
@@ -69,6 +70,10 @@ def _redis_url(instance: Any, attribute: Any, value: str) -> None:
         raise ValueError("expected redis://… or rediss://…")
     if "?" in value or "#" in value:
         raise ValueError("expected an address with nothing after it: options stand beside url")
+    try:
+        urlsplit(value).port  # noqa: B018  # it is read here to be refused here
+    except ValueError:  # its text can hold a part of a password, taken for a port
+        raise ValueError("its host or port cannot be read; percent-encode what is special in a password") from None
 
 
 @frozen

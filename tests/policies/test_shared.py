@@ -363,6 +363,10 @@ def test_without_the_libraries_it_says_what_to_install(run: RunFixture, monkeypa
     ("url", "message"),
     [
         ("mem://", "expected redis://… or rediss://…"),
+        (
+            "redis://:sec/ret@host/0",
+            "its host or port cannot be read; percent-encode what is special in a password",
+        ),
         ("redis://host/0?pickle_type=dill", "expected an address with nothing after it: options stand beside url"),
     ],
 )

@@ -160,6 +160,11 @@ def test_a_server_that_answers_no_mlflow_is_waited_for(store: dict[str, str], ru
 
 def test_a_store_that_does_not_exist_is_not_made(store: dict[str, str], run: Run, tmp_path: Path) -> None:
     async def test() -> None:
+        message = await refused(store, "models:/credit_risk/1", tracking_uri="http://ada:sec/ret@127.0.0.1:5000")
+        assert message == (
+            "the MLflow store's address is not a URL: its host or port cannot be read; percent-encode what is special "
+            "in a password"
+        )
         message = await refused(store, "models:/credit_risk/1", tracking_uri="sqlite:///../nothing/mlflow.db")
         path = Path(store["root"], "nothing", "mlflow.db")
         assert message == f"the MLflow store sqlite:///{path} does not exist: looked for {path}"

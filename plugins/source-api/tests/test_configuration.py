@@ -70,7 +70,10 @@ def test_a_correct_section_has_no_problems() -> None:
     [
         ("base_url: 127.0.0.1:9001", "base_url must start with http://host or https://host"),
         ("base_url: http://", "base_url must start with http://host or https://host"),
-        ("base_url: 'http://x:port'", "base_url is not a URL: Port could not be cast to integer value as 'port'"),
+        (
+            "base_url: 'http://ada:sec/ret@x'",
+            "base_url is not a URL: its host or port cannot be read; percent-encode what is special in a password",
+        ),
         (
             "base_url: http://x/?key=secret",
             "base_url must not have a query or a fragment; write query: {name: value} beside it",

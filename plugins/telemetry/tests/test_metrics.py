@@ -420,3 +420,7 @@ def test_options_that_do_not_fit_are_found_at_their_line() -> None:
         (5, "ORC204", "expected a ratio from 0 to 1, got 2"),
         (6, "ORC204", "expected an address that starts with http:// or https://"),
     ]
+    (problem,) = check_problems(
+        {"config.yaml": "telemetry: {traces: {endpoint: 'http://ada:sec/ret@collector:4318'}}"}, offline=True
+    )
+    assert problem.message == "its host or port cannot be read; percent-encode what is special in a password"

@@ -187,14 +187,21 @@ def _absolute(uri: str, config_dir: Path) -> str:
 
 def _check_reachable(uri: str) -> None:
     """Say at once what MLflow would find out after minutes, or answer by making an empty store."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except ValueError:  # its text can hold a part of a password, taken for a port
+        raise SourceError(
+            "the MLflow store's address is not a URL: its host or port cannot be read; percent-encode what is special "
+            "in a password"
+        ) from None
     scheme = parts.scheme.partition("+")[0]
     if scheme in ("sqlite", "file"):
         path = Path(unquote(parts.path)[1:] if scheme == "sqlite" else unquote(parts.path))
         if not path.exists():
             raise SourceError(f"the MLflow store {uri} does not exist: looked for {path}")
     elif scheme in _DEFAULT_PORTS and parts.hostname:
-        address = (parts.hostname, parts.port or _DEFAULT_PORTS[scheme])
+        address = (parts.hostname, port or _DEFAULT_PORTS[scheme])
         try:
             socket.create_connection(address, CONNECT_SECONDS).close()
         except OSError as error:

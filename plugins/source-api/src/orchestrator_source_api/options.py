@@ -32,12 +32,15 @@ _EXPRESSION = re.compile(r"\$(params|response|request)\b|\{\{")
 
 
 def _is_url(_: object, attribute: Attribute[str], value: str) -> None:
-    # The value is not repeated: it may hold a password.
+    # The value is not repeated, nor an error that quotes a part of it: it may hold a password.
     try:
         parts = urlsplit(value)
         unusable = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
-    except ValueError as error:
-        raise ValueError(f"{attribute.name} is not a URL: {error}") from None
+    except ValueError:
+        raise ValueError(
+            f"{attribute.name} is not a URL: its host or port cannot be read; percent-encode what is special in a "
+            "password"
+        ) from None
     if unusable:
         raise ValueError(f"{attribute.name} must start with http://host or https://host")
     if parts.fragment or (parts.query and attribute.name == "base_url"):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from attrs import frozen
 
@@ -27,8 +28,14 @@ def _ratio(instance: Any, attribute: Any, value: float) -> None:
 
 
 def _http(instance: Any, attribute: Any, value: str | None) -> None:
-    if value is not None and not value.startswith(("http://", "https://")):
+    if value is None:
+        return
+    if not value.startswith(("http://", "https://")):
         raise ValueError("expected an address that starts with http:// or https://")
+    try:
+        urlsplit(value).port  # noqa: B018  # it is read here to be refused here
+    except ValueError:  # its text can hold a part of a password, taken for a port
+        raise ValueError("its host or port cannot be read; percent-encode what is special in a password") from None
 
 
 def _installed(instance: Any, attribute: Any, value: str) -> None:
