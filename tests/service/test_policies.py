@@ -611,7 +611,7 @@ def test_sources_show_what_is_in_force_after_a_reload_and_not_what_was(run: RunF
                 served.write(name, text)
             assert (await served.reload()).status == 200
             async with asyncio.timeout(10):
-                while (await policies_of(served))["concurrency"]["max"] != 2:
+                while (await policies_of(served))["concurrency"]["max"] != 2:  # noqa: ASYNC110  # it is asked, not told
                     await asyncio.sleep(0.01)
             assert (await policies_of(served))["circuit_breaker"]["state"] == "closed"
 
