@@ -9,7 +9,7 @@ document, bounded in size and without what must not be kept, and the values are 
      "answer": …}
 
 ``request`` is as expressions see it. A step has one call, and one with ``for_each`` a call for each item, in the order
-in which they ended; a result is as the step got it, before its transforms. Some values are stood for by an object: one
+of the items; a result is as the step got it, before its transforms. Some values are stood for by an object: one
 that is too large by ``{"$truncated": {"bytes": 123456, "start": "…"}}``, a number that JSON cannot hold by
 ``{"$number": "nan"}``, a result of a lesser kind by ``{"$degraded": …}``, what is no JSON, or too deep in other values,
 by ``{"$unfit": "…"}``.
@@ -18,7 +18,7 @@ by ``{"$unfit": "…"}``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 import orjson
@@ -52,15 +52,31 @@ class Requested(Protocol):
 
 
 @define(eq=False)
+class TakenCall:
+    """A call of a step, by its index, from its begin on. ``result`` is missing until it ends, and if it fails."""
+
+    index: int
+    values: Sequence[Any]
+    result: Any = MISSING
+    error: BaseException | None = None
+
+    def end(self, result: Any, error: BaseException | None) -> None:
+        if error is None:
+            self.result = result
+        else:
+            self.error = error
+
+
+@define(eq=False)
 class Taken:
-    """What was noted of one execution: its calls by the step's index, and the answer's JSON.
+    """What was noted of one execution: its calls in the order in which they began, and the answer's JSON.
 
     ``document`` is what :meth:`Capture.seal` makes of it; the rest is let go then.
     """
 
     method: str
     request: Requested | None
-    calls: list[tuple[int, Sequence[Any], Any, BaseException | None]] = field(factory=list)
+    calls: list[TakenCall] = field(factory=list)
     answer: bytes = b""
     document: Captured | None = None
 
@@ -70,11 +86,12 @@ class Taken:
         return 0 if self.document is None else len(self.document.text)
 
 
-def note(run: Any, index: int, values: Sequence[Any], result: Any, error: BaseException | None) -> None:
-    """Note a call that has ended; what policies know as ``Capture``."""
-    taken = run.taken
+def note(run: Any, index: int, values: Sequence[Any]) -> Callable[[Any, BaseException | None], None]:
+    """Note a call that begins, and return what notes its end; what policies know as ``Capture``."""
+    call, taken = TakenCall(index, values), run.taken
     if taken is not None and taken.document is None:
-        taken.calls.append((index, values, result, error))
+        taken.calls.append(call)
+    return call.end
 
 
 @frozen
@@ -110,10 +127,9 @@ class Capture:
         if taken.request is not None:
             document["request"] = self._request(taken.method, taken.request)
         steps: dict[str, Any] = {}
-        for index, values, result, error in taken.calls:
-            step = self.steps[index]
-            calls = steps.setdefault(step.name, {"calls": []})["calls"]
-            calls.append(self._call(step, values, result, error))
+        for call in taken.calls:
+            step = self.steps[call.index]
+            steps.setdefault(step.name, {"calls": []})["calls"].append(self._call(step, call))
         document["steps"] = steps
         if self.results and taken.answer:
             document["answer"] = self._fit(_redacted(orjson.loads(taken.answer), self.answer))
@@ -132,12 +148,13 @@ class Capture:
         kept = _redacted(parts, self.request)
         return {"method": method, **{name: self._fit(part) for name, part in kept.items()}}
 
-    def _call(self, step: CapturedStep, values: Sequence[Any], result: Any, error: BaseException | None) -> Any:
+    def _call(self, step: CapturedStep, taken: TakenCall) -> Any:
         # A key for the cache can follow the values of the parameters.
-        call: dict[str, Any] = {"params": dict(zip(step.params, values, strict=False))}
-        if error is not None:
-            call["error"] = _error(error)
-        elif self.results:
+        call: dict[str, Any] = {"params": dict(zip(step.params, taken.values, strict=False))}
+        result = taken.result
+        if taken.error is not None:
+            call["error"] = _error(taken.error)
+        elif self.results and result is not MISSING:
             call["result"] = result.result if type(result) is Degraded else result
         call = _redacted(call, step.redacted)
         if not isinstance(call, dict):

@@ -158,12 +158,13 @@ def _within_step(layer: Layer, seconds: float) -> Call:
 
 def _captured(guarded: Call, capture: Capture) -> Call:
     async def captured(run: GuardedRun, index: int, *values: Any) -> Any:
+        ended = capture(run, index, values)
         try:
             result = await guarded(run, index, *values)
         except BaseException as error:
-            capture(run, index, values, None, error)
+            ended(None, error)
             raise
-        capture(run, index, values, result, None)
+        ended(result, None)
         return result
 
     return captured
@@ -211,15 +212,16 @@ def _answered(layer: Layer) -> Layer:
 
 def _captured_at_once(guarded: Call, capture: Capture) -> Call:
     async def captured(run: GuardedRun, index: int, rows: Sequence[Sequence[Any]]) -> Any:
+        items = [capture(run, index, values) for values in rows]
         try:
             answers = await guarded(run, index, rows)
         except BaseException as error:
-            for values in rows:
-                capture(run, index, values, None, error)
+            for ended in items:
+                ended(None, error)
             raise
-        for values, answer in zip(rows, answers, strict=False):  # who awaits this complains of a wrong number
+        for ended, answer in zip(items, answers, strict=False):  # who awaits this complains of a wrong number
             failed = isinstance(answer, OrchestratorError)
-            capture(run, index, values, None if failed else answer, answer if failed else None)
+            ended(None if failed else answer, answer if failed else None)
         return answers
 
     return captured

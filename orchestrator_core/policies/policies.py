@@ -41,8 +41,8 @@ class GuardedRun(Protocol):
         ...
 
 
-Capture: TypeAlias = Callable[[Any, int, Sequence[Any], Any, BaseException | None], None]
-"""``capture(run, index, values, result, error)``: told of each call once, when it has ended.
+Capture: TypeAlias = Callable[[Any, int, Sequence[Any]], Callable[[Any, BaseException | None], None]]
+"""``ended = capture(run, index, values)`` is told of each call when it begins, and ``ended(result, error)`` of its end.
 
 That is of what the step got, whoever gave it: the source at the first or a later attempt, or a cache; ``result`` can be
 :class:`Degraded`. Of a call that failed, ``error`` says why and ``result`` is None. A call for all items of a

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -514,8 +515,8 @@ def test_each_call_is_captured_once_with_what_the_step_got(run: RunFixture) -> N
     async def main() -> None:
         seen: list[Any] = []
 
-        def capture(run: Run, index: int, values: Any, result: Any, error: BaseException | None) -> None:
-            seen.append((index, tuple(values), result, error))
+        def capture(run: Run, index: int, values: Any) -> Callable[[Any, BaseException | None], None]:
+            return lambda result, error: seen.append((index, tuple(values), result, error))
 
         gone, down = EntityNotFound("no 7"), SourceUnavailable("down")
         alone = guard(Backend("a", gone), Policies(capture=capture))

@@ -256,6 +256,32 @@ def test_what_lies_too_deep_is_marked_and_costs_no_request(serve: Serve, depth: 
     assert (result["name"], kept) == ("Ada", {"$unfit": "nested more than 200 deep"})
 
 
+def test_items_are_captured_in_their_order_whichever_ends_first(serve: Serve) -> None:
+    """Else nobody could tell which result was whose, where they ask for the same."""
+    ends = [asyncio.Event() for _ in range(3)]
+    asked = iter(range(3))
+
+    async def item(_: Any) -> Any:
+        number = next(asked)
+        if number < 2:
+            await ends[number].wait()
+        if number:
+            ends[number - 1].set()  # the one before may end now
+        return number
+
+    domain = """
+        endpoints:
+          items:
+            data_sources: [{name: step, type: lab, operation: item, for_each: [1, 1, 1], params: {n: $item}}]
+    """
+    config = "tracking: {capture: full}"
+    served = serve({"config.yaml": config, "domains/d.yaml": domain}, plugins={"lab": Lab({"item": item})})
+    answer = served.get("/orchestrator/d/items")
+    assert answer.json == [0, 1, 2]
+    captured = served.admin("GET", f"/executions/{answer.headers['X-Execution-Id']}").json["captured"]
+    assert captured["steps"]["step"]["calls"] == [{"params": {"n": 1}, "result": number} for number in range(3)]
+
+
 def test_of_a_header_that_is_sent_twice_the_one_is_kept_that_expressions_see(serve: Serve) -> None:
     domain = """
         endpoints:
