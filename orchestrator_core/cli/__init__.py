@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
+import sys
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -84,3 +86,5 @@ def main(ctx: click.Context, traceback: bool) -> None:  # Commands.invoke reads 
     """Features and models behind one REST API, composed in YAML."""
     if os.environ.get("NO_COLOR"):
         ctx.color = False
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # bars and lines have characters that a terminal may not know

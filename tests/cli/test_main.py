@@ -101,6 +101,16 @@ def test_the_module_is_the_same_command() -> None:
     assert done.stderr.startswith("Usage: orchestrator [OPTIONS] COMMAND [ARGS]...\n")
 
 
+def test_characters_that_the_output_does_not_know_are_replaced(write: Write) -> None:
+    write({"config/domains/d.yaml": "endpoints: {e: {response_mapping: {city: \u0141\u00f3d\u017a}}}\n"})
+    command = [sys.executable, "-m", "orchestrator_core", "plan", "d.e"]
+    environment = {**ENVIRONMENT, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="latin-1")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "?\u00f3d?" in done.stdout
+
+
 def in_a_terminal(*args: str, **environment: str) -> str:
     """Return what a command prints when its output is a terminal."""
     controller, terminal = pty.openpty()
