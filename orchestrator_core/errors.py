@@ -182,6 +182,10 @@ class Refused(SourceUnavailable):
     """
 
 
+class NotLetThrough(Refused):
+    """503: the policies around a call refused it, so that neither the source nor its fallback has been asked."""
+
+
 class NotBegun(asyncio.CancelledError):
     """A call was cancelled before it came to its source, such as while it waited for its model to be loaded."""
 

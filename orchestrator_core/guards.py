@@ -20,7 +20,7 @@ from attrs import define, field, frozen
 from orchestrator_core.catalog import SourceKey, SourceSpec
 from orchestrator_core.codegen import CACHE_KEY
 from orchestrator_core.direct import DIRECT
-from orchestrator_core.errors import Refused
+from orchestrator_core.errors import NotLetThrough, OrchestratorError, Refused
 from orchestrator_core.models import MlSource, Slot
 from orchestrator_core.plan import Plan, PlannedStep
 from orchestrator_core.plugin_api import OperationFacts, Source
@@ -216,7 +216,7 @@ def _around(
 
 
 def _or_fallback(guarded: Call, slot: Slot, step_timeout: float | None) -> Call:
-    """Return the call, for which the model's fallback answers when it is refused though the model is ready.
+    """Return the call, for which the model's fallback answers when the policies refuse it.
 
     It has what the refused call has left of the step's time.
     """
@@ -226,9 +226,7 @@ def _or_fallback(guarded: Call, slot: Slot, step_timeout: float | None) -> Call:
         began = perf_counter() if limit is not None else 0.0
         try:
             return await guarded(run, index, *values)
-        except Refused as refused:
-            if slot.state != "ready":
-                raise  # the fallback has been asked
+        except NotLetThrough as refused:
             run.note(index).fell_back = True
             spent_seconds = perf_counter() - began
             return await within(limit, partial(_fall_back, slot, values[0], refused), spent_seconds)
@@ -243,14 +241,25 @@ def _fall_back(slot: Slot, features: Any, refused: Refused, timer: Timer | None)
 def _or_fallback_at_once(guarded: Call, slot: Slot, step_timeout: float | None) -> Call:
     async def call(run: Any, index: int, rows: Sequence[Sequence[Any]]) -> Any:
         try:
-            return await guarded(run, index, rows)
-        except Refused as refused:
-            if slot.state != "ready":
-                raise
-            run.note(index).fell_back = True
-            return [await slot.fall_back(row[0], refused) for row in rows]
+            answers = await guarded(run, index, rows)
+        except NotLetThrough as refused:
+            answers = [refused] * len(rows)
+        if not any(isinstance(answer, NotLetThrough) for answer in answers):
+            return answers
+        run.note(index).fell_back = True
+        return [
+            await _item_of_fallback(slot, row[0], answer) if isinstance(answer, NotLetThrough) else answer
+            for row, answer in zip(rows, answers, strict=True)
+        ]
 
     return call
+
+
+async def _item_of_fallback(slot: Slot, features: Any, refused: Refused) -> Any:
+    try:
+        return await slot.fall_back(features, refused)
+    except OrchestratorError as error:  # it is this item's
+        return error
 
 
 def _state(step: PlannedStep, memory: Memory) -> SourceState:

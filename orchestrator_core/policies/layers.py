@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any, TypeAlias
 
-from orchestrator_core.errors import Refused, SourceTimeout
+from orchestrator_core.errors import NotLetThrough, SourceTimeout
 from orchestrator_core.policies.breaker import Breaker
 from orchestrator_core.policies.concurrency import Limiter, QueueFull
 from orchestrator_core.policies.policies import GuardedRun
@@ -65,7 +65,7 @@ def queued(layer: Layer, limiter: Limiter, breaker: Breaker | None, label: str, 
             if not each:
                 note.attempts = 0
             message = f"{label} has {limiter.max} calls under way and {limiter.waiting} waiting, and takes no more"
-            raise Refused(message, retry_after_seconds=1.0) from None
+            raise NotLetThrough(message, retry_after_seconds=1.0) from None
         except asyncio.CancelledError:
             if not each:
                 note.attempts = 0
@@ -76,7 +76,7 @@ def queued(layer: Layer, limiter: Limiter, breaker: Breaker | None, label: str, 
     return queued
 
 
-def refusal(breaker: Breaker, run: GuardedRun, index: int, label: str, *, each: bool) -> Refused:
+def refusal(breaker: Breaker, run: GuardedRun, index: int, label: str, *, each: bool) -> NotLetThrough:
     """Return what is raised in place of a call, and note it."""
     note = run.note(index)
     note.breaker = "open"
@@ -86,4 +86,4 @@ def refusal(breaker: Breaker, run: GuardedRun, index: int, label: str, *, each: 
     message = (
         f"{label} has failed repeatedly and is left alone: its circuit breaker is {breaker.state.replace('_', ' ')}"
     )
-    return Refused(message, retry_after_seconds=seconds)
+    return NotLetThrough(message, retry_after_seconds=seconds)

@@ -396,6 +396,33 @@ def test_what_the_fallback_answered_is_captured(run: RunFixture) -> None:
     run(main())
 
 
+def test_items_that_the_cache_does_not_have_are_the_fallback_s_while_the_breaker_is_open(run: RunFixture) -> None:
+    async def main() -> None:
+        plugin = Plugin()
+        plugin["m"].unfit = lambda row: breaks(row) if row["x"] == 9 else None
+        async with peer() as server:
+            config = files(QUICK, beside=f', base_url: "{server.url}", cache: {{ttl: 1h}}')
+            config["domains/d.yaml"] = """
+                endpoints:
+                  each:
+                    data_sources:
+                      - name: s
+                        type: ml
+                        source_id: m
+                        operation: predict
+                        for_each: "$request.body"
+                        params: {features: "$item"}
+            """
+            async with service(config, plugins={"scripted": plugin}) as shop:
+                each = "/orchestrator/d/each"
+                kept = (await shop.post(each, [{"x": 1}])).json
+                assert [(await shop.post(each, [{"x": 9}])).status for _ in range(5)] == [502] * 5
+                answer = await shop.post(each, [{"x": 1}, {"x": 2}])
+                assert shown(answer) == (200, [*kept, {"y": -2}], "s")
+
+    run(main())
+
+
 def test_a_model_that_is_ready_again_is_asked_at_once(run: RunFixture) -> None:
     async def main() -> None:
         plugin = Plugin()
@@ -406,6 +433,7 @@ def test_a_model_that_is_ready_again_is_asked_at_once(run: RunFixture) -> None:
             assert shown(await score(shop)) == DEGRADED
             plugin["m"].sick = SourceUnavailable("it is ill")
             await state(shop, "unhealthy")
+            assert shown(await score(shop)) == DEGRADED
             plugin["m"].sick, plugin["m"].unfit = None, lambda row: None
             await state(shop, "ready")
             assert shown(await score(shop)) == FINE
