@@ -17,6 +17,7 @@ by ``{"$unfit": "…"}``.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
@@ -268,6 +269,8 @@ def _redacted_item(index: int, item: Any, tree: Tree) -> Any:
 
 def _error(error: BaseException) -> dict[str, Any]:
     """Return what it takes to raise an error of its kind again."""
+    if isinstance(error, asyncio.CancelledError):
+        return {"type": "CancelledError", "message": str(error)}
     names = (cls.__name__ for cls in type(error).__mro__ if getattr(errors, cls.__name__, None) is cls)
     known = next(names, type(error).__name__)
     attributes = {

@@ -70,6 +70,7 @@ class ForEach:
     on_request_only: bool
     paths: Mapping[str, str] = field(factory=dict)
     call: Callable[..., Awaitable[JSON]] | Guarded | AtOnce | None = None
+    _limits: dict[float, TimeLimit] = field(factory=dict, init=False, repr=False, eq=False)
 
     def check(self, run: Run, items: Any) -> None:
         """Note how many items there are. Raise unless they are in a list."""
@@ -114,12 +115,19 @@ class ForEach:
             return calls.at_once(self.call) if isinstance(self.call, AtOnce) else calls.several(at_most)
 
         try:
-            await run_within(None if within is None else TimeLimit(within), made)
+            await run_within(None if within is None else self._limit(within), made)
         except TimeoutError:
             if not self.optional:
                 raise
             calls.time_out()
         return results
+
+    def _limit(self, seconds: float) -> TimeLimit:
+        """Return the one time limit of the step: each has a timer of the loop."""
+        limit = self._limits.get(seconds)
+        if limit is None:
+            limit = self._limits[seconds] = TimeLimit(seconds)
+        return limit
 
     def fail(self, run: Run, position: int, error: Exception) -> None:
         """Note that an item failed which the step can do without; raise what fails the request otherwise."""
@@ -235,9 +243,11 @@ class _Calls:
     async def work(self) -> None:
         call, todo = self.knowing(self.step.call), self.todo
         while todo:
-            position, values = todo.popleft()
-            if position % ITEMS_BETWEEN_PAUSES == ITEMS_BETWEEN_PAUSES - 1:
+            if todo[0][0] % ITEMS_BETWEEN_PAUSES == ITEMS_BETWEEN_PAUSES - 1:
                 await asyncio.sleep(0)  # for calls that never wait, and would hold up every other request
+                if not todo:
+                    return
+            position, values = todo.popleft()  # right before the call: items are captured in their order
             try:
                 answer = await call(*values)
             except Exception as error:  # it is this item's: see fail

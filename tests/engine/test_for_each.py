@@ -28,6 +28,7 @@ from orchestrator_core.errors import (
 )
 from orchestrator_core.run import Run
 from orchestrator_core.testing import run as run_coroutine
+from orchestrator_core.time_limits import TimeLimit
 from tests.engine.lab import Lab, planned, ran, request, step
 
 RunFixture = Callable[..., Any]
@@ -633,6 +634,26 @@ def test_the_timeout_bounds_the_step_and_keeps_what_has_ended(run_on_each_loop: 
             assert str(error) == "step 'score' took longer than its timeout"
 
     run_on_each_loop(main())
+
+
+def test_all_runs_of_a_step_share_a_time_limit(run: RunFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a timer of the loop, which would be there until the time is up."""
+    made: list[float] = []
+
+    class Counted(TimeLimit):
+        def __init__(self, seconds: float) -> None:
+            made.append(seconds)
+            super().__init__(seconds)
+
+    monkeypatch.setattr("orchestrator_core.each.TimeLimit", Counted)
+
+    async def main() -> None:
+        async with planned(Lab(), one_step(timeout=3600)) as ready:
+            for _ in range(3):
+                assert (await ran(ready, request({"items": [0, 1]}))).error is None
+
+    run(main())
+    assert made == [3600.0]
 
 
 def test_a_call_for_all_that_takes_too_long_has_no_results(run: RunFixture) -> None:

@@ -282,6 +282,28 @@ def test_items_are_captured_in_their_order_whichever_ends_first(serve: Serve) ->
     assert captured["steps"]["step"]["calls"] == [{"params": {"n": 1}, "result": number} for number in range(3)]
 
 
+def test_items_of_calls_that_never_wait_are_captured_in_their_order_too(serve: Serve) -> None:
+    async def item(params: Any) -> Any:
+        return params["n"]
+
+    domain = """
+        endpoints:
+          items:
+            data_sources:
+              - name: step
+                type: lab
+                operation: item
+                for_each: $request.body
+                max_concurrency: 4
+                params: {n: $item}
+    """
+    config = "tracking: {capture: full}"
+    served = serve({"config.yaml": config, "domains/d.yaml": domain}, plugins={"lab": Lab({"item": item})})
+    answer = served.post("/orchestrator/d/items", list(range(40)))
+    captured = served.admin("GET", f"/executions/{answer.headers['X-Execution-Id']}").json["captured"]
+    assert [call["result"] for call in captured["steps"]["step"]["calls"]] == list(range(40))
+
+
 def test_of_a_header_that_is_sent_twice_the_one_is_kept_that_expressions_see(serve: Serve) -> None:
     domain = """
         endpoints:
