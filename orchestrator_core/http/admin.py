@@ -22,7 +22,6 @@ from orchestrator_core.errors import (
     BadRequest,
     EntityNotFound,
     InvalidRequest,
-    OrchestratorError,
     SourceUnavailable,
     did_you_mean,
 )
@@ -248,11 +247,8 @@ def _shown(value: Any) -> str:
 async def _state(opened: OpenSource) -> dict[str, str]:
     if not isinstance(opened.source, ReadyCheck):
         return {"state": "open", "error": ""}
-    try:
-        await opened.source.check_ready()
-    except OrchestratorError as error:
-        return {"state": "unreachable", "error": str(error)}
-    return {"state": "ready", "error": ""}
+    error = await opened.trouble()
+    return {"state": "unreachable" if error else "ready", "error": error}
 
 
 def parse_execution_query(text: str) -> Query:

@@ -9,7 +9,7 @@ from attrs import frozen
 
 from orchestrator_core.catalog import Catalog, SourceKey
 from orchestrator_core.config.model import Configuration
-from orchestrator_core.errors import ConfigError, OrchestratorError, Problem
+from orchestrator_core.errors import ConfigError, Problem
 from orchestrator_core.facts import check_facts, inspect_call
 from orchestrator_core.guards import Memory, open_cache, remember
 from orchestrator_core.http_client import HttpClient
@@ -28,7 +28,10 @@ from orchestrator_core.telemetry import ConfiguredTelemetry
 
 
 class Snapshot:
-    """Everything one generation needs. ``running`` counts the requests that are on it."""
+    """Everything one generation needs. ``running`` counts the requests that are on it.
+
+    Once it is ``closed``, its plans cannot be run.
+    """
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class Snapshot:
         self.store = store
         self.telemetry = telemetry
         self.running = 0
+        self.closed = False
         self._idle: asyncio.Event | None = None
 
     def leave(self) -> None:
@@ -82,6 +86,7 @@ class Snapshot:
 
     async def close(self) -> None:
         """Give up all sources; those that no other snapshot uses are closed."""
+        self.closed = True
         for ready in self.plans.values():
             ready.generated.forget()
             if not self.running:
@@ -110,7 +115,7 @@ async def open_snapshot(
     try:
         for source in opened.values():
             is_error = opening.unreachable_is_error or (
-                bool(source.unreachable) and previous is not None and await _is_there(previous, source.spec.key)
+                bool(source.unreachable) and previous is not None and await _is_missed(previous, source)
             )
             problems += inspection_problems(
                 source.spec, source.inspection, source.unreachable, hint, unreachable_is_error=is_error
@@ -143,18 +148,12 @@ async def open_snapshot(
     )
 
 
-async def _is_there(previous: Snapshot, key: SourceKey) -> bool:
-    """Return whether the previous snapshot does well: its source of this key answers, or it needs none."""
-    before = previous.sources.get(key)
-    if before is None:
-        return True
-    if not isinstance(before.source, ReadyCheck):
-        return not before.unreachable
-    try:
-        await before.source.check_ready()
-    except OrchestratorError:
-        return False
-    return True
+async def _is_missed(previous: Snapshot, source: OpenSource) -> bool:
+    """Return whether it is the change that makes the source missing: what the previous snapshot has there answers."""
+    before = previous.sources.get(source.spec.key)
+    if before is None or before.spec == source.spec:
+        return before is None
+    return not (await before.trouble() if isinstance(before.source, ReadyCheck) else before.unreachable)
 
 
 async def _remember(prepared: Draft, opened: Mapping[SourceKey, OpenSource], previous: Snapshot | None) -> Memory:

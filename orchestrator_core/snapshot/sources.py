@@ -13,14 +13,16 @@ from attrs import define, field
 from orchestrator_core.catalog import SourceKey, SourceSpec
 from orchestrator_core.config.structure import Located, structure
 from orchestrator_core.config.yaml import Document
-from orchestrator_core.errors import ConfigError, Problem, SourceError, SourceUnavailable
+from orchestrator_core.errors import ConfigError, OrchestratorError, Problem, SourceError, SourceUnavailable
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.models import ML, MlSource, Opening, open_models
-from orchestrator_core.plugin_api import Inspection, Inspects, Model, OpenContext, Source
+from orchestrator_core.plugin_api import Inspection, Inspects, Model, OpenContext, ReadyCheck, Source
 from orchestrator_core.plugins import Registry
 from orchestrator_core.snapshot.drafting import Draft
 from orchestrator_core.snapshot.problems import opening_problems
 from orchestrator_core.tasks import to_its_end
+
+READY_SECONDS = 5.0
 
 Opener = Callable[[Any, OpenContext], AbstractAsyncContextManager[Source]]
 
@@ -36,6 +38,21 @@ class OpenSource:
     users: int = 0
     _closing: asyncio.Event = field(factory=asyncio.Event, alias="closing")
     _task: asyncio.Task[None] | None = field(default=None, alias="task")
+
+    async def trouble(self) -> str:
+        """Return why the source cannot be reached now; an empty text if it can, or does not tell."""
+        if not isinstance(self.source, ReadyCheck):
+            return ""
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await self.source.check_ready()
+        except OrchestratorError as error:
+            return str(error)
+        except TimeoutError:
+            return f"no answer within {READY_SECONDS:g} s"
+        except Exception as error:  # a source of whoever wrote it: the others are to be told of
+            return f"{type(error).__name__}: {error}"
+        return ""
 
     async def release(self) -> None:
         """Give the source up; the last user closes it and waits until it is closed."""

@@ -267,6 +267,17 @@ def test_sources_are_asked_at_once_so_that_one_that_hangs_holds_up_no_other(serv
     ]
 
 
+def test_a_source_whose_check_is_defective_is_told_of_beside_the_others(serve: Serve) -> None:
+    given = {
+        "integrations/waiting.yaml": "waiting: {sources: {a: {}}}",
+        "domains/d.yaml": "endpoints: {e: {data_sources: [{name: a, type: waiting, source_id: a, operation: x}]}}",
+    }
+    broken = WAITING.replace("Waiting.asked.add(self)", 'raise LookupError("no such ping")')
+    answer = serve(given, plugins={"waiting": broken}).admin("GET", "/sources")
+    (source,) = [found for found in answer.json["sources"] if found["source_id"] == "a"]
+    assert (answer.status, source["state"], source["error"]) == (200, "unreachable", "LookupError: no such ping")
+
+
 def test_the_configuration_page_names_files_endpoints_and_the_last_reload(shop: Served) -> None:
     page = shop.admin("GET", "/config").json
     assert sorted(page["files"]) == ["config.yaml", "domains/a.yaml", "domains/b.yaml"]
