@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from time import time
 from typing import Any, TypeAlias
@@ -13,10 +12,12 @@ from orchestrator_core.models import Slot
 from orchestrator_core.plan import AnswerCache
 from orchestrator_core.plugin_api import Degraded
 from orchestrator_core.policies.cached import is_outage
+from orchestrator_core.policies.flights import TimeIsUp
 from orchestrator_core.policies.keys import document
 from orchestrator_core.policies.notes import Cached
 from orchestrator_core.policies.state import SourceState
-from orchestrator_core.run import KeptAnswer, Request, Run
+from orchestrator_core.run import KeptAnswer, Request, Run, clock
+from orchestrator_core.time_limits import TimeLimit
 
 __all__ = ["Answers", "Make"]
 
@@ -25,14 +26,6 @@ Make = Callable[[Request, Run], Awaitable[bytes]]
 
 _Kept: TypeAlias = Any
 """``[body, execution id, Unix time, degraded steps]``: who made it, and when. It is JSON, for the shared cache."""
-
-
-class _TimeIsUp(asyncio.CancelledError):
-    """The deadline of who makes an answer has passed. Those who wait for it have time left, and make it themselves."""
-
-    def __init__(self, error: DeadlineExceeded) -> None:
-        super().__init__()
-        self.error = error
 
 
 class Answers:
@@ -56,9 +49,17 @@ class Answers:
         return document([key, *((found := slot.identity) and [found.version, found.digest] for slot in self._models)])
 
     async def answer(
-        self, request: Request, run: Run, make: Make, renew: Callable[[Request], Awaitable[tuple[bytes, Run]]]
+        self,
+        request: Request,
+        run: Run,
+        time_limit: TimeLimit,
+        make: Make,
+        renew: Callable[[Request], Awaitable[tuple[bytes, Run]]],
     ) -> bytes:
-        """Return the body of the answer, and note in the run where it is from. Raises what executing it raises."""
+        """Return the body of the answer, and note in the run where it is from. Raises what executing it raises.
+
+        ``time_limit`` is the endpoint's: ``make`` keeps to it, and so does who waits for another's answer.
+        """
         cache, key = self._cache, self.key(request)
         entry = cache.entries.get(key)
         if entry is not None and cache.clock() < entry[0]:
@@ -73,7 +74,7 @@ class Answers:
                 return _kept(await make(request, run), run)
             except Exception as error:
                 if isinstance(error, DeadlineExceeded) and error.of_request:
-                    raise _TimeIsUp(error) from None
+                    raise TimeIsUp(error) from None
                 vars(error)["failed_step"] = run.failed_step  # for those who wait for this execution
                 raise
 
@@ -82,9 +83,12 @@ class Answers:
 
         try:
             try:
-                result, how = await cache.obtain(key, made, renewed)
-            except _TimeIsUp as up:
+                result, how = await cache.obtain(key, made, renewed, time_limit.seconds - (clock() - run.started))
+            except TimeIsUp as up:
                 raise up.error from None
+            except TimeoutError:
+                message = f"the request took longer than its {time_limit.seconds:g} s"
+                raise DeadlineExceeded(message, of_request=True) from None
         except Exception as error:
             stale = cache.if_error(key) if is_outage(error) else None
             if stale is None:

@@ -148,7 +148,9 @@ class PublicApp:
             if ready.answers is None:
                 content = encode(await execute(ready, given, run))
             else:
-                content = await ready.answers.answer(given, run, _make(ready), self._renewing(serving, ready))
+                content = await ready.answers.answer(
+                    given, run, ready.time_limit, _make(ready), self._renewing(serving, ready)
+                )
         except asyncio.CancelledError as cancelled:
             waits = False
             finish(run, CLIENT_CLOSED_REQUEST, cancelled, serving.redact)
@@ -220,6 +222,8 @@ class PublicApp:
         snapshot, make = serving.snapshot, _make(ready)
 
         async def renew(given: Request) -> tuple[bytes, Run]:
+            if snapshot.closed:  # while it was looked for in the shared cache: the next who asks renews it
+                raise SourceUnavailable("the configuration was replaced")
             run = Run(ready, new_execution_id(), "", self.turns)
             run.capture("", given)
             snapshot.running += 1

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
 
-from orchestrator_core.errors import OrchestratorError
+from orchestrator_core.errors import DeadlineExceeded, OrchestratorError
 from orchestrator_core.plugin_api import Degraded
-from orchestrator_core.policies.flights import Flights
+from orchestrator_core.policies.flights import Flights, TimeIsUp
 from orchestrator_core.policies.notes import Cached
 from orchestrator_core.policies.options import CacheOptions
 
@@ -93,17 +93,22 @@ class Cache:
     # --- one result --------------------------------------------------------------------------------------------------
 
     async def obtain(
-        self, key: Hashable, call: Callable[[], Awaitable[Any]], refresh: Callable[[], Awaitable[Any]]
+        self,
+        key: Hashable,
+        call: Callable[[], Awaitable[Any]],
+        refresh: Callable[[], Awaitable[Any]],
+        wait_seconds: float | None = None,
     ) -> tuple[Any, Cached]:
         """Return a result that was not found fresh, and which part of the cache gave it: ``""`` if the call did.
 
-        ``refresh`` makes the same call for nobody in particular. Raises what the call raises.
+        ``refresh`` makes the same call for nobody in particular. Raises what the call raises, and ``TimeoutError`` when
+        somebody else's takes longer than ``wait_seconds``.
         """
         stale = self.while_revalidating(key)
         if stale is not None:
             self.refresh([key], lambda: self._refreshed(key, refresh))
             return stale[1], "stale"
-        (result, cached), joined = await self._flights.join(key, lambda: self._find(key, call))
+        (result, cached), joined = await self._flights.join(key, lambda: self._find(key, call), wait_seconds)
         if joined:
             self.joined += 1
             return result, "shared"
@@ -122,7 +127,16 @@ class Cache:
         return result, ""
 
     async def _refreshed(self, key: Hashable, call: Callable[[], Awaitable[Any]]) -> None:
-        await self._flights.join(key, lambda: self._find(key, call))
+        async def made() -> tuple[Any, Cached]:
+            try:
+                return await self._find(key, call)
+            except (TimeoutError, DeadlineExceeded) as error:
+                raise TimeIsUp(error) from None
+
+        try:
+            await self._flights.join(key, made)
+        except TimeIsUp as up:
+            raise up.error from None
 
     # --- several -----------------------------------------------------------------------------------------------------
 

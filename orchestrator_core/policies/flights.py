@@ -7,7 +7,15 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, TypeAlias
 
-__all__ = ["Flights"]
+__all__ = ["Flights", "TimeIsUp"]
+
+
+class TimeIsUp(asyncio.CancelledError):
+    """The time of who makes a call is up. Those who wait for it have time of their own, and make it themselves."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
 
 
 class _Landed:
@@ -49,13 +57,19 @@ class Flights:
     def __contains__(self, key: Hashable) -> bool:
         return key in self._flights
 
-    async def join(self, key: Hashable, call: Callable[[], Awaitable[Any]]) -> tuple[Any, bool]:
-        """Return the call's result, and whether it was somebody else's call; raise what that raised."""
+    async def join(
+        self, key: Hashable, call: Callable[[], Awaitable[Any]], wait_seconds: float | None = None
+    ) -> tuple[Any, bool]:
+        """Return the call's result, and whether it was somebody else's call; raise what that raised.
+
+        Raises ``TimeoutError`` when somebody else's takes longer than ``wait_seconds``.
+        """
         waiting = self._flights.get(key)
         if waiting is None:
             self._flights[key] = deque()
         else:
-            told = await self._wait(key, waiting)
+            async with asyncio.timeout(wait_seconds):
+                told = await self._wait(key, waiting)
             if isinstance(told, _Failed):
                 raise told.error.with_traceback(told.traceback)
             if told is not _YOURS:

@@ -19,8 +19,9 @@ from orchestrator_core.policies.options import CacheOptions
 from orchestrator_core.policies.state import SourceState
 from orchestrator_core.run import Request, Run
 from orchestrator_core.testing import RunningService, service
+from orchestrator_core.time_limits import TimeLimit
 from tests.faults.kit import skip_without
-from tests.policies.lab import turns
+from tests.policies.lab import Clock, turns
 
 from .partner import Partner, execution_of, partner
 
@@ -241,7 +242,7 @@ def test_who_waits_for_an_answer_has_a_deadline_of_its_own(run: RunFixture) -> N
 
         async def answer(name: str) -> bytes:
             plan: Any = SimpleNamespace(step_names=())
-            return await answers.answer(Request({}, {}, {}), Run(plan, name), make, renew)
+            return await answers.answer(Request({}, {}, {}), Run(plan, name), TimeLimit(10), make, renew)
 
         asked = [asyncio.create_task(answer(name)) for name in ("first", "second", "third")]
         await turns()
@@ -250,6 +251,67 @@ def test_who_waits_for_an_answer_has_a_deadline_of_its_own(run: RunFixture) -> N
         first, *others = await asyncio.gather(*asked, return_exceptions=True)
         assert str(first) == "the request took longer than its 10 s"
         assert (others, makers) == ([b"2", b"2"], ["first", "second"])
+
+    run(main())
+
+
+def test_who_waits_for_an_answer_waits_no_longer_than_its_own_time(run: RunFixture) -> None:
+    """Of which a part may be gone already, as for a body that came slowly."""
+
+    async def main() -> None:
+        answers = Answers(AnswerCache(CacheOptions(ttl=Duration(3600)), None, ()), SourceState("d.e"), [])
+        plan: Any = SimpleNamespace(step_names=())
+
+        async def make(request: Request, made_by: Run) -> bytes:
+            await asyncio.Event().wait()
+            return b"1"
+
+        async def renew(request: Request) -> tuple[bytes, Run]:
+            raise AssertionError("nothing is kept yet")
+
+        async def answer(name: str, spent_seconds: float = 0.0) -> bytes:
+            made_for = Run(plan, name)
+            made_for.started -= spent_seconds
+            return await answers.answer(Request({}, {}, {}), made_for, TimeLimit(10), make, renew)
+
+        maker = asyncio.create_task(answer("first"))
+        await turns()
+        with pytest.raises(DeadlineExceeded, match="the request took longer than its 10 s"):
+            await answer("late", spent_seconds=9.95)
+        assert not maker.done()
+        maker.cancel()
+        await asyncio.wait([maker])
+
+    run(main())
+
+
+def test_who_waits_for_a_refresh_does_not_fail_with_its_deadline(run: RunFixture) -> None:
+    async def main() -> None:
+        clock = Clock()
+        options = CacheOptions(ttl=Duration(10), stale_while_revalidate=Duration(10))
+        state = SourceState("d.e", clock=clock)
+        answers, time_is_up = Answers(AnswerCache(options, None, ()), state, []), asyncio.Event()
+        plan: Any = SimpleNamespace(step_names=())
+
+        async def make(request: Request, made_by: Run) -> bytes:
+            return made_by.id.encode()
+
+        async def renew(request: Request) -> tuple[bytes, Run]:
+            await time_is_up.wait()
+            raise DeadlineExceeded("the request took longer than its 10 s", of_request=True)
+
+        async def answer(name: str) -> bytes:
+            return await answers.answer(Request({}, {}, {}), Run(plan, name), TimeLimit(10), make, renew)
+
+        assert await answer("first") == b"first"
+        clock.now += 15
+        assert await answer("stale") == b"first"
+        await turns()
+        clock.now += 10  # it may not be given any more
+        waiting = asyncio.create_task(answer("second"))
+        await turns()
+        time_is_up.set()
+        assert await waiting == b"second"
 
     run(main())
 
