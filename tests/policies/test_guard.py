@@ -196,7 +196,7 @@ def test_an_open_breaker_refuses_until_a_probe_is_answered(run: RunFixture) -> N
         probe = asyncio.create_task(call(probing, 0, "x"))
         await turns()
         assert state.describe()["circuit_breaker"]["state"] == "half_open"
-        assert (await outcome(call(Run(), 0, "x")))[0] == "Refused"
+        assert (await outcome(call(Run(), 0, "x")))[0] == "NotLetThrough"
         answer.set_result("well again")
         assert await probe == "well again"
         assert probing.notes == {0: StepNote(breaker="half_open")}
@@ -440,7 +440,7 @@ def test_nobody_waits_for_a_source_that_is_left_alone(run: RunFixture) -> None:
         await turns()
         assert await outcome(call(Run(), 0, 1)) == ("SourceUnavailable", "down")
         state.limiter(ConcurrencyOptions(max=2, queue=9)).running += 1
-        assert (await outcome(call(Run(), 0, 2)))[0] == "Refused"
+        assert (await outcome(call(Run(), 0, 2)))[0] == "NotLetThrough"
         assert state.describe()["concurrency"]["waiting"] == 0
         hanging.set_result("late")
         assert await straggler == "late"
