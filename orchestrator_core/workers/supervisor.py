@@ -427,7 +427,7 @@ class Supervisor:
             await grace.pause(0.05)
         if not ending.done():
             for worker in workers:
-                worker.signal(signal.SIGTERM)  # the second one: requests in flight are given up
+                worker.hurry()
             await asyncio.wait([ending], timeout=CLOSING_SECONDS)
         if not ending.done():
             for worker in workers:

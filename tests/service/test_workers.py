@@ -10,13 +10,14 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from attrs import frozen
 
 from orchestrator_core.testing.running import loop_factory
 from orchestrator_core.testing.service import write_files
 from orchestrator_core.workers.supervisor import pause_after
-from tests.service.processes import FILES, Load, Process, serving
+from tests.service.processes import FILES, Load, Process, running_in, serving
 
 RunFixture = Callable[..., Any]
 TWO = ("--workers", "2")
@@ -503,6 +504,59 @@ def test_workers_end_with_their_supervisor_however_it_ends(run: RunFixture, tmp_
                     await asyncio.sleep(0.05)
 
     run(main(), timeout_seconds=180)
+
+
+async def held(client: aiohttp.ClientSession, url: str, until_file: str) -> tuple[int, Any]:
+    """Ask for what is answered once there is such a file in the service's folder."""
+    async with client.post(f"{url}/held", json=until_file) as answer:
+        return answer.status, await answer.json(content_type=None)
+
+
+@pytest.mark.parametrize("supervisor_ends_first", [False, True])
+def test_sigterm_for_each_process_of_the_service_lets_requests_finish(
+    run: RunFixture, tmp_path: Path, supervisor_ends_first: bool
+) -> None:
+    """A worker is told more than once then: from outside, and by its supervisor or by that one's end."""
+
+    async def main() -> None:
+        async with serving(tmp_path, FILES, *TWO) as service:
+            pids = [worker["pid"] for worker in await workers_of(service)]
+            answers = [asyncio.create_task(held(service.client, service.url, "done")) for _ in range(8)]
+            await asyncio.sleep(0.5)
+            for pid in pids:
+                os.kill(pid, signal.SIGTERM)
+            service.process.send_signal(signal.SIGKILL if supervisor_ends_first else signal.SIGTERM)
+            await asyncio.sleep(0.3)
+            for pid in pids:
+                os.kill(pid, signal.SIGTERM)
+            await asyncio.sleep(0.3)
+            (tmp_path / "done").touch()
+            assert {status for status, _ in await asyncio.gather(*answers)} == {200}
+            assert await service.process.wait() == (-signal.SIGKILL if supervisor_ends_first else 0)
+            while running_in(tmp_path):  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.02)
+
+    run(main(), timeout_seconds=60)
+
+
+def test_a_second_signal_ends_requests_of_workers_without_killing_them(run: RunFixture, tmp_path: Path) -> None:
+    """What they opened is closed in order."""
+
+    async def main() -> None:
+        config = "slow: {sources: {default: {closes: closes}}}"
+        async with serving(tmp_path, {**FILES, "config/database.yaml": config}, *TWO) as service:
+            slow = [asyncio.create_task(service.get(f"{service.url}/slow", method="POST", json=60)) for _ in range(8)]
+            await asyncio.sleep(0.5)
+            service.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.3)
+            assert not any(task.done() for task in slow)
+            service.process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(service.process.wait(), 20) == 0
+            outcomes = await asyncio.gather(*slow, return_exceptions=True)
+            assert all(isinstance(outcome, aiohttp.ClientError) for outcome in outcomes)
+            assert (tmp_path / "closes").read_text() == "closed\n" * 2
+
+    run(main(), timeout_seconds=60)
 
 
 def alive(pid: int) -> bool:
