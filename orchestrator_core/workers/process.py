@@ -113,7 +113,8 @@ class Worker:
         await self._tell({"serve": list(slots)})
         await self._told("serving")
         self._session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self._admin)))
-        self.state = "serving"
+        if self.state == "starting":  # and not told to stop meanwhile
+            self.state = "serving"
 
     def hurry(self) -> None:
         """Have it give up the requests in flight, once it stops."""

@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -506,10 +507,52 @@ def test_workers_end_with_their_supervisor_however_it_ends(run: RunFixture, tmp_
     run(main(), timeout_seconds=180)
 
 
+@asynccontextmanager
+async def client_of(pid: int, service: Process) -> AsyncIterator[aiohttp.ClientSession]:
+    """Yield a client whose one connection is to this worker."""
+    async with AsyncExitStack() as stack:
+        while True:
+            client = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)))
+            async with client.get(f"{service.url}/pid") as answer:
+                if await answer.json() == pid:
+                    break
+        yield client
+
+
 async def held(client: aiohttp.ClientSession, url: str, until_file: str) -> tuple[int, Any]:
     """Ask for what is answered once there is such a file in the service's folder."""
     async with client.post(f"{url}/held", json=until_file) as answer:
         return answer.status, await answer.json(content_type=None)
+
+
+def test_sigterm_during_a_rolling_restart_lets_requests_of_all_workers_finish(run: RunFixture, tmp_path: Path) -> None:
+    """The first worker has its successor and drains, and so does the second one, which is to have none any more."""
+
+    async def main() -> None:
+        async with serving(tmp_path, FILES, *TWO) as service:
+            first, second = [worker["pid"] for worker in await workers_of(service)]
+            async with client_of(first, service) as one, client_of(second, service) as other:
+                held_by_first = asyncio.create_task(held(one, service.url, "first"))
+                held_by_second = asyncio.create_task(held(other, service.url, "second"))
+                await asyncio.sleep(0.3)
+                restarting = asyncio.create_task(service.get(f"{service.admin_url}/restart", method="POST"))
+                await until(lambda told: told[0]["pid"] not in (None, first), service)
+                service.process.send_signal(signal.SIGTERM)
+                service.process.send_signal(signal.SIGUSR2)
+                await asyncio.sleep(0.5)
+                (tmp_path / "first").touch()
+                assert await held_by_first == (200, first)
+                status, told = await restarting
+                assert (status, told["restarted"], told["error"]) == (503, 1, "worker 1: the service is stopping")
+                service.process.send_signal(signal.SIGUSR2)
+                await asyncio.sleep(0.3)
+                assert not held_by_second.done()
+                (tmp_path / "second").touch()
+                assert await held_by_second == (200, second)
+                assert await asyncio.wait_for(service.process.wait(), 30) == 0
+            assert running_in(tmp_path) == []
+
+    run(main(), timeout_seconds=60)
 
 
 @pytest.mark.parametrize("supervisor_ends_first", [False, True])
