@@ -97,13 +97,12 @@ class Supervisor:
     async def start(self) -> tuple[Problem, ...]:
         """Start every worker; returns the warnings of the configuration.
 
-        Raises :class:`ConfigError` with its problems, or :class:`StartFailed` when a worker ends without any.
+        Raises :class:`ConfigError` with its problems, or :class:`StartFailed` when a worker ends without any. Those
+        that serve by then, or when this is cancelled, are there for :meth:`stop` to end.
         """
-        results = await asyncio.gather(*(self._start(slot) for slot in self.slots), return_exceptions=True)
-        failed = [result for result in results if isinstance(result, BaseException)]
-        for slot, result in zip(self.slots, results, strict=True):
-            if isinstance(result, Worker):
-                self._install(slot, result)
+        async with self._restarting:  # a restart that is asked for meanwhile would start them a second time
+            results = await asyncio.gather(*(self._start_in(slot) for slot in self.slots), return_exceptions=True)
+        failed = [result for result in results if result is not None]
         if failed:
             told = [problem for error in failed if isinstance(error, StartFailed) for problem in error.problems]
             if told:
@@ -119,6 +118,9 @@ class Supervisor:
         taken = await asyncio.to_thread(take, self.folder, copy)
         self.secret_files = dict(taken.configuration.secret_files)
         return taken
+
+    async def _start_in(self, slot: Slot) -> None:
+        self._install(slot, await self._start(slot))
 
     async def _start(self, slot: Slot) -> Worker:
         """Start a worker on what the others serve. Raises :class:`StartFailed`, also when the service is to stop."""

@@ -34,6 +34,7 @@ SLOW = '''
         opens: str = option("", help="File that it makes when it is opened.")
         closes: str = option("", help="File that it adds a line to when it is closed.")
         key: str = option("", help="A secret.")
+        first: str = option("", help="File. The process that makes it opens at once.")
 
     class Slow:
         async def fetch(self, operation, params):
@@ -50,15 +51,22 @@ SLOW = '''
     async def opened(options, context):
         if options.dies and os.path.exists(options.dies):
             os._exit(3)
-        if options.opens:
-            open(options.opens, "w").close()
-        await asyncio.sleep(options.opens_in)
+        if not is_first(options.first):
+            if options.opens:
+                open(options.opens, "w").close()
+            await asyncio.sleep(options.opens_in)
         try:
             yield Slow()
         finally:
             if options.closes:
                 with open(options.closes, "a") as file:
                     file.write("closed\\n")
+
+    def is_first(path):
+        try:
+            return bool(path) and not os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
 
     @hookimpl
     def orchestrator_source_kinds():

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from attrs import frozen
 from orchestrator_core.testing.running import loop_factory
 from orchestrator_core.testing.service import write_files
 from orchestrator_core.workers.supervisor import pause_after
-from tests.service.processes import FILES, Load, Process, running_in, serving
+from tests.service.processes import FILES, Load, Process, running_in, serving, starting
 
 RunFixture = Callable[..., Any]
 TWO = ("--workers", "2")
@@ -598,6 +598,74 @@ def test_a_second_signal_ends_requests_of_workers_without_killing_them(run: RunF
             outcomes = await asyncio.gather(*slow, return_exceptions=True)
             assert all(isinstance(outcome, aiohttp.ClientError) for outcome in outcomes)
             assert (tmp_path / "closes").read_text() == "closed\n" * 2
+
+    run(main(), timeout_seconds=60)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def test_a_restart_that_is_asked_for_during_the_start_follows_it(run: RunFixture, tmp_path: Path) -> None:
+    """No worker is started beside those that start, and forgotten."""
+    files = {**FILES, "config/database.yaml": "slow: {sources: {default: {opens_in: 1}}}"}
+    url = f"http://127.0.0.1:{(port := free_port())}"
+
+    async def main() -> None:
+        arguments = (*TWO, "--admin-port", str(port))
+        async with starting(tmp_path, files, *arguments) as process, aiohttp.ClientSession() as client:
+            told = None
+            while told is None:
+                with suppress(aiohttp.ClientConnectorError):  # the admin listener is not there yet
+                    async with client.post(f"{url}/restart") as answer:
+                        told = await answer.json()
+                await asyncio.sleep(0.02)
+            assert (told["restarted"], told["error"]) == (2, None)
+            others = set(running_in(tmp_path)) - {process.pid, *(worker["pid"] for worker in told["workers"])}
+            assert len(others) <= 1  # the spare
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 0
+            assert running_in(tmp_path) == []
+
+    run(main(), timeout_seconds=60)
+
+
+def test_a_start_that_is_given_up_ends_the_workers_that_serve_already(run: RunFixture, tmp_path: Path) -> None:
+    files = {
+        **FILES,
+        "config/database.yaml": "slow: {sources: {default: {first: first, opens: opens, opens_in: 600}}}",
+    }
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/orchestrator/d"
+
+    async def client_of_who_serves(stack: AsyncExitStack) -> aiohttp.ClientSession:
+        timeout = aiohttp.ClientTimeout(total=0.5)
+        while True:
+            client = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)))
+            with suppress(aiohttp.ClientError, TimeoutError):  # or it waits in the queue of the one that opens
+                async with client.get(f"{url}/version", timeout=timeout) as answer:
+                    assert await answer.json() == 1
+                    return client
+            await asyncio.sleep(0.02)
+
+    async def main() -> None:
+        async with starting(tmp_path, files, *TWO, "--port", str(port)) as process, AsyncExitStack() as stack:
+            client = await client_of_who_serves(stack)
+            while not (tmp_path / "opens").exists():  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.02)
+            answer = asyncio.create_task(held(client, url, "done"))
+            await asyncio.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.5)
+            (tmp_path / "done").touch()
+            assert await process.wait() == 0
+            assert running_in(tmp_path) == []
+            assert (await answer)[0] == 200
+            _, told = await process.communicate()
+            assert b"Traceback" not in told
 
     run(main(), timeout_seconds=60)
 
