@@ -79,7 +79,9 @@ FILES = {
         endpoints:
           version: {response_mapping: 1}
           pid: {data_sources: [{name: pid, type: slow, operation: pid}]}
-          held: {data_sources: [{name: held, type: slow, operation: held, params: {until: "$request.body"}}]}
+          held:
+            timeout: 60s
+            data_sources: [{name: held, type: slow, operation: held, params: {until: "$request.body"}}]
           slow: {data_sources: [{name: slow, type: slow, params: {seconds: "$request.body"}}]}
     """,
     "plugins/slow.py": SLOW,
