@@ -73,7 +73,7 @@ async def _hear(folder: Path, changed: Callable[[], None], moved: asyncio.Event)
             changed()
     except FileNotFoundError:  # it is looked for once a second
         pass
-    except OSError as error:  # such as more watches than the system allows
+    except (OSError, RuntimeError) as error:  # such as more watches than the system allows, at once or later
         log.warning("changes are noticed once a second only", error=str(error))
 
 

@@ -19,7 +19,7 @@ from orchestrator_core.config.load import load_configuration
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.documents import problem_json
 from orchestrator_core.errors import ConfigError, Problem
-from orchestrator_core.http.app import LINGER_SECONDS, on_stop_signals, serve_live
+from orchestrator_core.http.app import LINGER_SECONDS, serve_live
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.logs import LogMask, configure_logging
 from orchestrator_core.loops import run_async
@@ -53,12 +53,14 @@ async def work(channel: int) -> None:
     order = json.loads(line)
     structlog.contextvars.bind_contextvars(worker=order["slot"])
     sockets = [[_inherited(number) for number in slot] for slot in order["sockets"]]
-    stop, serve_on = asyncio.Event(), asyncio.get_running_loop().create_future()
-    listening = asyncio.create_task(_hear(reader, serve_on, stop), name="the supervisor's words")
+    loop = asyncio.get_running_loop()
+    stop, serve_on = asyncio.Event(), loop.create_future()
     worker = _Worker(order, registry, sockets, writer, serve_on, stop)
+    listening = asyncio.create_task(_hear(reader, worker), name="the supervisor's words")
     serving = asyncio.create_task(worker.serve(), name="serve")
     stopped = asyncio.create_task(stop.wait(), name="stop")
-    on_stop_signals(stop, worker.grace, [signal.SIGTERM])
+    # However often it comes: one that is for the whole process group comes here too, besides the supervisor's own.
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
     try:
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not worker.serves:
@@ -82,14 +84,18 @@ def _inherited(number: int) -> socket.socket:
     return one
 
 
-async def _hear(reader: asyncio.StreamReader, serve_on: asyncio.Future[list[int]], stop: asyncio.Event) -> None:
-    """Pass on the slots to serve; stop when the supervisor is gone, however it went."""
+async def _hear(reader: asyncio.StreamReader, worker: _Worker) -> None:
+    """Pass on the slots to serve, and that it hurries; stop when the supervisor is gone, however it went."""
     try:
         while line := await reader.readline():
-            serve_on.set_result(json.loads(line)["serve"])
+            message = json.loads(line)
+            if message.get("hurry"):
+                worker.grace.hurry()
+            elif not worker.serve_on.done():  # it is cancelled when the worker stops before it serves
+                worker.serve_on.set_result(message["serve"])
     except ConnectionError:
         pass
-    stop.set()
+    worker.stop.set()
 
 
 class _Worker:

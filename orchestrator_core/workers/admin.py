@@ -27,7 +27,10 @@ from orchestrator_core.workers.supervisor import Supervisor
 
 ASK_SECONDS = 30.0
 FIGURES_SECONDS = 4.0
-"""How long a worker may take to say its metrics; then what it said last stands. Prometheus waits for 10 s."""
+"""How long a worker may take to say its metrics; then what it said last stands. Prometheus waits for 10 s.
+
+So long it may also take to have its executions in the store that others are asked for.
+"""
 SUMMED = ("requests", "failures")
 _EXECUTION = re.compile(r"/executions/[^/]+\Z")
 
@@ -152,7 +155,8 @@ class MergedAdmin:
             raise WorkerGone("no worker answers")
         if len(keepers) < len(self.supervisor.serving):
             # Each answers once the store has what it had for it, so that those who are asked find that too.
-            await self._ask(request, {worker.pid: "/executions?limit=1" for worker in self.supervisor.serving})
+            flushed = {worker.pid: "/executions?limit=1" for worker in self.supervisor.serving}
+            await self._ask(request, flushed, seconds=FIGURES_SECONDS)
         if len(keepers) == 1 and keepers[0].store is not None:
             return await self._first(request)
         pids = [worker.pid for worker in keepers]

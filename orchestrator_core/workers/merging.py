@@ -53,7 +53,8 @@ def merge_executions(said: Mapping[int, Mapping[str, Any]], before: Mapping[int,
     """Return one page of all workers' pages: ``said`` are theirs, ``before`` the cursors that they were asked with.
 
     The cursor says how far the list of each worker has been read, for each has an order of its own, that of the ends
-    of its executions. The page has the latest starts first, as far as that order allows.
+    of its executions. The page has the latest starts first, as far as that order allows. What several have, since their
+    stores are one database by two names, is told once.
     """
     lists = {pid: list(page["executions"]) for pid, page in said.items()}
     places = dict.fromkeys(said, 0)
@@ -62,9 +63,10 @@ def merge_executions(said: Mapping[int, Mapping[str, Any]], before: Mapping[int,
         heads = {pid: entries[places[pid]] for pid, entries in lists.items() if places[pid] < len(entries)}
         if not heads:
             break
-        newest = max(heads, key=lambda pid: str(heads[pid]["started_at"]))
-        merged.append(heads[newest])
-        places[newest] += 1
+        newest = max(heads.values(), key=lambda head: str(head["started_at"]))
+        merged.append(newest)
+        for pid, head in heads.items():
+            places[pid] += head["id"] == newest["id"]
     after: dict[int, str] = {pid: END for pid, cursor in before.items() if cursor == END}
     for pid, entries in lists.items():
         if places[pid] == len(entries) and said[pid]["cursor"] is None:
@@ -73,7 +75,9 @@ def merge_executions(said: Mapping[int, Mapping[str, Any]], before: Mapping[int,
             after[pid] = entries[places[pid] - 1]["id"] if places[pid] else before.get(pid, "")
     more = any(cursor != END for cursor in after.values())
     cursor = ",".join(f"{pid}.{last}" for pid, last in after.items()) if more else None
-    return {"executions": merged, "cursor": cursor}
+    reasons = [page["incomplete"] for page in said.values() if page.get("incomplete")]
+    incomplete = {"incomplete": "; ".join(dict.fromkeys(reasons))} if reasons else {}
+    return {"executions": merged, "cursor": cursor, **incomplete}
 
 
 # --- metrics ------------------------------------------------------------------------------------------------------

@@ -113,11 +113,17 @@ class Worker:
         await self._tell({"serve": list(slots)})
         await self._told("serving")
         self._session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self._admin)))
-        self.state = "serving"
+        if self.state == "starting":  # and not told to stop meanwhile
+            self.state = "serving"
+
+    def hurry(self) -> None:
+        """Have it give up the requests in flight, once it stops."""
+        if not self._writer.is_closing():
+            self._writer.write(_line({"hurry": True}))
 
     async def _tell(self, message: Mapping[str, Any]) -> None:
         with suppress(ConnectionError):  # its end says more, and comes next
-            self._writer.write(json.dumps(message).encode() + b"\n")
+            self._writer.write(_line(message))
             await self._writer.drain()
 
     async def _told(self, event: str) -> dict[str, Any]:
@@ -183,6 +189,10 @@ class Worker:
             await self._session.close()
         with suppress(FileNotFoundError):
             os.unlink(self._admin)
+
+
+def _line(message: Mapping[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
 
 
 def how_it_ended(code: int) -> str:

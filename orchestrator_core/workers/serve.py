@@ -128,6 +128,10 @@ def _base() -> Path:
     return folder if len(str(folder)) <= LONGEST_FOLDER else Path(tempfile.gettempdir())
 
 
+def _nothing() -> None:
+    """Ignore a signal that comes when the service stops."""
+
+
 @asynccontextmanager
 async def _signals(supervisor: Supervisor, early: Collection[int]) -> AsyncIterator[None]:
     """Heed SIGHUP and SIGUSR2, also those that came early: while the workers started."""
@@ -155,6 +159,8 @@ async def _signals(supervisor: Supervisor, early: Collection[int]) -> AsyncItera
     try:
         yield
     finally:
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            loop.add_signal_handler(number, _nothing)
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -84,6 +84,7 @@ class Supervisor:
         self._preparing: tuple[tuple[str, str], asyncio.Future[list[Reply]]] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting: set[Worker] = set()
+        self._ending: set[Worker] = set()
         self._spare: Worker | None = None
         self._keeps_spare = False
 
@@ -96,13 +97,12 @@ class Supervisor:
     async def start(self) -> tuple[Problem, ...]:
         """Start every worker; returns the warnings of the configuration.
 
-        Raises :class:`ConfigError` with its problems, or :class:`StartFailed` when a worker ends without any.
+        Raises :class:`ConfigError` with its problems, or :class:`StartFailed` when a worker ends without any. Those
+        that serve by then, or when this is cancelled, are there for :meth:`stop` to end.
         """
-        results = await asyncio.gather(*(self._start(slot) for slot in self.slots), return_exceptions=True)
-        failed = [result for result in results if isinstance(result, BaseException)]
-        for slot, result in zip(self.slots, results, strict=True):
-            if isinstance(result, Worker):
-                self._install(slot, result)
+        async with self._restarting:  # a restart that is asked for meanwhile would start them a second time
+            results = await asyncio.gather(*(self._start_in(slot) for slot in self.slots), return_exceptions=True)
+        failed = [result for result in results if result is not None]
         if failed:
             told = [problem for error in failed if isinstance(error, StartFailed) for problem in error.problems]
             if told:
@@ -119,30 +119,39 @@ class Supervisor:
         self.secret_files = dict(taken.configuration.secret_files)
         return taken
 
+    async def _start_in(self, slot: Slot) -> None:
+        self._install(slot, await self._start(slot))
+
     async def _start(self, slot: Slot) -> Worker:
-        """Start a worker on what the others serve. Raises :class:`StartFailed`."""
+        """Start a worker on what the others serve. Raises :class:`StartFailed`, also when the service is to stop."""
         while True:
+            self._refuse_when_stopping()
             worker = await self._take_spare() or await self._spawn()
             taken = self.taken
             taken.users += 1
             worker.store = taken.configuration.app.tracking.store
             self._starting.add(worker)
             try:
+                self._refuse_when_stopping()
                 await worker.open(slot.index, self._order(taken))
                 async with self._lock:
                     if taken is self.taken:
                         await worker.serve([slot.index, *(each.index for each in self.slots if each.failed)])
+                        self._refuse_when_stopping()
                         return worker
-                worker.signal(signal.SIGTERM)  # the others have reloaded since
-                await worker.end(CLOSING_SECONDS)
+                await self._stop(worker, CLOSING_SECONDS)  # the others have reloaded since
             except BaseException:
-                worker.signal(signal.SIGKILL)
-                await worker.ended()
+                self._tell_to_stop(worker)
+                self._run(self._stop(worker, CLOSING_SECONDS), f"stop worker {slot.index}")
                 raise
             finally:
                 self._starting.discard(worker)
                 taken.users -= 1
                 self._discard(taken)
+
+    def _refuse_when_stopping(self) -> None:
+        if self.stopping:
+            raise StartFailed("the service is stopping")
 
     async def _spawn(self) -> Worker:
         admin = self.runtime / f"{next(self._numbers)}.sock"
@@ -394,7 +403,8 @@ class Supervisor:
                 try:
                     self._install(slot, await self._start(slot))
                 except (StartFailed, OSError) as error:
-                    log.error("restart failed, the other workers keep serving", worker=slot.index, error=str(error))
+                    if not self.stopping:
+                        log.error("restart failed, the other workers keep serving", worker=slot.index, error=str(error))
                     problems = error.problems if isinstance(error, StartFailed) else ()
                     return Restarted(number, f"worker {slot.index}: {error}", tuple(problems))
             if old is not None:
@@ -407,10 +417,16 @@ class Supervisor:
         return float(self.taken.configuration.app.server.shutdown_timeout)
 
     async def _stop(self, worker: Worker, seconds: float) -> None:
-        if worker.state == "serving":
-            worker.state = "stopping"
-        worker.signal(signal.SIGTERM)
+        """Have a worker end, and force it after ``seconds``. When this is cancelled, :meth:`stop` waits for the end."""
+        self._tell_to_stop(worker)
         await worker.end(seconds)
+        self._ending.discard(worker)
+
+    def _tell_to_stop(self, worker: Worker) -> None:
+        if worker.state in ("starting", "serving"):
+            worker.state = "stopping"
+            worker.signal(signal.SIGTERM)
+        self._ending.add(worker)
 
     # --- stopping ------------------------------------------------------------------------------------------------
 
@@ -421,13 +437,14 @@ class Supervisor:
         for slot in self.slots:
             for one in slot.sockets:
                 refuse_new(one)
-        workers = [*self._starting, *(slot.worker for slot in self.slots if slot.worker is not None)]
+        in_place = (slot.worker for slot in self.slots if slot.worker is not None)
+        workers = {*self._starting, *in_place, *self._ending}
         ending = asyncio.gather(*(self._stop(worker, grace.seconds + CLOSING_SECONDS) for worker in workers))
         while not ending.done() and grace.left:
             await grace.pause(0.05)
         if not ending.done():
             for worker in workers:
-                worker.signal(signal.SIGTERM)  # the second one: requests in flight are given up
+                worker.hurry()
             await asyncio.wait([ending], timeout=CLOSING_SECONDS)
         if not ending.done():
             for worker in workers:
@@ -436,6 +453,9 @@ class Supervisor:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for worker in list(self._ending):  # spawned meanwhile: it has opened nothing
+            worker.signal(signal.SIGKILL)
+            await worker.ended()
 
 
 def pause_after(failures: int) -> float:

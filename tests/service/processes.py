@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,11 +32,17 @@ SLOW = '''
         opens_in: float = option(0.0, help="How long it takes to open.")
         dies: str = option("", help="File whose being there ends the process.")
         opens: str = option("", help="File that it makes when it is opened.")
+        closes: str = option("", help="File that it adds a line to when it is closed.")
         key: str = option("", help="A secret.")
+        first: str = option("", help="File. The process that makes it opens at once.")
 
     class Slow:
         async def fetch(self, operation, params):
             if operation == "pid":
+                return os.getpid()
+            if operation == "held":
+                while not os.path.exists(params["until"]):
+                    await asyncio.sleep(0.02)
                 return os.getpid()
             await asyncio.sleep(params["seconds"])
             return params
@@ -45,10 +51,22 @@ SLOW = '''
     async def opened(options, context):
         if options.dies and os.path.exists(options.dies):
             os._exit(3)
-        if options.opens:
-            open(options.opens, "w").close()
-        await asyncio.sleep(options.opens_in)
-        yield Slow()
+        if not is_first(options.first):
+            if options.opens:
+                open(options.opens, "w").close()
+            await asyncio.sleep(options.opens_in)
+        try:
+            yield Slow()
+        finally:
+            if options.closes:
+                with open(options.closes, "a") as file:
+                    file.write("closed\\n")
+
+    def is_first(path):
+        try:
+            return bool(path) and not os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
 
     @hookimpl
     def orchestrator_source_kinds():
@@ -61,6 +79,9 @@ FILES = {
         endpoints:
           version: {response_mapping: 1}
           pid: {data_sources: [{name: pid, type: slow, operation: pid}]}
+          held:
+            timeout: 60s
+            data_sources: [{name: held, type: slow, operation: held, params: {until: "$request.body"}}]
           slow: {data_sources: [{name: slow, type: slow, params: {seconds: "$request.body"}}]}
     """,
     "plugins/slow.py": SLOW,
@@ -142,6 +163,16 @@ async def _served(folder: Path, process: asyncio.subprocess.Process) -> AsyncIte
 async def _read(stream: asyncio.StreamReader, lines: list[str]) -> None:
     while line := await stream.readline():
         lines.append(line.decode())
+
+
+def running_in(folder: Path) -> list[int]:
+    """Return the processes whose working directory this is: a service and its workers, as long as there are any."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):  # it has ended meanwhile, or is another user's
+            if entry.name.isdigit() and (entry / "cwd").readlink() == folder.resolve():
+                found.append(int(entry.name))
+    return found
 
 
 @define

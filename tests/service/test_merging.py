@@ -145,6 +145,32 @@ def test_a_worker_that_is_gone_is_left_out_of_the_next_page() -> None:
     assert page == {"executions": [{"id": "b", "started_at": "1"}], "cursor": None}
 
 
+def test_what_several_workers_have_is_told_once_over_all_pages() -> None:
+    """As they do when the stores of two configurations are one database."""
+    ring = [{"id": f"x{number}", "started_at": f"{number:04}"} for number in range(7)]
+    own = [{"id": "own", "started_at": "0003"}]
+    seen: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        before = cursors_of(cursor) if cursor else {11: "", 22: "", 33: ""}
+        rings = {11: ring, 22: ring, 33: own}
+        page = merge_executions(
+            {pid: page_of(rings[pid], last, 3) for pid, last in before.items() if last != "-"}, before, 3
+        )
+        seen += [entry["id"] for entry in page["executions"]]
+        cursor = page["cursor"]
+    assert seen == ["x6", "x5", "x4", "x3", "own", "x2", "x1", "x0"]
+
+
+def test_a_page_says_why_it_is_incomplete_when_a_worker_does() -> None:
+    one: dict[str, Any] = {"executions": [], "cursor": None}
+    gone = {**one, "incomplete": "the store is gone"}
+    before = {11: "", 22: "", 33: ""}
+    assert merge_executions({11: one, 22: gone, 33: gone}, before, 5) == gone
+    late = {**one, "incomplete": "the store is late"}
+    assert merge_executions({11: late, 22: gone}, before, 5)["incomplete"] == "the store is late; the store is gone"
+
+
 @pytest.mark.parametrize("cursor", ["x", "1.a,b", ",", "x.y"])
 def test_a_cursor_of_another_making_is_refused(cursor: str) -> None:
     with pytest.raises(ValueError, match="invalid literal"):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from orchestrator_core.tasks import beside
+from orchestrator_core.testing.service import write_files
+from orchestrator_core.watching import watch
 from tests.service.processes import FILES, Load, serving, starting
 
 RunFixture = Callable[..., Any]
@@ -117,6 +120,28 @@ def test_a_stop_does_not_wait_for_a_reload(run: RunFixture, tmp_path: Path) -> N
             assert await service.process.wait() == 0
 
     run(main(), timeout_seconds=60)
+
+
+def test_changes_are_noticed_when_the_system_tells_of_them_no_more(
+    run: RunFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def in_trouble(*_: Any, **__: Any) -> AsyncIterator[set[Any]]:
+        yield set()
+        raise RuntimeError("error in underlying watcher: no space left on device")
+
+    monkeypatch.setattr("watchfiles.awatch", in_trouble)
+    reloads: asyncio.Queue[None] = asyncio.Queue()
+
+    async def reload() -> None:
+        reloads.put_nowait(None)
+
+    async def main() -> None:
+        async with beside(watch(tmp_path, dict, reload), "watch"):
+            await reloads.get()
+            write_files(tmp_path, {"config.yaml": "{}"})
+            await reloads.get()
+
+    run(main())
 
 
 @pytest.mark.parametrize("workers", [1, 2])

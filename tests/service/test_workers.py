@@ -6,17 +6,19 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from attrs import frozen
 
 from orchestrator_core.testing.running import loop_factory
 from orchestrator_core.testing.service import write_files
 from orchestrator_core.workers.supervisor import pause_after
-from tests.service.processes import FILES, Load, Process, serving
+from tests.service.processes import FILES, Load, Process, running_in, serving, starting
 
 RunFixture = Callable[..., Any]
 TWO = ("--workers", "2")
@@ -503,6 +505,169 @@ def test_workers_end_with_their_supervisor_however_it_ends(run: RunFixture, tmp_
                     await asyncio.sleep(0.05)
 
     run(main(), timeout_seconds=180)
+
+
+@asynccontextmanager
+async def client_of(pid: int, service: Process) -> AsyncIterator[aiohttp.ClientSession]:
+    """Yield a client whose one connection is to this worker."""
+    async with AsyncExitStack() as stack:
+        while True:
+            client = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)))
+            async with client.get(f"{service.url}/pid") as answer:
+                if await answer.json() == pid:
+                    break
+        yield client
+
+
+async def held(client: aiohttp.ClientSession, url: str, until_file: str) -> tuple[int, Any]:
+    """Ask for what is answered once there is such a file in the service's folder."""
+    async with client.post(f"{url}/held", json=until_file) as answer:
+        return answer.status, await answer.json(content_type=None)
+
+
+def test_sigterm_during_a_rolling_restart_lets_requests_of_all_workers_finish(run: RunFixture, tmp_path: Path) -> None:
+    """The first worker has its successor and drains, and so does the second one, which is to have none any more."""
+
+    async def main() -> None:
+        async with serving(tmp_path, FILES, *TWO) as service:
+            first, second = [worker["pid"] for worker in await workers_of(service)]
+            async with client_of(first, service) as one, client_of(second, service) as other:
+                held_by_first = asyncio.create_task(held(one, service.url, "first"))
+                held_by_second = asyncio.create_task(held(other, service.url, "second"))
+                await asyncio.sleep(0.3)
+                restarting = asyncio.create_task(service.get(f"{service.admin_url}/restart", method="POST"))
+                await until(lambda told: told[0]["pid"] not in (None, first), service)
+                service.process.send_signal(signal.SIGTERM)
+                service.process.send_signal(signal.SIGUSR2)
+                await asyncio.sleep(0.5)
+                (tmp_path / "first").touch()
+                assert await held_by_first == (200, first)
+                status, told = await restarting
+                assert (status, told["restarted"], told["error"]) == (503, 1, "worker 1: the service is stopping")
+                service.process.send_signal(signal.SIGUSR2)
+                await asyncio.sleep(0.3)
+                assert not held_by_second.done()
+                (tmp_path / "second").touch()
+                assert await held_by_second == (200, second)
+                assert await asyncio.wait_for(service.process.wait(), 30) == 0
+            assert running_in(tmp_path) == []
+
+    run(main(), timeout_seconds=60)
+
+
+@pytest.mark.parametrize("supervisor_ends_first", [False, True])
+def test_sigterm_for_each_process_of_the_service_lets_requests_finish(
+    run: RunFixture, tmp_path: Path, supervisor_ends_first: bool
+) -> None:
+    """A worker is told more than once then: from outside, and by its supervisor or by that one's end."""
+
+    async def main() -> None:
+        async with serving(tmp_path, FILES, *TWO) as service:
+            pids = [worker["pid"] for worker in await workers_of(service)]
+            answers = [asyncio.create_task(held(service.client, service.url, "done")) for _ in range(8)]
+            await asyncio.sleep(0.5)
+            for pid in pids:
+                os.kill(pid, signal.SIGTERM)
+            service.process.send_signal(signal.SIGKILL if supervisor_ends_first else signal.SIGTERM)
+            await asyncio.sleep(0.3)
+            for pid in pids:
+                os.kill(pid, signal.SIGTERM)
+            await asyncio.sleep(0.3)
+            (tmp_path / "done").touch()
+            assert {status for status, _ in await asyncio.gather(*answers)} == {200}
+            assert await service.process.wait() == (-signal.SIGKILL if supervisor_ends_first else 0)
+            while running_in(tmp_path):  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.02)
+
+    run(main(), timeout_seconds=60)
+
+
+def test_a_second_signal_ends_requests_of_workers_without_killing_them(run: RunFixture, tmp_path: Path) -> None:
+    """What they opened is closed in order."""
+
+    async def main() -> None:
+        config = "slow: {sources: {default: {closes: closes}}}"
+        async with serving(tmp_path, {**FILES, "config/database.yaml": config}, *TWO) as service:
+            slow = [asyncio.create_task(service.get(f"{service.url}/slow", method="POST", json=60)) for _ in range(8)]
+            await asyncio.sleep(0.5)
+            service.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.3)
+            assert not any(task.done() for task in slow)
+            service.process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(service.process.wait(), 20) == 0
+            outcomes = await asyncio.gather(*slow, return_exceptions=True)
+            assert all(isinstance(outcome, aiohttp.ClientError) for outcome in outcomes)
+            assert (tmp_path / "closes").read_text() == "closed\n" * 2
+
+    run(main(), timeout_seconds=60)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def test_a_restart_that_is_asked_for_during_the_start_follows_it(run: RunFixture, tmp_path: Path) -> None:
+    """No worker is started beside those that start, and forgotten."""
+    files = {**FILES, "config/database.yaml": "slow: {sources: {default: {opens_in: 1}}}"}
+    url = f"http://127.0.0.1:{(port := free_port())}"
+
+    async def main() -> None:
+        arguments = (*TWO, "--admin-port", str(port))
+        async with starting(tmp_path, files, *arguments) as process, aiohttp.ClientSession() as client:
+            told = None
+            while told is None:
+                with suppress(aiohttp.ClientConnectorError):  # the admin listener is not there yet
+                    async with client.post(f"{url}/restart") as answer:
+                        told = await answer.json()
+                await asyncio.sleep(0.02)
+            assert (told["restarted"], told["error"]) == (2, None)
+            others = set(running_in(tmp_path)) - {process.pid, *(worker["pid"] for worker in told["workers"])}
+            assert len(others) <= 1  # the spare
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 0
+            assert running_in(tmp_path) == []
+
+    run(main(), timeout_seconds=60)
+
+
+def test_a_start_that_is_given_up_ends_the_workers_that_serve_already(run: RunFixture, tmp_path: Path) -> None:
+    files = {
+        **FILES,
+        "config/database.yaml": "slow: {sources: {default: {first: first, opens: opens, opens_in: 600}}}",
+    }
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/orchestrator/d"
+
+    async def client_of_who_serves(stack: AsyncExitStack) -> aiohttp.ClientSession:
+        timeout = aiohttp.ClientTimeout(total=0.5)
+        while True:
+            client = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)))
+            with suppress(aiohttp.ClientError, TimeoutError):  # or it waits in the queue of the one that opens
+                async with client.get(f"{url}/version", timeout=timeout) as answer:
+                    assert await answer.json() == 1
+                    return client
+            await asyncio.sleep(0.02)
+
+    async def main() -> None:
+        async with starting(tmp_path, files, *TWO, "--port", str(port)) as process, AsyncExitStack() as stack:
+            client = await client_of_who_serves(stack)
+            while not (tmp_path / "opens").exists():  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.02)
+            answer = asyncio.create_task(held(client, url, "done"))
+            await asyncio.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.5)
+            (tmp_path / "done").touch()
+            assert await process.wait() == 0
+            assert running_in(tmp_path) == []
+            assert (await answer)[0] == 200
+            _, told = await process.communicate()
+            assert b"Traceback" not in told
+
+    run(main(), timeout_seconds=60)
 
 
 def alive(pid: int) -> bool:
