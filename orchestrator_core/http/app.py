@@ -25,6 +25,7 @@ from orchestrator_core.http.telemetry import ServiceState, open_telemetry
 from orchestrator_core.logs import LogMask
 from orchestrator_core.plugin_api import Generation, StoreContext
 from orchestrator_core.reload import Live, open_live
+from orchestrator_core.run import clock
 from orchestrator_core.snapshot import Snapshot
 from orchestrator_core.tasks import beside
 from orchestrator_core.tracking import ExecutionLog, Writer, writing
@@ -242,16 +243,22 @@ async def _reloading_on(hangup: asyncio.Event, live: Live) -> AsyncIterator[None
 
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ONE_SIGNAL_SECONDS = 0.1
+"""Signals so close to each other are one: ``timeout`` and others send theirs to the process and to its group."""
 
 
-def on_stop_signals(stop: asyncio.Event, grace: Grace, numbers: Sequence[int] = STOP_SIGNALS) -> None:
-    """Set ``stop`` on the first of these signals, and end the grace on the second."""
+def on_stop_signals(stop: asyncio.Event, grace: Grace) -> None:
+    """Set ``stop`` on the first signal to stop, and end the grace on the second."""
+    first_at = 0.0
 
     def stopped() -> None:
-        if stop.is_set():
+        nonlocal first_at
+        if not stop.is_set():
+            first_at = clock()
+        elif clock() - first_at > ONE_SIGNAL_SECONDS:
             log.warning("stopping at once: requests in flight are cancelled")
             grace.hurry()
         stop.set()
 
-    for number in numbers:
+    for number in STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stopped)

@@ -71,13 +71,28 @@ def test_requests_that_outlive_the_shutdown_timeout_do_not_hold_the_process(run:
     run(main())
 
 
+def test_signals_that_come_together_are_one(run: RunFixture, tmp_path: Path) -> None:
+    """As who sends one to the process, and one to its group."""
+
+    async def main() -> None:
+        async with serving(tmp_path) as service:
+            slow = asyncio.create_task(service.get(f"{service.url}/slow", method="POST", json=0.6))
+            await asyncio.sleep(0.2)
+            service.process.send_signal(signal.SIGTERM)
+            service.process.send_signal(signal.SIGINT)
+            assert await slow == (200, {"seconds": 0.6})
+            assert await asyncio.wait_for(service.process.wait(), 60) == 0
+
+    run(main())
+
+
 def test_a_second_signal_ends_requests_in_flight(run: RunFixture, tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(tmp_path) as service:
             slow = asyncio.create_task(service.get(f"{service.url}/slow", method="POST", json=60))
             await asyncio.sleep(0.2)
             service.process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.5)
             assert not slow.done()
             service.process.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(service.process.wait(), 60) == 0
