@@ -451,6 +451,7 @@ def test_a_second_signal_ends_a_worker_that_hears_nothing(run: RunFixture, tmp_p
             async with asyncio.timeout(20):
                 while not any("stopping" in line for line in service.lines):  # noqa: ASYNC110  # nobody tells
                     await asyncio.sleep(0.02)
+                await asyncio.sleep(0.5)  # else the two are one
                 service.process.send_signal(signal.SIGINT)
                 assert await service.process.wait() == 0  # and not after server.shutdown_timeout, which is 30 s
 
@@ -591,7 +592,7 @@ def test_a_second_signal_ends_requests_of_workers_without_killing_them(run: RunF
             slow = [asyncio.create_task(service.get(f"{service.url}/slow", method="POST", json=60)) for _ in range(8)]
             await asyncio.sleep(0.5)
             service.process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.6)
             assert not any(task.done() for task in slow)
             service.process.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(service.process.wait(), 20) == 0
