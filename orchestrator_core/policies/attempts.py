@@ -121,7 +121,7 @@ class _Attempts:
         self.each = each
 
     async def probe(self, run: GuardedRun, index: int, values: tuple[Any, ...], timer: Timer | None) -> Any:
-        """Make the one attempt that an open breaker lets through, or raise :class:`Refused`."""
+        """Make the one attempt that an open breaker lets through, or raise :class:`NotLetThrough`."""
         breaker = self.breaker
         assert breaker is not None
         if not breaker.probe():

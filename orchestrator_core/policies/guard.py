@@ -44,7 +44,7 @@ def make_guard(
     each item of a ``for_each``: the note is then that of several calls. ``or_else`` makes of the guarded call one that
     does something else where that fails; what is captured is what it returns.
 
-    It raises what the call raises, and :class:`Refused` when the breaker is open or the queue full,
+    It raises what the call raises, :class:`NotLetThrough` when the breaker is open or the queue full,
     :class:`SourceTimeout` when an attempt took too long, ``TimeoutError`` when the step did.
     """
     layer = _layers(call, policies, state, label=label, idempotent=idempotent, each=each)

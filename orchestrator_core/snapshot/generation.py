@@ -105,7 +105,7 @@ async def open_snapshot(
 
     Sources and models whose configuration did not change are taken from the previous snapshot. A source that cannot
     be reached, or a model that is not available yet, is a warning, for it may come back, unless ``opening`` says
-    otherwise, or the previous snapshot does not miss it. Raises :class:`ConfigError` with all problems, of the draft
+    otherwise, or it is the change that makes it missing. Raises :class:`ConfigError` with all problems, of the draft
     too, and leaves nothing open then.
     """
     opening = opening or Opening()
@@ -151,8 +151,10 @@ async def open_snapshot(
 async def _is_missed(previous: Snapshot, source: OpenSource) -> bool:
     """Return whether it is the change that makes the source missing: what the previous snapshot has there answers."""
     before = previous.sources.get(source.spec.key)
-    if before is None or before.spec == source.spec:
-        return before is None
+    if before is None:
+        return True
+    if before.spec == source.spec:
+        return False
     return not (await before.trouble() if isinstance(before.source, ReadyCheck) else before.unreachable)
 
 

@@ -20,6 +20,19 @@ from tests.service.test_model_life import QUICK, files, refusal, score
 RunFixture = Callable[..., Any]
 
 
+EACH = """
+    endpoints:
+      each:
+        data_sources:
+          - name: s
+            type: ml
+            source_id: m
+            operation: predict
+            for_each: "$request.body"
+            params: {features: "$item"}
+"""
+
+
 @define
 class Peer:
     """A model server that answers with y = -x."""
@@ -289,17 +302,7 @@ def test_each_item_of_a_step_is_answered_by_the_fallback_and_the_step_is_degrade
     async def main() -> None:
         async with peer() as server:
             config = files(beside=f', base_url: "{server.url}"')
-            config["domains/d.yaml"] = """
-                endpoints:
-                  each:
-                    data_sources:
-                      - name: s
-                        type: ml
-                        source_id: m
-                        operation: predict
-                        for_each: "$request.body"
-                        params: {features: "$item"}
-            """
+            config["domains/d.yaml"] = EACH
             async with service(config, plugins={"scripted": plugin}) as shop:
                 rows = [{"x": 1}, [{"x": 2}, {"x": 3}], {"x": 4}]
                 answer = await shop.post("/orchestrator/d/each", rows)
@@ -402,17 +405,7 @@ def test_items_that_the_cache_does_not_have_are_the_fallback_s_while_the_breaker
         plugin["m"].unfit = lambda row: breaks(row) if row["x"] == 9 else None
         async with peer() as server:
             config = files(QUICK, beside=f', base_url: "{server.url}", cache: {{ttl: 1h}}')
-            config["domains/d.yaml"] = """
-                endpoints:
-                  each:
-                    data_sources:
-                      - name: s
-                        type: ml
-                        source_id: m
-                        operation: predict
-                        for_each: "$request.body"
-                        params: {features: "$item"}
-            """
+            config["domains/d.yaml"] = EACH
             async with service(config, plugins={"scripted": plugin}) as shop:
                 each = "/orchestrator/d/each"
                 kept = (await shop.post(each, [{"x": 1}])).json
