@@ -36,7 +36,7 @@ class Answers:
 
     def __init__(self, cache: AnswerCache, state: SourceState, models: Sequence[Slot]) -> None:
         self.state = state
-        self._cache = state.cache(cache.options, "answer", ())
+        self._cache = state.cache(cache.options, "answer", (), _is_kept)
         self._key = _whole_request(cache.headers) if cache.key is None else compile_expression(cache.key, ["request"])
         self._models = tuple(models)
 
@@ -102,6 +102,14 @@ class Answers:
 def _kept(body: bytes, run: Run) -> _Kept:
     kept: _Kept = [body.decode(), run.id, time(), list(run.degraded_steps)]
     return Degraded(kept) if run.degraded_steps else kept
+
+
+def _is_kept(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and tuple(map(type, value)) == (str, str, float, list)
+        and all(isinstance(step, str) for step in value[3])
+    )
 
 
 def _given(kept: _Kept, run: Run, how: Cached) -> bytes:

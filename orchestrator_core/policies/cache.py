@@ -36,11 +36,12 @@ class Cache:
     :class:`Degraded` is not kept, and neither is a failure.
 
     ``own`` starts a task that ends when the source is closed, and returns whether it did. ``name`` tells the entries
-    apart from all others in the ``shared`` cache.
+    apart from all others in the ``shared`` cache, and ``fits`` what can be a result from what cannot.
     """
 
     __slots__ = (
         "__weakref__",
+        "_fits",
         "_flights",
         "_if_error",
         "_max_entries",
@@ -66,6 +67,7 @@ class Cache:
         own: Own,
         shared: SharedCache | None = None,
         name: str = "",
+        fits: Callable[[Any], bool] = lambda result: True,
     ) -> None:
         self.clock = clock
         self.entries: OrderedDict[Hashable, Entry] = OrderedDict()
@@ -79,6 +81,12 @@ class Cache:
         self._own = own
         self._shared = shared
         self._name = name
+        self._fits = fits
+
+    @property
+    def spares(self) -> bool:
+        """Return whether a result past its time can be given when the source fails."""
+        return self._if_error > 0
 
     def describe(self) -> dict[str, int]:
         return {
@@ -144,7 +152,7 @@ class Cache:
         """Fetch what the shared cache has of these. When it does not answer, there is nothing."""
         if self._shared is None:
             return
-        found = await self._shared.get_many(self._name, keys)
+        found = await self._shared.get_many(self._name, keys, self._fits)
         if found is None:
             self.errors += 1
             return

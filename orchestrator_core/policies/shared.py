@@ -35,6 +35,9 @@ log = structlog.get_logger("orchestrator.policies")
 Kept: TypeAlias = tuple[float, Any]
 """When a result was made, as a Unix time in seconds, and the result."""
 
+Fits: TypeAlias = Callable[[Any], bool]
+"""Tells whether a value has the shape of the results that are kept."""
+
 _OUTAGE = BreakerOptions(failures=3, window=Duration(10), reset=Duration(1))
 _SIGNATURE_BYTES = 32
 
@@ -54,17 +57,39 @@ class SharedCache:
         self._secret = options.secret.encode()
         self._breaker = Breaker(_OUTAGE, clock)
         self._is_out = False
+        self._told_of_foreign = False
 
-    async def get_many(self, name: str, keys: Sequence[Hashable]) -> Mapping[Hashable, Kept] | None:
-        """Return what there is of these keys; None when it could not be asked."""
+    async def get_many(
+        self, name: str, keys: Sequence[Hashable], fits: Fits = lambda result: True
+    ) -> Mapping[Hashable, Kept] | None:
+        """Return what there is of these keys; None when it could not be asked.
+
+        What we have not written, or does not fit, is not there.
+        """
         places = {key: place for key in keys if (place := self._place(name, key)) is not None}
         if not places:
             return {}
         texts = await self._ask(lambda: self._backend.get_many(*places.values()))
         if texts is None:
             return None
-        found = ((key, self._read(place, text)) for (key, place), text in zip(places.items(), texts, strict=True))
-        return {key: kept for key, kept in found if kept is not None}
+        found: dict[Hashable, Kept] = {}
+        for (key, place), text in zip(places.items(), texts, strict=True):
+            kept = self._read(place, text)
+            if kept is not None and fits(kept[1]):
+                found[key] = kept
+            elif text is not None:
+                self._tell_of_foreign(place)
+        return found
+
+    def _tell_of_foreign(self, place: str) -> None:
+        if not self._told_of_foreign:
+            self._told_of_foreign = True
+            log.warning(
+                "an entry of the shared cache is not one that this version wrote, or not signed with cache.secret: "
+                "such are taken for missing, and this is said once",
+                url=self.where,
+                entry=place,
+            )
 
     async def put_many(self, name: str, results: Mapping[Hashable, Any], made_at: float, seconds: float) -> bool:
         """Keep results for so long. Return whether that was done; what is no JSON is left out."""

@@ -71,12 +71,19 @@ class SourceState:
             found = self._limiters[options] = Limiter(options)
         return found
 
-    def cache(self, options: CacheOptions, operation: str, names: Sequence[str]) -> Cache:
+    def cache(
+        self,
+        options: CacheOptions,
+        operation: str,
+        names: Sequence[str],
+        fits: Callable[[Any], bool] = lambda result: True,
+    ) -> Cache:
+        """Return the cache of an operation's results; ``fits`` tells what can be one, as JSON from outside need not."""
         of = (operation, tuple(names), options)
         found = self._caches.get(of)
         if found is None:
             name = repr((self.identity or self.label, operation, tuple(names), options.key))
-            found = self._caches[of] = Cache(options, self.clock, self.own, self.shared, name)
+            found = self._caches[of] = Cache(options, self.clock, self.own, self.shared, name, fits)
         return found
 
     def recovered(self) -> None:

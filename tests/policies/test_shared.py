@@ -127,6 +127,33 @@ def test_nothing_that_is_written_is_a_pickle_and_a_pickle_is_not_read(
     run(main())
 
 
+@pytest.mark.parametrize(
+    "text",
+    [b'{"made_at": 1.5, "result": 7}', b"[1.5]", b"[1, 7]", b"7", b'"ab"', b"null", b"[1.5, 7", b"\xff\x00"],
+    ids=lambda text: text.decode("latin-1"),
+)
+def test_an_entry_of_another_shape_counts_as_missing_and_is_overwritten(
+    run: RunFixture, prefix: str, client: redis.Redis, text: bytes
+) -> None:
+    async def main() -> None:
+        async with process(prefix) as one:
+            for value in ("x", "y"):
+                await guard(Backend("one's"), caching(), one)(Run(), 0, value)
+        places = [place.decode() for place in client.scan_iter(f"{prefix}*")]
+        for place in places:
+            client.set(place, b"bytes:" + text)
+        with structlog.testing.capture_logs() as logs:
+            async with process(prefix) as other:
+                call = guard(Backend("other's"), caching(), other)
+                assert [await call(Run(), 0, value) for value in ("x", "y")] == ["other's"] * 2
+        (told,) = logs
+        assert (told["log_level"], told["entry"] in places, told["url"]) == ("warning", True, REDIS)
+        async with process(prefix) as third:
+            assert await guard(Backend("third's"), caching(), third)(Run(), 0, "x") == "other's"
+
+    run(main())
+
+
 def test_a_changed_configuration_or_operation_reads_nothing_of_the_old_one(run: RunFixture, prefix: str) -> None:
     async def main() -> None:
         async with process(prefix, "before") as one, process(prefix, "after") as other:

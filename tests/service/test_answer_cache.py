@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from time import time
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
+import orjson
 import pytest
 
 from orchestrator_core.answer_cache import Answers
@@ -355,6 +357,30 @@ def test_services_with_a_redis_share_results_and_answers(run: RunFixture) -> Non
                     execution: Any = await execution_of(other, answer)
                     assert execution["cached_from"] == first.headers["X-Execution-Id"]
                     assert len(told.calls) == 1
+        finally:
+            await forget(prefix)
+
+    run(main())
+
+
+def test_what_is_no_answer_in_a_redis_counts_as_missing(run: RunFixture) -> None:
+    skip_without("127.0.0.1", 6379, "Redis")
+
+    async def main() -> None:
+        prefix = f"test-{uuid4().hex}"
+        shared = f'cache: {{url: "redis://127.0.0.1:6379/0", prefix: {prefix}, timeout: 5s}}'
+        foreign = [7, "text", None, {}, [], ["{}", "id", "now", []], ["{}", "id", 1.5, [7]], ["{}", "id", 1.5, [], 1]]
+        try:
+            async with partner() as told:
+                given = files(told, "{ttl: 1h}") | {"config.yaml": shared}
+                for number, value in enumerate(foreign, start=1):
+                    async with service(given) as served:
+                        answer = await served.get(URL)
+                        assert (answer.status, answer.json) == (200, {"call": number})
+                        await asyncio.wait(served.running.live.snapshot.memory.answers["d", "e"].state._tasks)
+                    async with redis() as client:
+                        (place,) = await client.keys(f"{prefix}:*")
+                        await client.set(place, b"bytes:" + orjson.dumps([time(), value]))
         finally:
             await forget(prefix)
 
