@@ -11,6 +11,7 @@ from orchestrator_core.applied import Defaults, applied
 from orchestrator_core.catalog import Catalog
 from orchestrator_core.config.model import RESERVED_ROOTS, UNSET, Endpoint, EndpointConfig, Step, StepConfig
 from orchestrator_core.config.structure import Located
+from orchestrator_core.direct import DIRECT
 from orchestrator_core.errors import Problem, did_you_mean
 from orchestrator_core.expressions import Literal, Node, ObjectNode, TemplateNode, parse
 from orchestrator_core.plan.cache_keys import answer_cache, key_of_answer, key_of_source, key_of_step
@@ -141,6 +142,8 @@ class _Compiler:
         operation = operation_of(self.reading, spec, config, located) if spec else None
         if spec is None or operation is None or params is None:
             return None
+        if spec.kind is DIRECT:
+            self.check_direct(config, located)
         policies = applied(self.defaults, spec, operation, step)
         waits_for = frozenset((referred | set(config.depends_on)) - {config.name})
         return PlannedStep(
@@ -160,6 +163,14 @@ class _Compiler:
             cache_key,
             key_of_source(self.reading, policies.cache, spec, operation, config) if cache_key is None else None,
         )
+
+    def check_direct(self, config: StepConfig, located: Located) -> None:
+        """Report the policies of a step that has no call they could stand around."""
+        for name in ("retry", "circuit_breaker", "concurrency", "cache"):
+            if getattr(config, name) not in (None, False):
+                message = f"{name} stands around the call of a source, and a direct step calls none"
+                hint = f"remove it; give {name} to the step whose source is called"
+                self.reading.report(located, "ORC204", message, name, at_key=True, hint=hint)
 
     def default(self, config: StepConfig, located: Located) -> JSON:
         if config.default is UNSET:

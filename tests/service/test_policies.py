@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator_core.policies.notes import Guarded
-from orchestrator_core.testing import Answer, RunningService, service
+from orchestrator_core.testing import Answer, RunningService, check_problems, service
 
 from .partner import Partner, execution_of, partner
 
@@ -640,3 +640,26 @@ def test_a_direct_step_has_none(run: RunFixture) -> None:
             assert (call.__name__, isinstance(call, Guarded), "await call_s(1)" in source) == ("assemble", False, True)
 
     run(main())
+
+
+def test_policies_on_a_direct_step_are_a_problem() -> None:
+    domain = """\
+endpoints:
+  e:
+    data_sources:
+      - name: s
+        type: direct
+        params: {a: 1}
+        retry: {attempts: 2}
+        circuit_breaker: true
+        concurrency: {max: 1}
+        cache: {ttl: 1s}
+  off:
+    data_sources: [{name: s, type: direct, params: {a: 1}, timeout: 1s, retry: false, cache: false}]
+"""
+    problems = check_problems({"domains/d.yaml": domain})
+    assert [(problem.line, problem.column, problem.code) for problem in problems] == [
+        (line, 9, "ORC204") for line in (7, 8, 9, 10)
+    ]
+    assert problems[3].message == "cache stands around the call of a source, and a direct step calls none"
+    assert problems[3].hint == "remove it; give cache to the step whose source is called"
