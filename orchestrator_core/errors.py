@@ -99,6 +99,7 @@ class OrchestratorError(Exception):
     status: ClassVar[int] = 500
     title: ClassVar[str] = "internal error"
     retry_after_seconds: float | None = None
+    transient: bool = False
 
 
 class BadRequest(OrchestratorError):
@@ -137,15 +138,25 @@ class SourceError(OrchestratorError):
 
     ``transient`` says that the same call may succeed when tried again. ``answered`` says of such a failure that the
     source did answer, if with nothing that can be used, such as half an answer: it is not down.
+    ``retry_after_seconds`` is how long the source asked to wait, as by the header ``Retry-After``: it is not called
+    again for this request before, and the client is told.
     """
 
     status = 502
     title = "source failed"
 
-    def __init__(self, message: str, *, transient: bool = False, answered: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        transient: bool = False,
+        answered: bool = False,
+        retry_after_seconds: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.transient = transient
         self.answered = answered
+        self.retry_after_seconds = retry_after_seconds
 
 
 class SourceTimeout(SourceError):
@@ -164,15 +175,26 @@ class SourceUnavailable(OrchestratorError):
     ``started`` is for the opening of a model. True: something was started and ended, which counts as a failed start;
     after a few the model stays failed. False: nothing could be started, such as while an engine is down; that is tried
     again for as long as it takes. None leaves it open: it counts until the model has been ready once.
+
+    ``transient`` says that the source itself asked to come again after ``retry_after_seconds``: a call may be tried
+    again then, as one that failed with a transient :class:`SourceError`.
     """
 
     status = 503
     title = "not available"
 
-    def __init__(self, message: str, *, retry_after_seconds: float = 1.0, started: bool | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_seconds: float = 1.0,
+        started: bool | None = None,
+        transient: bool = False,
+    ) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
         self.started = started
+        self.transient = transient
 
 
 class Refused(SourceUnavailable):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TypeAlias
 
 import orjson
@@ -17,6 +19,9 @@ from orchestrator_core.http_client.request import RequestHead
 INFLATE_SLICE = 64 * 2**10
 MAX_STREAMS = 1000
 """Each costs some microseconds however little is in it, and an empty one is 20 bytes."""
+
+BACK_OFF = frozenset({429, 503})
+LONGEST_WAIT_SECONDS = 3600.0
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
@@ -67,6 +72,26 @@ class HttpResponse:
     headers: Headers = field(repr=False)
     body: bytes = field(repr=False)
     request: RequestHead = field(repr=False)
+
+    @property
+    def retry_after_seconds(self) -> float | None:
+        """How long a 429 or 503 asks to wait, from a second to an hour; None for any other answer.
+
+        See RFC 9110, section 10.2.3.
+        """
+        if self.status not in BACK_OFF:
+            return None
+        text = self.headers.get("retry-after", "")
+        if text.isascii() and text.isdigit():
+            seconds = float(text[:9])
+        else:
+            try:
+                when = parsedate_to_datetime(text)
+            except (ValueError, OverflowError):  # no date, or one that no calendar has
+                return None
+            aware = when if when.tzinfo else when.replace(tzinfo=UTC)
+            seconds = round((aware - datetime.now(UTC)).total_seconds())
+        return min(max(1.0, seconds), LONGEST_WAIT_SECONDS)
 
     def json(self) -> JSON:
         """Parse the body as JSON. Raises :class:`SourceError` that names the call when it is not JSON."""

@@ -261,7 +261,10 @@ def _fallback_of(refused: SourceUnavailable) -> Iterator[None]:
         message = f"{refused}, and its fallback failed: {error}"
         if error.status == SourceTimeout.status:
             raise SourceTimeout(message) from error
-        raise SourceError(message, transient=error.transient, answered=error.answered) from error
+        wait = error.retry_after_seconds
+        raise SourceError(
+            message, transient=error.transient, answered=error.answered, retry_after_seconds=wait
+        ) from error
     except SourceUnavailable as error:
         wait = min(refused.retry_after_seconds or 1.0, error.retry_after_seconds or 1.0)
         kind = Refused if isinstance(error, Refused) else SourceUnavailable

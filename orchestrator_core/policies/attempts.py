@@ -6,9 +6,19 @@ The way of a call that succeeds is kept short; all else is in :class:`_Attempts`
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
+from math import inf
+from time import perf_counter
 from typing import Any
 
-from orchestrator_core.errors import EntityNotFound, NotBegun, Refused, SourceError, SourceUnavailable
+from orchestrator_core.errors import (
+    EntityNotFound,
+    NotBegun,
+    OrchestratorError,
+    Refused,
+    SourceError,
+    SourceUnavailable,
+)
 from orchestrator_core.policies.breaker import Breaker
 from orchestrator_core.policies.layers import Call, Layer, refusal
 from orchestrator_core.policies.options import RetryOptions
@@ -189,12 +199,12 @@ class _Attempts:
         retry, budget, breaker = self.retry, self.budget, self.breaker
         if retry is None or budget is None or made >= retry.attempts:
             return False
-        if not isinstance(error, SourceError) or not error.transient:
+        if not isinstance(error, OrchestratorError) or not error.transient:
             return False
         if breaker is not None and breaker.era != era:
             return False
-        pause = pause_seconds(retry, made)
-        if run.deadline.remaining() <= pause or (timer is not None and timer.remaining() <= pause):
+        pause = pause_seconds(retry, made, error.retry_after_seconds)
+        if pause is None or run.deadline.remaining() <= pause or (timer is not None and timer.remaining() <= pause):
             return False
         if not budget.take():
             return False

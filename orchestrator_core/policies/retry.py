@@ -18,15 +18,19 @@ BUDGET_WINDOW_SECONDS = 10.0
 _random = random.Random()
 
 
-def pause_seconds(options: RetryOptions, failed_attempts: int) -> float:
+def pause_seconds(options: RetryOptions, failed_attempts: int, asked_seconds: float | None = None) -> float | None:
     """Return how long to pause after that many attempts have failed, the last one just now.
 
     It is random, so that clients which failed together do not come back together: between 0 and ``backoff``, doubled
     with each failed attempt and never more than ``max_backoff`` ("full jitter", see
-    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). Where the source has asked to wait so
+    many seconds it is no shorter than that, and None where that is longer than ``max_backoff``.
     """
     longest = min(options.max_backoff, options.backoff * 2.0 ** min(failed_attempts - 1, 60))
-    return _random.random() * longest
+    pause = _random.random() * longest
+    if not asked_seconds:
+        return pause
+    return None if asked_seconds > options.max_backoff else min(asked_seconds + pause, options.max_backoff)
 
 
 class RetryBudget:

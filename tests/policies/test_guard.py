@@ -6,6 +6,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -108,6 +109,33 @@ def test_what_is_not_transient_is_not_tried_again(run: RunFixture, error: Except
             await guard(backend, DEFAULTS, paid_for(SourceState(LABEL)))(requests, 0, "x")
         assert caught.value is error
         assert (len(backend.calls), requests.notes) == (1, {})
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SourceError("busy", transient=True, retry_after_seconds=0.05),
+        SourceUnavailable("busy", transient=True, retry_after_seconds=0.05),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_source_that_says_when_to_come_again_is_not_called_before(run: RunFixture, error: OrchestratorError) -> None:
+    async def main() -> None:
+        for longest, left, attempts in [(0.05, 9, 2), (0.04, 9, 1), (0.05, 0.04, 1)]:
+            at: list[float] = []
+
+            async def call(*values: Any, at: list[float] = at) -> Any:
+                at.append(perf_counter())
+                if len(at) == 1:
+                    raise error
+                return "fine"
+
+            retry = RetryOptions(backoff=Duration(0.001), max_backoff=Duration(longest))
+            result = await outcome(guard(call, Policies(retry=retry))(Run(left=left), 0, "x"))
+            assert (result, len(at)) == ("fine" if attempts == 2 else (type(error).__name__, "busy"), attempts)
+            assert at[-1] - at[0] >= 0.049 or attempts == 1
 
     run(main())
 
@@ -313,7 +341,7 @@ def test_a_breaker_that_opens_during_a_pause_ends_the_attempts(
     run: RunFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        monkeypatch.setattr("orchestrator_core.policies.attempts.pause_seconds", lambda options, failed: 0.01)
+        monkeypatch.setattr("orchestrator_core.policies.attempts.pause_seconds", lambda *given: 0.01)
         state, backend = paid_for(SourceState(LABEL)), Backend(transient())
         task = asyncio.create_task(guard(backend, DEFAULTS, state)(Run(), 0, "x"))
         await turns()
@@ -589,7 +617,7 @@ def test_steps_with_the_same_options_share_a_breaker_and_others_do_not() -> None
 
 def test_a_pause_between_attempts_is_ended_with_the_request(run: RunFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        monkeypatch.setattr("orchestrator_core.policies.attempts.pause_seconds", lambda options, failed: 60.0)
+        monkeypatch.setattr("orchestrator_core.policies.attempts.pause_seconds", lambda *given: 60.0)
         backend = Backend(transient())
         task = asyncio.create_task(guard(backend, DEFAULTS)(Run(), 0, "x"))
         await turns()

@@ -14,9 +14,17 @@ from tests.policies.lab import Clock
 def test_pauses_are_random_below_a_limit_that_doubles_up_to_the_longest() -> None:
     options = RetryOptions(backoff=Duration(0.1), max_backoff=Duration(0.5))
     for failed, longest in [(1, 0.1), (2, 0.2), (3, 0.4), (4, 0.5), (5, 0.5), (5000, 0.5)]:
-        pauses = [pause_seconds(options, failed) for _ in range(400)]
+        pauses = [pause_seconds(options, failed) or 0.0 for _ in range(400)]
         assert 0 <= min(pauses) < longest * 0.2
         assert longest * 0.8 < max(pauses) <= longest
+
+
+def test_a_pause_is_no_shorter_than_the_source_asked_for_and_none_where_that_is_too_long() -> None:
+    options = RetryOptions(backoff=Duration(0.1), max_backoff=Duration(0.5))
+    pauses = [pause_seconds(options, 1, 0.3) or 0.0 for _ in range(400)]
+    assert 0.3 <= min(pauses) < 0.32 < 0.38 < max(pauses) <= 0.4
+    assert {pause_seconds(options, 1, 0.5) for _ in range(20)} == {0.5}
+    assert pause_seconds(options, 1, 0.6) is None
 
 
 def called(budget: RetryBudget) -> None:

@@ -15,7 +15,10 @@ from orchestrator_core.testing import Answer, RunningService
 
 @define
 class Partner:
-    """``GET`` and ``POST /<word>`` answer the next of ``statuses``, then 200 with the number of the call."""
+    """``GET`` and ``POST /<word>`` answer the next of ``statuses``, then 200 with the number of the call.
+
+    Whatever is not 200 has ``retry_after`` as its header, if there is one.
+    """
 
     port: int
     statuses: list[int] = field(factory=list)
@@ -23,6 +26,7 @@ class Partner:
     at_once: int = 0
     most_at_once: int = 0
     hold: asyncio.Event | None = None
+    retry_after: str = ""
     arrived: asyncio.Event = field(factory=asyncio.Event)
 
     @property
@@ -41,7 +45,10 @@ class Partner:
         finally:
             self.at_once -= 1
         status = self.statuses.pop(0) if self.statuses else 200
-        return web.json_response({"call": number} if status == 200 else {"detail": "told to"}, status=status)
+        if status == 200:
+            return web.json_response({"call": number})
+        headers = {"Retry-After": self.retry_after} if self.retry_after else {}
+        return web.json_response({"detail": "told to"}, status=status, headers=headers)
 
     async def asked(self, count: int) -> None:
         """Wait until so many calls have arrived."""

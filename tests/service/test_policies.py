@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from textwrap import dedent, indent
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -100,6 +101,24 @@ def test_what_is_no_passing_failure_is_not_tried_again(run: RunFixture) -> None:
             told.statuses = [400, 404]
             assert [(await served.get("/orchestrator/d/read")).status for _ in range(2)] == [502, 404]
             assert len(told.calls) == 2
+
+    run(main())
+
+
+def test_a_partner_that_says_when_to_come_again_is_asked_again_then_and_not_before(run: RunFixture) -> None:
+    async def main() -> None:
+        async with serving("") as (served, told):
+            told.retry_after = "1"
+            told.statuses = [429]
+            began = perf_counter()
+            answer = await served.get("/orchestrator/d/read")
+            assert (answer.json, perf_counter() - began >= 1) == ({"call": 2}, True)
+            assert (await step_of(served, answer))["attempts"] == 2
+            for headers, status in (("2", 503), ("1", 429)):  # longer than max_backoff; a call that is not idempotent
+                told.retry_after, told.statuses = headers, [status]
+                answer = await served.get(f"/orchestrator/d/{'read' if status == 503 else 'write'}")
+                assert (answer.status, answer.headers["Retry-After"]) == (503, headers)
+            assert len(told.calls) == 4
 
     run(main())
 

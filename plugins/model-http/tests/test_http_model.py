@@ -173,6 +173,15 @@ def test_concurrent_callers_each_get_their_own_answers(tenures: list[int], rows:
     run(test)
 
 
+@pytest.mark.parametrize(("status", "seconds"), [(429, 7), (503, 7), (500, None)])
+def test_a_server_that_says_when_to_come_again_is_heard(status: int, seconds: float | None) -> None:
+    async def test(server: ModelServer) -> None:
+        server.answer = always(status=status, headers={"Retry-After": "7"})
+        assert (await failure(server)).retry_after_seconds == seconds
+
+    run(test)
+
+
 @pytest.mark.parametrize(
     ("response", "reason", "transient"),
     [

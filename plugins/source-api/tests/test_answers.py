@@ -178,7 +178,13 @@ def test_an_api_that_asks_to_wait_is_unavailable_for_as_long(status: int) -> Non
     error = failure(ok({}, "Retry-After: 7", status=status))
     assert isinstance(error, SourceUnavailable)
     assert (str(error), error.status) == (f"get: GET URL/things/7: answered {status} and asks to wait 7 s", 503)
-    assert error.retry_after_seconds == 7
+    assert (error.retry_after_seconds, error.transient) == (7, True)
+
+
+@pytest.mark.parametrize("date", ["Mon, 01 Jan 99999999999 00:00:00 GMT", "Mon, 01 Jan 2024 00:00:00 +99999999999999"])
+def test_a_date_that_no_calendar_has_is_no_time_to_wait(date: str) -> None:
+    error = failure(ok({}, f"Retry-After: {date}", status=503))
+    assert (type(error), str(error)) == (SourceError, "get: GET URL/things/7: answered 503")
 
 
 @pytest.mark.parametrize(("said", "least", "most"), [("0", 1, 1), ("99999999999", 3600, 3600)])

@@ -193,7 +193,7 @@ GOOD = {
 )
 def test_answers_that_cannot_be_used(status: int, body: str, message: str) -> None:
     async def answer(request: web.Request) -> web.Response:
-        return web.Response(status=status, text=body)
+        return web.Response(status=status, text=body, headers={"Retry-After": "7"})
 
     async def main() -> None:
         async with stub(answer) as url, open_server(url, {"get": {"features": ["customer:tier"]}}) as source:
@@ -201,6 +201,7 @@ def test_answers_that_cannot_be_used(status: int, body: str, message: str) -> No
                 await source.fetch("get", {"entity_id": 1})
             assert message in str(caught.value)
             assert caught.value.transient == (status == 503)
+            assert caught.value.retry_after_seconds == (7 if status == 503 else None)
 
     run(main())
 

@@ -51,6 +51,7 @@ def checked(answer: HttpResponse, call: str) -> HttpResponse:
     raise SourceError(
         f"{call}: the model server answered {answer.status}{': ' if reason else ''}{reason}",
         transient=answer.status in _TRANSIENT,
+        retry_after_seconds=answer.retry_after_seconds,
     )
 
 

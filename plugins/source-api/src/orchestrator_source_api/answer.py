@@ -6,8 +6,6 @@ import json
 import re
 from codecs import BOM_UTF8
 from collections.abc import Callable
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeAlias
 
 import orjson
@@ -31,13 +29,11 @@ __all__ = ["CallTimeout", "Read", "named", "reader"]
 
 Read: TypeAlias = Callable[[HttpResponse, Params], JSON]
 
-_BACK_OFF: Final = frozenset({429, 503})
 _TRANSIENT: Final = frozenset({408, 425, 429})
 # What a server says of its refusal to authorize can repeat the key that it refused.
 _SILENT: Final = frozenset({401, 403, 407})
 _REASONS: Final = ("detail", "message", "error_description", "error", "title")
 _LONGEST_REASON: Final = 200
-_LONGEST_WAIT_SECONDS: Final = 3600.0
 _LONG_NUMBER: Final = re.compile(rb"[0-9]{19}")
 
 
@@ -51,7 +47,8 @@ class CallTimeout(SourceError):
 def named(operation: str, error: SourceError) -> SourceError:
     """Return an error of the HTTP client as the operation's own."""
     kind = CallTimeout if error.status == CallTimeout.status else SourceError
-    return kind(f"{operation}: {error}", transient=error.transient, answered=error.answered)
+    wait = error.retry_after_seconds
+    return kind(f"{operation}: {error}", transient=error.transient, answered=error.answered, retry_after_seconds=wait)
 
 
 def reader(request: Request, options: OperationOptions) -> Read:
@@ -122,25 +119,11 @@ def _refusal(name: str, answer: HttpResponse) -> OrchestratorError:
     message = f"{name}: {_call(answer)}: answered {status}"
     if 300 <= status < 400:
         return SourceError(f"{message}, a redirect that is not followed")
-    wait = _retry_after(answer.headers.get("retry-after", "")) if status in _BACK_OFF else None
+    wait = answer.retry_after_seconds
     if wait is not None:
-        return SourceUnavailable(f"{message} and asks to wait {wait:g} s", retry_after_seconds=wait)
+        return SourceUnavailable(f"{message} and asks to wait {wait:g} s", retry_after_seconds=wait, transient=True)
     reason = _reason(answer) if 400 <= status < 500 and status not in _SILENT else ""
     return SourceError(f"{message}{': ' if reason else ''}{reason}", transient=status >= 500 or status in _TRANSIENT)
-
-
-def _retry_after(text: str) -> float | None:
-    """Return the seconds of a Retry-After (RFC 9110, section 10.2.3), at most an hour; ``None`` for what is none."""
-    if text.isascii() and text.isdigit():
-        seconds = float(text[:9])
-    else:
-        try:
-            when = parsedate_to_datetime(text)
-        except ValueError:
-            return None
-        aware = when if when.tzinfo else when.replace(tzinfo=UTC)
-        seconds = round((aware - datetime.now(UTC)).total_seconds())
-    return min(max(1.0, seconds), _LONGEST_WAIT_SECONDS)
 
 
 def _reason(answer: HttpResponse) -> str:

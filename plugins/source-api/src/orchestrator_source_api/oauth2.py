@@ -91,7 +91,8 @@ class Tokens:
         except SourceError as error:
             # Each who waits raises an error of its own.
             kind = CallTimeout if error.status == CallTimeout.status else SourceError
-            raise kind(str(error), transient=error.transient) from error
+            wait = error.retry_after_seconds
+            raise kind(str(error), transient=error.transient, retry_after_seconds=wait) from error
 
     def _start(self) -> asyncio.Task[Token]:
         if self._fetching is None:
@@ -123,7 +124,8 @@ def _granted(answer: HttpResponse, call: str) -> tuple[str, float]:
         code = said.get("error")
         shown = f": {code}" if isinstance(code, str) and _ERROR_CODE.fullmatch(code) else ""
         transient = answer.status >= 500 or answer.status == 429
-        raise SourceError(f"{call}: no token: answered {answer.status}{shown}", transient=transient)
+        message = f"{call}: no token: answered {answer.status}{shown}"
+        raise SourceError(message, transient=transient, retry_after_seconds=answer.retry_after_seconds)
     text = said.get("access_token")
     if not isinstance(text, str) or not _TOKEN.fullmatch(text):
         raise SourceError(f"{call}: no token: the answer has no access_token")

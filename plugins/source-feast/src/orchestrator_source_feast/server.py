@@ -212,9 +212,11 @@ class FeatureServer:
     def _refused(self, answer: HttpResponse) -> Refused:
         kind, reason = _reason(answer)
         message = f"POST {self._url}{PATH}: the feature server answered {answer.status}"
-        return Refused(
+        refused = Refused(
             f"{message}{f': {reason}' if reason else ''}", kind, reason, transient=answer.status in TRANSIENT
         )
+        refused.retry_after_seconds = answer.retry_after_seconds
+        return refused
 
 
 def _row_of(asked: AskedOperation, names: Sequence[str]) -> Callable[[Sequence[Any]], dict[str, Any]]:
