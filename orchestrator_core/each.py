@@ -162,9 +162,10 @@ class ForEach:
 class _Bounded:
     """The run as the policies of a step know it that has a time limit for all items: that is a deadline as well."""
 
-    __slots__ = ("_run", "_timer", "note", "note_hit")
+    __slots__ = ("_run", "_timer", "id", "note", "note_hit")
 
     def __init__(self, run: Run, timer: Timer) -> None:
+        self.id = run.id
         self._run = run
         self._timer = timer
         self.note = run.note

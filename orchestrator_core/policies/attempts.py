@@ -28,6 +28,9 @@ from orchestrator_core.time_limits import Timer
 
 __all__ = ["attempts", "is_failure"]
 
+PROBE_OUTLASTS_SECONDS = 1.0
+"""How long a probe may still be answered when its request has ended otherwise, within the request's own time."""
+
 
 def is_failure(error: object) -> bool:
     """Return whether an error says that the source is down: it did not answer, or said that it cannot now.
@@ -63,7 +66,7 @@ def _with_both(call: Call, breaker: Breaker, budget: RetryBudget, others: _Attem
 
     async def attempt(run: GuardedRun, index: int, values: tuple[Any, ...], timer: Timer | None) -> Any:
         era = breaker.era
-        if not era:
+        if not era and not (era := await others.admitted(run, index)):
             return await others.probe(run, index, values, timer)
         if clock() >= budget.ends_at:
             budget.renew()
@@ -81,7 +84,7 @@ def _with_both(call: Call, breaker: Breaker, budget: RetryBudget, others: _Attem
 def _with_breaker(call: Call, breaker: Breaker, others: _Attempts) -> Layer:
     async def attempt(run: GuardedRun, index: int, values: tuple[Any, ...], timer: Timer | None) -> Any:
         era = breaker.era
-        if not era:
+        if not era and not (era := await others.admitted(run, index)):
             return await others.probe(run, index, values, timer)
         try:
             result = await call(*values)
@@ -130,16 +133,53 @@ class _Attempts:
         self.label = label
         self.each = each
 
-    async def probe(self, run: GuardedRun, index: int, values: tuple[Any, ...], timer: Timer | None) -> Any:
-        """Make the one attempt that an open breaker lets through, or raise :class:`NotLetThrough`."""
+    async def admitted(self, run: GuardedRun, index: int) -> int:
+        """Return the era that the call may be made in, 0 for the probe, or raise :class:`NotLetThrough`.
+
+        The other calls of the execution that the probe is of wait for its end, and go on if the source answered. Were
+        they refused, a request of several calls could not succeed before one of a single call has closed the breaker.
+        """
         breaker = self.breaker
         assert breaker is not None
-        if not breaker.probe():
-            raise refusal(breaker, run, index, self.label, each=self.each)
+        while not breaker.era and not breaker.probe(run.id):
+            if not breaker.is_probed_by(run.id):
+                raise refusal(breaker, run, index, self.label, each=self.each)
+            note, began = run.note(index), perf_counter()
+            try:
+                await breaker.probed()
+            except asyncio.CancelledError:
+                if not self.each:
+                    note.attempts = 0
+                raise
+            finally:
+                note.waited_seconds = max(note.waited_seconds, perf_counter() - began)
+        return breaker.era
+
+    async def probe(self, run: GuardedRun, index: int, values: tuple[Any, ...], timer: Timer | None) -> Any:
+        """Make the one attempt that an open breaker lets through.
+
+        It is a task of its own, so that the source has a moment to answer when the request fails meanwhile by another
+        step. Else an endpoint that keeps failing would give up every probe, and the breaker stay open for all others.
+        """
         if self.budget is not None:
             self.budget.count()
+        run.note(index).breaker = "half_open"
+        probe = asyncio.create_task(self.probed(run, values, timer), name=f"probe of {self.label}")
         try:
-            run.note(index).breaker = "half_open"
+            await asyncio.wait([probe])
+        except asyncio.CancelledError:
+            await _outlast(probe, run, timer)
+            raise
+        try:
+            return probe.result()
+        finally:
+            del probe  # what it raised has a traceback with this frame: they would keep each other
+
+    async def probed(self, run: GuardedRun, values: tuple[Any, ...], timer: Timer | None) -> Any:
+        """Make the call, and tell the breaker what became of it."""
+        breaker = self.breaker
+        assert breaker is not None
+        try:
             result = await self.call(*values)
         except BaseException as error:
             if is_failure(error) or _in_time_out(error, run, timer):
@@ -214,6 +254,23 @@ class _Attempts:
 
 def _in_time_out(error: BaseException, run: GuardedRun, timer: Timer | None) -> bool:
     """Return whether a call was cancelled because the time of its request or step was up."""
-    if not isinstance(error, asyncio.CancelledError) or isinstance(error, NotBegun):
-        return False
+    return isinstance(error, asyncio.CancelledError) and not isinstance(error, NotBegun) and _is_up(run, timer)
+
+
+def _is_up(run: GuardedRun, timer: Timer | None) -> bool:
     return run.deadline.passed or (timer is not None and timer.passed)
+
+
+async def _outlast(probe: asyncio.Task[Any], run: GuardedRun, timer: Timer | None) -> None:
+    """Wait for a probe whose caller is cancelled, but not beyond the caller's time; end it then."""
+    try:
+        if not _is_up(run, timer):
+            left = min(run.deadline.remaining(), inf if timer is None else timer.remaining())
+            await asyncio.wait([probe], timeout=max(0.0, min(left, PROBE_OUTLASTS_SECONDS)))
+    finally:
+        probe.cancel()
+        while not probe.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([probe])
+        if not probe.cancelled():
+            probe.exception()  # seen: the breaker has been told

@@ -6,6 +6,7 @@ the calls since the first of them. A call that succeeds costs one addition.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
@@ -22,7 +23,9 @@ class Breaker:
 
     Who calls reads ``era`` first. When it is not 0 the breaker is closed, and the call tells its end: ``calls += 1`` if
     the source answered, :meth:`failed` with that era if not. When it is 0, :meth:`probe` tells whether this call may be
-    the probe; one that may ends with one of :meth:`close`, :meth:`reopen`, :meth:`rearm` and :meth:`let_go`.
+    the probe; one that may ends with one of :meth:`close`, :meth:`reopen`, :meth:`rearm` and :meth:`let_go`. One that
+    may not is refused, which :meth:`refuse` counts; but where the probe is a call of the same execution, whose id is
+    ``of``, it can wait for what becomes of that: :meth:`probed`.
 
     An era ends when the breaker opens. What a call of an earlier era ends with says nothing about the source now, so
     it neither opens nor closes anything.
@@ -34,6 +37,8 @@ class Breaker:
         "_failures",
         "_failures_to_open",
         "_next_probe",
+        "_probe_ended",
+        "_probe_of",
         "_probing",
         "_reset",
         "_window",
@@ -41,6 +46,7 @@ class Breaker:
         "clock",
         "era",
         "opened",
+        "refused",
     )
 
     def __init__(self, options: BreakerOptions, clock: Callable[[], float]) -> None:
@@ -48,6 +54,7 @@ class Breaker:
         self.era = 1
         self.calls = 0
         self.opened = 0
+        self.refused = 0
         self._eras = 1
         self._failures_to_open = options.failures
         self._window = float(options.window)
@@ -55,6 +62,8 @@ class Breaker:
         self._failures: deque[tuple[float, int]] = deque(maxlen=options.failures)
         self._next_probe = 0.0
         self._probing = False
+        self._probe_of = ""
+        self._probe_ended: asyncio.Event | None = None
 
     @property
     def state(self) -> BreakerState:
@@ -75,19 +84,30 @@ class Breaker:
         if calls == len(failures) or (calls <= 2 * len(failures) and now - first_at <= self._window):
             self._open(now)
 
-    def probe(self) -> bool:
+    def probe(self, of: str = "") -> bool:
         """Return whether a call may be the probe, while the breaker is not closed. It is one from then on."""
         if self._probing or self.clock() < self._next_probe:
             return False
         self._probing = True
+        self._probe_of = of
         return True
+
+    def is_probed_by(self, of: str) -> bool:
+        """Return whether the probe is a call of that execution."""
+        return self._probing and of != "" and of == self._probe_of
+
+    async def probed(self) -> None:
+        """Return when the probe that is under way has ended."""
+        if self._probe_ended is None:
+            self._probe_ended = asyncio.Event()
+        await self._probe_ended.wait()
 
     def close(self) -> None:
         """Note that the probe was answered."""
-        self._probing = False
         self._failures.clear()
         self._eras += 1
         self.era = self._eras
+        self._end_probe()
 
     def reopen(self) -> None:
         """Note that the probe failed."""
@@ -95,16 +115,22 @@ class Breaker:
 
     def rearm(self) -> None:
         """Note that the probe was given up, such as when its client went away. The next one waits as long again."""
-        self._probing = False
         self._next_probe = self.clock() + self._reset
+        self._end_probe()
 
     def let_go(self) -> None:
         """Note that the probe never got as far as the source. The next call may be the probe."""
-        self._probing = False
+        self._end_probe()
 
-    def refuses(self) -> bool:
-        """Return whether a call would be refused now."""
-        return not self.era and (self._probing or self.clock() < self._next_probe)
+    def refuses(self, of: str = "") -> bool:
+        """Return whether a call of that execution would be refused now."""
+        if self.era or self.is_probed_by(of):
+            return False
+        return self._probing or self.clock() < self._next_probe
+
+    def refuse(self) -> None:
+        """Note that a call is refused."""
+        self.refused += 1
 
     def retry_after_seconds(self) -> float:
         """Return how long until a call may be let through; 0 when it may now."""
@@ -123,11 +149,18 @@ class Breaker:
             "state": self.state,
             "failures": self.failures(),
             "opened": self.opened,
+            "refused": self.refused,
             "retry_after_seconds": self.retry_after_seconds(),
         }
 
     def _open(self, now: float) -> None:
         self.era = 0
-        self._probing = False
         self.opened += 1
         self._next_probe = now + self._reset
+        self._end_probe()
+
+    def _end_probe(self) -> None:
+        self._probing = False
+        if self._probe_ended is not None:
+            self._probe_ended.set()
+            self._probe_ended = None

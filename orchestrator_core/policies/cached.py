@@ -18,13 +18,21 @@ __all__ = ["cached", "cached_at_once"]
 
 Row: TypeAlias = Sequence[Any]
 
+InTime: TypeAlias = Callable[[Callable[["Timer | None"], Awaitable[Any]]], Awaitable[Any]]
+"""Returns what it is given returns, as :func:`orchestrator_core.time_limits.within` does."""
+
 REFRESH_SECONDS = 60.0
 """How long a call for nobody in particular may take where the step has no timeout."""
+
+SPARE_SHARE, SPARE_SECONDS = 0.1, 0.5
+"""How much of a request's time a call leaves to what follows it, where a result past its time could be given: this
+share of it, and so many seconds at most. When the deadline has passed, it is too late for any answer."""
 
 
 class _Background:
     """What stands for the run of a call that no request waits for."""
 
+    id = ""
     passed = False
 
     @property

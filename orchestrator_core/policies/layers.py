@@ -55,7 +55,7 @@ def queued(layer: Layer, limiter: Limiter, breaker: Breaker | None, label: str, 
             limiter.leave()
 
     async def turn(run: GuardedRun, index: int) -> None:
-        if breaker is not None and breaker.refuses():
+        if breaker is not None and breaker.refuses(run.id):
             raise refusal(breaker, run, index, label, each=each)
         began = perf_counter()
         note = run.note(index)
@@ -78,6 +78,7 @@ def queued(layer: Layer, limiter: Limiter, breaker: Breaker | None, label: str, 
 
 def refusal(breaker: Breaker, run: GuardedRun, index: int, label: str, *, each: bool) -> NotLetThrough:
     """Return what is raised in place of a call, and note it."""
+    breaker.refuse()
     note = run.note(index)
     note.breaker = "open"
     if not each:

@@ -30,6 +30,11 @@ class GuardedRun(Protocol):
     """What a guard needs to know of the run that it works for."""
 
     @property
+    def id(self) -> str:
+        """The execution's id; ``""`` where no request waits for the call."""
+        ...
+
+    @property
     def deadline(self) -> RequestDeadline: ...
 
     def note(self, index: int) -> StepNote:

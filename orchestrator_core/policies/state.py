@@ -98,22 +98,23 @@ class SourceState:
         """Return plain JSON data, with a key for each policy that is on::
 
             {
-                "circuit_breaker": {"state", "failures", "opened", "retry_after_seconds"},
+                "circuit_breaker": {"state", "failures", "opened", "refused", "retry_after_seconds"},
                 "retry": {"calls", "retries", "refused_by_budget"},
                 "concurrency": {"max", "running", "waiting", "refused"},
                 "cache": {"entries", "hits", "misses", "stale", "shared", "errors"},
             }
 
         ``state`` is ``closed``, ``open`` or ``half_open``; where steps have breakers of their own, the worst of them.
-        ``failures`` are those that count now. ``running``, ``waiting`` and ``entries`` are what there is now, all other
-        counts are totals. ``errors`` are refreshes that failed, and times that the shared cache did not answer.
+        ``failures`` are those that count now, and so are ``running``, ``waiting`` and ``entries``; all other counts are
+        totals. ``refused`` are calls that the breaker did not let through, or that found the queue full. ``errors`` are
+        refreshes that failed, and times that the shared cache did not answer.
         """
         found: dict[str, Any] = {}
         if breakers := [breaker.describe() for breaker in list(self._breakers.values())]:
             states = {breaker["state"] for breaker in breakers}
             found["circuit_breaker"] = {
                 "state": next(state for state in _WORST_FIRST if state in states),
-                **_sums(breakers, "failures", "opened"),
+                **_sums(breakers, "failures", "opened", "refused"),
                 "retry_after_seconds": max(breaker["retry_after_seconds"] for breaker in breakers),
             }
         if self._budget is not None:

@@ -25,9 +25,10 @@ class Clock:
 
 
 class Run:
-    """A run, with its deadline: ``passed`` and ``left`` are set by hand."""
+    """A run, with its deadline: ``passed`` and ``left`` are set by hand. Without an ``id`` it is no other's."""
 
-    def __init__(self, left: float = inf) -> None:
+    def __init__(self, left: float = inf, id: str = "") -> None:
+        self.id = id
         self.passed = False
         self.left = left
         self.notes: dict[int, StepNote] = {}

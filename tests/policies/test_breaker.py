@@ -136,7 +136,7 @@ def test_failures_in_a_row_open_it_however_long_they_took() -> None:
     for _ in range(3):
         clock.now += 60
         breaker.failed(breaker.era)
-    assert breaker.describe() == {"state": "open", "failures": 3, "opened": 1, "retry_after_seconds": 5.0}
+    assert breaker.describe() == {"state": "open", "failures": 3, "opened": 1, "refused": 0, "retry_after_seconds": 5.0}
 
 
 def test_failures_that_are_half_of_the_calls_open_it_within_the_window_only() -> None:
@@ -151,7 +151,13 @@ def test_failures_that_are_half_of_the_calls_open_it_within_the_window_only() ->
         breaker.calls += 1
         clock.now += 6
         breaker.failed(breaker.era)
-    assert breaker.describe() == {"state": "closed", "failures": 2, "opened": 0, "retry_after_seconds": 0.0}
+    assert breaker.describe() == {
+        "state": "closed",
+        "failures": 2,
+        "opened": 0,
+        "refused": 0,
+        "retry_after_seconds": 0.0,
+    }
 
 
 def test_less_than_half_of_the_calls_do_not_open_it() -> None:

@@ -62,7 +62,13 @@ def test_a_call_that_succeeds_is_counted_and_notes_nothing(run: RunFixture) -> N
         assert requests.notes == {}
         assert backend.calls == [("x",)] * 3
         assert state.describe() == {
-            "circuit_breaker": {"state": "closed", "failures": 0, "opened": 0, "retry_after_seconds": 0.0},
+            "circuit_breaker": {
+                "state": "closed",
+                "failures": 0,
+                "opened": 0,
+                "refused": 0,
+                "retry_after_seconds": 0.0,
+            },
             "retry": {"calls": 3, "retries": 0, "refused_by_budget": 0},
         }
 
@@ -232,6 +238,7 @@ def test_an_open_breaker_refuses_until_a_probe_is_answered(run: RunFixture) -> N
             "state": "closed",
             "failures": 0,
             "opened": 1,
+            "refused": 2,
             "retry_after_seconds": 0.0,
         }
         assert len(backend.calls) == 4
@@ -278,6 +285,119 @@ def test_how_a_probe_ends(run: RunFixture, end: Any, state_then: str, retry_afte
         told = state.describe()["circuit_breaker"]
         assert (told["state"], told["opened"], told["retry_after_seconds"]) == (state_then, opened, retry_after)
         assert (len(backend.calls), backend.running) == (2, 0)  # a probe is one attempt
+
+    run(main())
+
+
+def broken(backend: Backend, *, each: bool = False, **policies: Any) -> tuple[Callable[..., Any], SourceState, Clock]:
+    """Return a call whose breaker lets a probe through now."""
+    clock = Clock()
+    state = SourceState(LABEL, clock=clock)
+    options = BreakerOptions(failures=1, reset=Duration(5))
+    call = guard(backend, Policies(circuit_breaker=options, **policies), state, each=each)
+    breaker = state.breaker(options)
+    breaker.failed(breaker.era)
+    clock.now += 5
+    return call, state, clock
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        ("fine", ["fine"] * 4),
+        (EntityNotFound("no 7"), [("EntityNotFound", "no 7"), "fine", "fine", "fine"]),
+        (SourceError("down", transient=True), [("SourceError", "down"), *["NotLetThrough"] * 3]),
+        (KeyError("a defect"), [("KeyError", "'a defect'"), "fine", "fine", "fine"]),
+    ],
+    ids=["answered", "not there", "failed", "never got there"],
+)
+def test_the_calls_of_one_execution_wait_for_its_probe(run: RunFixture, end: Any, expected: list[Any]) -> None:
+    async def main() -> None:
+        answer = future()
+        backend = Backend(answer, "fine")
+        call, state, _ = broken(backend, each=True)
+        requests = Run(id="1")
+        calls = [asyncio.create_task(outcome(call(requests, 0, item))) for item in range(4)]
+        await turns()
+        assert (len(backend.calls), state.describe()["circuit_breaker"]["state"]) == (1, "half_open")
+        assert (await outcome(call(Run(id="2"), 0, "x")))[0] == "NotLetThrough"
+        assert (await outcome(call(Run(), 0, "x")))[0] == "NotLetThrough"
+        if isinstance(end, Exception):
+            answer.set_exception(end)
+        else:
+            answer.set_result(end)
+        results = await asyncio.gather(*calls)
+        named = [result[0] if result[0] == "NotLetThrough" else result for result in results]
+        refused = named.count("NotLetThrough")
+        assert (named, len(backend.calls)) == (expected, 4 - refused)
+        assert state.describe()["circuit_breaker"]["refused"] == 2 + refused
+
+    run(main())
+
+
+def test_the_calls_of_its_execution_wait_in_the_queue_while_it_probes(run: RunFixture) -> None:
+    async def main() -> None:
+        answer = future()
+        backend = Backend(answer, "fine")
+        call, _, _ = broken(backend, each=True, concurrency=ConcurrencyOptions(max=1, queue=9))
+        requests = Run(id="1")
+        calls = [asyncio.create_task(call(requests, 0, item)) for item in range(3)]
+        await turns()
+        assert (await outcome(call(Run(id="2"), 0, "x")))[0] == "NotLetThrough"
+        answer.set_result("fine")
+        assert await asyncio.gather(*calls) == ["fine"] * 3
+
+    run(main())
+
+
+def test_who_is_cancelled_while_it_waits_for_the_probe_has_called_nothing(run: RunFixture) -> None:
+    async def main() -> None:
+        backend = Backend(future(), "fine")
+        call, state, _ = broken(backend)
+        requests = Run(id="1")
+        probe, other = [asyncio.create_task(call(requests, index, "x")) for index in range(2)]
+        await turns()
+        for task in (other, probe):
+            requests.passed = task is probe
+            task.cancel()
+            assert (await outcome(task))[0] == "CancelledError"
+        assert (requests.note(0).attempts, requests.note(1).attempts) == (1, 0)
+        assert requests.note(1).waited_seconds > 0
+        assert (len(backend.calls), state.describe()["circuit_breaker"]["opened"]) == (1, 2)
+
+    run(main())
+
+
+def test_a_probe_is_answered_though_its_request_has_failed_meanwhile(run: RunFixture) -> None:
+    async def main() -> None:
+        answer = future()
+        backend = Backend(answer)
+        call, state, _ = broken(backend)
+        probe = asyncio.create_task(call(Run(), 0, "x"))
+        await turns()
+        probe.cancel()
+        await turns()
+        assert (probe.done(), backend.running) == (False, 1)
+        answer.set_result("well again")
+        assert (await outcome(probe))[0] == "CancelledError"
+        assert (state.describe()["circuit_breaker"]["state"], backend.running) == ("closed", 0)
+
+    run(main())
+
+
+@pytest.mark.parametrize("how", ["cancelled again", "no time left"])
+def test_a_probe_whose_request_has_failed_ends_with_its_time(run: RunFixture, how: str) -> None:
+    async def main() -> None:
+        backend = Backend(future())
+        call, state, _ = broken(backend)
+        probe = asyncio.create_task(call(Run(left=0.01 if how == "no time left" else 9), 0, "x"))
+        await turns()
+        probe.cancel()
+        if how == "cancelled again":
+            await turns()
+            probe.cancel()
+        assert (await outcome(probe))[0] == "CancelledError"
+        assert (state.describe()["circuit_breaker"]["state"], backend.running) == ("open", 0)
 
     run(main())
 

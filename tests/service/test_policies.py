@@ -321,6 +321,70 @@ def test_exactly_one_probe_is_let_through_and_closes_the_breaker(run: RunFixture
     run(main())
 
 
+@asynccontextmanager
+async def with_parallel_steps(*steps: str) -> AsyncIterator[tuple[RunningService, dict[str, Partner]]]:
+    """Serve an endpoint ``both`` with a step on each of these partners at once, and one on ``x`` alone."""
+    async with partner() as x, partner() as y:
+        partners = {"x": x, "y": y}
+        sources = "".join(
+            f"""
+                {name}:
+                  base_url: {told.url}
+                  retry: false
+                  circuit_breaker: {{failures: 1, reset: 300ms}}
+                  operations: {{read: {{method: GET, path: "/read/{{id}}"}}}}"""
+            for name, told in partners.items()
+        )
+        both = ", ".join(
+            f"{{name: s{place}, type: api, source_id: {of}, operation: read, params: {{id: {place}}}}}"
+            for place, of in enumerate(steps)
+        )
+        one = "{name: s, type: api, source_id: x, operation: read, params: {id: 1}}"
+        given = {
+            "integrations/api.yaml": f"""
+            api:
+              sources:{sources}
+            """,
+            "domains/d.yaml": f"""
+            endpoints:
+              both: {{data_sources: [{both}], response_mapping: 1}}
+              x: {{data_sources: [{one}]}}
+            """,
+        }
+        async with service(given) as served:
+            yield served, partners
+
+
+def test_two_steps_on_one_source_that_is_well_again_succeed_at_once(run: RunFixture) -> None:
+    async def main() -> None:
+        async with with_parallel_steps("x", "x") as (served, partners):
+            partners["x"].statuses = [500]
+            assert (await served.get("/orchestrator/d/x")).status == 502
+            await asyncio.sleep(0.35)
+            assert (await served.get("/orchestrator/d/both")).status == 200
+            assert len(partners["x"].calls) == 3
+
+    run(main())
+
+
+def test_an_endpoint_that_fails_by_another_step_does_not_keep_a_breaker_open(run: RunFixture) -> None:
+    async def main() -> None:
+        async with with_parallel_steps("x", "y") as (served, partners):
+            partners["x"].statuses = [500]
+            assert (await served.get("/orchestrator/d/x")).status == 502
+            await asyncio.sleep(0.35)
+            partners["y"].statuses = [404]
+            partners["x"].hold = asyncio.Event()
+            failing = asyncio.create_task(served.get("/orchestrator/d/both"))
+            await asyncio.gather(partners["x"].asked(2), partners["y"].asked(1))
+            assert (await served.get("/orchestrator/d/x")).status == 503
+            partners["x"].hold.set()
+            assert (await failing).status == 404
+            assert (await served.get("/orchestrator/d/x")).status == 200
+
+    run(main())
+
+
 def test_an_open_breaker_degrades_a_step_that_the_answer_can_do_without(run: RunFixture) -> None:
     async def main() -> None:
         async with serving(breaker(), step=", default: {call: 0}") as (served, told):
@@ -547,6 +611,26 @@ def test_items_that_hang_until_the_step_s_time_is_up_are_failures_of_the_source(
                 assert (answer.status, answer.json) == (200, [0, 0])
                 assert (await policies_of(served))["circuit_breaker"]["state"] == "open"
                 told.hold.set()
+
+    run(main())
+
+
+def test_the_items_of_a_request_wait_for_the_probe_among_them(run: RunFixture) -> None:
+    async def main() -> None:
+        async with partner() as told, service(each(told, breaker(1, reset="100ms"))) as served:
+            told.statuses = [500]
+            assert (await served.post("/orchestrator/d/all", [1])).status == 502
+            await asyncio.sleep(0.15)
+            told.hold = asyncio.Event()
+            answer = asyncio.create_task(served.post("/orchestrator/d/all", [1, 2, 3]))
+            await told.asked(2)
+            assert (await served.post("/orchestrator/d/all", [4])).status == 503
+            assert len(told.calls) == 2
+            told.hold.set()
+            assert ((await answer).status, len(told.calls)) == (200, 4)
+            step = await step_of(served, await answer)
+            assert (step["breaker"], step["attempts"], step["waited_ms"] > 0) == ("half_open", 1, True)
+            assert (await policies_of(served))["circuit_breaker"]["refused"] == 1
 
     run(main())
 

@@ -229,6 +229,7 @@ def test_policies_are_counted_by_source_and_in_the_steps(serve: Any, scrape: Any
     }
     assert by_source["retries_total"] == {"flaky.again": 1, "flaky.kept": 0}
     assert by_source["breaker_opened_total"] == {"flaky.again": 0, "flaky.down": 1}
+    assert by_source["breaker_refused_total"] == {"flaky.again": 0, "flaky.down": 1}
     ready = by_source["ready"]
     assert [ready[name] for name in ("flaky.again", "flaky.kept", "flaky.down")] == [1, 1, 0]
     assert by_source["calls_running"] == {"flaky.kept": 0}

@@ -44,6 +44,12 @@ FAMILIES = (
     ),
     Family("orchestrator_source_breaker_state", "gauge", ("source", "state"), "1 for the state it is in."),
     Family("orchestrator_source_breaker_opened_total", "counter", ("source",), "How often the breaker opened."),
+    Family(
+        "orchestrator_source_breaker_refused_total",
+        "counter",
+        ("source",),
+        "Calls that the breaker did not let through.",
+    ),
     Family("orchestrator_source_calls_total", "counter", ("source",), "Calls that the retry budget counts."),
     Family("orchestrator_source_retries_total", "counter", ("source",), "Attempts after the first."),
     Family(

@@ -191,6 +191,7 @@ def _of_sources(sources: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Ser
     yield "orchestrator_source_breaker_state", _one_of(states, BREAKER_STATES)
     for family, part, key in (
         ("orchestrator_source_breaker_opened_total", "circuit_breaker", "opened"),
+        ("orchestrator_source_breaker_refused_total", "circuit_breaker", "refused"),
         ("orchestrator_source_calls_total", "retry", "calls"),
         ("orchestrator_source_retries_total", "retry", "retries"),
         ("orchestrator_source_retries_refused_total", "retry", "refused_by_budget"),
