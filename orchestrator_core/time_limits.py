@@ -13,7 +13,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-__all__ = ["NO_DEADLINE", "NoDeadline", "TimeLimit", "Timer", "within"]
+__all__ = ["NO_DEADLINE", "NoDeadline", "TimeLimit", "Timer", "within", "within_own"]
 
 IN_ORDER_SECONDS = 0.001
 """How much of its time may be gone already from what still stands in line: by as much it can run out late."""
@@ -38,6 +38,19 @@ class Timer:
     def caused(self) -> bool:
         """Return whether the cancellation that was caught is this timer's and nobody else's. Ask once."""
         return self.passed and self._task is not None and self._task.uncancel() == 0
+
+    def shorten(self, seconds: float) -> None:
+        """Have it run out so many seconds from now, if it would later. Not for one that stands in a limit's line."""
+        until = self._loop.time() + seconds
+        if until < self._until:
+            self.stop()
+            self._until = until
+            self._handle = self._loop.call_at(until, self.run_out)
+
+    def stop(self) -> None:
+        """Have it not run out, unless a limit's line does that."""
+        if self._handle is not None:
+            self._handle.cancel()
 
     def run_out(self) -> None:
         self.passed = True
@@ -89,8 +102,7 @@ class TimeLimit:
 
     def end(self, timer: Timer) -> None:
         self._timers.pop(timer, None)
-        if timer._handle is not None:
-            timer._handle.cancel()
+        timer.stop()
 
     def _look(self) -> None:
         assert self._loop is not None
@@ -120,3 +132,17 @@ async def within(
         raise
     finally:
         limit.end(timer)
+
+
+async def within_own(seconds: float, work: Callable[[Timer], Awaitable[T]]) -> T:
+    """Return the same with a timer that is this work's alone, which can shorten it. ``seconds`` can be ``inf``."""
+    timer = Timer(asyncio.get_running_loop(), inf)
+    timer.shorten(seconds)
+    try:
+        return await work(timer)
+    except asyncio.CancelledError:
+        if timer.caused():
+            raise TimeoutError from None
+        raise
+    finally:
+        timer.stop()

@@ -216,6 +216,10 @@ class Cache:
         """Return whether :meth:`while_revalidating` has something."""
         return self._past(key, self._while_revalidate) is not None
 
+    def spare(self, key: Hashable) -> Entry | None:
+        """Return what :meth:`if_error` would now, uncounted."""
+        return self._past(key, self._if_error)
+
     def _past(self, key: Hashable, seconds: float) -> Entry | None:
         entry = self.entries.get(key) if seconds else None
         return entry if entry is not None and self.clock() < entry[0] + seconds else None

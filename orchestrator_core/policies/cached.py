@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from functools import partial
 from math import inf
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ from orchestrator_core.policies.keys import KeyOf
 from orchestrator_core.policies.layers import Call, Layer
 from orchestrator_core.policies.notes import Cached, StepNote
 from orchestrator_core.policies.policies import GuardedRun
-from orchestrator_core.time_limits import TimeLimit, Timer, within
+from orchestrator_core.time_limits import TimeLimit, Timer, within, within_own
 
 __all__ = ["cached", "cached_at_once"]
 
@@ -53,10 +54,16 @@ def _limits(step_timeout: float | None) -> tuple[TimeLimit | None, TimeLimit]:
     return None if step_timeout is None else TimeLimit(step_timeout), TimeLimit(step_timeout or REFRESH_SECONDS)
 
 
+def _with_spare(run: GuardedRun) -> float:
+    """Return the seconds that a call may take for which a result past its time could be given."""
+    left = run.deadline.remaining()
+    return left - min(left * SPARE_SHARE, SPARE_SECONDS)
+
+
 def cached(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None, *, each: bool) -> Call:
     """Return the guarded call of a layer behind a cache."""
     limit, refresh_limit = _limits(step_timeout)
-    entries, clock, use = cache.entries, cache.clock, cache.entries.move_to_end
+    entries, clock, use, spares = cache.entries, cache.clock, cache.entries.move_to_end, cache.spares
 
     async def cached(run: GuardedRun, index: int, *values: Any) -> Any:
         key = key_of(values)
@@ -71,23 +78,32 @@ def cached(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None
             return entry[1]
         if key is None:
             return await within(limit, lambda timer: layer(run, index, values, timer))
-        asked = False
+        asked, spare = False, None
+
+        def leave_time(timer: Timer | None) -> None:
+            nonlocal spare
+            if timer is not None and spares and spare is None and (spare := cache.spare(key)) is not None:
+                timer.shorten(_with_spare(run))
 
         def ask(timer: Timer | None) -> Awaitable[Any]:
             nonlocal asked
             asked = True
+            leave_time(timer)  # the shared cache may have had one
             return layer(run, index, values, timer)
 
+        def obtain(timer: Timer | None) -> Awaitable[tuple[Any, Cached]]:
+            leave_time(timer)
+            return cache.obtain(key, lambda: ask(timer), lambda: refresh(values))
+
         try:
-            result, how = await within(
-                limit, lambda timer: cache.obtain(key, lambda: ask(timer), lambda: refresh(values))
-            )
+            result, how = await (within_own(step_timeout or inf, obtain) if spares else within(limit, obtain))
         except BaseException as error:
             if not asked and not each:  # it waited for another's call
                 run.note(index).attempts = 0
-            stale = cache.if_error(key) if is_outage(error) else None
+            stale = (cache.spare(key) or spare) if is_outage(error) else None
             if stale is None:
                 raise
+            cache.stale += 1
             note = run.note(index)
             note.cached = "stale"
             note.cached_calls += 1
@@ -117,13 +133,18 @@ def cached_at_once(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: floa
         elif missing:
             some = [rows[place] for place in missing]
             try:
-                await found.ask(missing, limit, lambda timer: call(run, index, some, timer))
+                await found.ask(missing, in_time(run, found, missing), lambda timer: call(run, index, some, timer))
             except BaseException:
                 if not found.asked:  # it waited for another's call
                     run.note(index).attempts = 0
                 raise
         found.note(run.note(index))
         return found.answers
+
+    def in_time(run: GuardedRun, found: _Found, missing: Sequence[int]) -> InTime:
+        if cache.spares and all(cache.spare(found.keys[place]) for place in missing):
+            return partial(within_own, min(step_timeout or inf, _with_spare(run)))
+        return partial(within, limit)
 
     def call(run: GuardedRun, index: int, rows: Sequence[Row], timer: Timer | None) -> Awaitable[Sequence[Any]]:
         return layer(run, index, (rows,), timer)
@@ -189,7 +210,7 @@ class _Found:
     async def ask(
         self,
         missing: Sequence[int],
-        limit: TimeLimit | None,
+        in_time: InTime,
         call: Callable[[Timer | None], Awaitable[Sequence[Any]]],
     ) -> None:
         """Ask for what is missing, once for all who miss just that. ``asked`` says then whether the call was made here.
@@ -208,7 +229,7 @@ class _Found:
             return answers
 
         try:
-            answers, shared = await within(limit, lambda timer: cache.together(keys, lambda: made(timer)))
+            answers, shared = await in_time(lambda timer: cache.together(keys, lambda: made(timer)))
         except Exception as error:
             if not is_outage(error):
                 raise

@@ -268,6 +268,60 @@ def test_a_stale_result_is_given_when_the_step_takes_too_long_or_the_breaker_is_
     run(main())
 
 
+async def deadline_passes(requests: Run, task: asyncio.Task[Any]) -> Any:
+    """End a request as the engine does when its time is up, unless it has ended before; return the outcome."""
+    done, _ = await asyncio.wait([task], timeout=requests.left)
+    if not done:
+        requests.passed = True
+        task.cancel()
+    return await outcome(task)
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+def test_a_stale_result_is_given_before_the_deadline_of_the_request(run: RunFixture, timeout: float | None) -> None:
+    async def main() -> None:
+        clock = Clock()
+        state, backend = SourceState(LABEL, clock=clock), Backend("old", future(), future())
+        policies = Policies(
+            step_timeout=timeout,
+            circuit_breaker=BreakerOptions(failures=1),
+            cache=CacheOptions(ttl=TTL, stale_if_error=Duration(60)),
+        )
+        call = guard(backend, policies, state)
+        await call(Run(), 0, "x")
+        clock.now += 11
+        requests = Run(left=0.2)
+        assert await deadline_passes(requests, asyncio.create_task(call(requests, 0, "x"))) == "old"
+        assert not requests.passed
+        assert requests.notes == {0: StepNote(attempts=1, cached="stale", cached_calls=1)}
+        assert (counts(state)["stale"], backend.running) == (1, 0)
+        assert state.describe()["circuit_breaker"]["opened"] == 1
+        clock.now += 5
+        nothing_kept = Run(left=0.2)
+        task = asyncio.create_task(call(nothing_kept, 0, "y"))
+        assert (await deadline_passes(nothing_kept, task))[0] == "CancelledError"
+        assert (nothing_kept.passed, backend.running) == (True, 0)
+
+    run(main())
+
+
+def test_who_waits_for_another_s_call_has_the_stale_result_in_time_too(run: RunFixture) -> None:
+    async def main() -> None:
+        clock = Clock()
+        state, backend = SourceState(LABEL, clock=clock), Backend("old", future(), future())
+        call = guard(backend, caching(stale_if_error=Duration(60)), state)
+        await call(Run(), 0, "x")
+        clock.now += 11
+        late, soon = Run(left=0.4), Run(left=0.1)
+        tasks = {requests: asyncio.create_task(call(requests, 0, "x")) for requests in (late, soon)}
+        assert await deadline_passes(soon, tasks[soon]) == "old"
+        assert (soon.passed, soon.note(0).attempts, tasks[late].done()) == (False, 0, False)
+        assert await deadline_passes(late, tasks[late]) == "old"
+        assert (len(backend.calls), backend.running) == (2, 0)
+
+    run(main())
+
+
 def test_the_items_of_a_step_are_one_note(run: RunFixture) -> None:
     async def main() -> None:
         call, requests = guard(Backend("x"), caching(), each=True), Run()
@@ -346,6 +400,24 @@ def test_when_the_source_fails_items_that_are_there_stay(run: RunFixture) -> Non
         assert requests.notes == {0: StepNote(attempts=1, cached="stale", cached_calls=2)}
         assert await outcome(call(Run(), 0, [(4,), (5,)])) == ("SourceError", "down")
         assert await outcome(guard_at_once(rows, caching(), state)(Run(), 0, [(2,)])) == ("SourceError", "down")
+
+    run(main())
+
+
+def test_stale_items_are_given_before_the_deadline_of_the_request_if_all_are_there(run: RunFixture) -> None:
+    async def main() -> None:
+        clock = Clock()
+        state, backend = SourceState(LABEL, clock=clock), Backend(["old 1", "old 2"], future(), future())
+        call = guard_at_once(backend, caching(stale_if_error=Duration(60)), state)
+        await call(Run(), 0, [(1,), (2,)])
+        clock.now += 11
+        requests = Run(left=0.2)
+        task = asyncio.create_task(call(requests, 0, [(2,), (1,), (2,)]))
+        assert await deadline_passes(requests, task) == ["old 2", "old 1", "old 2"]
+        assert requests.notes == {0: StepNote(attempts=1, cached="stale", cached_calls=3)}
+        one_is_new = Run(left=0.2)
+        task = asyncio.create_task(call(one_is_new, 0, [(1,), (3,)]))
+        assert (await deadline_passes(one_is_new, task))[0] == "CancelledError"
 
     run(main())
 

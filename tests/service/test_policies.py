@@ -548,6 +548,22 @@ def test_a_stale_result_is_given_when_the_source_fails(run: RunFixture) -> None:
     run(main())
 
 
+def test_a_stale_result_is_given_before_the_request_s_deadline_passes(run: RunFixture) -> None:
+    async def main() -> None:
+        policies = f"cache: {{ttl: 1ms, stale_if_error: 1h}}\n{breaker(2)}"
+        async with serving(policies, endpoint=", timeout: 1s, response_mapping: {x: $s.call + 1}") as (served, told):
+            assert (await served.get("/orchestrator/d/read")).json == {"x": 2}
+            told.hold = asyncio.Event()
+            await asyncio.sleep(0.005)
+            answer = await served.get("/orchestrator/d/read")
+            assert (answer.status, answer.json) == (200, {"x": 2})
+            assert await step_of(served, answer) == {"name": "s", "status": "cached", "attempts": 1, "cache": "stale"}
+            assert (await policies_of(served))["circuit_breaker"]["failures"] == 1
+            assert (await served.get("/orchestrator/d/read?id=2")).status == 504
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("source", "step"),
     [
