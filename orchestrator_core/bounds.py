@@ -6,6 +6,8 @@ from typing import Any
 
 __all__ = ["at_least_one", "not_negative", "positive"]
 
+_MOST = 2**63 - 1
+
 
 def positive(instance: Any, attribute: Any, value: float | None) -> None:
     """Raise ``ValueError`` unless the number is more than 0; ``None`` and ``False``, which stand for none, pass."""
@@ -14,12 +16,19 @@ def positive(instance: Any, attribute: Any, value: float | None) -> None:
 
 
 def not_negative(instance: Any, attribute: Any, value: float) -> None:
-    """Raise ``ValueError`` for a number below 0."""
+    """Raise ``ValueError`` for a number below 0, and for an integer that no page can show."""
     if value < 0:
         raise ValueError(f"expected 0 or more, got {value:g}")
+    _is_written(value)
 
 
 def at_least_one(instance: Any, attribute: Any, value: int) -> None:
-    """Raise ``ValueError`` for a number below 1."""
+    """Raise ``ValueError`` for a number below 1, and for one that no page can show."""
     if value < 1:
         raise ValueError(f"expected at least 1, got {value}")
+    _is_written(value)
+
+
+def _is_written(value: float) -> None:
+    if isinstance(value, int) and value > _MOST:
+        raise ValueError(f"expected at most {_MOST}, got {value}")

@@ -7,6 +7,7 @@ an endpoint are kept in belongs to the endpoint with all that it calls.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -14,7 +15,6 @@ from hashlib import sha256
 from time import perf_counter
 from typing import Any
 
-import orjson
 from attrs import define, field, frozen
 
 from orchestrator_core.catalog import SourceKey, SourceSpec
@@ -163,7 +163,8 @@ def identity_of(spec: SourceSpec, operation: str | None = None) -> str:
 
 
 def _digest(data: Any) -> str:
-    return sha256(orjson.dumps(data, default=str, option=orjson.OPT_NON_STR_KEYS)).hexdigest()[:32]
+    # json and not orjson: a file can hold integers of more than 64 bits.
+    return sha256(json.dumps(data, default=str).encode()).hexdigest()[:32]
 
 
 # --- the guard of a step ---------------------------------------------------------------------------------------------

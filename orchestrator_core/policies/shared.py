@@ -40,6 +40,8 @@ Fits: TypeAlias = Callable[[Any], bool]
 
 _OUTAGE = BreakerOptions(failures=3, window=Duration(10), reset=Duration(1))
 _SIGNATURE_BYTES = 32
+_LONGEST_SECONDS = 10 * 365 * 86_400.0
+"""How long an entry is kept at most: Redis takes an expiry that it cannot count for an error."""
 
 
 class MissingExtra(Exception):
@@ -100,7 +102,7 @@ class SharedCache:
                 texts[place] = self._sign(place, text) + text
         if not texts:
             return True
-        done = await self._ask(lambda: self._put(texts, seconds))
+        done = await self._ask(lambda: self._put(texts, min(seconds, _LONGEST_SECONDS)))
         return done is not None
 
     async def _put(self, texts: Mapping[str, bytes], seconds: float) -> bool:

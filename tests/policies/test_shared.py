@@ -183,6 +183,20 @@ def test_the_age_of_a_result_goes_with_it(run: RunFixture, prefix: str, monkeypa
     run(main())
 
 
+def test_a_result_that_is_kept_for_ever_is_shared_too(run: RunFixture, prefix: str) -> None:
+    async def main() -> None:
+        policies = Policies(cache=CacheOptions(ttl=Duration(1e300), stale_if_error=Duration(1e300)))
+        async with process(prefix) as one:
+            call = guard(Backend("one's"), policies, one)
+            assert await call(Run(), 0, "x") == "one's"
+            await written(one)
+            assert one.describe()["cache"]["errors"] == 0
+        async with process(prefix) as other:
+            assert await guard(Backend("other's"), policies, other)(Run(), 0, "x") == "one's"
+
+    run(main())
+
+
 def test_all_items_are_looked_for_at_once(run: RunFixture, prefix: str) -> None:
     async def rows(values: Any) -> list[Any]:
         return [f"got {value[0]}" for value in values]

@@ -782,3 +782,16 @@ endpoints:
     ]
     assert problems[3].message == "cache stands around the call of a source, and a direct step calls none"
     assert problems[3].hint == "remove it; give cache to the step whose source is called"
+
+
+def test_integers_of_any_size_are_read_and_those_that_no_page_can_show_are_problems() -> None:
+    source = "api: {{sources: {{default: {{base_url: 'http://127.0.0.1:9', {}, operations: {{r: {{path: /r}}}}}}}}}}"
+    domain = "endpoints: {e: {data_sources: [{name: s, type: api, operation: r}]}}"
+
+    def told(options: str) -> list[str]:
+        files = {"integrations/api.yaml": source.format(options), "domains/d.yaml": domain}
+        return [f"{problem.code} {problem.message}" for problem in check_problems(files, offline=True)]
+
+    most, more = 2**63 - 1, 2**64
+    assert told(f"max_response_bytes: {more}, concurrency: {{max: {most}}}") == []
+    assert told(f"concurrency: {{max: {more}}}") == [f"ORC204 expected at most {most}, got {more}"]
