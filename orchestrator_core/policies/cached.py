@@ -22,8 +22,11 @@ Row: TypeAlias = Sequence[Any]
 InTime: TypeAlias = Callable[[Callable[["Timer | None"], Awaitable[Any]]], Awaitable[Any]]
 """Returns what it is given returns, as :func:`orchestrator_core.time_limits.within` does."""
 
-REFRESH_SECONDS = 60.0
-"""How long a call for nobody in particular may take where the step has no timeout."""
+LEAST_REFRESH_SECONDS, REFRESH_SECONDS = 1.0, 60.0
+"""How long a call for nobody in particular may take: as long as the request has left that did not wait for it, within
+these bounds, and no longer than the step's timeout. A source that hangs has to show by then, since those who ask when
+a stale result is given no more wait for that call.
+"""
 
 SPARE_SHARE, SPARE_SECONDS = 0.1, 0.5
 """How much of a request's time a call leaves to what follows it, where a result past its time could be given: this
@@ -50,8 +53,9 @@ class _Background:
         pass
 
 
-def _limits(step_timeout: float | None) -> tuple[TimeLimit | None, TimeLimit]:
-    return None if step_timeout is None else TimeLimit(step_timeout), TimeLimit(step_timeout or REFRESH_SECONDS)
+def _for_refresh(run: GuardedRun, step_timeout: float | None) -> float:
+    """Return the seconds that a call has which is made for nobody in particular, and not for this run."""
+    return min(step_timeout or REFRESH_SECONDS, max(LEAST_REFRESH_SECONDS, run.deadline.remaining()))
 
 
 def _with_spare(run: GuardedRun) -> float:
@@ -62,7 +66,7 @@ def _with_spare(run: GuardedRun) -> float:
 
 def cached(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None, *, each: bool) -> Call:
     """Return the guarded call of a layer behind a cache."""
-    limit, refresh_limit = _limits(step_timeout)
+    limit = None if step_timeout is None else TimeLimit(step_timeout)
     entries, clock, use, spares = cache.entries, cache.clock, cache.entries.move_to_end, cache.spares
 
     async def cached(run: GuardedRun, index: int, *values: Any) -> Any:
@@ -93,7 +97,8 @@ def cached(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None
 
         def obtain(timer: Timer | None) -> Awaitable[tuple[Any, Cached]]:
             leave_time(timer)
-            return cache.obtain(key, lambda: ask(timer), lambda: refresh(values))
+            seconds = _for_refresh(run, step_timeout)
+            return cache.obtain(key, lambda: ask(timer), lambda: refresh(values, seconds))
 
         try:
             result, how = await (within_own(step_timeout or inf, obtain) if spares else within(limit, obtain))
@@ -112,15 +117,15 @@ def cached(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None
             _note(run, index, how, each=each)
         return result
 
-    def refresh(values: tuple[Any, ...]) -> Awaitable[Any]:
-        return within(refresh_limit, lambda timer: layer(_Background(), 0, values, timer))
+    def refresh(values: tuple[Any, ...], seconds: float) -> Awaitable[Any]:
+        return within_own(seconds, lambda timer: layer(_Background(), 0, values, timer))
 
     return cached
 
 
 def cached_at_once(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None) -> Call:
     """Return the guarded call for all items, behind a cache: it asks for those that are not there."""
-    limit, refresh_limit = _limits(step_timeout)
+    limit = None if step_timeout is None else TimeLimit(step_timeout)
 
     async def cached(run: GuardedRun, index: int, rows: Sequence[Row]) -> Sequence[Any]:
         found = _Found(cache, [key_of(row) for row in rows])
@@ -129,7 +134,8 @@ def cached_at_once(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: floa
             found.fresh()
         missing = found.missing()
         if missing and found.stale_meanwhile(missing):
-            cache.refresh([found.keys[place] for place in missing], lambda: refresh(found.keys, rows, missing))
+            seconds = _for_refresh(run, step_timeout)
+            cache.refresh([found.keys[place] for place in missing], lambda: refresh(found.keys, rows, missing, seconds))
         elif missing:
             some = [rows[place] for place in missing]
             try:
@@ -149,9 +155,9 @@ def cached_at_once(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: floa
     def call(run: GuardedRun, index: int, rows: Sequence[Row], timer: Timer | None) -> Awaitable[Sequence[Any]]:
         return layer(run, index, (rows,), timer)
 
-    async def refresh(keys: Sequence[Hashable], rows: Sequence[Row], places: Sequence[int]) -> None:
+    async def refresh(keys: Sequence[Hashable], rows: Sequence[Row], places: Sequence[int], seconds: float) -> None:
         asked = [rows[place] for place in places]
-        answers = await within(refresh_limit, lambda timer: call(_Background(), 0, asked, timer))
+        answers = await within_own(seconds, lambda timer: call(_Background(), 0, asked, timer))
         cache.keep([keys[place] for place in places], answers)
 
     return cached

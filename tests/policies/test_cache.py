@@ -202,6 +202,24 @@ def test_a_refresh_that_fails_is_counted_and_the_old_result_stays(run: RunFixtur
     run(main())
 
 
+def test_a_refresh_that_hangs_has_the_time_of_a_request_and_is_a_failure_of_the_source(run: RunFixture) -> None:
+    async def main() -> None:
+        clock = Clock()
+        state, backend = SourceState(LABEL, clock=clock), Backend("old", future(), "new")
+        cache = CacheOptions(ttl=TTL, stale_while_revalidate=Duration(60))
+        call = guard(backend, Policies(circuit_breaker=BreakerOptions(failures=2), cache=cache), state)
+        await call(Run(), 0, "x")
+        clock.now += 11
+        assert await call(Run(left=0.05), 0, "x") == "old"
+        await asyncio.wait(state._tasks)
+        assert (counts(state)["errors"], state.describe()["circuit_breaker"]["failures"]) == (1, 1)
+        assert await call(Run(left=9), 0, "x") == "old"
+        await asyncio.wait(state._tasks)
+        assert await call(Run(), 0, "x") == "new"
+
+    run(main())
+
+
 def test_closing_ends_what_is_being_fetched(run: RunFixture) -> None:
     async def main() -> None:
         clock = Clock()
