@@ -287,7 +287,7 @@ class _Writer:
         self.line(f"    {given} = {each}.values({', '.join(arguments)})")
         finish = self.transformed(step, "result")
         arguments = ["run", given, *([f"lambda result: {finish}"] if step.transforms else [])]
-        arguments.append(f"at_most={step.config.max_concurrency}")
+        arguments.append(f"at_most={_at_most(step)}")
         if step.config.timeout is not None:
             arguments.append(f"within={float(step.config.timeout)!r}")
         self.line(f"{variable} = await {each}.results({', '.join(arguments)})")
@@ -397,6 +397,12 @@ class _Writer:
 
 def _tuple(sources: Sequence[str]) -> str:
     return f"({', '.join(sources)}{',' if len(sources) == 1 else ''})"
+
+
+def _at_most(step: PlannedStep) -> int:
+    """Return how many items are under way at once: no more than have a place, lest they fill the queue behind it."""
+    places = step.policies.concurrency.options
+    return step.config.max_concurrency if places is None else min(step.config.max_concurrency, places.max)
 
 
 def _of_item(node: Node) -> bool:

@@ -651,6 +651,18 @@ def test_the_items_of_a_request_wait_for_the_probe_among_them(run: RunFixture) -
     run(main())
 
 
+def test_the_items_of_a_step_do_not_fill_the_queue_of_their_source(run: RunFixture) -> None:
+    async def main() -> None:
+        async with partner() as told, service(each(told, "concurrency: {max: 2, queue: 0}")) as served:
+            told.hold = asyncio.Event()
+            answer = asyncio.create_task(served.post("/orchestrator/d/all", list(range(20))))
+            await told.asked(2)
+            told.hold.set()
+            assert ((await answer).status, told.most_at_once, len(told.calls)) == (200, 2, 20)
+
+    run(main())
+
+
 def test_each_item_has_the_policies_of_its_call(run: RunFixture) -> None:
     async def main() -> None:
         async with partner() as told, service(each(told, f"{QUICK}\ncache: {{ttl: 1h}}")) as served:
