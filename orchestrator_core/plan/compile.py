@@ -145,6 +145,10 @@ class _Compiler:
         if spec.kind is DIRECT:
             self.check_direct(config, located)
         policies = applied(self.defaults, spec, operation, step)
+        if config.retry not in (None, False) and policies.retry.options is None and spec.kind is not DIRECT:
+            hint = "say retry: {non_idempotent: true} where a second call does no harm"
+            problem = located.problem("ORC204", f"retry is {policies.retry.why}", "retry", at_key=True, hint=hint)
+            self.reading.problems.append(problem.as_warning())
         waits_for = frozenset((referred | set(config.depends_on)) - {config.name})
         return PlannedStep(
             config.name,

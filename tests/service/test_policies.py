@@ -796,6 +796,22 @@ endpoints:
     assert problems[3].hint == "remove it; give cache to the step whose source is called"
 
 
+def test_a_step_s_own_retry_that_is_off_is_warned_of() -> None:
+    source = "api: {sources: {default: {base_url: 'http://127.0.0.1:9', operations: {w: {path: /w, method: POST}}}}}"
+    domain = """\
+endpoints:
+  e:
+    data_sources:
+      - {name: a, type: api, operation: w, retry: {attempts: 5}}
+      - {name: b, type: api, operation: w, retry: {non_idempotent: true}}
+      - {name: c, type: api, operation: w, retry: false}
+"""
+    (problem,) = check_problems({"integrations/api.yaml": source, "domains/d.yaml": domain}, offline=True)
+    assert (problem.line, problem.code, problem.severity) == (4, "ORC204", "warning")
+    assert problem.message == "retry is off: w is not known to be idempotent"
+    assert problem.hint == "say retry: {non_idempotent: true} where a second call does no harm"
+
+
 def test_integers_of_any_size_are_read_and_those_that_no_page_can_show_are_problems() -> None:
     source = "api: {{sources: {{default: {{base_url: 'http://127.0.0.1:9', {}, operations: {{r: {{path: /r}}}}}}}}}}"
     domain = "endpoints: {e: {data_sources: [{name: s, type: api, operation: r}]}}"
