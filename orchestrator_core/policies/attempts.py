@@ -6,6 +6,7 @@ The way of a call that succeeds is kept short; all else is in :class:`_Attempts`
 from __future__ import annotations
 
 import asyncio
+from time import perf_counter
 from typing import Any
 
 from orchestrator_core.errors import EntityNotFound, NotBegun, Refused, SourceError, SourceUnavailable
@@ -55,13 +56,14 @@ def _with_both(call: Call, breaker: Breaker, budget: RetryBudget, others: _Attem
         era = breaker.era
         if not era:
             return await others.probe(run, index, values, timer)
-        if clock() >= budget.ends_at:
+        began = clock()
+        if began >= budget.ends_at:
             budget.renew()
         budget.calls += 1
         try:
             result = await call(*values)
         except BaseException as error:
-            return await others.after(error, run, index, values, timer, era)
+            return await others.after(error, clock() - began, run, index, values, timer, era)
         breaker.calls += 1
         return result
 
@@ -73,10 +75,11 @@ def _with_breaker(call: Call, breaker: Breaker, others: _Attempts) -> Layer:
         era = breaker.era
         if not era:
             return await others.probe(run, index, values, timer)
+        began = perf_counter()
         try:
             result = await call(*values)
         except BaseException as error:
-            return await others.after(error, run, index, values, timer, era)
+            return await others.after(error, perf_counter() - began, run, index, values, timer, era)
         breaker.calls += 1
         return result
 
@@ -87,13 +90,14 @@ def _with_budget(call: Call, budget: RetryBudget, others: _Attempts) -> Layer:
     clock = budget.clock
 
     async def attempt(run: GuardedRun, index: int, values: tuple[Any, ...], timer: Timer | None) -> Any:
-        if clock() >= budget.ends_at:
+        began = clock()
+        if began >= budget.ends_at:
             budget.renew()
         budget.calls += 1
         try:
             return await call(*values)
-        except Exception as error:
-            return await others.after(error, run, index, values, timer, 0)
+        except BaseException as error:
+            return await others.after(error, clock() - began, run, index, values, timer, 0)
 
     return attempt
 
@@ -128,10 +132,12 @@ class _Attempts:
             raise refusal(breaker, run, index, self.label, each=self.each)
         if self.budget is not None:
             self.budget.count()
+        began = perf_counter()
         try:
             run.note(index).breaker = "half_open"
             result = await self.call(*values)
         except BaseException as error:
+            run.note(index).attempt_failed(perf_counter() - began, error)
             if is_failure(error) or _in_time_out(error, run, timer):
                 breaker.reopen()
             elif isinstance(error, EntityNotFound | SourceError):  # it did answer
@@ -147,25 +153,31 @@ class _Attempts:
     async def after(
         self,
         error: BaseException,
+        seconds: float,
         run: GuardedRun,
         index: int,
         values: tuple[Any, ...],
         timer: Timer | None,
         era: int,
     ) -> Any:
-        """Go on after the first attempt failed: return what a further one returns, or raise what the last raised."""
+        """Go on after the first attempt failed: return what a further one returns, or raise what the last raised.
+
+        ``seconds`` is how long the first took.
+        """
         made = 1
         try:
             while True:
+                run.note(index).attempt_failed(seconds, error)
                 self.tell_breaker(error, run, timer, era)
                 if not await self.may_try_again(error, made, run, timer, era):
                     raise error
                 made += 1
                 run.note(index).attempts += 1
+                began = perf_counter()
                 try:
                     result = await self.call(*values)
                 except BaseException as again:
-                    error = again
+                    error, seconds = again, perf_counter() - began
                 else:
                     if self.breaker is not None:
                         self.breaker.calls += 1

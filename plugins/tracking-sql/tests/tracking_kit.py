@@ -18,7 +18,7 @@ from attrs import evolve, frozen
 from orchestrator_tracking_sql.options import SqlOptions
 from orchestrator_tracking_sql.plugin import SqlStore, open_sql
 
-from orchestrator_core.plugin_api import Captured, Execution, Identity, StepRecord, StoreContext
+from orchestrator_core.plugin_api import Captured, Execution, FailedAttempt, Identity, StepRecord, StoreContext
 from orchestrator_core.testing import RunningService
 
 POSTGRESQL_URL = os.environ.get("ORCHESTRATOR_TEST_POSTGRESQL_URL", "postgresql://postgres@127.0.0.1:5432")
@@ -82,7 +82,7 @@ def execution(number: int, **changes: Any) -> Execution:
         degraded=("score",),
         models=(Identity("risk", "7", "sha256:1234"), Identity("other")),
         steps=(
-            StepRecord("customer", "ok", 0.0001, 0.0021, 2),
+            StepRecord("customer", "ok", 0.0001, 0.0021, 2, failed_attempts=(FailedAttempt(0.0002, 0.001, "reset"),)),
             StepRecord("score", "default", 0.0022, 0.01, 1, "it is down", items=3, items_failed=1),
             StepRecord("after", "skipped"),
         ),
