@@ -229,7 +229,7 @@ class Run:
         }
 
     def capture(self, method: str, request: Request) -> None:
-        """Begin to note the values of the execution, if they are captured. ``method`` is empty where nobody asked."""
+        """Begin to note the values of the execution, if they are captured."""
         if self.plan.capture is not None:
             self.taken = Taken(method, request)
 
