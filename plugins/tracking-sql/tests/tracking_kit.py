@@ -33,8 +33,10 @@ class Place:
     url: str
     folder: Path
 
-    def open(self, *, durable: bool = False, **options: Any) -> AbstractAsyncContextManager[SqlStore]:
-        return open_sql(SqlOptions(url=self.url, **options), StoreContext(self.folder / "config", durable))
+    def open(
+        self, *, durable: bool = False, existing: bool = False, **options: Any
+    ) -> AbstractAsyncContextManager[SqlStore]:
+        return open_sql(SqlOptions(url=self.url, **options), StoreContext(self.folder / "config", durable, existing))
 
     def ask(self, statement: str) -> list[tuple[Any, ...]]:
         """Return the rows of a statement, on a connection of its own."""
