@@ -181,7 +181,9 @@ class TrackingOptions:
         help="Buffered never holds up a request; durable answers once the execution is stored, else with 503.",
     )
     queue: int = option(
-        10_000, help="How many executions may wait for the store; those beyond are dropped.", validator=at_least_one
+        10_000,
+        help="How many executions may wait for the store, those included that it is being given; others are dropped.",
+        validator=at_least_one,
     )
     queue_size: Size = option(
         Size(64 * 2**20), help="How much of captured values may wait for the store; those beyond are dropped."
