@@ -387,9 +387,25 @@ class Run:
         )
 
     def seal(self) -> Captured | None:
-        """Return the document of what was captured, and let the values go."""
+        """Return the document of what was captured, and let the values go: errors no longer name what is redacted."""
         capture, taken = self.plan.capture, self.taken
-        return None if capture is None or taken is None else capture.seal(taken)
+        if capture is None or taken is None:
+            return None
+        if taken.document is None:
+            self._conceal(capture.hiding(taken))
+        if not capture.values:
+            self.taken = None
+            return None
+        return capture.seal(taken, failed=self.http_status >= 400)
+
+    def _conceal(self, hide: Callable[[str], str]) -> None:
+        self.error = hide(self.error)
+        for index, step in enumerate(self.steps):
+            if isinstance(step, tuple) and step[3]:
+                self.steps[index] = (*step[:3], hide(step[3]))
+        for note in self.notes.values() if self.notes else ():
+            if note.failed:
+                note.failed = [(began, seconds, hide(error)) for began, seconds, error in note.failed]
 
     def record(self) -> Execution:
         return Execution(

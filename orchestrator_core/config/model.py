@@ -206,7 +206,8 @@ class TrackingOptions:
     )
     redact: tuple[str, ...] = option(
         (),
-        help="Paths of values that are never kept, such as request.body.ssn or steps.*.params.token.",
+        help="Paths of values that are never kept, such as request.body.ssn or steps.*.params.token; what those of the"
+        " request lead to is not named in errors either.",
         validator=_paths,
     )
     max_payload_size: Size = option(
