@@ -170,6 +170,7 @@ def test_only_the_latest_executions_are_kept(shop: Served) -> None:
     [
         ("limit=0", "/limit expected a number from 1 to 1000"),
         ("limit=1001", "/limit expected a number from 1 to 1000"),
+        (f"limit={'9' * 5000}", "/limit expected a number from 1 to 1000"),
         ("limit=x", "/limit expected a number from 1 to 1000"),
         ("limit=%C2%B2", "/limit expected a number from 1 to 1000"),
         ("since=yesterday", "/since expected Unix seconds or an ISO 8601 time"),
