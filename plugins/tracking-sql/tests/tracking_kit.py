@@ -52,7 +52,7 @@ class Place:
 
 
 @contextmanager
-def postgresql() -> Iterator[str]:
+def postgresql(options: str = "") -> Iterator[str]:
     """Make a database of PostgreSQL; drop it at the end."""
     name = f"orchestrator_test_{uuid.uuid4().hex[:12]}"
     try:
@@ -60,7 +60,7 @@ def postgresql() -> Iterator[str]:
     except psycopg.OperationalError as error:
         pytest.skip(f"PostgreSQL does not answer at {POSTGRESQL_URL}: {error}")
     with server:
-        server.execute(f"CREATE DATABASE {name}")
+        server.execute(f"CREATE DATABASE {name} {options}")
         try:
             yield f"{POSTGRESQL_URL}/{name}"
         finally:

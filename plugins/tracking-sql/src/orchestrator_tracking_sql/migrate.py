@@ -55,6 +55,8 @@ def _upgrade(connection: Connection) -> None:
     now, config = version(connection), _config()
     if now is not None and now not in _known(config):
         raise ValueError(_later(now))
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL statement_timeout = 0"))  # an index of a large table takes its time
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
 
