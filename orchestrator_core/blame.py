@@ -8,11 +8,14 @@ from collections.abc import Callable
 from orchestrator_core.errors import ExpressionError, InvalidRequest, MissingReference, OrchestratorError
 from orchestrator_core.plugin_api import JSON
 
+BROKEN_OFF = "cancelled before it ended"
+"""What a record says of a call or a request that was cancelled."""
+
 
 def describe(error: BaseException) -> str:
     """Return what a record says of an error: the message, and its type where it is a defect."""
     if isinstance(error, CancelledError):
-        return "cancelled before it ended"
+        return BROKEN_OFF
     return str(error) if isinstance(error, OrchestratorError) else f"{type(error).__name__}: {error}"
 
 
@@ -50,4 +53,4 @@ def located(place: str, expression: str, roots: tuple[str, ...], evaluate: Calla
         raise ExpressionError(message, step=steps[0] if len(steps) == 1 else "") from error
 
 
-__all__ = ["culprit", "describe", "located", "request_error", "request_pointer"]
+__all__ = ["BROKEN_OFF", "culprit", "describe", "located", "request_error", "request_pointer"]

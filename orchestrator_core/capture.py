@@ -20,27 +20,26 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol
 
 import orjson
 from attrs import define, field, frozen
 
 from orchestrator_core import errors
-from orchestrator_core.config.secrets import MASK, Redactor
+from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.depth import MOST_DEEP, is_deeper
 from orchestrator_core.expressions import MISSING
 from orchestrator_core.plugin_api import Captured, Degraded
+from orchestrator_core.redaction import ANY, Hiding, Tree, merged, redacted, tree_of
 
-__all__ = ["REDACTED_HEADERS", "Capture", "Taken", "make_capture", "note", "parse_path"]
+__all__ = ["REDACTED_HEADERS", "Capture", "Taken", "make_capture", "note"]
 
 REDACTED_HEADERS = ("authorization", "cookie", "proxy-authorization", "x-api-key")
 """Headers that are always redacted."""
 
 LONGEST_REPR = 200
-ANY = "*"
-
-Tree: TypeAlias = "dict[str, Tree]"
-"""What is redacted below a value, by the next part of each path. An empty one says: the value itself."""
+MOST_BITS = 1024
+"""Of an integer that is kept though it is none of JSON's, which have 64 at most."""
 
 
 class Requested(Protocol):
@@ -106,8 +105,12 @@ class CapturedStep:
 
 @frozen
 class Capture:
-    """What is kept of an endpoint's executions: ``steps`` in the plan's order, ``largest`` a value's size in bytes."""
+    """What is kept of an endpoint's executions: ``steps`` in the plan's order, ``largest`` a value's size in bytes.
 
+    Without ``values`` nothing is: the request is only noted for what its errors must not name.
+    """
+
+    values: bool
     results: bool
     steps: tuple[CapturedStep, ...]
     largest: int
@@ -116,48 +119,47 @@ class Capture:
     redactor: Redactor
     _secrets: tuple[bytes, ...] = field(repr=False)
 
-    def seal(self, taken: Taken) -> Captured:
-        """Make the document of what was taken, once."""
+    def hiding(self, taken: Taken) -> Hiding:
+        """Return what takes redacted values of the request out of a message."""
+        request = taken.request
+        return Hiding(lambda: {} if request is None else _parts(request), self.request)
+
+    def seal(self, taken: Taken, *, failed: bool) -> Captured:
+        """Make the document of what was taken, once. ``failed`` says that the answer is a problem."""
         if taken.document is None:
-            taken.document = Captured(orjson.dumps(self._document(taken)))
+            taken.document = Captured(orjson.dumps(self._document(taken, failed)))
             taken.request, taken.calls, taken.answer = None, [], b""
         return taken.document
 
-    def _document(self, taken: Taken) -> dict[str, Any]:
+    def _document(self, taken: Taken, failed: bool) -> dict[str, Any]:
         document: dict[str, Any] = {}
+        hide = self.hiding(taken)
         if taken.request is not None:
             document["request"] = self._request(taken.method, taken.request)
         steps: dict[str, Any] = {}
         for call in taken.calls:
             step = self.steps[call.index]
-            steps.setdefault(step.name, {"calls": []})["calls"].append(self._call(step, call))
+            steps.setdefault(step.name, {"calls": []})["calls"].append(self._call(step, call, hide))
         document["steps"] = steps
         if self.results and taken.answer:
-            document["answer"] = self._fit(_redacted(orjson.loads(taken.answer), self.answer))
+            answer = orjson.loads(taken.answer)
+            document["answer"] = self._fit(redacted(hide.data(answer) if failed else answer, self.answer))
         return document
 
     def _request(self, method: str, request: Requested) -> dict[str, Any]:
-        headers: dict[str, str] = {}
-        for name, value in request.headers.items():
-            headers.setdefault(name.lower(), value)  # of several, expressions see the first
-        parts = {
-            "path_params": request.path_params,
-            "query_params": request.query_params,
-            "headers": headers,
-            **({} if request.body is MISSING else {"body": request.body}),
-        }
-        kept = _redacted(parts, self.request)
+        parts = _parts(request)
+        kept = redacted(parts, self.request or dict.fromkeys(parts, self.request))
         return {"method": method, **{name: self._fit(part) for name, part in kept.items()}}
 
-    def _call(self, step: CapturedStep, taken: TakenCall) -> Any:
+    def _call(self, step: CapturedStep, taken: TakenCall, hide: Hiding) -> Any:
         # A key for the cache can follow the values of the parameters.
         call: dict[str, Any] = {"params": dict(zip(step.params, taken.values, strict=False))}
         result = taken.result
         if taken.error is not None:
-            call["error"] = _error(taken.error)
+            call["error"] = hide.data(_error(taken.error))
         elif self.results and result is not MISSING:
             call["result"] = result.result if type(result) is Degraded else result
-        call = _redacted(call, step.redacted)
+        call = redacted(call, step.redacted)
         if not isinstance(call, dict):
             return call
         if type(result) is Degraded and "result" in call:
@@ -200,71 +202,35 @@ def make_capture(
     largest: int,
     redactor: Redactor,
 ) -> Capture | None:
-    """Return what captures the executions of an endpoint with these steps and their parameters; None for ``none``."""
-    if level == "none":
+    """Return what captures the executions of an endpoint with these steps and their parameters.
+
+    That is None for ``none``, unless something of the request is redacted.
+    """
+    if level == "none" and not any(path.startswith("request") for path in redact):
         return None
-    tree: Tree = {}
-    for path in (*redact, *(f"request.headers.{name}" for name in REDACTED_HEADERS)):
-        _add(tree, parse_path(path))
+    tree = tree_of([*redact, *(f"request.headers.{name}" for name in REDACTED_HEADERS)])
     of_steps = tree.get("steps")
     captured = tuple(
-        CapturedStep(name, tuple(params), _merged([of_steps[key] for key in (ANY, name) if key in of_steps]))
+        CapturedStep(name, tuple(params), merged([of_steps[key] for key in (ANY, name) if key in of_steps]))
         if of_steps
         else CapturedStep(name, tuple(params), of_steps)
         for name, params in steps
     )
     secrets = tuple(orjson.dumps(form)[1:-1] for form in redactor.forms)
-    return Capture(level == "full", captured, largest, tree["request"], tree.get("answer"), redactor, secrets)
+    values, results = level != "none", level == "full"
+    return Capture(values, results, captured, largest, tree["request"], tree.get("answer"), redactor, secrets)
 
 
-def parse_path(path: str) -> list[str]:
-    """Return the parts of a path such as ``request.body.ssn`` or ``steps.*.params.token``."""
-    parts = path.split(".")
-    return [part.lower() for part in parts] if parts[:2] == ["request", "headers"] else parts
-
-
-def _add(tree: Tree, parts: Sequence[str]) -> None:
-    for part in parts[:-1]:
-        if part in tree and not tree[part]:
-            return  # more than that is redacted already
-        tree = tree.setdefault(part, {})
-    tree[parts[-1]] = {}
-
-
-def _merged(trees: Sequence[Tree]) -> Tree | None:
-    if not trees:
-        return None
-    if not all(trees):
-        return {}
-    keys = dict.fromkeys(key for tree in trees for key in tree)
-    return {key: _merged([tree[key] for tree in trees if key in tree]) or {} for key in keys}
-
-
-def _redacted(value: Any, tree: Tree | None) -> Any:
-    """Return the value without what is redacted. In a list, a part that is no number holds for every item."""
-    if tree is None:
-        return value
-    if not tree:
-        return MASK
-    if isinstance(value, Mapping):
-        kept = dict(value)
-        for part, below in tree.items():
-            for key in kept if part == ANY else (part,):
-                if key in kept:
-                    kept[key] = _redacted(kept[key], below)
-        return kept
-    if isinstance(value, list | tuple):
-        return [_redacted_item(index, item, tree) for index, item in enumerate(value)]
-    return value
-
-
-def _redacted_item(index: int, item: Any, tree: Tree) -> Any:
-    for part, below in tree.items():
-        if part in (ANY, str(index)):
-            item = _redacted(item, below)
-        elif not part.isdigit():
-            item = _redacted(item, {part: below})
-    return item
+def _parts(request: Requested) -> dict[str, Any]:
+    headers: dict[str, str] = {}
+    for name, value in request.headers.items():
+        headers.setdefault(name.lower(), value)  # of several, expressions see the first
+    return {
+        "path_params": request.path_params,
+        "query_params": request.query_params,
+        "headers": headers,
+        **({} if request.body is MISSING else {"body": request.body}),
+    }
 
 
 def _error(error: BaseException) -> dict[str, Any]:
@@ -304,5 +270,14 @@ def _clean(value: Any, depth: int = 0) -> Any:
     try:
         orjson.dumps(value)
     except TypeError:
-        return {"$unfit": repr(value)[:LONGEST_REPR]}
+        if type(value) is int and value.bit_length() <= MOST_BITS:
+            return {"$number": str(value)}
+        return {"$unfit": _repr(value)}
     return value
+
+
+def _repr(value: Any) -> str:
+    try:
+        return repr(value)[:LONGEST_REPR]
+    except Exception:  # it is a plugin's, or an integer of more digits than Python writes
+        return f"<{type(value).__name__}>"

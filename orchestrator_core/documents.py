@@ -11,14 +11,16 @@ import orjson
 
 from orchestrator_core.applied import Applied
 from orchestrator_core.errors import Problem
-from orchestrator_core.plugin_api import Captured, Execution, Identity, StepRecord
+from orchestrator_core.plugin_api import Captured, Execution, FailedAttempt, Identity, StepRecord
 
 
 def execution_json(execution: Execution) -> dict[str, Any]:
     """Return the execution with times in milliseconds; ``started_at`` is ISO 8601 in UTC.
 
     It has ``cache`` and ``cached_from`` where a cache gave the whole answer, and ``captured`` where values are kept. A
-    step has ``items``, ``items_failed``, ``cache``, ``breaker`` and ``waited_ms`` where there is something to say.
+    step has ``items``, ``items_failed``, ``cache``, ``breaker``, ``waited_ms``, ``failed_attempts`` and
+    ``failed_attempts_left_out`` where there is something to say; of an attempt that is
+    ``{"start_ms": 1.2, "duration_ms": 30.4, "error": "…"}``.
     """
     return {
         "id": execution.id,
@@ -53,6 +55,16 @@ def _step_json(step: StepRecord) -> dict[str, Any]:
         **({"cache": step.cache} if step.cache else {}),
         **({"breaker": step.breaker} if step.breaker else {}),
         **({"waited_ms": _milliseconds(step.waited_seconds)} if step.waited_seconds else {}),
+        **({"failed_attempts": [_attempt_json(one) for one in step.failed_attempts]} if step.failed_attempts else {}),
+        **({"failed_attempts_left_out": step.failed_attempts_left_out} if step.failed_attempts_left_out else {}),
+    }
+
+
+def _attempt_json(attempt: FailedAttempt) -> dict[str, Any]:
+    return {
+        "start_ms": _milliseconds(attempt.start_seconds),
+        "duration_ms": _milliseconds(attempt.duration_seconds),
+        "error": attempt.error,
     }
 
 
@@ -92,6 +104,11 @@ def _step_of(document: Mapping[str, Any]) -> StepRecord:
         cache=document.get("cache", ""),
         breaker=document.get("breaker", ""),
         waited_seconds=document.get("waited_ms", 0.0) / 1000,
+        failed_attempts=tuple(
+            FailedAttempt(attempt["start_ms"] / 1000, attempt["duration_ms"] / 1000, attempt["error"])
+            for attempt in document.get("failed_attempts", ())
+        ),
+        failed_attempts_left_out=document.get("failed_attempts_left_out", 0),
     )
 
 

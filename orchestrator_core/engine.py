@@ -41,8 +41,11 @@ _NO_TEXTS: Mapping[str, list[str]] = {}
 
 
 def new_execution_id() -> str:
-    """Return 32 hexadecimal digits: 12 of the time in milliseconds, so that ids sort, and 20 random ones."""
-    return f"{int(time() * 1000):012x}{_random.getrandbits(80):020x}"
+    """Return 32 hexadecimal digits: 12 of the time in milliseconds and 3 of its 4096th parts, so that ids sort by it.
+
+    The others are random.
+    """
+    return f"{int(time() * 4_096_000):015x}{_random.getrandbits(68):017x}"
 
 
 def make_request(

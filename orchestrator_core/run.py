@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import structlog
 from attrs import frozen
 
-from orchestrator_core.blame import culprit, describe, request_error
+from orchestrator_core.blame import BROKEN_OFF, culprit, describe, request_error
 from orchestrator_core.capture import Capture, Taken
 from orchestrator_core.errors import (
     DeadlineExceeded,
@@ -30,6 +30,7 @@ from orchestrator_core.plugin_api import (
     Degraded,
     Execution,
     ExecutionStatus,
+    FailedAttempt,
     Identity,
     RunPlan,
     StepRecord,
@@ -101,6 +102,9 @@ class Running(RunPlan, Protocol):
 
 
 _NOT_THE_MODELS = (InvalidParam, InvalidRequest, MissingReference, ExpressionError)
+
+LONGEST_ATTEMPT_ERROR = 500
+"""Characters that are kept of the message of an attempt that failed."""
 
 StepTimes = tuple[StepStatus, float, float, str]
 """Status, start and end on the clock, and the error's message."""
@@ -225,7 +229,7 @@ class Run:
         }
 
     def capture(self, method: str, request: Request) -> None:
-        """Begin to note the values of the execution, if they are captured. ``method`` is empty where nobody asked."""
+        """Begin to note the values of the execution, if they are captured."""
         if self.plan.capture is not None:
             self.taken = Taken(method, request)
 
@@ -383,9 +387,25 @@ class Run:
         )
 
     def seal(self) -> Captured | None:
-        """Return the document of what was captured, and let the values go."""
+        """Return the document of what was captured, and let the values go: errors no longer name what is redacted."""
         capture, taken = self.plan.capture, self.taken
-        return None if capture is None or taken is None else capture.seal(taken)
+        if capture is None or taken is None:
+            return None
+        if taken.document is None:
+            self._conceal(capture.hiding(taken))
+        if not capture.values:
+            self.taken = None
+            return None
+        return capture.seal(taken, failed=self.http_status >= 400)
+
+    def _conceal(self, hide: Callable[[str], str]) -> None:
+        self.error = hide(self.error)
+        for index, step in enumerate(self.steps):
+            if isinstance(step, tuple) and step[3]:
+                self.steps[index] = (*step[:3], hide(step[3]))
+        for note in self.notes.values() if self.notes else ():
+            if note.failed:
+                note.failed = [(began, seconds, hide(error)) for began, seconds, error in note.failed]
 
     def record(self) -> Execution:
         return Execution(
@@ -443,7 +463,8 @@ class Run:
         items = self.items.get(index) if self.items else None
         counts = (items.count, items.failed) if items else (None, 0)
         note = self.notes.get(index) if self.notes else None
-        noted = (note.cached, note.breaker, note.waited_seconds) if note else ()
+        said = step[3] if isinstance(step, tuple) else BROKEN_OFF
+        noted = (note.cached, note.breaker, note.waited_seconds, *self._failed_attempts(note, said)) if note else ()
         attempts = note.attempts if note else 1
         if isinstance(step, float):
             return StepRecord(name, CANCELLED, step - self.started, self.ended - step, attempts, "", *counts, *noted)
@@ -456,6 +477,16 @@ class Run:
             status = CACHED
         return StepRecord(name, status, start - self.started, stop - start, attempts, error, *counts, *noted)
 
+    def _failed_attempts(self, note: StepNote, said: str) -> tuple[tuple[FailedAttempt, ...], int]:
+        """Return what the record says of them; nothing of an only one, of which the step says the same."""
+        failed, redact = note.failed or (), self.plan.redact
+        if note.attempts == 1 and [error for _, _, error in failed] == [said]:
+            return (), 0
+        told = (
+            FailedAttempt(began - self.started, seconds, shortened(redact(error))) for began, seconds, error in failed
+        )
+        return tuple(told), note.more_failed
+
     def is_cached(self, index: int) -> bool:
         """Return whether a cache answered a step, by its place in the plan: of one with ``for_each``, all items."""
         note, step = self.notes.get(index) if self.notes else None, self.steps[index]
@@ -463,6 +494,10 @@ class Run:
             return False
         items = self.items.get(index) if self.items else None
         return note.cached_calls >= items.count if items else note.cached != ""
+
+
+def shortened(message: str) -> str:
+    return message if len(message) <= LONGEST_ATTEMPT_ERROR else f"{message[: LONGEST_ATTEMPT_ERROR - 1]}…"
 
 
 __all__ = [

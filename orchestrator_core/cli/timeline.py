@@ -62,6 +62,8 @@ def draw(execution: Execution, to: Console) -> None:
     for step in execution.steps:
         if step.error:
             to.print(Text(f"{step.name}: {step.error}", style=STEP_COLOURS[step.status]), soft_wrap=True)
+        for line in _failed_attempts(step):
+            to.print(Text(f"{step.name}: {line}", style="red"), soft_wrap=True)
     if execution.error and all(step.error != execution.error for step in execution.steps):
         to.print(Text(execution.error, style="red"), soft_wrap=True)
     for model in execution.models:
@@ -98,6 +100,16 @@ def _said(step: StepRecord) -> Iterator[str]:
         yield _BREAKERS.get(step.breaker, step.breaker)
     if step.waited_seconds:
         yield f"waited {milliseconds(step.waited_seconds)}"
+
+
+def _failed_attempts(step: StepRecord) -> Iterator[str]:
+    """Yield a line for each attempt that failed."""
+    for attempt in step.failed_attempts:
+        began, took = milliseconds(attempt.start_seconds), milliseconds(attempt.duration_seconds)
+        yield f"attempt at {began} failed after {took}: {attempt.error}"
+    if step.failed_attempts_left_out:
+        plural = "" if step.failed_attempts_left_out == 1 else "s"
+        yield f"{step.failed_attempts_left_out} more attempt{plural} failed"
 
 
 def _bar(step: StepRecord, whole: float, colour: str) -> Bar:

@@ -181,7 +181,9 @@ class TrackingOptions:
         help="Buffered never holds up a request; durable answers once the execution is stored, else with 503.",
     )
     queue: int = option(
-        10_000, help="How many executions may wait for the store; those beyond are dropped.", validator=at_least_one
+        10_000,
+        help="How many executions may wait for the store, those included that it is being given; others are dropped.",
+        validator=at_least_one,
     )
     queue_size: Size = option(
         Size(64 * 2**20), help="How much of captured values may wait for the store; those beyond are dropped."
@@ -204,7 +206,8 @@ class TrackingOptions:
     )
     redact: tuple[str, ...] = option(
         (),
-        help="Paths of values that are never kept, such as request.body.ssn or steps.*.params.token.",
+        help="Paths of values that are never kept, such as request.body.ssn or steps.*.params.token; what those of the"
+        " request lead to is not named in errors either.",
         validator=_paths,
     )
     max_payload_size: Size = option(

@@ -55,7 +55,7 @@ class Redactor:
 
     values: tuple[str, ...] = ()
     forms: tuple[str, ...] = field(
-        init=False, eq=False, default=Factory(lambda self: _forms_of(self.values), takes_self=True)
+        init=False, eq=False, default=Factory(lambda self: forms_of(self.values), takes_self=True)
     )
 
     @classmethod
@@ -85,7 +85,8 @@ _IN_URLS = (quote, partial(quote, safe=""), quote_plus, partial(quote, safe="!#$
 """How URLs are written: the last leaves alone what means something in one, as HTTP libraries do."""
 
 
-def _forms_of(values: Iterable[str]) -> tuple[str, ...]:
+def forms_of(values: Iterable[str]) -> tuple[str, ...]:
+    """Return how texts are written in JSON, Python and URLs, the longest first; those of less than 3 characters not."""
     known, forms = set(values), set()
     known |= {match[1] for value in known if (match := _URL_PASSWORD.search(value))}
     known |= {unquote(password) for password in known}

@@ -48,6 +48,7 @@ TEXT_TYPE = "text/plain; charset=utf-8"
 STATUSES = ("ok", "degraded", "failed", "cancelled")
 LATEST = 253_402_300_800.0
 """The end of the year 9999, in Unix seconds: ISO 8601 times end there too."""
+_LIMIT = re.compile(r"[0-9]{1,9}\Z")
 _CURSOR = re.compile(r"[0-9a-f]{32}\Z")
 
 
@@ -272,7 +273,7 @@ def parse_execution_query(text: str) -> Query:
 
 
 def _limit(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= MAX_PAGE:
+    if not _LIMIT.match(text) or not 1 <= int(text) <= MAX_PAGE:
         raise ValueError(f"expected a number from 1 to {MAX_PAGE}")
     return int(text)
 

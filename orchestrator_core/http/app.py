@@ -165,7 +165,7 @@ def _generation(snapshot: Snapshot) -> Generation:
     """Return what is kept of a configuration: its text too where values are captured, to explain them by."""
     configuration = snapshot.configuration
     texts: dict[str, str] = {}
-    if any(ready.capture is not None for ready in snapshot.plans.values()):
+    if any(ready.capture is not None and ready.capture.values for ready in snapshot.plans.values()):
         texts = {name: without_passwords(configuration.redactor(text)) for name, text in configuration.texts.items()}
     return Generation(snapshot.generation, time(), dict(configuration.files), texts)
 

@@ -149,7 +149,7 @@ class PublicApp:
                 content = encode(await execute(ready, given, run))
             else:
                 content = await ready.answers.answer(
-                    given, run, ready.time_limit, _make(ready), self._renewing(serving, ready)
+                    given, run, ready.time_limit, _make(ready), self._renewing(serving, ready, request.method)
                 )
         except asyncio.CancelledError as cancelled:
             waits = False
@@ -217,7 +217,9 @@ class PublicApp:
         if serving.request_line is not None:
             log_run(serving.request_line, request.method, route.path, run)
 
-    def _renewing(self, serving: Serving, ready: ReadyPlan) -> Callable[[Request], Awaitable[tuple[bytes, Run]]]:
+    def _renewing(
+        self, serving: Serving, ready: ReadyPlan, method: str
+    ) -> Callable[[Request], Awaitable[tuple[bytes, Run]]]:
         """Return what makes a kept answer anew, in an execution that no client waits for."""
         snapshot, make = serving.snapshot, _make(ready)
 
@@ -225,7 +227,7 @@ class PublicApp:
             if snapshot.closed:  # while it was looked for in the shared cache: the next who asks renews it
                 raise SourceUnavailable("the configuration was replaced")
             run = Run(ready, new_execution_id(), "", self.turns)
-            run.capture("", given)
+            run.capture(method, given)
             snapshot.running += 1
             try:
                 content = await make(given, run)

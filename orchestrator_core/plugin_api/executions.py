@@ -15,6 +15,18 @@ ExecutionStatus = Literal["ok", "degraded", "failed", "cancelled"]
 
 
 @frozen
+class FailedAttempt:
+    """A call of a source that failed: when it began, counted from the start of the execution, and how long it took.
+
+    ``error`` is the beginning of its failure's message.
+    """
+
+    start_seconds: float
+    duration_seconds: float
+    error: str
+
+
+@frozen
 class StepRecord:
     """What one step did. Times are seconds, ``start_seconds`` counted from the start of the execution.
 
@@ -26,6 +38,10 @@ class StepRecord:
     ``cache`` says how a cache answered: ``hit``, ``stale``, ``shared`` with a call that was under way, or not at all:
     an empty string. ``breaker`` is ``open`` where the circuit breaker refused the call, ``half_open`` where the call
     was its probe. ``waited_seconds`` is how long the call waited for its turn.
+
+    ``failed_attempts`` are the attempts that failed, in the order in which they did: the first 20, as the items of a
+    ``for_each`` can be many, and ``failed_attempts_left_out`` is how many others did. Where there was one attempt, and
+    its error is the step's, the step itself tells of it, and neither is noted.
     """
 
     name: str
@@ -39,6 +55,8 @@ class StepRecord:
     cache: str = ""
     breaker: str = ""
     waited_seconds: float = 0.0
+    failed_attempts: tuple[FailedAttempt, ...] = ()
+    failed_attempts_left_out: int = 0
 
 
 class Captured(Mapping[str, Any]):
@@ -186,6 +204,7 @@ __all__ = [
     "Captured",
     "Execution",
     "ExecutionStatus",
+    "FailedAttempt",
     "FinishedRun",
     "Noted",
     "RunPlan",

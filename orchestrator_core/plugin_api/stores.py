@@ -103,7 +103,8 @@ class StoreContext:
     """What a store's kind is given when it is opened.
 
     ``durable`` says that answers wait for ``add``: when it returns, the executions must survive a crash of the machine.
-    ``existing`` says that somebody only asks: a store that is not there is a ``ValueError`` then, and is not made.
+    ``existing`` says that somebody only asks: a store that is not there, or that would have to be brought up to date
+    first, is a ``ValueError`` then, and nothing in it is changed.
     """
 
     config_dir: Path

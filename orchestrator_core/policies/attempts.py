@@ -68,13 +68,14 @@ def _with_both(call: Call, breaker: Breaker, budget: RetryBudget, others: _Attem
         era = breaker.era
         if not era and not (era := await others.admitted(run, index)):
             return await others.probe(run, index, values, timer)
-        if clock() >= budget.ends_at:
+        began = clock()
+        if began >= budget.ends_at:
             budget.renew()
         budget.calls += 1
         try:
             result = await call(*values)
         except BaseException as error:
-            return await others.after(error, run, index, values, timer, era)
+            return await others.after(error, clock() - began, run, index, values, timer, era)
         breaker.calls += 1
         return result
 
@@ -86,10 +87,11 @@ def _with_breaker(call: Call, breaker: Breaker, others: _Attempts) -> Layer:
         era = breaker.era
         if not era and not (era := await others.admitted(run, index)):
             return await others.probe(run, index, values, timer)
+        began = perf_counter()
         try:
             result = await call(*values)
         except BaseException as error:
-            return await others.after(error, run, index, values, timer, era)
+            return await others.after(error, perf_counter() - began, run, index, values, timer, era)
         breaker.calls += 1
         return result
 
@@ -100,13 +102,14 @@ def _with_budget(call: Call, budget: RetryBudget, others: _Attempts) -> Layer:
     clock = budget.clock
 
     async def attempt(run: GuardedRun, index: int, values: tuple[Any, ...], timer: Timer | None) -> Any:
-        if clock() >= budget.ends_at:
+        began = clock()
+        if began >= budget.ends_at:
             budget.renew()
         budget.calls += 1
         try:
             return await call(*values)
-        except Exception as error:
-            return await others.after(error, run, index, values, timer, 0)
+        except BaseException as error:
+            return await others.after(error, clock() - began, run, index, values, timer, 0)
 
     return attempt
 
@@ -164,7 +167,7 @@ class _Attempts:
         if self.budget is not None:
             self.budget.count()
         run.note(index).breaker = "half_open"
-        probe = asyncio.create_task(self.probed(run, values, timer), name=f"probe of {self.label}")
+        probe = asyncio.create_task(self.probed(run, index, values, timer), name=f"probe of {self.label}")
         try:
             await asyncio.wait([probe])
         except asyncio.CancelledError:
@@ -175,13 +178,15 @@ class _Attempts:
         finally:
             del probe  # what it raised has a traceback with this frame: they would keep each other
 
-    async def probed(self, run: GuardedRun, values: tuple[Any, ...], timer: Timer | None) -> Any:
+    async def probed(self, run: GuardedRun, index: int, values: tuple[Any, ...], timer: Timer | None) -> Any:
         """Make the call, and tell the breaker what became of it."""
         breaker = self.breaker
         assert breaker is not None
+        began = perf_counter()
         try:
             result = await self.call(*values)
         except BaseException as error:
+            run.note(index).attempt_failed(perf_counter() - began, error)
             if is_failure(error) or _in_time_out(error, run, timer):
                 breaker.reopen()
             elif isinstance(error, EntityNotFound | SourceError):  # it did answer
@@ -197,25 +202,31 @@ class _Attempts:
     async def after(
         self,
         error: BaseException,
+        seconds: float,
         run: GuardedRun,
         index: int,
         values: tuple[Any, ...],
         timer: Timer | None,
         era: int,
     ) -> Any:
-        """Go on after the first attempt failed: return what a further one returns, or raise what the last raised."""
+        """Go on after the first attempt failed: return what a further one returns, or raise what the last raised.
+
+        ``seconds`` is how long the first took.
+        """
         made = 1
         try:
             while True:
+                run.note(index).attempt_failed(seconds, error)
                 self.tell_breaker(error, run, timer, era)
                 if not await self.may_try_again(error, made, run, timer, era):
                     raise error
                 made += 1
                 run.note(index).attempts += 1
+                began = perf_counter()
                 try:
                     result = await self.call(*values)
                 except BaseException as again:
-                    error = again
+                    error, seconds = again, perf_counter() - began
                 else:
                     if self.breaker is not None:
                         self.breaker.calls += 1

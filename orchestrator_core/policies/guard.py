@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from orchestrator_core.blame import describe
 from orchestrator_core.errors import OrchestratorError, SourceError, SourceUnavailable
 from orchestrator_core.policies.attempts import attempts, is_failure
 from orchestrator_core.policies.cached import cached, cached_at_once
@@ -177,7 +178,7 @@ class _AllFailed(SourceError):
     """All answers of a call are failures: it counts as one, which may pass."""
 
     def __init__(self, answers: Sequence[Any]) -> None:
-        super().__init__("all items failed", transient=True)
+        super().__init__(f"all items failed: {describe(answers[0])}", transient=True)
         self.answers = answers
 
 
@@ -185,7 +186,7 @@ class _AllRefused(SourceUnavailable):
     """All answers of a call are failures, and of some nothing was tried, so that another attempt is of no use now."""
 
     def __init__(self, answers: Sequence[Any]) -> None:
-        super().__init__("all items failed")
+        super().__init__(f"all items failed: {describe(answers[0])}")
         self.answers = answers
 
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import Any, Literal, TypeAlias
 
-from attrs import define, frozen
+from attrs import define, field, frozen
+
+from orchestrator_core.blame import describe
 
 Cached: TypeAlias = Literal["", "hit", "stale", "shared"]
 """How a cache answered: with a fresh result, with one past its time, or with one that another call was waiting for."""
 
 BreakerState: TypeAlias = Literal["", "open", "half_open"]
+
+MOST_FAILED_ATTEMPTS = 20
+"""So many failed attempts of a step are noted, the first ones; of others only how many there were."""
+
+FailedCall: TypeAlias = tuple[float, float, str]
+"""When an attempt began, on ``perf_counter``, how many seconds it took, and its error's message."""
 
 
 @define
@@ -21,6 +30,7 @@ class StepNote:
     open. A step with ``for_each`` has one note: the first attempts of all its items are one, and each further attempt
     of an item is one more. ``cached_calls`` is how many of its calls a cache answered, ``waited_seconds`` the longest
     time that one of them waited for its turn. ``fell_back`` says that a model's fallback answered in its place.
+    ``failed`` are the attempts that failed, as far as there is room for them; ``more_failed`` is how many others did.
     """
 
     attempts: int = 1
@@ -29,6 +39,17 @@ class StepNote:
     waited_seconds: float = 0.0
     cached_calls: int = 0
     fell_back: bool = False
+    failed: list[FailedCall] | None = field(default=None, eq=False)  # moments: no two are the same
+    more_failed: int = 0
+
+    def attempt_failed(self, seconds: float, error: BaseException) -> None:
+        """Note an attempt that has just failed, after so many seconds."""
+        if self.failed is None:
+            self.failed = []
+        if len(self.failed) < MOST_FAILED_ATTEMPTS:
+            self.failed.append((perf_counter() - seconds, seconds, describe(error)))
+        else:
+            self.more_failed += 1
 
 
 HIT = StepNote(attempts=0, cached="hit", cached_calls=1)
@@ -45,4 +66,4 @@ class Guarded:
     call: Callable[..., Awaitable[Any]]
 
 
-__all__ = ["HIT", "BreakerState", "Cached", "Guarded", "StepNote"]
+__all__ = ["HIT", "MOST_FAILED_ATTEMPTS", "BreakerState", "Cached", "FailedCall", "Guarded", "StepNote"]

@@ -35,7 +35,7 @@ def bind_plan(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource
             models[step.name] = source.models[step.operation].slot
         try:
             of_step = index if traced and not step.spec.kind.in_process else None
-            noted = note if capture else None
+            noted = note if capture is not None and capture.values else None
             calls[step.name] = _call(source, step, memory, models.get(step.name), noted, of_step)
         except (OrchestratorError, ValueError) as error:
             problems.append(step.located.problem("ORC603", str(error), "operation"))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import structlog
@@ -117,7 +117,8 @@ class ExecutionLog:
         return Found(self._find(query), incomplete)
 
     def _find(self, query: Query) -> Page:
-        found = list(islice(self._matching(query), query.limit + 1))
+        # In the order of the store, so that a page of one can follow on a page of the other.
+        found = sorted((run for run in self._ring if matches(query, run)), key=attrgetter("id"), reverse=True)
         page = tuple(evolve(run.record(), captured=None) for run in found[: query.limit])
         return Page(page, page[-1].id if len(found) > query.limit and page else None)
 
@@ -132,13 +133,6 @@ class ExecutionLog:
             and step[0] is OK
         ]
 
-    def _matching(self, query: Query) -> Iterator[Run]:
-        started = query.cursor is None
-        for run in reversed(self._ring):
-            if started and matches(query, run):
-                yield run
-            started = started or run.id == query.cursor
-
 
 def matches(query: Query, run: Run) -> bool:
     return (
@@ -147,6 +141,7 @@ def matches(query: Query, run: Run) -> bool:
         and (query.status is None or run.status() == query.status)
         and (query.since is None or run.started_at >= query.since)
         and (query.until is None or run.started_at < query.until)
+        and (query.cursor is None or run.id < query.cursor)
     )
 
 

@@ -96,16 +96,18 @@ class Writer:
 
     def put(self, run: Run) -> bool:
         """Take a finished run. Return whether there was room; if not, it is dropped."""
-        counts, waiting = self.counts, len(self._queue)
+        counts, queue = self.counts, self._queue
         counts.finished += 1
+        waiting = self._entered - self._left  # those that the store is being given too
         if waiting >= self.options.queue or (run.taken is not None and not self._holds(run.taken.size)):
             counts.queue_full += 1
             return False
-        self._queue.append(run)
+        queue.append(run)
         self._entered += 1
-        if not waiting:
+        gathered = len(queue)
+        if gathered == 1:
             self._something.set()
-        elif waiting == BATCH - 1:
+        elif gathered == BATCH:
             self._at_once.set()
         return True
 
@@ -231,13 +233,18 @@ class Writer:
         self._at_once.clear()
 
     async def _write(self, batch: list[Run]) -> None:
-        """Write a batch, however often it takes; what is to blame for a failure of its own goes alone."""
-        pause = FIRST_PAUSE_SECONDS
+        """Write a batch, however often it takes; what is to blame for a failure of its own goes alone.
+
+        After a failure it goes in parts: a store that is nearly full, or too slow for all, takes some.
+        """
+        pause, size = FIRST_PAUSE_SECONDS, len(batch)
         while batch:
+            part = batch[:size]
             try:
-                await self._add(batch)
+                await self._add(part)
             except SourceUnavailable as error:
                 self._failed(error)
+                size = max(1, len(part) // 2)
                 batch = self._without_expired(batch)
                 if self._given_up.is_set():
                     self.counts.stopped += len(batch)
@@ -247,7 +254,7 @@ class Writer:
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
             except Exception as error:  # one of them cannot be stored: find out which
                 if len(batch) > 1:
-                    middle = len(batch) // 2
+                    middle = len(part) // 2 or 1
                     await self._write(batch[:middle])
                     await self._write(batch[middle:])
                     return
@@ -256,10 +263,12 @@ class Writer:
                 log.error("the store refuses an execution", execution_id=batch[0].id, error=str(error))
                 return
             else:
-                self._works_again()
-                self.counts.written += len(batch)
-                self._settled(batch, stored=True)
-                return
+                batch = batch[size:]
+                pause, size = FIRST_PAUSE_SECONDS, size * 2
+                if not batch:
+                    self._works_again()
+                self.counts.written += len(part)
+                self._settled(part, stored=True)
 
     async def _add_records(self, batch: Sequence[StorableRun]) -> None:
         assert self._store is not None, "a batch is written to a store that is open"

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
 
 import orjson
 from aiohttp import web
@@ -15,13 +14,13 @@ from aiohttp import web
 from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.documents import problem_json
 from orchestrator_core.engine import failure_of, new_execution_id
-from orchestrator_core.errors import BadRequest, InvalidRequest, SourceUnavailable
+from orchestrator_core.errors import BadRequest, SourceUnavailable
 from orchestrator_core.http.admin import parse_execution_query
 from orchestrator_core.http.answers import JSON_TYPE, Answer, common_headers, own_timing, problem
 from orchestrator_core.http.models_page import parse_model_path
 from orchestrator_core.reload import Reloaded
 from orchestrator_core.run import clock
-from orchestrator_core.workers.merging import END, Totals, cursors_of, merge_entries, merge_executions
+from orchestrator_core.workers.merging import Totals, merge_entries, merge_executions
 from orchestrator_core.workers.process import Reply, StartFailed, Worker, WorkerGone
 from orchestrator_core.workers.supervisor import Supervisor
 
@@ -147,9 +146,7 @@ class MergedAdmin:
         return _json(next(reply.status for reply in replies.values() if reply.status < 300), entry)
 
     async def _executions(self, request: web.BaseRequest) -> Reply:
-        given = dict(parse_qsl(request.query_string, keep_blank_values=True))
-        cursor = given.pop("cursor", None)
-        limit = parse_execution_query(urlencode(given)).limit
+        limit = parse_execution_query(request.query_string).limit
         keepers = self._keepers()
         if not keepers:
             raise WorkerGone("no worker answers")
@@ -159,21 +156,9 @@ class MergedAdmin:
             await self._ask(request, flushed, seconds=FIGURES_SECONDS)
         if len(keepers) == 1 and keepers[0].store is not None:
             return await self._first(request)
-        pids = [worker.pid for worker in keepers]
-        cursors = dict.fromkeys(pids, "")
-        if cursor is not None:
-            try:
-                cursors = cursors_of(cursor)
-            except ValueError:
-                message = "expected the cursor of the page before"
-                raise InvalidRequest(f"/cursor {message}", [{"pointer": "/cursor", "message": message}]) from None
-        targets = {}
-        for pid in pids:
-            if cursors.get(pid, END) != END:
-                query = {**given, **({"cursor": cursors[pid]} if cursors[pid] else {})}
-                targets[pid] = f"/executions?{urlencode(query)}"
-        said = _good(await self._ask(request, targets)) if targets else {}
-        return _json(200, merge_executions(said, cursors, limit))
+        targets = {worker.pid: request.path_qs for worker in keepers}
+        said = _good(await self._ask(request, targets))
+        return _json(200, merge_executions(list(said.values()), limit))
 
     def _keepers(self) -> list[Worker]:
         """Return whom to ask for executions: each worker that keeps its own, and one of those that share a store."""

@@ -37,47 +37,19 @@ def _key(entry: Entry, key: Sequence[str]) -> tuple[Any, ...]:
 
 # --- executions ---------------------------------------------------------------------------------------------------
 
-END = "-"
 
+def merge_executions(pages: Sequence[Mapping[str, Any]], limit: int) -> dict[str, Any]:
+    """Return one page of the pages of all workers, which were asked for ``limit`` executions after the same one.
 
-def cursors_of(cursor: str) -> dict[int, str]:
-    """Return where each worker's list goes on: after an execution, from the start (``""``) or nowhere (``"-"``).
-
-    Raises ``ValueError`` for a text that :func:`merge_executions` did not make.
+    All are in one order, that of the ids, so the cursor of a page is the id of its last execution. What several have,
+    since their stores are one database by two names, is told once.
     """
-    pairs = [pair.partition(".") for pair in cursor.split(",")]
-    return {int(pid): last for pid, _, last in pairs}
-
-
-def merge_executions(said: Mapping[int, Mapping[str, Any]], before: Mapping[int, str], limit: int) -> dict[str, Any]:
-    """Return one page of all workers' pages: ``said`` are theirs, ``before`` the cursors that they were asked with.
-
-    The cursor says how far the list of each worker has been read, for each has an order of its own, that of the ends
-    of its executions. The page has the latest starts first, as far as that order allows. What several have, since their
-    stores are one database by two names, is told once.
-    """
-    lists = {pid: list(page["executions"]) for pid, page in said.items()}
-    places = dict.fromkeys(said, 0)
-    merged: list[Any] = []
-    while len(merged) < limit:
-        heads = {pid: entries[places[pid]] for pid, entries in lists.items() if places[pid] < len(entries)}
-        if not heads:
-            break
-        newest = max(heads.values(), key=lambda head: str(head["started_at"]))
-        merged.append(newest)
-        for pid, head in heads.items():
-            places[pid] += head["id"] == newest["id"]
-    after: dict[int, str] = {pid: END for pid, cursor in before.items() if cursor == END}
-    for pid, entries in lists.items():
-        if places[pid] == len(entries) and said[pid]["cursor"] is None:
-            after[pid] = END
-        else:
-            after[pid] = entries[places[pid] - 1]["id"] if places[pid] else before.get(pid, "")
-    more = any(cursor != END for cursor in after.values())
-    cursor = ",".join(f"{pid}.{last}" for pid, last in after.items()) if more else None
-    reasons = [page["incomplete"] for page in said.values() if page.get("incomplete")]
+    by_id = {execution["id"]: execution for page in pages for execution in page["executions"]}
+    merged = [by_id[id_] for id_ in sorted(by_id, reverse=True)[:limit]]
+    more = len(by_id) > limit or any(page["cursor"] is not None for page in pages)
+    reasons = [page["incomplete"] for page in pages if page.get("incomplete")]
     incomplete = {"incomplete": "; ".join(dict.fromkeys(reasons))} if reasons else {}
-    return {"executions": merged, "cursor": cursor, **incomplete}
+    return {"executions": merged, "cursor": merged[-1]["id"] if more else None, **incomplete}
 
 
 # --- metrics ------------------------------------------------------------------------------------------------------

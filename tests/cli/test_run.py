@@ -11,7 +11,7 @@ from rich.console import Console
 
 from orchestrator_core.cli.timeline import draw
 from orchestrator_core.documents import execution_json, execution_of
-from orchestrator_core.plugin_api import Execution, Identity, StepRecord
+from orchestrator_core.plugin_api import Execution, FailedAttempt, Identity, StepRecord
 
 from .conftest import Invoke, Write
 
@@ -176,7 +176,19 @@ def test_the_timeline_has_a_bar_for_each_step_to_scale() -> None:
         models=(Identity("credit_risk", "3", "sha256:ab"),),
         steps=(
             StepRecord("customer", "ok", 0.0, 0.2, 1),
-            StepRecord("report", "default", 0.0, 0.1, 3, "the store is down"),
+            StepRecord(
+                "report",
+                "default",
+                0.0,
+                0.1,
+                3,
+                "the store is down",
+                failed_attempts=(
+                    FailedAttempt(0.0, 0.02, "the store hangs"),
+                    FailedAttempt(0.03, 0.05, "the store is down"),
+                ),
+                failed_attempts_left_out=1,
+            ),
             StepRecord("limits", "skipped", 0.2, 0.0, 0),
             StepRecord("risk", "failed", 0.2, 0.2, 1, "the model is down"),
             StepRecord("tiny", "ok", 0.4, 0.0, 1),
@@ -195,6 +207,9 @@ def test_the_timeline_has_a_bar_for_each_step_to_scale() -> None:
         "risk      failed                200.00 ms                      ████████████████████\n"
         "tiny      ok                      0.00 ms                                         ▕\n"
         "report: the store is down\n"
+        "report: attempt at 0.00 ms failed after 20.00 ms: the store hangs\n"
+        "report: attempt at 30.00 ms failed after 50.00 ms: the store is down\n"
+        "report: 1 more attempt failed\n"
         "risk: the model is down\n"
         "model credit_risk 3 sha256:ab"
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator_core.documents import execution_json, execution_of
 from orchestrator_core.each import AtOnce
+from orchestrator_core.errors import SourceError
 from orchestrator_core.http.answers import server_timing
 from orchestrator_core.plugin_api import JSON
 from orchestrator_core.policies.notes import Guarded
@@ -76,6 +77,8 @@ def test_what_a_call_notes_is_in_the_record_and_its_document(run: RunFixture) ->
             run.note(index).attempts += 2
             run.note(index).waited_seconds = 0.25
             run.note(index).breaker = "half_open"
+            run.note(index).attempt_failed(0.125, SourceError("x" * 600))
+            run.note(index).more_failed = 9
             return 2
 
         async with planned(Lab(), step("cached"), step("tried", depends_on=["cached"])) as ready:
@@ -90,6 +93,13 @@ def test_what_a_call_notes_is_in_the_record_and_its_document(run: RunFixture) ->
         assert document["steps"][0]["cache"] == "stale"
         assert (document["steps"][1]["breaker"], document["steps"][1]["waited_ms"]) == ("half_open", 250.0)
         there_and_back = execution_of(document).steps
+        (attempt,) = record.failed_attempts
+        assert (attempt.duration_seconds, attempt.error) == (0.125, "x" * 499 + "…")
+        assert document["steps"][1]["failed_attempts"] == [
+            {"start_ms": round(attempt.start_seconds * 1000, 3), "duration_ms": 125.0, "error": attempt.error}
+        ]
+        assert (record.failed_attempts_left_out, document["steps"][1]["failed_attempts_left_out"]) == (9, 9)
+        assert execution_json(execution_of(document)) == document
         assert [(at.cache, at.breaker, at.waited_seconds) for at in there_and_back] == [
             ("stale", "", 0.0),
             ("", "half_open", 0.25),

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator_core.blame import describe
 from orchestrator_core.errors import (
     EntityNotFound,
     InvalidParam,
@@ -21,7 +22,7 @@ from orchestrator_core.errors import (
 )
 from orchestrator_core.plugin_api import Duration
 from orchestrator_core.policies.guard import make_guard, make_guard_at_once
-from orchestrator_core.policies.notes import StepNote
+from orchestrator_core.policies.notes import MOST_FAILED_ATTEMPTS, StepNote
 from orchestrator_core.policies.options import BreakerOptions, ConcurrencyOptions, RetryOptions
 from orchestrator_core.policies.policies import Policies
 from orchestrator_core.policies.state import SourceState
@@ -40,6 +41,11 @@ def paid_for(state: SourceState, calls: int = 100) -> SourceState:
     """Let the source have had calls enough for some retries."""
     state.budget().calls += calls
     return state
+
+
+def failures_of(run: Run, index: int = 0) -> list[str]:
+    """Return what was noted of the attempts that failed: their messages, the first first."""
+    return [message for _, _, message in run.notes[index].failed or ()]
 
 
 def test_without_policies_the_call_itself_is_bound() -> None:
@@ -90,6 +96,8 @@ def test_a_transient_failure_is_tried_again_up_to_the_attempts(run: RunFixture) 
             call = guard(backend, Policies(retry=RETRY), state)
             assert await outcome(call(requests, 4, "x")) == expected
             assert (len(backend.calls), requests.notes) == (attempts, {4: StepNote(attempts=attempts)})
+            failed = [str(error) for error in script if isinstance(error, Exception)]
+            assert failures_of(requests, 4) == failed
             assert state.describe()["retry"] == {"calls": 101, "retries": attempts - 1, "refused_by_budget": 0}
 
     run(main())
@@ -114,7 +122,8 @@ def test_what_is_not_transient_is_not_tried_again(run: RunFixture, error: Except
         with pytest.raises(type(error)) as caught:
             await guard(backend, DEFAULTS, paid_for(SourceState(LABEL)))(requests, 0, "x")
         assert caught.value is error
-        assert (len(backend.calls), requests.notes) == (1, {})
+        assert (len(backend.calls), requests.notes) == (1, {0: StepNote()})
+        assert failures_of(requests) == [describe(error)]
 
     run(main())
 
@@ -154,6 +163,49 @@ def test_what_may_have_had_its_effect_is_tried_again_only_when_told_to(run: RunF
             call = guard(backend, policies, paid_for(SourceState(LABEL)), idempotent=False)
             assert await outcome(call(Run(), 0, "x")) == ("SourceError", "down")
             assert len(backend.calls) == attempts
+
+    run(main())
+
+
+@pytest.mark.parametrize("policies", [DEFAULTS, Policies(retry=RETRY)], ids=["with a breaker", "without"])
+def test_each_attempt_that_failed_is_noted_with_its_time(run: RunFixture, policies: Policies) -> None:
+    async def main() -> None:
+        started, clock, backend = perf_counter(), Clock(), Backend(transient("one"), transient("two"), "ok")
+
+        async def slow(*values: Any) -> Any:
+            clock.now += 0.25
+            return await backend(*values)
+
+        requests, state = Run(), paid_for(SourceState(LABEL, clock=clock))
+        assert await guard(slow, policies, state)(requests, 0, "x") == "ok"
+        (first, second) = requests.notes[0].failed or ()
+        assert (first[1:], second[2]) == ((0.25, "one"), "two")
+        assert started - 0.25 < first[0] < first[0] + first[1] <= second[0] <= second[0] + second[1] <= perf_counter()
+
+    run(main())
+
+
+def test_an_attempt_that_is_cancelled_has_failed_too(run: RunFixture) -> None:
+    async def main() -> None:
+        for policies in (DEFAULTS, Policies(retry=RETRY), Policies(circuit_breaker=BREAKER)):
+            requests, backend = Run(), Backend(future())
+            call = asyncio.ensure_future(guard(backend, policies)(requests, 0, "x"))
+            await turns()
+            call.cancel()
+            assert (await outcome(call))[0] == "CancelledError"
+            assert failures_of(requests) == ["cancelled before it ended"]
+
+    run(main())
+
+
+def test_the_failures_of_many_items_are_noted_up_to_a_limit(run: RunFixture) -> None:
+    async def main() -> None:
+        requests, backend = Run(), Backend(*(SourceError(str(number)) for number in range(MOST_FAILED_ATTEMPTS + 7)))
+        call = guard(backend, Policies(circuit_breaker=BREAKER), each=True)
+        for _ in range(MOST_FAILED_ATTEMPTS + 7):
+            await outcome(call(requests, 0, "x"))
+        assert failures_of(requests) == [str(number) for number in range(MOST_FAILED_ATTEMPTS)]
+        assert requests.notes == {0: StepNote(more_failed=7)}
 
     run(main())
 
@@ -644,6 +696,8 @@ def test_a_call_for_all_items_has_failed_when_all_items_have(run: RunFixture) ->
             assert await call(requests, 0, [("1",), ("2",)]) == answers
             assert len(backend.calls) == attempts
             assert (state.describe()["circuit_breaker"]["failures"] > 0) is bool(failures)
+            told = [f"all items failed: {answers[0]}"] * attempts if failures else []
+            assert not told or failures_of(requests) == told
 
     run(main())
 

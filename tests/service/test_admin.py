@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -36,6 +37,47 @@ async def raises(_: Any) -> Any:
 @pytest.fixture
 def shop(serve: Serve) -> Served:
     return serve(FILES, plugins={"lab": Lab({"raises": raises})})
+
+
+def test_pages_are_in_the_order_of_the_ids_whichever_execution_ends_first(serve: Serve) -> None:
+    """So that they are exact while executions end that began before those on the page before."""
+    ends = {name: asyncio.Event() for name in ("first", "second")}
+
+    async def waits(params: Any) -> Any:
+        if params["for"] in ends:
+            await ends[params["for"]].wait()
+        return 1
+
+    domain = """
+        endpoints:
+          waits:
+            data_sources: [{name: step, type: lab, operation: waits, params: {for: $request.query_params.for}}]
+    """
+    lab = Lab({"waits": waits})
+    shop = serve({"domains/d.yaml": domain}, plugins={"lab": lab})
+
+    async def main() -> list[str]:
+        served, url = shop.service, "/orchestrator/d/waits?for="
+        early = []
+        for number, name in enumerate(ends, 1):
+            early.append(asyncio.ensure_future(served.get(url + name)))
+            async with asyncio.timeout(10):
+                while lab.events.count(("start", "waits")) < number:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+        late = [(await served.get(f"{url}late")).headers["X-Execution-Id"] for _ in range(3)]
+        ends["second"].set()
+        ids = [(await early[1]).headers["X-Execution-Id"], *late]
+        found, cursor = [], ""
+        while cursor is not None:
+            page = (await served.admin("GET", f"/executions?limit=1{cursor and f'&cursor={cursor}'}")).json
+            found += [one["id"] for one in page["executions"]]
+            cursor = page["cursor"]
+            ends["first"].set()  # it began before all of them
+            await early[0]
+        assert found == [*ids[::-1], (await early[0]).headers["X-Execution-Id"]]
+        return found
+
+    assert len(set(shop.run(main()))) == 5
 
 
 def test_an_execution_says_what_happened_step_by_step(shop: Served) -> None:
@@ -128,6 +170,7 @@ def test_only_the_latest_executions_are_kept(shop: Served) -> None:
     [
         ("limit=0", "/limit expected a number from 1 to 1000"),
         ("limit=1001", "/limit expected a number from 1 to 1000"),
+        (f"limit={'9' * 5000}", "/limit expected a number from 1 to 1000"),
         ("limit=x", "/limit expected a number from 1 to 1000"),
         ("limit=%C2%B2", "/limit expected a number from 1 to 1000"),
         ("since=yesterday", "/since expected Unix seconds or an ISO 8601 time"),

@@ -182,8 +182,10 @@ def test_a_failure_that_is_shared_names_the_step_for_each(run: RunFixture) -> No
 
 def test_a_stale_answer_is_given_while_an_execution_of_nobody_s_makes_a_new_one(run: RunFixture) -> None:
     async def main() -> None:
-        async with serving("{ttl: 1ms, stale_while_revalidate: 1h}") as (served, told):
-            assert (await served.get(URL)).json == {"call": 1}
+        async with serving("{ttl: 1ms, stale_while_revalidate: 1h}", more="capture: full") as (served, told):
+            first = await served.get(URL)
+            first_id = first.headers["X-Execution-Id"]
+            assert first.json == {"call": 1}
             await asyncio.sleep(0.01)
             answer = await served.get(URL)
             assert (answer.json, answer.headers["X-Orchestrator-Cache"]) == ({"call": 1}, "stale")
@@ -191,6 +193,10 @@ def test_a_stale_answer_is_given_while_an_execution_of_nobody_s_makes_a_new_one(
             async with asyncio.timeout(10):
                 while len(await served.executions()) < 3:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
+            (renewal,) = [one for one in await served.executions() if not one.get("cache") and one["id"] > first_id]
+            captured = (await served.admin("GET", f"/executions/{renewal['id']}")).json["captured"]
+            assert captured["request"]["method"] == "GET"  # what it takes to run it again
+            assert captured["answer"] == {"call": 2}
             assert (await served.get(URL)).json == {"call": 2}
 
     run(main())

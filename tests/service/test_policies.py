@@ -54,10 +54,15 @@ async def serving(policies: str = "", **more: str) -> AsyncIterator[tuple[Runnin
 
 
 async def step_of(served: RunningService, answer: Answer) -> Mapping[str, Any]:
-    """Return what the execution tells of its one step, without what time it took."""
+    """Return what the execution tells of its one step, without what time it took; of failed attempts what happened."""
     execution: Any = await execution_of(served, answer)
     (step,) = execution["steps"]
-    return {key: value for key, value in step.items() if key not in ("start_ms", "duration_ms", "error")}
+    for attempt in step.get("failed_attempts", ()):
+        assert step["start_ms"] <= attempt["start_ms"]
+        assert attempt["start_ms"] + attempt["duration_ms"] <= step["start_ms"] + step["duration_ms"] + 0.002  # rounded
+    told = {"failed_attempts": [attempt["error"].rpartition(": ")[2] for attempt in step.get("failed_attempts", ())]}
+    known = {key: value for key, value in step.items() if key not in ("start_ms", "duration_ms", "error")}
+    return known | (told if "failed_attempts" in known else {})
 
 
 async def policies_of(served: RunningService) -> dict[str, Any]:
@@ -77,7 +82,9 @@ def test_a_read_is_tried_again_and_a_write_is_not(run: RunFixture) -> None:
             told.statuses = [503, 502]
             answer = await served.get("/orchestrator/d/read")
             assert (answer.status, answer.json, len(told.calls)) == (200, {"call": 13}, 13)
-            assert await step_of(served, answer) == {"name": "s", "status": "ok", "attempts": 3}
+            failed = ["answered 503", "answered 502"]
+            step = {"name": "s", "status": "ok", "attempts": 3, "failed_attempts": failed}
+            assert await step_of(served, answer) == step
             told.statuses = [503]
             answer = await served.get("/orchestrator/d/write")
             assert (answer.status, told.calls[13:]) == (502, ["/write/1"])
@@ -670,6 +677,7 @@ def test_each_item_has_the_policies_of_its_call(run: RunFixture) -> None:
             answer = await served.post("/orchestrator/d/all", [1, 2])
             assert sorted(told.calls) in (["/read/1", "/read/1", "/read/2"], ["/read/1", "/read/2", "/read/2"])
             step = {"name": "s", "status": "ok", "attempts": 2, "items": 2, "items_failed": 0}
+            step["failed_attempts"] = ["answered 503"]
             assert (answer.status, await step_of(served, answer)) == (200, step)
             again = await served.post("/orchestrator/d/all", [1, 2])
             assert (again.json, len(told.calls)) == (answer.json, 3)

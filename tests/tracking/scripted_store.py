@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from math import inf
 from typing import Any
 
 from attrs import define, field, frozen
@@ -32,7 +33,10 @@ class ScriptedOptions:
 
 @define(eq=False)
 class ScriptedStore:
-    """``failure`` is raised by every call; ``refused`` are endpoints of executions that can never be stored."""
+    """``failure`` is raised by every call; ``refused`` are endpoints of executions that can never be stored.
+
+    ``room`` is how many executions it can hold.
+    """
 
     kept: dict[str, Execution] = field(factory=dict)
     batches: list[int] = field(factory=list)
@@ -41,6 +45,7 @@ class ScriptedStore:
     failure: Exception | None = None
     open_failure: Exception | None = None
     refused: str = ""
+    room: float = inf
     options: ScriptedOptions | None = None
     context: StoreContext | None = None
     closed: bool = False
@@ -57,6 +62,8 @@ class ScriptedStore:
             raise self.failure
         if any(execution.endpoint == self.refused for execution in executions):
             raise TypeError("it cannot be stored")
+        if len(self.kept) + len(executions) > self.room:
+            raise SourceUnavailable("it is full")
         self.batches.append(len(executions))
         for execution in executions:
             self.kept.setdefault(execution.id, execution)
@@ -103,9 +110,11 @@ class StoreOfRuns(ScriptedStore):
     """The same, which is given the runs themselves."""
 
     runs: int = 0
+    seen: Callable[[Sequence[StorableRun]], None] = lambda runs: None
 
     async def add_runs(self, runs: Sequence[StorableRun]) -> None:
         self.runs += len(runs)
+        self.seen(runs)
         await self.add([run.record() for run in runs])
 
 

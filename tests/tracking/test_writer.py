@@ -144,8 +144,47 @@ def test_what_finds_the_queue_full_is_counted(run: Any, store: ScriptedStore) ->
             store.failure = None
             found = await until(shop, lambda now: now["waiting"] == 0)
             assert found["finished"] == 31
-            assert found["dropped"] == {**NONE_DROPPED, "queue_full": 20}
-            assert found["written"] == 11 == len(store.kept)
+            assert found["dropped"] == {**NONE_DROPPED, "queue_full": 21}  # what the store is given waits too
+            assert found["written"] == 10 == len(store.kept)
+
+    run(main())
+
+
+def test_a_store_that_is_nearly_full_takes_what_fits(run: Any, store: ScriptedStore) -> None:
+    store.room = 13
+
+    async def main() -> None:
+        async with service(files(retry_window="20s"), plugins={"scripted": store}) as shop:
+            store.going_on.clear()
+            await shop.get("/orchestrator/d/hello")
+            await happens(lambda: store.attempts == 1)
+            await asyncio.gather(*(shop.get("/orchestrator/d/hello") for _ in range(30)))  # one batch
+            with structlog.testing.capture_logs() as logged:
+                store.going_on.set()
+                found = await until(shop, lambda now: now["written"] == 13)
+                assert (found["waiting"], found["outage"]) == (18, "it is full")
+                store.room = 1000  # as when old executions have been deleted
+                found = await until(shop, lambda now: now["waiting"] == 0)
+            assert (found["written"], found["dropped"], found["outage"]) == (31, NONE_DROPPED, "")
+            assert len(store.kept) == 31
+            told = [entry["event"] for entry in logged if entry["log_level"] in ("warning", "error")]
+            assert told == ["the execution store fails; it is tried again", "the execution store works again"]
+
+    run(main())
+
+
+def test_what_cannot_be_stored_is_refused_after_an_outage_too(run: Any, store: ScriptedStore) -> None:
+    store.refused = "bye"
+
+    async def main() -> None:
+        async with service(files(), plugins={"scripted": store}) as shop:
+            store.failure = down()
+            paths = ["bye", "hello", "hello", "bye", "hello"]
+            await asyncio.gather(*(shop.get(f"/orchestrator/d/{path}") for path in paths))
+            await happens(lambda: store.attempts >= 4)  # the batch goes one by one
+            store.failure = None
+            found = await until(shop, lambda now: now["waiting"] == 0)
+            assert (found["written"], found["dropped"]) == (3, {**NONE_DROPPED, "refused": 2})
 
     run(main())
 

@@ -94,6 +94,31 @@ def test_a_later_schema_is_refused(run: Run, place: Place) -> None:
     assert revision(place) == [("9999",)]
 
 
+def test_who_only_reads_changes_nothing(run: Run, place: Place) -> None:
+    async def read() -> list[str]:
+        async with place.open(existing=True) as store:
+            return [one.id for one in (await store.find(Query())).executions]
+
+    place.ask("SELECT 1")  # makes SQLite's file
+    with pytest.raises(ValueError, match="there are no tables of executions in it: the service makes them"):
+        run(read())
+    alembic(place, "0001")
+    with pytest.raises(ValueError, match="its tables have the schema 0001, which is earlier than the one") as raised:
+        run(read())
+    assert str(raised.value).endswith(f"reads ({HEAD}): start the service, which brings them up to date")
+    assert revision(place) == [("0001",)]
+
+    async def write() -> None:
+        async with place.open() as store:
+            await store.add([execution(1)])
+
+    run(write())
+    assert run(read()) == [execution(1).id]
+    place.ask(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+    with pytest.raises(ValueError, match="its tables have the schema 9999, which is later than this version"):
+        run(read())
+
+
 WRITER = """
 import asyncio, sys
 sys.path[:0] = {path!r}

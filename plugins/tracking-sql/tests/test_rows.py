@@ -61,6 +61,7 @@ def executed(**given: Any) -> ExecutedRun:
         {"trace_id": ""},
         {"notes": {0: StepNote(attempts=0, cached="hit", cached_calls=1)}},
         {"notes": {1: StepNote(attempts=3, breaker="half_open", waited_seconds=0.25)}},
+        {"notes": {1: StepNote(attempts=3, failed=[(1.0, 0.5, "it is \ud800"), (2.0, 0.25, "down")], more_failed=3)}},
         {"notes": {0: StepNote(attempts=2), 1: StepNote(attempts=0, cached="stale", cached_calls=1)}},
         {"items": {0: Items(7)}},
         {"steps": [(OK, 1.0, 2.0, ""), (OK, 2.0, 3.0, ""), 3.0]},

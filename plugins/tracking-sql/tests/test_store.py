@@ -189,6 +189,22 @@ def test_json_columns_can_be_queried(run: Run, place: Place) -> None:
     assert place.ask(f"SELECT {path[place.engine]} FROM orchestrator_executions") == [(0.75, "score")]
 
 
+def test_ids_are_in_their_order_whatever_the_language_of_the_database(run: Run, tmp_path: Path) -> None:
+    """Danish has "aa" after "z"."""
+    with postgresql("TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'da' ENCODING 'UTF8'") as url:
+        place = Place("postgresql", url, tmp_path)
+        kept = [execution(number * 7) for number in range(400)]
+
+        async def main() -> None:
+            async with place.open() as store:
+                await store.add(kept)
+                assert [one.id for one in found(await store.find(Query(limit=1000)))] == [one.id for one in kept[::-1]]
+                for one in kept[::8]:
+                    assert found(await store.find(Query(since=one.started_at, until=one.started_at + 1))) == [one]
+
+        run(main())
+
+
 def test_what_the_url_sets_holds_on_postgresql(run: Run, tmp_path: Path) -> None:
     with postgresql() as url:
         place = Place("postgresql", url, tmp_path)

@@ -18,7 +18,7 @@ from attrs import evolve, frozen
 from orchestrator_tracking_sql.options import SqlOptions
 from orchestrator_tracking_sql.plugin import SqlStore, open_sql
 
-from orchestrator_core.plugin_api import Captured, Execution, Identity, StepRecord, StoreContext
+from orchestrator_core.plugin_api import Captured, Execution, FailedAttempt, Identity, StepRecord, StoreContext
 from orchestrator_core.testing import RunningService
 
 POSTGRESQL_URL = os.environ.get("ORCHESTRATOR_TEST_POSTGRESQL_URL", "postgresql://postgres@127.0.0.1:5432")
@@ -33,8 +33,10 @@ class Place:
     url: str
     folder: Path
 
-    def open(self, *, durable: bool = False, **options: Any) -> AbstractAsyncContextManager[SqlStore]:
-        return open_sql(SqlOptions(url=self.url, **options), StoreContext(self.folder / "config", durable))
+    def open(
+        self, *, durable: bool = False, existing: bool = False, **options: Any
+    ) -> AbstractAsyncContextManager[SqlStore]:
+        return open_sql(SqlOptions(url=self.url, **options), StoreContext(self.folder / "config", durable, existing))
 
     def ask(self, statement: str) -> list[tuple[Any, ...]]:
         """Return the rows of a statement, on a connection of its own."""
@@ -50,7 +52,7 @@ class Place:
 
 
 @contextmanager
-def postgresql() -> Iterator[str]:
+def postgresql(options: str = "") -> Iterator[str]:
     """Make a database of PostgreSQL; drop it at the end."""
     name = f"orchestrator_test_{uuid.uuid4().hex[:12]}"
     try:
@@ -58,7 +60,7 @@ def postgresql() -> Iterator[str]:
     except psycopg.OperationalError as error:
         pytest.skip(f"PostgreSQL does not answer at {POSTGRESQL_URL}: {error}")
     with server:
-        server.execute(f"CREATE DATABASE {name}")
+        server.execute(f"CREATE DATABASE {name} {options}")
         try:
             yield f"{POSTGRESQL_URL}/{name}"
         finally:
@@ -82,7 +84,7 @@ def execution(number: int, **changes: Any) -> Execution:
         degraded=("score",),
         models=(Identity("risk", "7", "sha256:1234"), Identity("other")),
         steps=(
-            StepRecord("customer", "ok", 0.0001, 0.0021, 2),
+            StepRecord("customer", "ok", 0.0001, 0.0021, 2, failed_attempts=(FailedAttempt(0.0002, 0.001, "reset"),)),
             StepRecord("score", "default", 0.0022, 0.01, 1, "it is down", items=3, items_failed=1),
             StepRecord("after", "skipped"),
         ),

@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from orchestrator_core.plugin_api import SourceError, SourceUnavailable
-from orchestrator_tracking_sql.migrate import migrate
+from orchestrator_tracking_sql.migrate import check, migrate
 from orchestrator_tracking_sql.options import SqlOptions, parse_url
 
 T = TypeVar("T")
@@ -42,6 +42,10 @@ class Database:
     async def open(self) -> None:
         """Connect, and make or update the tables. Raises ``SourceUnavailable``, or ``ValueError`` for good."""
         await self.write(lambda connection: None)
+
+    async def look(self) -> None:
+        """Connect to what somebody only reads; change nothing. Raises as :meth:`open` does, for an older schema too."""
+        await self.read(check)
 
     async def write(self, work: Work[T]) -> T:
         """Run a function in a transaction and commit it. Raises ``SourceUnavailable`` when the database fails."""

@@ -20,8 +20,8 @@ ROWS, OTHER_ROWS = 100, 50
 """So many are alike in one statement, and so many others: SQLite before 3.32 takes 999 parameters."""
 FEW = 4
 """Rows that are alike and fewer than this are written with the others: each count of rows is a statement of its own."""
-LARGEST_DOCUMENT = 16 * 2**20
-"""Bytes of one statement's parameter: captured values can be large."""
+LARGEST_DOCUMENT = 4 * 2**20
+"""Bytes of one statement's parameter: captured values can be large, and a busy server takes its time for them."""
 
 _INTO = f"INSERT INTO {executions.name} ({', '.join(COLUMNS)})"
 _ONCE = "ON CONFLICT (id) DO NOTHING"
@@ -114,7 +114,8 @@ class PostgresqlInsert:
     """One JSON document, which the server takes apart: one round trip, and one value for the driver to adapt.
 
     What goes into JSON columns is text in it, as PostgreSQL cannot take apart what has a NUL in a string, though it can
-    store that.
+    store that. What was captured is apart from the others: PostgreSQL reads a whole value for each part of it that it
+    is asked for.
     """
 
     def __init__(self) -> None:
@@ -122,7 +123,7 @@ class PostgresqlInsert:
         self._size = LARGEST_DOCUMENT
 
     def more(self, rows: Sequence[Row]) -> None:
-        part = orjson.dumps(rows)[1:-1]
+        part = orjson.dumps([(own, shared[:-1], shared[-1]) for own, shared in rows])[1:-1]
         if self._size + len(part) > LARGEST_DOCUMENT:
             self._documents.append([])
             self._size = 0
@@ -134,14 +135,17 @@ class PostgresqlInsert:
             connection.exec_driver_sql(_OF_DOCUMENT, (b"[%b]" % b",".join(parts),))
 
 
-def _of_values(part: int, names: Sequence[str]) -> list[str]:
+def _of_values(part: str, names: Sequence[str]) -> list[str]:
     types = ["json" if name in JSON_COLUMNS else _NUMBERS.get(name, "text") for name in names]
-    return [f"CAST(value->{part}->>{index} AS {type_})" for index, type_ in enumerate(types)]
+    return [f"CAST({part}->>{index} AS {type_})" for index, type_ in enumerate(types)]
 
 
+_VALUES = [*_of_values("own", OWN_COLUMNS), *_of_values("shared", SHARED_COLUMNS[:-1]), "CAST(captured AS json)"]
 _OF_DOCUMENT = (
-    f"{_INTO} SELECT {', '.join([*_of_values(0, OWN_COLUMNS), *_of_values(1, SHARED_COLUMNS)])}"
-    f" FROM json_array_elements(convert_from(%s, 'UTF8')::json) AS each(value) {_ONCE}"
+    f"{_INTO} SELECT {', '.join(_VALUES)}"
+    " FROM (SELECT value->0 AS own, value->1 AS shared, value->>2 AS captured"
+    " FROM json_array_elements(convert_from(%s, 'UTF8')::json) AS each(value)"
+    f" OFFSET 0) AS parts {_ONCE}"  # without the offset, the parts would be taken for each column again
 )
 
 INSERTS: dict[str, type[Insert]] = {"sqlite": SqliteInsert, "postgresql": PostgresqlInsert}

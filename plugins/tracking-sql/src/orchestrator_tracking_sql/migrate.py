@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, inspect, text
 
@@ -26,6 +27,21 @@ def migrate(connection: Connection) -> None:
     _upgrade(connection)
 
 
+def check(connection: Connection) -> None:
+    """See that the tables are there, as this version of the plugin knows them. Raises ``ValueError``."""
+    now = version(connection)
+    if now is None:
+        raise ValueError("there are no tables of executions in it: the service makes them when it starts")
+    if now == HEAD:
+        return
+    if now in _known(_config()):
+        raise ValueError(
+            f"its tables have the schema {now}, which is earlier than the one that this version of"
+            f" orchestrator-api-tracking-sql reads ({HEAD}): start the service, which brings them up to date"
+        )
+    raise ValueError(_later(now))
+
+
 def version(connection: Connection) -> str | None:
     """Return the revision of the schema, or None where there is none yet."""
     if not inspect(connection).has_table(VERSION_TABLE):
@@ -34,23 +50,38 @@ def version(connection: Connection) -> str | None:
 
 
 def _upgrade(connection: Connection) -> None:
-    # Alembic takes long to import, and is needed once in the life of a database.
     from alembic import command
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
 
-    config = Config()
-    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    now = version(connection)
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if now is not None and now not in known:
-        raise ValueError(
-            f"its tables have the schema {now}, which is later than this version of orchestrator-api-tracking-sql knows"
-            f" ({HEAD}): install a later version, or give another database"
-        )
+    now, config = version(connection), _config()
+    if now is not None and now not in _known(config):
+        raise ValueError(_later(now))
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL statement_timeout = 0"))  # an index of a large table takes its time
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
 
 
-__all__ = ["migrate", "version"]
+# Alembic takes long to import, and is needed once in the life of a database.
+def _config() -> Any:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _known(config: Any) -> set[str]:
+    from alembic.script import ScriptDirectory
+
+    return {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+
+
+def _later(revision: str) -> str:
+    return (
+        f"its tables have the schema {revision}, which is later than this version of orchestrator-api-tracking-sql"
+        f" knows ({HEAD}): install a later version, or give another database"
+    )
+
+
+__all__ = ["check", "migrate", "version"]

@@ -120,7 +120,7 @@ def _delete(connection: Connection, rows: Any) -> int:
 
 @asynccontextmanager
 async def open_sql(options: SqlOptions, context: StoreContext) -> AsyncIterator[SqlStore]:
-    """Open the database; make its tables, or bring them up to date."""
+    """Open the database; make its tables, or bring them up to date, unless somebody only reads them."""
     database = Database(options, context.path, context.durable)
     if database.path is not None and database.path.is_relative_to(context.config_dir.resolve()):
         raise ValueError(
@@ -130,7 +130,7 @@ async def open_sql(options: SqlOptions, context: StoreContext) -> AsyncIterator[
     if context.existing and database.path is not None and not database.path.exists():
         raise ValueError(f"there is no file {database.path}")
     try:
-        await database.open()
+        await (database.look() if context.existing else database.open())
         yield SqlStore(database)
     finally:
         await database.close()

@@ -11,7 +11,16 @@ import attrs
 import orjson
 import sqlalchemy
 
-from orchestrator_core.plugin_api import Captured, Execution, Generation, Identity, RunPlan, StepRecord, StorableRun
+from orchestrator_core.plugin_api import (
+    Captured,
+    Execution,
+    FailedAttempt,
+    Generation,
+    Identity,
+    RunPlan,
+    StepRecord,
+    StorableRun,
+)
 
 OWN_COLUMNS = ("id", "started_at", "duration_seconds", "engine_seconds", "trace_id", "steps")
 """What differs from row to row, as a rule."""
@@ -25,11 +34,13 @@ JSON_COLUMNS = frozenset(("degraded", "models", "steps", "captured"))
 
 _STEP_NAMES = tuple(field.name for field in attrs.fields(StepRecord))
 _IDENTITY_NAMES = tuple(field.name for field in attrs.fields(Identity))
+_ATTEMPT_NAMES = tuple(field.name for field in attrs.fields(FailedAttempt))
 _ALWAYS = ("name", "status", "start_seconds", "duration_seconds", "attempts")
 _SELDOM = {field.name: field.default for field in attrs.fields(StepRecord) if field.name not in _ALWAYS}
 _ORDINARY = tuple(_SELDOM.values())
 _seldom = attrgetter(*_SELDOM)
 _of_identity = attrgetter(*_IDENTITY_NAMES)
+_of_attempt = attrgetter(*_ATTEMPT_NAMES)
 
 Values = tuple[Any, ...]
 Row = tuple[Values, Values]
@@ -130,6 +141,10 @@ def _step(step: StepRecord) -> dict[str, Any]:
     more = _seldom(step)
     if more != _ORDINARY:
         document |= {name: value for name, value in zip(_SELDOM, more, strict=True) if value != _SELDOM[name]}
+        if step.failed_attempts:
+            document["failed_attempts"] = [
+                dict(zip(_ATTEMPT_NAMES, _of_attempt(attempt), strict=True)) for attempt in step.failed_attempts
+            ]
     return document
 
 
@@ -175,9 +190,16 @@ def execution_of(row: sqlalchemy.Row[Any]) -> Execution:
         cached_from=row.cached_from,
         degraded=tuple(orjson.loads(row.degraded)),
         models=tuple(Identity(**_known(model, _IDENTITY_NAMES)) for model in orjson.loads(row.models)),
-        steps=tuple(StepRecord(**_known(step, _STEP_NAMES)) for step in orjson.loads(row.steps)),
+        steps=tuple(map(_step_of, orjson.loads(row.steps))),
         captured=None if captured is None else Captured(captured.encode()),
     )
+
+
+def _step_of(document: Mapping[str, Any]) -> StepRecord:
+    known = _known(document, _STEP_NAMES)
+    if attempts := known.get("failed_attempts"):
+        known["failed_attempts"] = tuple(FailedAttempt(**_known(attempt, _ATTEMPT_NAMES)) for attempt in attempts)
+    return StepRecord(**known)
 
 
 def _known(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, BigInteger, Column, Float, Index, Integer, MetaData, Table, Text, text
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision in ``migrations/versions``."""
 
 VERSION_TABLE = "orchestrator_tracking_version"
 
 _Json = Text().with_variant(JSON(), "postgresql")  # not JSONB, which cannot hold every JSON string
+
+_Id = Text().with_variant(Text(collation="C"), "postgresql")  # by their bytes, as everybody else sorts them
 
 _NOT_OK = text("status <> 'ok'")
 
@@ -20,7 +22,7 @@ executions = Table(
     metadata,
     # An id of its own keeps SQLite's table in the order of insertion; new rows go to its end.
     Column("row_id", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True),
-    Column("id", Text, nullable=False),
+    Column("id", _Id, nullable=False),
     Column("domain", Text, nullable=False),
     Column("endpoint", Text, nullable=False),
     Column("generation", Text, nullable=False),
