@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from attrs import frozen
 
 from orchestrator_core.applied import defaults_of
+from orchestrator_core.capture import check_redacted
 from orchestrator_core.catalog import Catalog, build_catalog
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.errors import Problem
@@ -47,6 +48,7 @@ def draft(configuration: Configuration, registry: Registry) -> Draft:
     store, unfit_store = find_store(configuration, registry)
     telemetry, unfit_telemetry = configure_telemetry(configuration, registry)
     problems = [*configuration.problems, *registry.problems, *catalog.problems, *unfit_store, *unfit_telemetry]
+    problems += check_redacted(configuration)
     defaults = defaults_of(configuration)
     endpoints: list[Compiled] = []
     plans: dict[PlanKey, Plan] = {}
