@@ -105,7 +105,8 @@ def _names_of_request(reading: Reading, config: EndpointConfig) -> set[str] | No
     declared = (config.input_schema or {}).get("properties") or {}
     known = {*declared, *PARAMETER.findall(config.path or "")}
     asked = [found.path for found, _, _ in reading.references if found.root == "request"]
-    if any(path in _ANYTHING for path in asked) or reading.broken or reading.endpoint.unreadable or not (known or asked):
+    unknown = reading.broken or reading.endpoint.unreadable or any(path in _ANYTHING for path in asked)
+    if unknown or not (known or asked):
         return None
     known |= {str(path[0]) for path in asked if path[0] not in REQUEST_PARTS}
     return known | {str(path[1]) for path in asked if path[0] in REQUEST_PARTS and path[0] != "headers" and path[1:]}
