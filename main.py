@@ -2,7 +2,7 @@
 
 import sys
 
-from orchestrator_core.cli import main
+from orchestrator_core.__main__ import main
 
 if __name__ == "__main__":
     main(["serve", *sys.argv[1:]])

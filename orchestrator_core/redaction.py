@@ -8,11 +8,15 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, TypeAlias
 
+from orchestrator_core.config.model import Configuration
 from orchestrator_core.config.secrets import MASK, SHORTEST_MASKED, forms_of
+from orchestrator_core.errors import Problem, did_you_mean
 
-__all__ = ["ANY", "Hiding", "Tree", "merged", "parse_path", "redacted", "tree_of"]
+__all__ = ["ANY", "Hiding", "Tree", "check_redacted", "merged", "parse_path", "redacted", "tree_of"]
 
 ANY = "*"
+REQUEST_PARTS = ("path_params", "query_params", "headers", "body")
+CALL_PARTS = ("params", "result", "error")
 
 Tree: TypeAlias = "dict[str, Tree]"
 """What is redacted below a value, by the next part of each path. An empty one says: the value itself."""
@@ -22,6 +26,57 @@ MOST_VALUES = 1000
 SHORT, LONG, LONGEST = 6, 32, 1000
 """Characters of a value that is looked for as a whole word, by its beginning too, and by its beginning alone."""
 BEGINNING = 24
+
+
+def check_redacted(configuration: Configuration) -> Iterator[Problem]:
+    """Yield a problem for each path of ``tracking.redact`` that leads nowhere: what it was meant for would be kept.
+
+    A step, or its parameter, has to be one of some endpoint; what is in a body, a result or an answer is not known.
+    """
+    located = configuration.app_located
+    params = None if configuration.incomplete else _params_by_step(configuration)
+    for index, path in enumerate(configuration.app.tracking.redact):
+        if located is not None and (found := _nowhere(path, params)):
+            code, message, part, hint = found
+            yield located.problem(code, message, "tracking", "redact", index, near=part, hint=hint)
+
+
+_Params: TypeAlias = "dict[str, set[str] | None]"
+"""The parameters of steps by the step's name; None where they are not known."""
+
+
+def _params_by_step(configuration: Configuration) -> _Params:
+    params: _Params = {}
+    for endpoint in configuration.endpoints:
+        for step in endpoint.steps:
+            known = params.setdefault(step.config.name, set())
+            if known is not None:
+                known.update(step.config.params)
+        params |= dict.fromkeys(endpoint.unreadable_names)
+    return params
+
+
+def _nowhere(path: str, params: _Params | None) -> tuple[str, str, str, str] | None:
+    """Return the code, the message, the part that is to blame and the hint of a path that leads nowhere."""
+    root, *rest = path.split(".")
+    if root not in ("request", "steps", "answer") or not all(rest):
+        hint = "expected such as request.body.ssn, steps.*.params.token or answer.name"
+        return "ORC204", f"'{path}' is no path of captured values", "", hint
+    if root == "request" and rest and rest[0] not in (ANY, *REQUEST_PARTS):
+        return "ORC503", f"there is no part '{rest[0]}' of a request", rest[0], did_you_mean(rest[0], REQUEST_PARTS)
+    if root != "steps" or not rest:
+        return None
+    name, *below = rest
+    if below and below[0] not in (ANY, *CALL_PARTS):
+        return "ORC204", f"there is no part '{below[0]}' of a call", below[0], did_you_mean(below[0], CALL_PARTS)
+    if not params or name == ANY:
+        return None
+    if name not in params:
+        return "ORC502", f"there is no step '{name}'", name, did_you_mean(name, params)
+    known = params[name]
+    if known is not None and below[:1] == ["params"] and below[1:] and below[1] not in (ANY, *known):
+        return "ORC407", f"the step '{name}' has no parameter '{below[1]}'", below[1], did_you_mean(below[1], known)
+    return None
 
 
 def parse_path(path: str) -> list[str]:

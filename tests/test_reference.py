@@ -14,10 +14,13 @@ import attrs
 import pytest
 from attrs import frozen
 
+from orchestrator_core.config.model import AppConfig, DomainFile
+from orchestrator_core.models import CommonOptions, MlOptions
 from orchestrator_core.plugin_api import Duration, ModelKind, SourceKind, TransformerKind, option
 from orchestrator_core.plugins import Plugin, Provided, Registry, discover
+from orchestrator_core.policies.options import PolicyOptions
 from orchestrator_core.reference import reference_pages
-from orchestrator_core.reference.tables import anchor_of, class_with_parts, classes_in
+from orchestrator_core.reference.tables import anchor_of, class_with_parts, classes_in, options_reference
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "reference"
@@ -62,6 +65,17 @@ def test_every_option_of_a_kind_is_on_its_page_with_a_sentence(sort: str, name: 
         for each in attrs.fields(cls):
             if each.init:
                 assert re.search(rf"^\| `{each.name}` \| \S.* \| .+ \| \S.* \|$", page, re.MULTILINE), (cls, each.name)
+
+
+def test_every_option_of_the_core_is_on_the_page_of_its_files() -> None:
+    pending: list[type[Any]] = [AppConfig, PolicyOptions, MlOptions, CommonOptions, DomainFile]
+    shown: set[type[Any]] = set()
+    while pending:
+        cls = pending.pop()
+        if cls not in shown:
+            shown.add(cls)
+            assert options_reference(cls) in PAGES["configuration.md"], cls
+            pending += [part for each in attrs.fields(attrs.resolve_types(cls)) for _, part in classes_in(each.type)]
 
 
 @pytest.mark.parametrize("name", sorted(INSTALLED.transformers))

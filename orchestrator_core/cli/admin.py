@@ -20,8 +20,7 @@ def admin_url(given: str | None, folder: Path) -> str:
     """Return the URL that was given, else the one that the configuration's admin listener has."""
     if given:
         url = given if "://" in given else f"http://{given}"
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not _is_address(url):
             raise click.UsageError(f"--admin takes a URL such as http://127.0.0.1:8001, got '{given}'")
         return url.rstrip("/")
     admin = load_configuration(folder).app.admin
@@ -36,10 +35,27 @@ def admin_url(given: str | None, folder: Path) -> str:
     return f"http://[{host}]:{admin.port}" if ":" in host else f"http://{host}:{admin.port}"
 
 
+def _is_address(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port that is no number
+        return False
+
+
 def ask(
-    url: str, method: str, path: str, query: Mapping[str, str] | None = None, *, timeout_seconds: float = 30
+    url: str,
+    method: str,
+    path: str,
+    query: Mapping[str, str] | None = None,
+    *,
+    timeout_seconds: float = 30,
+    otherwise: str = "",
 ) -> tuple[int, Any]:
-    """Return the status and the JSON document of the answer; end the command when there is none."""
+    """Return the status and the JSON document of the answer; end the command when there is none.
+
+    ``otherwise`` is what can be done where no service runs.
+    """
     parts = urlsplit(url)
     connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     connection = connect(parts.hostname or "", parts.port, timeout=timeout_seconds)
@@ -49,7 +65,7 @@ def ask(
         answer = connection.getresponse()
         raw = answer.read()
     except ConnectionRefusedError as error:
-        hint = "start it with `orchestrator serve`, or say where it is with --admin"
+        hint = f"start it with `orchestrator serve`, or say where it is with --admin{otherwise}"
         raise click.ClickException(f"nothing listens on {url}: the service does not run there\n  = {hint}") from error
     except TimeoutError as error:
         raise click.ClickException(f"{url} did not answer within {timeout_seconds:g} s") from error

@@ -20,6 +20,7 @@ from orchestrator_core.cli.captured import draw_captured
 from orchestrator_core.cli.kept import kept_execution, kept_executions
 from orchestrator_core.cli.options import admin_option, config_option, format_option, plugins_dir_option
 from orchestrator_core.cli.timeline import COLOURS, console, draw, milliseconds, natural_width
+from orchestrator_core.config.load import load_configuration
 from orchestrator_core.documents import execution_of
 from orchestrator_core.plugin_api import Execution
 
@@ -70,10 +71,7 @@ def list_(
       orchestrator executions list --domain hello --status failed --limit 5
     """
     query = {name: str(value) for name, value in filters.items() if value is not None}
-    if offline:
-        document = kept_executions(folder, plugins_dir, query)
-    else:
-        document = _asked(admin_url(admin, folder), "/executions", query)
+    document = kept_executions(folder, plugins_dir, query) if offline else _asked(folder, admin, "/executions", query)
     if incomplete := document.get("incomplete"):
         click.echo(f"note: only the latest in memory: {incomplete}", err=True)
     if form == "json":
@@ -107,7 +105,7 @@ def show(
     if offline:
         document = kept_execution(folder, plugins_dir, execution_id)
     else:
-        document = _asked(admin_url(admin, folder), f"/executions/{quote(execution_id, safe='')}")
+        document = _asked(folder, admin, f"/executions/{quote(execution_id, safe='')}")
     if form == "json":
         click.echo(json.dumps(document, indent=2, ensure_ascii=False))
         return
@@ -119,8 +117,11 @@ def show(
         draw_captured(execution.captured, to)
 
 
-def _asked(url: str, path: str, query: Mapping[str, str] | None = None) -> Any:
-    status, document = ask(url, "GET", path, query)
+def _asked(folder: Path, admin: str | None, path: str, query: Mapping[str, str] | None = None) -> Any:
+    url = admin_url(admin, folder)
+    stored = load_configuration(folder).app.tracking.store is not None
+    otherwise = ", or read what is stored with --offline" if stored else ""
+    status, document = ask(url, "GET", path, query, otherwise=otherwise)
     if status != 200:
         raise refused(url, status, document)
     return document

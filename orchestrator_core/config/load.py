@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import get_args
 
 import attrs
 from attrs import define, field, frozen
@@ -29,6 +30,14 @@ from orchestrator_core.errors import Problem, did_you_mean
 _SUFFIXES = (".yaml", ".yml", ".json")
 """Endings of files that are read, and of those that are told to have the wrong ending."""
 CORE_KEYS = tuple(attribute.name for attribute in attrs.fields(AppConfig))
+
+
+def _of_section(key: str) -> str:
+    """Return the hint that a key of the file is one within a section of it; an empty string where it is not."""
+    sections = attrs.fields(attrs.resolve_types(AppConfig))
+    classes = ((each.name, cls) for each in sections for cls in get_args(each.type) or (each.type,) if attrs.has(cls))
+    places = [f"'{name}.{key}'" for name, cls in classes if key in {option.name for option in attrs.fields(cls)}]
+    return f"did you mean {' or '.join(places)}?" if places else ""
 
 
 @frozen
@@ -177,7 +186,8 @@ class _Loader:
 
     def section(self, scope: str, kind: str, located: Located) -> None:
         keys = set(located.data) if isinstance(located.data, dict) else set()
-        meant = did_you_mean(kind, CORE_KEYS)
+        is_setting = isinstance(located.data, str | int | float | list)
+        meant = (is_setting and _of_section(kind)) or did_you_mean(kind, CORE_KEYS)
         if meant.startswith("did you mean") and not keys & {"sources", "operations"}:
             self.problems.append(located.problem("ORC201", f"unknown key '{kind}'", at_key=True, hint=meant))
             return

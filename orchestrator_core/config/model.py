@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
@@ -60,14 +60,6 @@ def _step_name(instance: Any, attribute: Any, value: str) -> None:
         raise ValueError(f"'{value}' is not a step name: use letters, digits and _, not starting with a digit")
     if value in RESERVED_ROOTS:
         raise ValueError(f"'{value}' cannot name a step: ${value} means something else")
-
-
-def check_captured_path(path: str) -> None:
-    """Raise ``ValueError`` for what is no path of captured values."""
-    parts = path.split(".")
-    if parts[0] not in ("request", "steps", "answer") or not all(parts):
-        expected = "expected such as request.body.ssn, steps.*.params.token or answer.name"
-        raise ValueError(f"'{path}' is no path of captured values; {expected}")
 
 
 def check_path_name(value: str) -> str | None:
@@ -163,11 +155,6 @@ class AdminOptions:
     port: int = option(8001, help="Port of the admin listener; 0 takes any free one.", validator=_port)
 
 
-def _paths(instance: Any, attribute: Any, value: Iterable[str]) -> None:
-    for path in value:
-        check_captured_path(path)
-
-
 @frozen
 class TrackingOptions:
     """Execution records."""
@@ -208,7 +195,6 @@ class TrackingOptions:
         (),
         help="Paths of values that are never kept, such as request.body.ssn or steps.*.params.token; what those of the"
         " request lead to is not named in errors either.",
-        validator=_paths,
     )
     max_payload_size: Size = option(
         Size(64 * 2**10), help="Largest captured value; of a larger one the beginning is kept.", validator=positive

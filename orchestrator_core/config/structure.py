@@ -16,6 +16,7 @@ import cattrs
 from attrs import field, frozen
 from cattrs.errors import (
     AttributeValidationNote,
+    ClassValidationError,
     ForbiddenExtraKeysError,
     IterableValidationError,
     IterableValidationNote,
@@ -252,11 +253,12 @@ def _literal(value: Any, cls: Any) -> Any:
     for option in allowed:
         if option == value and (type(option) is type(value) or isinstance(value, Secret)):
             return option
-    shown = value if isinstance(value, str | int | float) else kind_of(value)
+    shown = f"{value!r}" if isinstance(value, str | int | float) else kind_of(value)
+    shown = shown.lower() if isinstance(value, bool) else shown
     words = [_yaml_word(option) for option in allowed]
     hint = did_you_mean(str(value), words)
     suffix = f": {hint}" if hint.startswith("did you mean") else ""
-    raise _Unfit(f"expected one of {', '.join(words)}, got {shown!r}{suffix}")
+    raise _Unfit(f"expected one of {', '.join(words)}, got {shown}{suffix}")
 
 
 def _yaml_word(option: Any) -> str:
@@ -314,8 +316,15 @@ def _word(cls: Any) -> str:
     }
     if origin in named:
         return named[origin]
-    is_mapping = attrs.has(origin) or (isinstance(origin, type) and issubclass(origin, Mapping))
-    return "a mapping" if is_mapping else "a list"
+    if attrs.has(origin):
+        return _mapping_word(origin)
+    return "a mapping" if isinstance(origin, type) and issubclass(origin, Mapping) else "a list"
+
+
+def _mapping_word(cls: Any) -> str:
+    """Return what an options class takes, with its first option to show how: one that must be given, if any must."""
+    names = [attribute.name for attribute in attrs.fields(cls) if attribute.init]
+    return f"a mapping such as {{{names[0]}: …}}" if names else "a mapping"
 
 
 def _union(value: Any, cls: Any) -> Any:
@@ -324,7 +333,9 @@ def _union(value: Any, cls: Any) -> Any:
         if _fits(arm, value):
             return value if arm in (Any, type(None)) else _converter.structure(value, arm)
     words = [_word(arm) for arm in arms if arm is not type(None)]
-    raise _expected(" or ".join(words), value)
+    hint = _BOOLEAN_HINTS.get(value, "") if isinstance(value, str) else ""
+    takes_it = any(_fits(arm, hint.endswith("true")) for arm in arms)
+    raise _expected(" or ".join(words), value, hint if takes_it else "")
 
 
 def _sequence_factory(cls: Any) -> Callable[[Any, Any], Any]:
@@ -378,9 +389,34 @@ def _class_factory(cls: Any) -> Callable[[Any, Any], Any]:
             value = {}
         if not isinstance(value, dict):
             raise _expected("a mapping", value)
-        return inner(value, cls)
+        try:
+            return inner(value, cls)
+        except ClassValidationError as error:
+            raise ClassValidationError(
+                error.message, [*error.exceptions, *_unfit_others(error, cls, value)], cls
+            ) from None
 
     return hook
+
+
+def _unfit_others(error: ClassValidationError, cls: Any, value: Mapping[str, Any]) -> Iterator[OptionError]:
+    """Yield what validators say of the other options where one that has to be there is missing or unfit.
+
+    Without that one there is no value, on which attrs would run them.
+    """
+    failed = {name for inner in error.exceptions for name in _step(inner)}
+    failed |= {inner.option for inner in error.exceptions if isinstance(inner, OptionError)}
+    fields = [each for each in attrs.fields(attrs.resolve_types(cls)) if each.init]
+    if not any(each.name in failed and each.default is attrs.NOTHING for each in fields):
+        return
+    for each in fields:
+        if each.validator is not None and each.name in value and each.name not in failed:
+            try:
+                each.validator(None, each, _converter.structure(value[each.name], each.type))
+            except OptionError as found:
+                yield found
+            except Exception:  # a validator that looks at the other options, of which there are none
+                continue
 
 
 def _is_sequence(cls: Any) -> bool:

@@ -12,8 +12,9 @@ from time import time
 from typing import Any
 
 import structlog
-from attrs import frozen
+from attrs import evolve, frozen
 
+from orchestrator_core.config.model import ServerOptions
 from orchestrator_core.config.secrets import without_passwords
 from orchestrator_core.http.admin import AdminApp
 from orchestrator_core.http.connection import Limits
@@ -21,6 +22,7 @@ from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.limit import Limit
 from orchestrator_core.http.listener import Handler, Listener, listen
 from orchestrator_core.http.public import PublicApp
+from orchestrator_core.http.sockets import room_for
 from orchestrator_core.http.telemetry import ServiceState, open_telemetry
 from orchestrator_core.logs import LogMask
 from orchestrator_core.plugin_api import Generation, StoreContext
@@ -111,6 +113,7 @@ async def serve_live(
     """
     options = live.snapshot.configuration.app
     grace = grace or Grace(float(options.server.shutdown_timeout))
+    limits = _limits(options.server)
     writer = _writer(live)
     executions = ExecutionLog(options.tracking.capacity, live.registry.observers, writer)
     async with AsyncExitStack() as stack:
@@ -128,7 +131,7 @@ async def serve_live(
             listen(
                 public.handle,
                 public_at,
-                Limits.of(options.server),
+                limits,
                 grace,
                 linger_seconds,
                 public.limit,
@@ -137,6 +140,14 @@ async def serve_live(
         )
         stack.callback(public.drain)
         yield Service(live, executions, public.limit, listener, listener.address, admin.address if admin else None)
+
+
+def _limits(options: ServerOptions) -> Limits:
+    limits = Limits.of(options)
+    room = room_for(limits.max_connections)
+    if room < limits.max_connections:
+        log.warning("fewer connections are taken than server.max_connections: the system allows no more", taken=room)
+    return evolve(limits, max_connections=room)
 
 
 def _writer(live: Live) -> Writer | None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import fcntl
+import resource
 import socket
 import struct
 import sys
 import termios
 from collections.abc import Iterator
+from contextlib import suppress
 
 _ATTACH_FILTER = 26  # SO_ATTACH_FILTER, which the module socket does not name
 _LOAD_BYTE, _JUMP_IF_SET, _RETURN = 0x30, 0x45, 0x06
 _FLAGS_AT, _SYN, _ALL = 13, 0x02, 0xFFFFFFFF
+_OTHER_FILES = 1024
+"""Open files beside the clients' connections: those of sources, databases and logs."""
 
 
 class _Instruction(ctypes.Structure):
@@ -55,6 +59,24 @@ def accept_waiting(listening: socket.socket, at_most: int) -> Iterator[socket.so
             return
         connection.setblocking(False)
         yield connection
+
+
+def room_for(connections: int) -> int:
+    """Have the system let this process open so many connections and more, and return how many of them it can have.
+
+    A connection is an open file, of which a process may have 1,024 at first on most systems. Without one left no source
+    can be connected to either, so a fourth of few files is left to them. The hard limit is the administrator's.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return connections
+    wanted = connections + _OTHER_FILES
+    if soft < wanted:
+        more = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(OSError, ValueError):  # macOS says that there is no limit, and has one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+            soft = more
+    return min(connections, soft - min(_OTHER_FILES, soft // 4))
 
 
 def has_unread(transport: asyncio.BaseTransport) -> bool:

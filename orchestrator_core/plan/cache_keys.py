@@ -18,10 +18,13 @@ from orchestrator_core.expressions import (
     compile_value,
     parse_value,
 )
-from orchestrator_core.plan.model import AnswerCache
+from orchestrator_core.plan.model import REQUEST_PARTS, AnswerCache
 from orchestrator_core.plan.reading import Reading, place_of
 from orchestrator_core.plan.route import PARAMETER
 from orchestrator_core.policies.options import CacheOptions
+
+_ANYTHING = ((), ("path_params",), ("query_params",), ("body",))
+"""References to as much of a request that it is not known which names in it count."""
 
 
 def key_of_step(reading: Reading, config: StepConfig, located: Located) -> Node | None:
@@ -86,13 +89,27 @@ def key_of_answer(reading: Reading, config: EndpointConfig, located: Located) ->
         reading.references[start:] = [found for found in reading.references[start:] if found[0].root == "request"]
         return node
     names = _names_in(key)
-    declared = (config.input_schema or {}).get("properties") or {}
-    known = {*declared, *PARAMETER.findall(config.path or "")}
+    known = _names_of_request(reading, config)
     for name, at in names:
-        if known and name not in known:
+        if known is not None and name not in known:
             message = f"the request has no '{name}'"
             reading.report(located, "ORC503", message, "cache", "key", *at, hint=did_you_mean(name, known))
     return ArrayNode(tuple(parse_value(f"$request[{json.dumps(name)}] ?? null") for name, _ in names))
+
+
+def _names_of_request(reading: Reading, config: EndpointConfig) -> set[str] | None:
+    """Return what the endpoint declares and uses of the path, the query and the body; None where that may be anything.
+
+    A name that is none of them would be missing from each request, and all would be given one answer.
+    """
+    declared = (config.input_schema or {}).get("properties") or {}
+    known = {*declared, *PARAMETER.findall(config.path or "")}
+    asked = [found.path for found, _, _ in reading.references if found.root == "request"]
+    unknown = reading.broken or reading.endpoint.unreadable or any(path in _ANYTHING for path in asked)
+    if unknown or not (known or asked):
+        return None
+    known |= {str(path[0]) for path in asked if path[0] not in REQUEST_PARTS}
+    return known | {str(path[1]) for path in asked if path[0] in REQUEST_PARTS and path[0] != "headers" and path[1:]}
 
 
 def answer_cache(

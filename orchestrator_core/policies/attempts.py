@@ -28,7 +28,7 @@ from orchestrator_core.time_limits import Timer
 
 __all__ = ["attempts", "is_failure"]
 
-PROBE_OUTLASTS_SECONDS = 1.0
+PROBE_OUTLASTS_SECONDS = 0.25
 """How long a probe may still be answered when its request has ended otherwise, within the request's own time."""
 
 

@@ -10,6 +10,7 @@ from orchestrator_core.config.model import (
     AppConfig,
     DomainFile,
     EndpointConfig,
+    LimitOptions,
     LoggingOptions,
     ReloadOptions,
     ServerOptions,
@@ -34,6 +35,7 @@ _CLASSES = {
     for cls in (
         AppConfig,
         ServerOptions,
+        LimitOptions,
         AdminOptions,
         TrackingOptions,
         ReloadOptions,
@@ -78,6 +80,12 @@ Every other key of this file is a source type's section, as in `database.yaml` a
 ### `server`
 
 [[ServerOptions]]
+
+### `server.limit`
+
+[[LimitOptions]]
+
+[When there is too much](../overload.md) tells what is refused when.
 
 ### `admin`
 

@@ -14,6 +14,7 @@ from orchestrator_core.facts import check_facts
 from orchestrator_core.plan import Compiled, Plan, PlannedStep, compile_plan
 from orchestrator_core.plugin_api import CallInspection
 from orchestrator_core.plugins import Registry
+from orchestrator_core.redaction import check_redacted
 from orchestrator_core.stores import StoreSpec, find_store
 from orchestrator_core.telemetry import ConfiguredTelemetry, configure_telemetry
 
@@ -47,6 +48,7 @@ def draft(configuration: Configuration, registry: Registry) -> Draft:
     store, unfit_store = find_store(configuration, registry)
     telemetry, unfit_telemetry = configure_telemetry(configuration, registry)
     problems = [*configuration.problems, *registry.problems, *catalog.problems, *unfit_store, *unfit_telemetry]
+    problems += check_redacted(configuration)
     defaults = defaults_of(configuration)
     endpoints: list[Compiled] = []
     plans: dict[PlanKey, Plan] = {}

@@ -76,7 +76,7 @@ async def serve_workers(
             for one in sockets:
                 stack.enter_context(one)
                 one.listen(BACKLOG)
-        runtime = stack.enter_context(tempfile.TemporaryDirectory(prefix="workers-", dir=_base()))
+        runtime = stack.enter_context(_runtime())
         taken = await asyncio.to_thread(take, folder, Path(runtime) / "configuration")
         named = taken.configuration.app.plugins_dir
         plugins_dir = plugins_dir or (folder / named if named else None)
@@ -121,6 +121,15 @@ async def _unless(stop: asyncio.Event, doing: Coroutine[Any, Any, Any]) -> bool:
     if done:
         task.result()
     return done
+
+
+def _runtime() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder for the configuration that is served and the workers' sockets. Raises :class:`StartFailed`."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="workers-", dir=_base())
+    except OSError as error:
+        hint = "workers share a folder: set ORCHESTRATOR_RUNTIME_DIR to one that can be written"
+        raise StartFailed(f"{error.strerror or error}\n  = {hint}") from error
 
 
 def _base() -> Path:

@@ -92,6 +92,21 @@ def test_an_interrupt_exits_with_130_and_says_nothing(orchestrator: Invoke, monk
     assert result.output == ""
 
 
+@pytest.mark.parametrize("module", ["orchestrator_core", "orchestrator_core.workers"])
+def test_ctrl_c_is_heeded_while_a_process_is_still_being_imported(module: str, tmp_path: Path) -> None:
+    """A worker leaves it to its supervisor: in a terminal it comes to both."""
+    interrupting = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nos._exit(7)\n"
+    for name in ("click", "structlog"):
+        (tmp_path / f"{name}.py").write_text(interrupting)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--channel", "0"], env={**os.environ, "PYTHONPATH": path}, capture_output=True
+    )
+
+    assert (done.returncode, done.stderr) == ({"orchestrator_core": 130}.get(module, 7), b"")
+
+
 def test_the_module_is_the_same_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator_core", "nothing"], env=ENVIRONMENT, capture_output=True, text=True

@@ -185,6 +185,18 @@ def test_nothing_listens(args: tuple[str, ...], write: Write, orchestrator: Invo
     )
 
 
+def test_where_executions_are_stored_they_can_be_read_without_the_service(write: Write, orchestrator: Invoke) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    write({"config/config.yaml": f"admin: {{port: {port}}}\ntracking: {{store: {{type: any}}}}\n"})
+
+    for args in (("list",), ("show", "x")):
+        assert orchestrator("executions", *args).output.endswith(
+            "\n  = start it with `orchestrator serve`, or say where it is with --admin,"
+            " or read what is stored with --offline\n"
+        )
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -209,11 +221,12 @@ def test_a_configuration_that_does_not_say_where_the_service_is(
     assert result.output == f"Error: {message}\n"
 
 
-def test_an_address_that_is_none(orchestrator: Invoke) -> None:
-    result = orchestrator("reload", "--admin", "ftp://here")
+@pytest.mark.parametrize("address", ["ftp://here", "http://here:port", "here:99999", "http://:8001"])
+def test_an_address_that_is_none(address: str, orchestrator: Invoke) -> None:
+    result = orchestrator("reload", "--admin", address)
 
     assert result.exit_code == 2
-    assert result.output.endswith("\nError: --admin takes a URL such as http://127.0.0.1:8001, got 'ftp://here'\n")
+    assert result.output.endswith(f"\nError: --admin takes a URL such as http://127.0.0.1:8001, got '{address}'\n")
 
 
 def test_something_else_listens(orchestrator: Invoke) -> None:

@@ -56,6 +56,29 @@ class Needs:
     port: int = option(help="A port.")
 
 
+@frozen
+class Even:
+    """An option that must be given, and others that have to fit."""
+
+    most: int = option(help="A number.", validator=even)
+    rest: int = option(0, help="A number.", validator=even)
+    off: Needs | Literal[False] | None = option(None, help="Options, or off.")
+    on: Inner | bool = option(True, help="Options, or on or off.")
+
+
+@frozen
+class Whole:
+    """Options that are looked at together."""
+
+    least: int = option(help="A number.")
+    most: int = option(0, help="A number.")
+
+    @most.validator
+    def _in_order(self, _: Any, value: int) -> None:
+        if value < self.least:
+            raise ValueError("expected most to be more than least")
+
+
 def read(cls: Any, text: str) -> tuple[Any, list[str]]:
     document = parse_document(text, "f.yaml")
     assert not document.problems
@@ -202,6 +225,48 @@ def test_every_problem_is_told_at_once_validators_included() -> None:
 def test_what_must_be_given_and_is_not_is_told_once(text: str, problems: list[str]) -> None:
     _, told = read(Needs, text)
     assert sorted(told) == sorted(problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        (
+            "most: 1\nrest: 3",
+            ["1:7 ORC204 expected an even number, got 1", "2:7 ORC204 expected an even number, got 3"],
+        ),
+        (
+            "most: x\nrest: 3",
+            ["1:7 ORC202 expected an integer, got a string 'x'", "2:7 ORC204 expected an even number, got 3"],
+        ),
+        ("rest: 3", ["1:1 ORC203 'most' is missing", "1:7 ORC204 expected an even number, got 3"]),
+        ("rest: x", ["1:1 ORC203 'most' is missing", "1:7 ORC202 expected an integer, got a string 'x'"]),
+    ],
+)
+def test_validators_look_at_the_others_where_what_must_be_given_does_not_fit(text: str, problems: list[str]) -> None:
+    assert sorted(read(Even, text)[1]) == sorted(problems)
+
+
+def test_a_validator_of_several_options_waits_for_all_of_them() -> None:
+    assert read(Whole, "least: x\nmost: 1")[1] == ["1:8 ORC202 expected an integer, got a string 'x'"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("off: 3", "expected a mapping such as {name: …} or false, got an integer 3"),
+        ("off: 'off'", "expected a mapping such as {name: …} or false, got a string 'off': write false"),
+        ("off: 'on'", "expected a mapping such as {name: …} or false, got a string 'on'"),
+        ("on: yes", "expected a mapping such as {wait: …} or true or false, got a string 'yes': write true"),
+        ("on: 2", "expected a mapping such as {wait: …} or true or false, got an integer 2"),
+    ],
+)
+def test_what_is_either_options_or_a_switch_shows_how_to_write_both(text: str, message: str) -> None:
+    (problem,) = read(Even, f"most: 2\n{text}")[1]
+    assert problem.split(" ", 2)[2] == message
+
+
+def test_a_truth_value_is_shown_as_it_is_written() -> None:
+    assert read(Options, "level: true")[1] == ["1:8 ORC202 expected one of low, high, 3, got true"]
 
 
 def test_what_is_left_of_a_value_can_be_salvaged() -> None:

@@ -111,11 +111,12 @@ class Process:
 
 @asynccontextmanager
 async def starting(
-    folder: Path, files: Mapping[str, str] = FILES, *arguments: str
+    folder: Path, files: Mapping[str, str] = FILES, *arguments: str, shell: str = ":"
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start a service, and end it if it has not ended."""
+    """Start a service after a command of the shell, and end it if it has not ended."""
     write_files(folder, files)
     process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", f'{shell} && exec "$@"', "sh"),
         *(sys.executable, "-m", "orchestrator_core", "serve", "--config", "config", "--port", "0", "--admin-port", "0"),
         *arguments,
         cwd=folder,
@@ -131,8 +132,10 @@ async def starting(
 
 
 @asynccontextmanager
-async def serving(folder: Path, files: Mapping[str, str] = FILES, *arguments: str) -> AsyncIterator[Process]:
-    async with starting(folder, files, *arguments) as process, _served(folder, process) as service:
+async def serving(
+    folder: Path, files: Mapping[str, str] = FILES, *arguments: str, shell: str = ":"
+) -> AsyncIterator[Process]:
+    async with starting(folder, files, *arguments, shell=shell) as process, _served(folder, process) as service:
         yield service
 
 

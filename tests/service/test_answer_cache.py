@@ -20,7 +20,7 @@ from orchestrator_core.plugin_api import Duration
 from orchestrator_core.policies.options import CacheOptions
 from orchestrator_core.policies.state import SourceState
 from orchestrator_core.run import Request, Run
-from orchestrator_core.testing import RunningService, service
+from orchestrator_core.testing import RunningService, check_problems, service
 from orchestrator_core.time_limits import TimeLimit
 from tests.faults.kit import skip_without
 from tests.policies.lab import Clock, turns
@@ -116,6 +116,28 @@ def test_a_key_on_the_request_tells_answers_apart(run: RunFixture) -> None:
             assert [(await served.get(URL + target)).json["call"] for target in targets] == [1, 1, 2, 3, 3]
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("key", "used", "problem"),
+    [
+        ("entity_idd", "$request.path_params.entity_id", "the request has no 'entity_idd'"),
+        ("[entity_id, curency]", "$request.entity_id + $request.currency", "the request has no 'curency'"),
+        ("[tenant]", "$request.headers.tenant ?? $request.body.x", "the request has no 'tenant'"),
+        ("[entity_id, currency]", "$request.path_params.entity_id ?? $request.query_params.currency", ""),
+        ("[sku]", "$request.body", ""),
+    ],
+)
+def test_a_key_names_what_the_endpoint_uses_of_a_request(key: str, used: str, problem: str) -> None:
+    """A name that no request has would give everybody the answer of whoever came first."""
+    domain = f"""
+        endpoints:
+          e:
+            cache: {{ttl: 1m, key: {key}}}
+            response_mapping: {{a: "{used}"}}
+    """
+    found = check_problems({"domains/d.yaml": domain})
+    assert [(each.code, each.message) for each in found] == ([("ORC503", problem)] if problem else [])
 
 
 def test_a_request_that_does_not_fit_is_refused_before_the_cache_is_asked(run: RunFixture) -> None:

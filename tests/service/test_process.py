@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -175,3 +177,41 @@ def test_sigterm_under_load_fails_no_request(run: RunFixture, tmp_path: Path, wo
             assert [(load.failures, load.statuses) for load in loads] == [([], {200})] * 2
 
     run(main(), timeout_seconds=180)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_it_asks_for_as_many_open_files_as_it_takes_connections(run: RunFixture, tmp_path: Path, workers: str) -> None:
+    """With one left over no source could be connected to, and who connects would be closed without a word."""
+
+    async def main() -> None:
+        async with serving(tmp_path, FILES, "--workers", workers, shell="ulimit -S -n 100") as service:
+            async with connected(service.url, 300):
+                assert (await service.get(f"{service.url}/version"))[0] == 200
+            assert not [line for line in service.lines if "fewer connections" in line]
+
+    run(main())
+
+
+def test_where_the_system_allows_few_open_files_it_takes_fewer_connections(run: RunFixture, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, FILES, shell="ulimit -n 100") as service:
+            assert [line for line in service.lines if "server.max_connections" in line and "taken=75" in line]
+            async with connected(service.url, 75):
+                status, told = await service.get(f"{service.url}/version")
+                assert (status, told["detail"]) == (503, "all 75 connections are in use")
+
+    run(main())
+
+
+@asynccontextmanager
+async def connected(url: str, number: int) -> AsyncIterator[None]:
+    """Have so many connections that have begun a request."""
+    parts = urlsplit(url)
+    opened = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(number)]
+    try:
+        for _, writer in opened:
+            writer.write(b"GET / HTTP/1.1\r\n")
+        yield
+    finally:
+        for _, writer in opened:
+            writer.close()

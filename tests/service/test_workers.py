@@ -703,3 +703,16 @@ def test_a_port_that_is_taken_is_told_also_when_it_could_be_shared(run: RunFixtu
         port = taken.getsockname()[1]
         _, told = run(start(tmp_path, "--port", str(port)), timeout_seconds=180)
     assert f"cannot listen on 127.0.0.1:{port}: address already in use" in told
+
+
+def test_a_folder_that_cannot_be_written_is_told(
+    run: RunFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose file system is read-only."""
+    write_files(tmp_path, {"config/domains/d.yaml": "endpoints: {e: {response_mapping: 1}}", "file": ""})
+    monkeypatch.setenv("ORCHESTRATOR_RUNTIME_DIR", str(tmp_path / "file" / "run"))
+    _, told = run(start(tmp_path), timeout_seconds=180)
+    assert told == (
+        "Error: a worker did not start: Not a directory\n"
+        "  = workers share a folder: set ORCHESTRATOR_RUNTIME_DIR to one that can be written\n"
+    )

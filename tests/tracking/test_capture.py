@@ -383,11 +383,42 @@ def test_secrets_of_the_configuration_reach_no_store(serve: Serve, monkeypatch: 
     assert execution.steps[1].error == "refused: ***"
 
 
-def test_an_unfit_path_is_a_problem_at_its_line() -> None:
-    (problem,) = check_problems({"config.yaml": "tracking:\n  redact:\n    - body.ssn\n"})
-    expected = "expected such as request.body.ssn, steps.*.params.token or answer.name"
-    assert problem.message == f"'body.ssn' is no path of captured values; {expected}"
-    assert (problem.line, problem.code) == (3, "ORC204")
+def test_the_request_as_a_whole_can_be_redacted(shop: Callable[..., Served]) -> None:
+    captured = ask(shop(capture="full", redact="[request, steps]"))["captured"]
+    steps = {name: {"calls": ["***"] * calls} for name, calls in (("customer", 1), ("bureau", 1), ("items", 2))}
+    assert (captured["request"], captured["steps"], captured["answer"]["name"]) == ("***", steps, "Ada")
+
+
+NOWHERE = {
+    "body.ssn": ("ORC204", "'body.ssn' is no path of captured values"),
+    "answer..iban": ("ORC204", "'answer..iban' is no path of captured values"),
+    "request.bdy.ssn": ("ORC503", "there is no part 'bdy' of a request"),
+    "request.Headers.X-Shop": ("ORC503", "there is no part 'Headers' of a request"),
+    "steps.custmer.result.ssn": ("ORC502", "there is no step 'custmer'"),
+    "steps.customer.calls.params.key": ("ORC204", "there is no part 'calls' of a call"),
+    "steps.*.parms.key": ("ORC204", "there is no part 'parms' of a call"),
+    "steps.customer.params.kye": ("ORC407", "the step 'customer' has no parameter 'kye'"),
+}
+SOMEWHERE = [
+    "request.*.ssn",
+    "steps.one.params.a.b",
+    "steps.*.params.of_a_step_to_come",
+    "steps.customer.*.x",
+    "answer.x",
+]
+
+
+def test_each_path_that_redacts_nothing_is_a_problem_at_its_place() -> None:
+    """What is misspelt would be kept, and nobody would notice."""
+    listed = "".join(f"  - {path}\n" for path in [*NOWHERE, *SOMEWHERE])
+    files = {"config.yaml": f"tracking:\n redact:\n{listed}", "domains/d.yaml": DOMAIN}
+    problems = check_problems(files, offline=True, plugins={"lab": Lab()})
+    assert [(problem.line, problem.code, problem.message) for problem in problems] == [
+        (line, code, message) for line, (code, message) in enumerate(NOWHERE.values(), 3)
+    ]
+    parts = [problem.source_line[problem.column - 1 :][: problem.length] for problem in problems]
+    assert parts == ["body.ssn", "answer..iban", "bdy", "Headers", "custmer", "calls", "parms", "kye"]
+    assert problems[4].hint == "did you mean 'customer'?"
 
 
 def test_the_configuration_that_answered_is_kept_with_what_it_takes_to_explain_it(

@@ -1,0 +1,147 @@
+"""One worker: it opens what its supervisor tells it to, serves, and does what else it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from orchestrator_core.config.load import load_configuration
+from orchestrator_core.config.model import Configuration
+from orchestrator_core.documents import problem_json
+from orchestrator_core.errors import ConfigError, Problem
+from orchestrator_core.http.app import LINGER_SECONDS, serve_live
+from orchestrator_core.http.grace import Grace
+from orchestrator_core.logs import LogMask, configure_logging
+from orchestrator_core.loops import run_async
+from orchestrator_core.plugins import Registry, discover
+from orchestrator_core.reload import BUILTINS, masked, open_live
+from orchestrator_core.workers.commands import Commands
+from orchestrator_core.workers.images import ordered
+
+
+def work(channel: int) -> None:
+    """Work for the supervisor at the other end of the socket with that descriptor, until it says to stop or is gone."""
+    run_async(_work(channel))
+
+
+async def _work(channel: int) -> None:
+    os.set_inheritable(channel, False)
+    reader, writer = await asyncio.open_unix_connection(sock=_inherited(channel))
+    plugins_dir = json.loads(await reader.readline())["plugins_dir"]
+    registry = discover(Path(plugins_dir) if plugins_dir else None, BUILTINS)
+    line = await reader.readline()
+    if not line:  # a spare that was not needed
+        return
+    order = json.loads(line)
+    structlog.contextvars.bind_contextvars(worker=order["slot"])
+    sockets = [[_inherited(number) for number in slot] for slot in order["sockets"]]
+    loop = asyncio.get_running_loop()
+    stop, serve_on = asyncio.Event(), loop.create_future()
+    worker = _Worker(order, registry, sockets, writer, serve_on, stop)
+    listening = asyncio.create_task(_hear(reader, worker), name="the supervisor's words")
+    serving = asyncio.create_task(worker.serve(), name="serve")
+    stopped = asyncio.create_task(stop.wait(), name="stop")
+    # However often it comes: one that is for the whole process group comes here too, besides the supervisor's own.
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    try:
+        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not worker.serves:
+            serving.cancel()
+        await asyncio.wait({serving})
+    finally:
+        stopped.cancel()
+        orphaned = listening.done()
+        listening.cancel()
+        writer.close()
+        if orphaned:
+            shutil.rmtree(order["runtime"], ignore_errors=True)
+    if not serving.cancelled():
+        serving.result()
+
+
+def _inherited(number: int) -> socket.socket:
+    os.set_inheritable(number, False)
+    one = socket.socket(fileno=number)
+    one.setblocking(False)
+    return one
+
+
+async def _hear(reader: asyncio.StreamReader, worker: _Worker) -> None:
+    """Pass on the slots to serve, and that it hurries; stop when the supervisor is gone, however it went."""
+    try:
+        while line := await reader.readline():
+            message = json.loads(line)
+            if message.get("hurry"):
+                worker.grace.hurry()
+            elif not worker.serve_on.done():  # it is cancelled when the worker stops before it serves
+                worker.serve_on.set_result(message["serve"])
+    except ConnectionError:
+        pass
+    worker.stop.set()
+
+
+class _Worker:
+    def __init__(
+        self,
+        order: Mapping[str, Any],
+        registry: Registry,
+        sockets: list[list[socket.socket]],
+        writer: asyncio.StreamWriter,
+        serve_on: asyncio.Future[list[int]],
+        stop: asyncio.Event,
+    ) -> None:
+        self.order = order
+        self.registry = registry
+        self.sockets = sockets
+        self.writer = writer
+        self.serve_on = serve_on
+        self.stop = stop
+        self.serves = False
+        self.image = ordered(order["image"])
+        self.folder = Path(order["folder"])
+        self.configuration: Configuration = load_configuration(self.folder, image=self.image)
+        self.grace = Grace(float(self.configuration.app.server.shutdown_timeout))
+
+    async def serve(self) -> None:
+        mask = LogMask(self.configuration.redactor)
+        configure_logging(self.configuration.app.logging, mask)
+        try:
+            async with open_live(self.folder, registry=self.registry, image=self.image) as live:
+                live.swapped.append(lambda snapshot: mask.learn(snapshot.configuration.redactor))
+                self.tell("opened", live.snapshot.problems, generation=live.snapshot.generation)
+                commands = Commands(live, self.sockets)
+                slots = await self.serve_on
+                self.serves = True
+                public = [one for slot in slots for one in self.sockets[slot]]
+                admin = [_bound(self.order["admin"])]
+                async with serve_live(live, public, admin, self.grace, LINGER_SECONDS, commands) as service:
+                    commands.accepts(service.listener, slots)
+                    self.tell("serving")
+                    await self.stop.wait()
+        except ConfigError as error:
+            problems = masked(error.problems, self.configuration.redactor)
+            self.tell("failed", problems, message="the configuration has problems")
+            await self.writer.drain()
+
+    def tell(self, event: str, problems: Iterable[Problem] = (), **more: str) -> None:
+        message = {"event": event, "problems": [problem_json(problem) for problem in problems], **more}
+        self.writer.write(json.dumps(message).encode() + b"\n")
+
+
+def _bound(path: str) -> socket.socket:
+    one = socket.socket(socket.AF_UNIX)
+    one.setblocking(False)
+    one.bind(path)
+    return one
+
+
+__all__ = ["work"]
