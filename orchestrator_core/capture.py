@@ -42,6 +42,9 @@ ANY = "*"
 Tree: TypeAlias = "dict[str, Tree]"
 """What is redacted below a value, by the next part of each path. An empty one says: the value itself."""
 
+Fit: TypeAlias = Callable[[Any], Any]
+"""Makes of a value what is kept of it: JSON of no more than the allowed size."""
+
 
 class Requested(Protocol):
     """The request of an execution, as expressions see it."""
@@ -114,29 +117,31 @@ class Capture:
     request: Tree
     answer: Tree | None
     redactor: Redactor
-    _secrets: tuple[bytes, ...] = field(repr=False)
 
     def seal(self, taken: Taken) -> Captured:
         """Make the document of what was taken, once."""
         if taken.document is None:
-            taken.document = Captured(orjson.dumps(self._document(taken)))
+            text = orjson.dumps(self._document(taken, self._whole))
+            if self.redactor.spellings.may_be_in(text.decode()):
+                text = orjson.dumps(self._document(taken, self._without_secrets))
+            taken.document = Captured(text)
             taken.request, taken.calls, taken.answer = None, [], b""
         return taken.document
 
-    def _document(self, taken: Taken) -> dict[str, Any]:
+    def _document(self, taken: Taken, fit: Fit) -> dict[str, Any]:
         document: dict[str, Any] = {}
         if taken.request is not None:
-            document["request"] = self._request(taken.method, taken.request)
+            document["request"] = self._request(taken.method, taken.request, fit)
         steps: dict[str, Any] = {}
         for call in taken.calls:
             step = self.steps[call.index]
-            steps.setdefault(step.name, {"calls": []})["calls"].append(self._call(step, call))
+            steps.setdefault(step.name, {"calls": []})["calls"].append(self._call(step, call, fit))
         document["steps"] = steps
         if self.results and taken.answer:
-            document["answer"] = self._fit(_redacted(orjson.loads(taken.answer), self.answer))
+            document["answer"] = fit(_redacted(orjson.loads(taken.answer), self.answer))
         return document
 
-    def _request(self, method: str, request: Requested) -> dict[str, Any]:
+    def _request(self, method: str, request: Requested, fit: Fit) -> dict[str, Any]:
         headers: dict[str, str] = {}
         for name, value in request.headers.items():
             headers.setdefault(name.lower(), value)  # of several, expressions see the first
@@ -147,9 +152,9 @@ class Capture:
             **({} if request.body is MISSING else {"body": request.body}),
         }
         kept = _redacted(parts, self.request)
-        return {"method": method, **{name: self._fit(part) for name, part in kept.items()}}
+        return {"method": method, **{name: fit(part) for name, part in kept.items()}}
 
-    def _call(self, step: CapturedStep, taken: TakenCall) -> Any:
+    def _call(self, step: CapturedStep, taken: TakenCall, fit: Fit) -> Any:
         # A key for the cache can follow the values of the parameters.
         call: dict[str, Any] = {"params": dict(zip(step.params, taken.values, strict=False))}
         result = taken.result
@@ -164,22 +169,19 @@ class Capture:
             call["result"] = {"$degraded": call["result"]}
         params = call["params"]
         if isinstance(params, dict):
-            call["params"] = {name: self._fit(value) for name, value in params.items()}
-        return call | {name: self._fit(call[name]) for name in ("result", "error") if name in call}
+            call["params"] = {name: fit(value) for name, value in params.items()}
+        return call | {name: fit(call[name]) for name in ("result", "error") if name in call}
 
-    def _fit(self, value: Any) -> Any:
+    def _whole(self, value: Any) -> Any:
+        """Return the value as JSON, in which a secret may be, unless it is larger than allowed."""
+        encoded = _encoded(value)
+        return orjson.Fragment(encoded) if len(encoded) <= self.largest else self._without_secrets(value)
+
+    def _without_secrets(self, value: Any) -> Any:
         """Return the value as JSON that is no larger than allowed, with no secret in it."""
-        try:
-            encoded = orjson.dumps(value)
-            deep = encoded.count(b"[") + encoded.count(b"{") > MOST_DEEP and is_deeper(value, MOST_DEEP)
-            fits = not deep and not (b"null" in encoded and _has_odd_number(value))
-        except TypeError:
-            fits = False
-        if not fits:
-            value = _clean(value)
-            encoded = orjson.dumps(value)
-        if any(secret in encoded for secret in self._secrets):
-            encoded = orjson.dumps(self._masked(value))
+        encoded = _encoded(value)
+        if self.redactor.spellings.may_be_in(encoded.decode()):
+            encoded = orjson.dumps(self._masked(orjson.loads(encoded)))
         if len(encoded) > self.largest:
             start = encoded[: self.largest].decode("utf-8", "ignore")
             return {"$truncated": {"bytes": len(encoded), "start": start}}
@@ -213,8 +215,7 @@ def make_capture(
         else CapturedStep(name, tuple(params), of_steps)
         for name, params in steps
     )
-    secrets = tuple(orjson.dumps(form)[1:-1] for form in redactor.forms)
-    return Capture(level == "full", captured, largest, tree["request"], tree.get("answer"), redactor, secrets)
+    return Capture(level == "full", captured, largest, tree["request"], tree.get("answer"), redactor)
 
 
 def parse_path(path: str) -> list[str]:
@@ -265,6 +266,18 @@ def _redacted_item(index: int, item: Any, tree: Tree) -> Any:
         elif not part.isdigit():
             item = _redacted(item, {part: below})
     return item
+
+
+def _encoded(value: Any) -> bytes:
+    """Return the value as JSON, with what JSON cannot hold stood for by an object."""
+    try:
+        encoded = orjson.dumps(value)
+        deep = encoded.count(b"[") + encoded.count(b"{") > MOST_DEEP and is_deeper(value, MOST_DEEP)
+        if not deep and not (b"null" in encoded and _has_odd_number(value)):
+            return encoded
+    except TypeError:
+        pass
+    return orjson.dumps(_clean(value))
 
 
 def _error(error: BaseException) -> dict[str, Any]:
