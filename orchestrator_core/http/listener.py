@@ -59,6 +59,7 @@ class _Server(web.Server):
             request_factory=self._request,
             handler_cancellation=True,
             access_log=None,
+            auto_decompress=False,  # what it cannot decode it calls no HTTP
             keepalive_timeout=KEEPALIVE_SECONDS,
             lingering_time=LINGERING_SECONDS,
         )
