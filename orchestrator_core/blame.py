@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from orchestrator_core.errors import ExpressionError, InvalidRequest, MissingReference, OrchestratorError
+from orchestrator_core.errors import ExpressionError, InvalidRequest, MissingReference, OrchestratorError, SourceError
 from orchestrator_core.plugin_api import JSON
 
 BROKEN_OFF = "cancelled before it ended"
 """What a record says of a call or a request that was cancelled."""
+
+
+class UnfitAnswer(SourceError):
+    """502: the answer holds a value that cannot be written. ``step`` is the one that gave it, where that is known."""
+
+    def __init__(self, message: str, *, step: str = "") -> None:
+        super().__init__(message)
+        self.step = step
+
+
+def json_pointer(place: Sequence[str | int]) -> str:
+    """Return the JSON Pointer (RFC 6901) of a place."""
+    return "".join(f"/{str(key).replace('~', '~0').replace('/', '~1')}" for key in place)
 
 
 def describe(error: BaseException) -> str:
@@ -53,4 +66,13 @@ def located(place: str, expression: str, roots: tuple[str, ...], evaluate: Calla
         raise ExpressionError(message, step=steps[0] if len(steps) == 1 else "") from error
 
 
-__all__ = ["BROKEN_OFF", "culprit", "describe", "located", "request_error", "request_pointer"]
+__all__ = [
+    "BROKEN_OFF",
+    "UnfitAnswer",
+    "culprit",
+    "describe",
+    "json_pointer",
+    "located",
+    "request_error",
+    "request_pointer",
+]

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import orjson
 from attrs import define, field, frozen
@@ -40,6 +40,9 @@ REDACTED_HEADERS = ("authorization", "cookie", "proxy-authorization", "x-api-key
 LONGEST_REPR = 200
 MOST_BITS = 1024
 """Of an integer that is kept though it is none of JSON's, which have 64 at most."""
+
+Fit: TypeAlias = Callable[[Any], Any]
+"""Makes of a value what is kept of it: JSON of no more than the allowed size."""
 
 
 class Requested(Protocol):
@@ -117,7 +120,6 @@ class Capture:
     request: Tree
     answer: Tree | None
     redactor: Redactor
-    _secrets: tuple[bytes, ...] = field(repr=False)
 
     def hiding(self, taken: Taken) -> Hiding:
         """Return what takes redacted values of the request out of a message."""
@@ -127,31 +129,34 @@ class Capture:
     def seal(self, taken: Taken, *, failed: bool) -> Captured:
         """Make the document of what was taken, once. ``failed`` says that the answer is a problem."""
         if taken.document is None:
-            taken.document = Captured(orjson.dumps(self._document(taken, failed)))
+            text = orjson.dumps(self._document(taken, self._whole, failed))
+            if self.redactor.spellings.may_be_in(text.decode()):
+                text = orjson.dumps(self._document(taken, self._without_secrets, failed))
+            taken.document = Captured(text)
             taken.request, taken.calls, taken.answer = None, [], b""
         return taken.document
 
-    def _document(self, taken: Taken, failed: bool) -> dict[str, Any]:
+    def _document(self, taken: Taken, fit: Fit, failed: bool) -> dict[str, Any]:
         document: dict[str, Any] = {}
         hide = self.hiding(taken)
         if taken.request is not None:
-            document["request"] = self._request(taken.method, taken.request)
+            document["request"] = self._request(taken.method, taken.request, fit)
         steps: dict[str, Any] = {}
         for call in taken.calls:
             step = self.steps[call.index]
-            steps.setdefault(step.name, {"calls": []})["calls"].append(self._call(step, call, hide))
+            steps.setdefault(step.name, {"calls": []})["calls"].append(self._call(step, call, fit, hide))
         document["steps"] = steps
         if self.results and taken.answer:
             answer = orjson.loads(taken.answer)
-            document["answer"] = self._fit(redacted(hide.data(answer) if failed else answer, self.answer))
+            document["answer"] = fit(redacted(hide.data(answer) if failed else answer, self.answer))
         return document
 
-    def _request(self, method: str, request: Requested) -> dict[str, Any]:
+    def _request(self, method: str, request: Requested, fit: Fit) -> dict[str, Any]:
         parts = _parts(request)
         kept = redacted(parts, self.request or dict.fromkeys(parts, self.request))
-        return {"method": method, **{name: self._fit(part) for name, part in kept.items()}}
+        return {"method": method, **{name: fit(part) for name, part in kept.items()}}
 
-    def _call(self, step: CapturedStep, taken: TakenCall, hide: Hiding) -> Any:
+    def _call(self, step: CapturedStep, taken: TakenCall, fit: Fit, hide: Hiding) -> Any:
         # A key for the cache can follow the values of the parameters.
         call: dict[str, Any] = {"params": dict(zip(step.params, taken.values, strict=False))}
         result = taken.result
@@ -166,22 +171,19 @@ class Capture:
             call["result"] = {"$degraded": call["result"]}
         params = call["params"]
         if isinstance(params, dict):
-            call["params"] = {name: self._fit(value) for name, value in params.items()}
-        return call | {name: self._fit(call[name]) for name in ("result", "error") if name in call}
+            call["params"] = {name: fit(value) for name, value in params.items()}
+        return call | {name: fit(call[name]) for name in ("result", "error") if name in call}
 
-    def _fit(self, value: Any) -> Any:
+    def _whole(self, value: Any) -> Any:
+        """Return the value as JSON, in which a secret may be, unless it is larger than allowed."""
+        encoded = _encoded(value)
+        return orjson.Fragment(encoded) if len(encoded) <= self.largest else self._without_secrets(value)
+
+    def _without_secrets(self, value: Any) -> Any:
         """Return the value as JSON that is no larger than allowed, with no secret in it."""
-        try:
-            encoded = orjson.dumps(value)
-            deep = encoded.count(b"[") + encoded.count(b"{") > MOST_DEEP and is_deeper(value, MOST_DEEP)
-            fits = not deep and not (b"null" in encoded and _has_odd_number(value))
-        except TypeError:
-            fits = False
-        if not fits:
-            value = _clean(value)
-            encoded = orjson.dumps(value)
-        if any(secret in encoded for secret in self._secrets):
-            encoded = orjson.dumps(self._masked(value))
+        encoded = _encoded(value)
+        if self.redactor.spellings.may_be_in(encoded.decode()):
+            encoded = orjson.dumps(self._masked(orjson.loads(encoded)))
         if len(encoded) > self.largest:
             start = encoded[: self.largest].decode("utf-8", "ignore")
             return {"$truncated": {"bytes": len(encoded), "start": start}}
@@ -216,9 +218,8 @@ def make_capture(
         else CapturedStep(name, tuple(params), of_steps)
         for name, params in steps
     )
-    secrets = tuple(orjson.dumps(form)[1:-1] for form in redactor.forms)
     values, results = level != "none", level == "full"
-    return Capture(values, results, captured, largest, tree["request"], tree.get("answer"), redactor, secrets)
+    return Capture(values, results, captured, largest, tree["request"], tree.get("answer"), redactor)
 
 
 def _parts(request: Requested) -> dict[str, Any]:
@@ -231,6 +232,18 @@ def _parts(request: Requested) -> dict[str, Any]:
         "headers": headers,
         **({} if request.body is MISSING else {"body": request.body}),
     }
+
+
+def _encoded(value: Any) -> bytes:
+    """Return the value as JSON, with what JSON cannot hold stood for by an object."""
+    try:
+        encoded = orjson.dumps(value)
+        deep = encoded.count(b"[") + encoded.count(b"{") > MOST_DEEP and is_deeper(value, MOST_DEEP)
+        if not deep and not (b"null" in encoded and _has_odd_number(value)):
+            return encoded
+    except TypeError:
+        pass
+    return orjson.dumps(_clean(value))
 
 
 def _error(error: BaseException) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 from attrs import frozen
 
-from orchestrator_core.blame import culprit, describe, request_error
+from orchestrator_core.blame import UnfitAnswer, culprit, describe, request_error
 from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.errors import (
     DeadlineExceeded,
@@ -149,7 +149,7 @@ def failure_of(error: BaseException, run: Run | None, redactor: Redactor) -> Fai
         if run is not None and not run.failed_step:
             run.failed_step = culprit(error, "")
         error = request_error(error)
-    if isinstance(error, ExpressionError) and run is not None and not run.failed_step:
+    if isinstance(error, ExpressionError | UnfitAnswer) and run is not None and not run.failed_step:
         run.failed_step = error.step
     step = run.failed_step if run is not None else ""
     if step == "request":

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 from orchestrator_core.config.model import Configuration
-from orchestrator_core.config.secrets import MASK, SHORTEST_MASKED, forms_of
+from orchestrator_core.config.spellings import MASK, Spellings
 from orchestrator_core.errors import Problem, did_you_mean
 
 __all__ = ["ANY", "Hiding", "Tree", "check_redacted", "merged", "parse_path", "redacted", "tree_of"]
@@ -212,18 +212,15 @@ class Hiding:
 
 
 def _without(text: str, hidden: str) -> str:
+    if len(hidden) < SHORT:
+        return re.sub(_word(hidden), MASK, text)
     if len(hidden) <= LONGEST:
-        for form in _forms(hidden):
-            if form in text:
-                text = re.sub(_word(form), MASK, text) if len(hidden) < SHORT else text.replace(form, MASK)
+        text = Spellings.of([hidden]).mask(text)
     if len(hidden) > LONG:
-        for form in _forms(hidden[:BEGINNING]):
-            text = text if (at := text.find(form)) < 0 else text[:at] + MASK
+        masked = Spellings.of([hidden[:BEGINNING]]).mask(text)
+        if masked != text:
+            text = masked[: masked.index(MASK)] + MASK
     return text
-
-
-def _forms(text: str) -> Iterable[str]:
-    return (text,) if len(text) < SHORTEST_MASKED or (text.isascii() and text.isalnum()) else forms_of([text])
 
 
 def _word(form: str) -> str:

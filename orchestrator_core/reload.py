@@ -89,7 +89,10 @@ class _Opening:
 
 
 class Live:
-    """The configuration that serves. ``snapshot`` is replaced as a whole: read it once per request."""
+    """The configuration that serves. ``snapshot`` is replaced as a whole: read it once per request.
+
+    ``opening`` are called with each configuration before anything of it is opened, ``swapped`` when it begins to serve.
+    """
 
     def __init__(self, folder: Path, registry: Registry, http: HttpClient, snapshot: Snapshot) -> None:
         self.folder = folder
@@ -99,6 +102,7 @@ class Live:
         self.last = Reloaded(True, snapshot.generation, snapshot.problems)
         self.secret_files = dict(snapshot.configuration.secret_files)
         self.reloads = {"swapped": 0, "failed": 0}
+        self.opening: list[Callable[[Configuration], None]] = []
         self.swapped: list[Callable[[Snapshot], None]] = []
         self._lock = asyncio.Lock()
         self._opening: _Opening | None = None
@@ -186,6 +190,8 @@ class Live:
         Raises :class:`ConfigError` with every problem, masked.
         """
         old = self.snapshot
+        for listener in self.opening:
+            listener(prepared.configuration)
         try:
             if prepared.errors:
                 raise ConfigError(prepared.problems)

@@ -112,7 +112,7 @@ async def _run(plan: Plan, prepared: Draft, given: Given) -> tuple[JSON | Failur
         try:
             request = make_request(ready, dict(given.path_params), given.query, given.headers, given.body)
             answer = await execute(ready, request, run)
-            encode(answer)
+            encode(answer, plan)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # the boundary at which a failure of the request becomes its answer

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, quote_plus, unquote
 
 from attrs import Factory, field, frozen
 
+from orchestrator_core.config.spellings import MASK, SHORTEST_MASKED, Spellings, passwords_in
 from orchestrator_core.config.yaml import DataPath, Document
 from orchestrator_core.errors import Problem, did_you_mean
 
-MASK = "***"
-SHORTEST_MASKED = 3
 CLOSE_VARIABLE = 0.8
 """How alike a variable's name must be to be suggested: every environment has names that are somewhat alike."""
 
@@ -29,12 +25,11 @@ _PLACEHOLDER = re.compile(
 )
 
 
-_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@/\s]+@")
-
-
 def without_passwords(text: str) -> str:
     """Return a text with the passwords of the URLs in it masked."""
-    return _PASSWORD.sub(rf"\1{MASK}@", text)
+    for start, end in reversed(list(passwords_in(text))):
+        text = text[:start] + MASK + text[end:]
+    return text
 
 
 class Secret(str):
@@ -48,14 +43,15 @@ class Secret(str):
 
 @frozen(repr=False)
 class Redactor:
-    """Replaces every known secret in a text by ``***``, also as JSON, Python, its bytes and URLs write it.
+    """Replaces every known secret in a text by ``***``, also where it is escaped, percent-encoded or in base64.
 
-    Of a secret that is a URL the password is one too. Values shorter than three characters are left alone.
+    Of a secret that is a URL the password is one too. Values shorter than three characters are left alone. All that
+    there is to find out is found out once: see :mod:`orchestrator_core.config.spellings`.
     """
 
     values: tuple[str, ...] = ()
-    forms: tuple[str, ...] = field(
-        init=False, eq=False, default=Factory(lambda self: forms_of(self.values), takes_self=True)
+    spellings: Spellings = field(
+        init=False, eq=False, default=Factory(lambda self: Spellings.of(self.values), takes_self=True)
     )
 
     @classmethod
@@ -64,10 +60,7 @@ class Redactor:
         return cls(tuple(sorted(known, key=len, reverse=True)))
 
     def __call__(self, text: str) -> str:
-        for value in self.forms:
-            if value in text:
-                text = text.replace(value, MASK)
-        return text
+        return self.spellings.mask(text)
 
     def data(self, value: Any) -> Any:
         """Return JSON data with every string in it masked."""
@@ -78,25 +71,6 @@ class Redactor:
         if isinstance(value, Mapping):
             return {key: self.data(item) for key, item in value.items()}
         return [self.data(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-_URL_PASSWORD = re.compile(r"://[^:/@\s]*:([^@/\s]+)@")
-_IN_URLS = (quote, partial(quote, safe=""), quote_plus, partial(quote, safe="!#$%&'()*+,/:;=?@[]~"))
-"""How URLs are written: the last leaves alone what means something in one, as HTTP libraries do."""
-
-
-def forms_of(values: Iterable[str]) -> tuple[str, ...]:
-    """Return how texts are written in JSON, Python and URLs, the longest first; those of less than 3 characters not."""
-    known, forms = set(values), set()
-    known |= {match[1] for value in known if (match := _URL_PASSWORD.search(value))}
-    known |= {unquote(password) for password in known}
-    for value in known:
-        if len(value) < SHORTEST_MASKED:
-            continue
-        escaped = json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1]
-        in_bytes = repr(value.encode("utf-8", "surrogateescape"))[2:-1]
-        forms |= {value, *escaped, in_bytes, *(write(value, errors="surrogateescape") for write in _IN_URLS)}
-    return tuple(sorted(forms, key=len, reverse=True))
 
 
 @frozen

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from attrs import evolve, field, frozen
 
+from orchestrator_core.config.spellings import passwords_in
 from orchestrator_core.errors import Problem
 
 DataPath = tuple[str | int, ...]
@@ -26,7 +27,6 @@ MAX_ALIASED_NODES = 10_000
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _NOT_FINITE = re.compile(r"([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z")
-_URL_PASSWORD = re.compile(r"(://[^:/@\s{}]*:)([^/@\s{}]+)(?=@)")
 _CONSTANTS = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -128,7 +128,10 @@ class Document:
 
 def _without_passwords(line: str) -> str:
     """Return the line with the password of a URL as asterisks, as many as it has letters: the caret must still fit."""
-    return _URL_PASSWORD.sub(lambda found: found[1] + "*" * len(found[2]), line)
+    for start, end in passwords_in(line):
+        if "{" not in line[start:end]:  # a placeholder
+            line = line[:start] + "*" * (end - start) + line[end:]
+    return line
 
 
 def format_path(path: DataPath) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from http import HTTPStatus
 from time import time
@@ -13,8 +13,9 @@ import orjson
 from aiohttp import HttpVersion11, web
 from aiohttp.helpers import rfc822_formatted_time
 
+from orchestrator_core.blame import UnfitAnswer, json_pointer
 from orchestrator_core.engine import Failure, new_execution_id
-from orchestrator_core.errors import SourceError
+from orchestrator_core.plan import Place, Plan, giver
 from orchestrator_core.run import CACHED, OK, Run, clock
 
 JSON_TYPE = "application/json"
@@ -22,10 +23,12 @@ PROBLEM_TYPE = "application/problem+json"
 SERVER = "orchestrator"
 MILLI = 1000.0
 DRAIN_ABOVE = 64 * 1024
+DEEPEST_PLACE = 20
+"""A value that is unfit for being too deep, or for being within itself, has no place."""
 
 
-def encode(value: Any) -> bytes:
-    """Return the JSON of an answer. Raises :class:`SourceError` for what JSON cannot hold, naming the place.
+def encode(value: Any, plan: Plan) -> bytes:
+    """Return the JSON of an answer. Raises :class:`UnfitAnswer` for what JSON cannot hold: its place and who gave it.
 
     orjson writes NaN and infinities as null, without a word. So where the text has a null at all, the value is looked
     through for numbers that are none.
@@ -33,22 +36,41 @@ def encode(value: Any) -> bytes:
     try:
         body = orjson.dumps(value)
     except TypeError as error:
-        raise SourceError(f"the answer holds a value that JSON cannot: {error}") from error
-    if b"null" in body and (place := _not_finite(value, "")):
-        raise SourceError(f"the answer holds a number that JSON cannot (NaN or infinite) at {place}")
+        raise _unfit(f"a value that JSON cannot ({error})", plan, _unwritable(value)) from error
+    if b"null" in body and (place := _not_finite(value, ())) is not None:
+        raise _unfit("a number that JSON cannot (NaN or infinite)", plan, place)
     return body
 
 
-def _not_finite(value: Any, place: str) -> str:
-    """Return the JSON Pointer of the first number that is not finite, or an empty string."""
+def _unfit(what: str, plan: Plan, place: Place) -> UnfitAnswer:
+    message = f"the answer holds {what} at {json_pointer(place) or '/'}"
+    step = giver(plan, place)
+    if step is None:
+        return UnfitAnswer(message)
+    return UnfitAnswer(f"step '{step.name}': {step.spec.label}: {message}", step=step.name)
+
+
+def _not_finite(value: Any, place: Place) -> Place | None:
+    """Return the place of the first number that is not finite."""
     if isinstance(value, float):
-        return "" if math.isfinite(value) else place or "/"
-    items: Any = ()
+        return None if math.isfinite(value) else place
+    return next((found for key, item in _items(value) if (found := _not_finite(item, (*place, key))) is not None), None)
+
+
+def _unwritable(value: Any, place: Place = ()) -> Place:
+    """Return the place of the first value that orjson does not write."""
+    for key, item in _items(value) if len(place) < DEEPEST_PLACE else ():
+        try:
+            orjson.dumps(item)
+        except TypeError:
+            return _unwritable(item, (*place, key))
+    return place
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(value, Mapping):
-        items = value.items()
-    elif isinstance(value, list | tuple):
-        items = enumerate(value)
-    return next((found for key, item in items if (found := _not_finite(item, f"{place}/{key}"))), "")
+        return value.items()
+    return enumerate(value) if isinstance(value, list | tuple) else ()
 
 
 class Answer:

@@ -195,7 +195,7 @@ async def serve(
     """Serve until SIGINT or SIGTERM, and a second one ends requests in flight; SIGHUP reloads.
 
     ``ready`` is called once both listeners accept; what is not open yet when the service is to stop is given up.
-    ``mask`` learns the secrets of every configuration that is swapped in.
+    ``mask`` learns the secrets of every configuration before it is opened: what opens may log them.
     """
     stop, grace, opened, hangup = asyncio.Event(), Grace(shutdown_seconds), asyncio.Event(), asyncio.Event()
     on_stop_signals(stop, grace)
@@ -209,7 +209,7 @@ async def serve(
         ):
             opened.set()
             if mask:
-                service.live.swapped.append(lambda snapshot: mask.learn(snapshot.configuration.redactor))
+                service.live.opening.append(lambda configuration: mask.learn(configuration.redactor))
             if ready:
                 ready(service)
             await stop.wait()

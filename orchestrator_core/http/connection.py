@@ -139,7 +139,12 @@ class Connection(web.RequestHandler):
         self._take_up()
 
     def refuse(self, waited_seconds: float) -> None:
-        """Refuse the request that waits, in the cheapest way that there is for it."""
+        """Refuse the request that waits, or one that has not been read, in the cheapest way that there is for it."""
+        if not self._messages and self.limit is not None:
+            self._request_count += 1
+            self._answer_refused(self.limit, waited_seconds)
+            self.head_since = 0.0
+            return
         message: Any
         message, payload = self._messages[0]
         if (
@@ -175,10 +180,7 @@ class Connection(web.RequestHandler):
             or not is_whole_request(data)
         ):
             return False
-        limit.shed += 1
-        self._request_count += 1
-        self._answer_refused(limit, 0.0)
-        self.head_since = 0.0
+        limit.refuse(self, 0.0)
         return True
 
     def _answer_refused(self, limit: Limit, waited_seconds: float) -> None:

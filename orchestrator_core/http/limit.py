@@ -114,9 +114,9 @@ class Limit:
     """The limit of one worker. Its figures are plain numbers, for whoever wants to show them.
 
     ``in_flight`` are the requests of endpoints under way, ``shed`` those refused so far, ``backlog`` those that were
-    read and not begun, ``connections`` the open ones. While ``engaged`` is false, nothing is asked of the limit but to
-    count: until the backlog exceeds ``min``, or a few requests take long. ``soon`` calls a function in the loop's next
-    turn.
+    read and not begun, ``connections`` the open ones, and ``connections_refused`` those that were too many. While
+    ``engaged`` is false, nothing is asked of the limit but to count: until the backlog exceeds ``min``, or a few
+    requests take long. ``soon`` calls a function in the loop's next turn.
     """
 
     __slots__ = (
@@ -159,6 +159,7 @@ class Limit:
         "adaptive",
         "backlog",
         "connections",
+        "connections_refused",
         "engaged",
         "in_flight",
         "most",
@@ -183,6 +184,7 @@ class Limit:
         self.in_flight = 0
         self.backlog = 0
         self.connections = 0
+        self.connections_refused = 0
         self.shed = 0
         self.engaged = False
         self.overloaded = False

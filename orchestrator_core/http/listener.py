@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from itertools import islice
 from typing import Any
 
+import structlog
 from aiohttp import web
 
 from orchestrator_core.http.accepting import BACKLOG, Acceptor
@@ -24,6 +25,8 @@ from orchestrator_core.http.connection import (
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.limit import Limit
 
+log = structlog.get_logger("orchestrator.http")
+
 NO_ADDRESS = ("", 0)
 KEEPALIVE_SECONDS = 75.0
 FIRST_REQUEST_SECONDS = 1.0
@@ -33,6 +36,8 @@ _CANCEL_SECONDS = 0.05
 SWEPT_AT_ONCE = 5
 """So many connections are looked at without a pause; more, where that would take more than ``MOST_SLICES`` a second."""
 MOST_SLICES = 400
+TOLD_SECONDS = 10.0
+"""The log says at most so often how many connections were refused."""
 
 Handler = Callable[[web.BaseRequest], Awaitable[Answer]]
 
@@ -54,6 +59,7 @@ class _Server(web.Server):
             request_factory=self._request,
             handler_cancellation=True,
             access_log=None,
+            auto_decompress=False,  # what it cannot decode it calls no HTTP
             keepalive_timeout=KEEPALIVE_SECONDS,
             lingering_time=LINGERING_SECONDS,
         )
@@ -63,15 +69,33 @@ class _Server(web.Server):
         self._round: Iterator[Any] = iter(())
         self._slice, self._pause = SWEPT_AT_ONCE, SWEEP_SECONDS
         self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        self._refused = 0
+        self._telling: asyncio.TimerHandle | None = None
         self.acceptor = Acceptor(self)
 
     def __call__(self) -> web.RequestHandler:
         self.acceptor.look_soon()
         if len(self._connections) >= self._limits.max_connections:
-            return RefusedConnection(self._limits.max_connections)  # type: ignore[return-value]  # it is of no other use
+            return self._refuse()  # type: ignore[return-value]  # it is of no other use
         connection = Connection(self, self._limit, self._malformed, loop=self._loop, **self._kwargs)
         connection.closing = self.closing
         return connection
+
+    def _refuse(self) -> RefusedConnection:
+        if self._limit is not None:
+            self._limit.connections_refused += 1
+        self._refused += 1
+        if self._telling is None:
+            self._tell_refused()
+        return RefusedConnection(self._limits.max_connections)
+
+    def _tell_refused(self) -> None:
+        """Log how many were refused: at once, and later how many more."""
+        self._telling = None
+        if self._refused:
+            log.warning("connections refused: all are in use", most=self._limits.max_connections, refused=self._refused)
+            self._refused = 0
+            self._telling = self._loop.call_later(TOLD_SECONDS, self._tell_refused)
 
     def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
         protocol.begin()
@@ -93,8 +117,11 @@ class _Server(web.Server):
             self._pause = SWEEP_SECONDS / (len(connections) // self._slice + 1)
         self._timer = self._loop.call_later(self._pause, self._sweep)
 
-    def stop_sweeping(self) -> None:
+    def stop_timers(self) -> None:
         self._timer.cancel()
+        self._tell_refused()
+        if self._telling is not None:
+            self._telling.cancel()
 
 
 class Listener:
@@ -171,4 +198,4 @@ async def listen(
         yield listener
     finally:
         await listener.stop(grace, linger_seconds)
-        server.stop_sweeping()
+        server.stop_timers()

@@ -35,7 +35,7 @@ from orchestrator_core.http.answers import (
 from orchestrator_core.http.connection import LINGERING_SECONDS
 from orchestrator_core.http.limit import Limit
 from orchestrator_core.http.pages import PageContent
-from orchestrator_core.http.reading import parse_query, read_json
+from orchestrator_core.http.reading import ACCEPTED, parse_query, read_json
 from orchestrator_core.http.routing import ROOT, Route
 from orchestrator_core.http.serving import Serving, limit_of
 from orchestrator_core.http_client import current_trace, parse_traceparent
@@ -146,7 +146,7 @@ class PublicApp:
             if run.taken is not None:
                 run.taken.request = given
             if ready.answers is None:
-                content = encode(await execute(ready, given, run))
+                content = encode(await execute(ready, given, run), ready.plan)
             else:
                 content = await ready.answers.answer(
                     given, run, ready.time_limit, _make(ready), self._renewing(serving, ready, request.method)
@@ -162,6 +162,8 @@ class PublicApp:
             lines = run_headers(run)
             if failure.status == 405:
                 lines += f"Allow: {', '.join(sorted(route.methods))}\r\n"
+            elif failure.status == 415:
+                lines += ACCEPTED
             response = problem(failure, run.id, lines, request.path)
             if run.taken is not None:
                 run.taken.answer = response.body
@@ -332,7 +334,7 @@ class PublicApp:
 
 def _make(ready: ReadyPlan) -> Make:
     async def make(given: Request, run: Run) -> bytes:
-        return encode(await execute(ready, given, run))
+        return encode(await execute(ready, given, run), ready.plan)
 
     return make
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import re
+import zlib
 from urllib.parse import parse_qs
 
 import orjson
@@ -22,6 +23,10 @@ MAX_DEPTH = 100
 BODY_TIMEOUTS_SPREAD = 1.1
 """Clients that came together are not given up in one moment, which would keep the others waiting."""
 
+CODINGS = frozenset({"gzip", "deflate"})
+ACCEPTED = f"Accept: {JSON_TYPE}\r\nAccept-Encoding: {', '.join(sorted(CODINGS))}\r\n"
+"""What a 415 says of bodies that are read (RFC 9110, section 15.5.16)."""
+
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
@@ -32,9 +37,14 @@ async def read_json(request: web.BaseRequest, timeout_seconds: float) -> JSON | 
     length = request.content_length
     if length is not None and length > request._client_max_size:
         raise _too_large(request)
+    coding = request._message.compression  # the parser tells those that it knows
+    if coding is not None and coding not in CODINGS:
+        raise _unknown_coding(coding)
     raw = await _read(request, timeout_seconds)
     if not raw:
         return MISSING
+    if coding is not None:
+        raw = _decoded(raw, coding, request)
     content_type = request.headers.get("Content-Type", JSON_TYPE).partition(";")[0].strip().lower()
     if content_type != JSON_TYPE and not content_type.endswith("+json"):
         raise BadRequest(f"the body must be {JSON_TYPE}, not {content_type}", 415)
@@ -43,6 +53,9 @@ async def read_json(request: web.BaseRequest, timeout_seconds: float) -> JSON | 
         if _LONG_NUMBER.search(raw):
             json.loads(raw, parse_int=_exact)
     except ValueError as error:
+        coding = request.headers.get("Content-Encoding", "identity").strip().lower()
+        if coding not in CODINGS | {"identity", ""}:
+            raise _unknown_coding(coding) from None
         raise BadRequest(f"the body is not JSON: {error}") from error
     except RecursionError:
         raise _too_deep() from None
@@ -67,6 +80,27 @@ async def _read(request: web.BaseRequest, timeout_seconds: float) -> bytes:
     except web.RequestPayloadError as error:
         reason = " ".join(str(error).rpartition("message:")[2].split())  # aiohttp puts a status before it
         raise BadRequest(f"the body cannot be read: {reason}") from error
+
+
+def _decoded(raw: bytes, coding: str, request: web.BaseRequest) -> bytes:
+    """Return a body without its content coding. No more is made of it than a body may have."""
+    most = request._client_max_size
+    # "deflate" is zlib's format (RFC 9110, section 8.4.1.2), and some send what is in it alone
+    bits = -zlib.MAX_WBITS if coding == "deflate" and raw[0] & 0x0F != 8 else zlib.MAX_WBITS | 32
+    decoder = zlib.decompressobj(bits)
+    try:
+        body = decoder.decompress(raw, most + 1)
+    except zlib.error:
+        body = b""
+    if len(body) > most:
+        raise _too_large(request)
+    if not decoder.eof or decoder.unused_data:
+        raise BadRequest(f"the body cannot be read: Can not decode content-encoding: {coding}")
+    return body
+
+
+def _unknown_coding(coding: str) -> BadRequest:
+    return BadRequest(f"the body's Content-Encoding must be {' or '.join(sorted(CODINGS))}, not {coding[:40]}", 415)
 
 
 def _ask_for_body(request: web.BaseRequest) -> None:
@@ -114,4 +148,4 @@ def parse_query(query: str) -> dict[str, list[str]]:
         raise BadRequest(f"the query cannot be read: {error}") from error
 
 
-__all__ = ["parse_query", "read_json"]
+__all__ = ["ACCEPTED", "parse_query", "read_json"]

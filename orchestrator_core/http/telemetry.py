@@ -56,6 +56,7 @@ class ServiceState:
             "generation": snapshot.generation,
             "endpoints": len(snapshot.plans),
             "requests": {} if self.limit is None else _requests(self.limit),
+            "connections": {} if self.limit is None else _connections(self.limit),
             "reloads": dict(live.reloads),
             "tracking": _tracking(self._executions),
             "sources": [part for opened in snapshot.sources.values() for part in _source(opened, snapshot.memory)],
@@ -70,6 +71,10 @@ class ServiceState:
 def _requests(limit: Limit) -> dict[str, int]:
     most = {} if limit.most >= UNLIMITED else {"limit": limit.most}
     return {"in_flight": limit.in_flight, "shed": limit.shed, **most}
+
+
+def _connections(limit: Limit) -> dict[str, int]:
+    return {"open": limit.connections, "refused": limit.connections_refused}
 
 
 def _tracking(executions: ExecutionLog) -> dict[str, int]:

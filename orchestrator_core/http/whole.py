@@ -15,7 +15,7 @@ _HEADER = (
     rb"\r\n"
 )
 _HEAD = re.compile(
-    rb"(?:GET|POST) /orchestrator/[!-.0-~]*/[!-~]* HTTP/1\.1\r\n"
+    rb"(?:GET|POST) /orchestrator/[!-.0-~]*/[!-~]* HTTP/1\.1\r\n(?=(?:[^\r]+\r\n)*?(?i:host):)"
     rb"(?:%b)*(?:(?i:content-length): ?([0-9]{1,5})\r\n(?:%b)*)?\r\n" % (_HEADER, _HEADER)
 )
 

@@ -18,6 +18,7 @@ from orchestrator_core.http_client.dial import AddressInfo, Resolve
 from orchestrator_core.http_client.errors import HttpConnectError, HttpProtocolError, HttpTimeout, ResponseTooLarge
 from orchestrator_core.http_client.options import EgressOptions, HttpOptions, TlsOptions
 from orchestrator_core.http_client.pool import PoolStats
+from orchestrator_core.http_client.request import check_headers
 from orchestrator_core.http_client.response import Headers, HttpResponse
 from orchestrator_core.http_client.tracing import TraceParent, current_trace, parse_traceparent, trace_lines
 
@@ -39,6 +40,7 @@ __all__ = [
     "RouteCall",
     "TlsOptions",
     "TraceParent",
+    "check_headers",
     "current_trace",
     "parse_traceparent",
     "trace_lines",

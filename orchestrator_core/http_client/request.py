@@ -192,6 +192,11 @@ class FormBuilder:
         )
 
 
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Raise ``ValueError`` for a header that cannot be sent. The message names it and leaves its value out."""
+    _checked(headers)
+
+
 def _checked(headers: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """The headers by lower-case name. Messages leave the value out: it may be a secret."""
     fields = {}

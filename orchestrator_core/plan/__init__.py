@@ -1,6 +1,7 @@
 """An endpoint's configuration to a plan: a checked graph of steps with parsed expressions."""
 
 from orchestrator_core.plan.compile import Compiled, compile_plan
+from orchestrator_core.plan.giver import Place, giver
 from orchestrator_core.plan.model import ITEM_ROOTS, REQUEST_PARTS, AnswerCache, Plan, PlannedStep
 from orchestrator_core.plan.reading import place_of
 
@@ -9,8 +10,10 @@ __all__ = [
     "REQUEST_PARTS",
     "AnswerCache",
     "Compiled",
+    "Place",
     "Plan",
     "PlannedStep",
     "compile_plan",
+    "giver",
     "place_of",
 ]

@@ -70,6 +70,7 @@ from orchestrator_core.http_client import (
     HttpResponse,
     TlsOptions,
     TraceParent,
+    check_headers,
     parse_traceparent,
     trace_lines,
 )
@@ -202,6 +203,7 @@ __all__ = [
     "TransformerKind",
     "at_least_one",
     "check_depth",
+    "check_headers",
     "compile_value",
     "did_you_mean",
     "hold_lease",

@@ -91,7 +91,7 @@ async def serve_workers(
         if not await _unless(stop, supervisor.start()):
             return
         if mask:
-            supervisor.swapped.append(mask.learn)
+            supervisor.opening.append(lambda configuration: mask.learn(configuration.redactor))
         await stack.enter_async_context(_signals(supervisor, early))
         if options.reload.watch:
             watching = watch(supervisor.folder, lambda: supervisor.secret_files, lambda: supervisor.reload(force=False))

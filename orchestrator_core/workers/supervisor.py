@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 from attrs import define, field, frozen
 
-from orchestrator_core.config.secrets import Redactor
+from orchestrator_core.config.model import Configuration
 from orchestrator_core.documents import problem_of
 from orchestrator_core.errors import ConfigError, Problem
 from orchestrator_core.http.grace import Grace
@@ -74,7 +74,7 @@ class Supervisor:
         self.last = Reloaded(True, taken.configuration.generation)
         self.reloads = {"swapped": 0, "failed": 0}
         self.secret_files = dict(taken.configuration.secret_files)
-        self.swapped: list[Callable[[Redactor], None]] = []
+        self.opening: list[Callable[[Configuration], None]] = []
         self.stopping = False
         self.lost = asyncio.Event()
         self._numbers = count()
@@ -317,6 +317,8 @@ class Supervisor:
     async def _reload(self, taken: Taken) -> Reloaded | None:
         """Prepare and commit. Return None when it was given up for a later one."""
         old = self.taken.configuration
+        for listener in self.opening:
+            listener(taken.configuration)
         asked: set[Worker] = set()
         replies: list[Reply] = []
         while True:
@@ -361,8 +363,6 @@ class Supervisor:
         workers = self.serving
         before, self.taken = self.taken, taken
         self._discard(before)
-        for listener in self.swapped:
-            listener(taken.configuration.redactor)
         target = f"/worker/commit/{taken.configuration.generation}"
         replies = await asyncio.gather(
             *(worker.ask("POST", target, seconds=COMMIT_SECONDS) for worker in workers), return_exceptions=True

@@ -116,7 +116,7 @@ class _Worker:
         configure_logging(self.configuration.app.logging, mask)
         try:
             async with open_live(self.folder, registry=self.registry, image=self.image) as live:
-                live.swapped.append(lambda snapshot: mask.learn(snapshot.configuration.redactor))
+                live.opening.append(lambda configuration: mask.learn(configuration.redactor))
                 self.tell("opened", live.snapshot.problems, generation=live.snapshot.generation)
                 commands = Commands(live, self.sockets)
                 slots = await self.serve_on

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
+import structlog
 
 from orchestrator_core.http.listener import MOST_SLICES, SWEEP_SECONDS, SWEPT_AT_ONCE, Limits, _Server
 from orchestrator_core.testing import service
@@ -134,21 +135,32 @@ def test_an_idle_connection_is_kept(run: Run) -> None:
     run(main())
 
 
-def test_a_connection_too_many_is_told_so(run: Run) -> None:
+def test_a_connection_too_many_is_told_so_counted_and_logged_once_in_a_while(run: Run) -> None:
+    def told_refused() -> list[Any]:
+        known = ("most", "refused")
+        return [{name: event[name] for name in known} for event in logged if event["event"].startswith("connections")]
+
     async def main() -> None:
         async with service(FILES) as served:
             opened = [await asyncio.open_connection(*served.running.public) for _ in range(20)]
             status, problem = told(await everything(served.running.public, HEAD + b"\r\n"))
             assert status == b"HTTP/1.1 503 Service Unavailable"
             assert problem["detail"] == "all 20 connections are in use"
+            for _ in range(4):
+                await everything(served.running.public, HEAD + b"\r\n")
+            limit = served.running.limit
+            assert (limit.connections, limit.connections_refused) == (20, 5)
+            assert told_refused() == [{"most": 20, "refused": 1}]
             for _, writer in opened:
                 writer.close()
             async with asyncio.timeout(10):
                 while served.running.limit.connections:  # noqa: ASYNC110  # nobody tells of it
                     await asyncio.sleep(0.05)
             assert (await served.get("/orchestrator/d/quick")).status == 200
+        assert told_refused() == [{"most": 20, "refused": 1}, {"most": 20, "refused": 4}]
 
-    run(main())
+    with structlog.testing.capture_logs() as logged:
+        run(main())
 
 
 @pytest.mark.parametrize("count", [0, 3, 1000, 10_000])
@@ -164,17 +176,17 @@ def test_all_connections_are_looked_at_within_a_second_a_few_at_a_time(run: Run,
 
     async def main() -> None:
         server = _Server(lambda request: asyncio.sleep(0), None, Limits())  # type: ignore[arg-type, return-value]
-        server.stop_sweeping()
+        server.stop_timers()
         server._connections = {Connected(number): None for number in range(count)}  # type: ignore[assignment, misc]
         seconds, most = 0.0, 0
         server._sweep()
         while len(looked_at) < count:
             before = len(looked_at)
             seconds += server._pause
-            server.stop_sweeping()
+            server.stop_timers()
             server._sweep()
             most = max(most, len(looked_at) - before)
-        server.stop_sweeping()
+        server.stop_timers()
         assert looked_at == list(range(count))
         assert seconds <= SWEEP_SECONDS
         assert most <= max(SWEPT_AT_ONCE, count / MOST_SLICES)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import re
 import socket
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 from orchestrator_core.errors import EntityNotFound, InvalidParam, SourceError, SourceUnavailable
 from orchestrator_core.testing.pytest_plugin import Served, serving
+from orchestrator_core.testing.service import Answer
 from tests.engine.lab import Lab
 
 DOMAIN = """
@@ -496,6 +499,41 @@ def test_a_compressed_body_that_is_damaged_is_400(all_of_it: Served) -> None:
     )
 
 
+def compressed(coding: str, text: bytes) -> bytes:
+    alone = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return {
+        "gzip": gzip.compress(text),
+        "GZIP": gzip.compress(text),
+        "deflate": zlib.compress(text),
+        "alone": alone.compress(text) + alone.flush(),
+    }[coding]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "deflate", "alone"])
+def test_a_compressed_body_is_read_and_never_made_larger_than_a_body_may_be(all_of_it: Served, coding: str) -> None:
+    headers = {"Content-Encoding": "deflate" if coding == "alone" else coding, "Content-Type": "application/json"}
+
+    def ask(body: bytes) -> Answer:
+        return all_of_it.request("POST", "/orchestrator/d/echo", body=body, headers=headers)
+
+    assert ask(compressed(coding, b'{"x": 1}')).json["body"] == {"x": 1}
+    for size in (2**16 + 1, 2**26):
+        bomb = ask(compressed(coding, b" " * size))
+        assert (bomb.status, problem(bomb)["detail"]) == (413, "the body is larger than 65536 bytes")
+    for damaged in (compressed(coding, b'{"x": 1}')[:-1], compressed(coding, b"{}") + b"x"):
+        assert ask(damaged).status == 400
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "compress", "gzip, gzip", "x" * 100])
+def test_a_content_coding_that_is_not_known_is_415_and_tells_which_are(all_of_it: Served, coding: str) -> None:
+    headers = {"Content-Encoding": coding, "Content-Type": "application/json"}
+    answer = all_of_it.request("POST", "/orchestrator/d/echo", body=b"\x1b\x00\xf8", headers=headers)
+    detail = f"the body's Content-Encoding must be deflate or gzip, not {coding[:40]}"
+    assert (answer.status, problem(answer)["detail"]) == (415, detail)
+    assert answer.headers["Accept-Encoding"] == "deflate, gzip"
+    assert answer.headers["Accept"] == "application/json"
+
+
 # --- input_schema -------------------------------------------------------------------------------------------------
 
 NONE = dict.fromkeys(("ratio", "flag", "tags", "name", "nested"), "none")
@@ -658,14 +696,21 @@ def test_a_deadline_that_passes_is_504_and_names_the_step(all_of_it: Served) -> 
     [
         ("nan", "the answer holds a number that JSON cannot (NaN or infinite) at /score/1"),
         ("inf", "the answer holds a number that JSON cannot (NaN or infinite) at /"),
-        ("huge", "the answer holds a value that JSON cannot: Integer exceeds 64-bit range"),
-        ("object", "the answer holds a value that JSON cannot: Type is not JSON serializable: Unwritable"),
-        ("surrogate", "the answer holds a value that JSON cannot: str is not valid UTF-8: surrogates not allowed"),
+        ("huge", "the answer holds a value that JSON cannot (Integer exceeds 64-bit range) at /"),
+        ("object", "the answer holds a value that JSON cannot (Type is not JSON serializable: Unwritable) at /a"),
+        (
+            "surrogate",
+            "the answer holds a value that JSON cannot (str is not valid UTF-8: surrogates not allowed) at /",
+        ),
     ],
 )
-def test_a_value_that_json_cannot_hold_is_502_and_never_null(all_of_it: Served, which: str, detail: str) -> None:
+def test_a_value_that_json_cannot_hold_is_502_names_who_gave_it_and_is_never_null(
+    all_of_it: Served, which: str, detail: str
+) -> None:
     told = problem(all_of_it.get(f"/orchestrator/d/number?which={which}"))
-    assert (told["status"], told["detail"]) == (502, detail)
+    assert (told["status"], told["step"], told["detail"]) == (502, "value", f"step 'value': lab.default: {detail}")
+    (execution,) = all_of_it.executions(limit="1")
+    assert execution["error"] == told["detail"]
 
 
 @pytest.mark.parametrize("which", ["null", "large", "text"])

@@ -97,6 +97,8 @@ def test_requests_are_counted_by_endpoint_method_and_status(serve: Any, scrape: 
         labels(domain="shop", endpoint="fails"): 1,
     }
     assert found["orchestrator_requests_in_flight"] == {(): 0}
+    assert found["orchestrator_connections"][()] >= 1
+    assert found["orchestrator_connections_refused_total"] == {(): 0}
 
 
 def test_runs_that_wait_to_be_counted_are_counted_once_and_when_somebody_asks(serve: Any, scrape: Any) -> None:
@@ -413,6 +415,7 @@ def test_options_that_do_not_fit_are_found_at_their_line() -> None:
             exporter: otpl
             sample_ratio: 2
             endpoint: collector:4318
+            headers: {"X Key": a}
         """
     problems = check_problems({"config.yaml": config}, offline=True)
     assert [(found.line, found.code, found.message) for found in problems] == [
@@ -420,7 +423,10 @@ def test_options_that_do_not_fit_are_found_at_their_line() -> None:
         (4, "ORC202", "expected one of otlp, console, none, got 'otpl': did you mean 'otlp'?"),
         (5, "ORC204", "expected a ratio from 0 to 1, got 2"),
         (6, "ORC204", "expected an address that starts with http:// or https://"),
+        (7, "ORC204", "'X Key' is not a header name"),
     ]
+    (problem,) = check_problems({"config.yaml": 'telemetry: {traces: {headers: {X-Key: "a\\nb"}}}'}, offline=True)
+    assert problem.message == ("the value of header X-Key has a line break, a control character or one outside Latin-1")
     (problem,) = check_problems(
         {"config.yaml": "telemetry: {traces: {endpoint: 'http://ada:sec/ret@collector:4318'}}"}, offline=True
     )

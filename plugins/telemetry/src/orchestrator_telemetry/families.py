@@ -27,6 +27,8 @@ FAMILIES = (
     Family("orchestrator_requests_in_flight", "gauge", (), "Requests that are being answered."),
     Family("orchestrator_requests_limit", "gauge", (), "Most requests in flight, where there is a limit."),
     Family("orchestrator_requests_shed_total", "counter", (), "Requests refused because of the limit."),
+    Family("orchestrator_connections", "gauge", (), "Open connections of the public listener."),
+    Family("orchestrator_connections_refused_total", "counter", (), "Connections refused because all were in use."),
     Family(
         "orchestrator_page_requests_total",
         "counter",

@@ -166,6 +166,8 @@ def _of_the_service(state: Mapping[str, Any], context: TelemetryContext) -> Iter
         ("orchestrator_requests_in_flight", "requests", "in_flight"),
         ("orchestrator_requests_limit", "requests", "limit"),
         ("orchestrator_requests_shed_total", "requests", "shed"),
+        ("orchestrator_connections", "connections", "open"),
+        ("orchestrator_connections_refused_total", "connections", "refused"),
         ("orchestrator_tracking_written_total", "tracking", "written"),
         ("orchestrator_tracking_dropped_total", "tracking", "dropped"),
         ("orchestrator_tracking_queued", "tracking", "queued"),

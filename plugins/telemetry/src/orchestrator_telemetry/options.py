@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from attrs import frozen
 
-from orchestrator_core.plugin_api import Duration, option, positive
+from orchestrator_core.plugin_api import Duration, check_headers, option, positive
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 NEEDED = {"console": "opentelemetry.sdk", "otlp": "opentelemetry.exporter.otlp.proto.http"}
@@ -36,6 +36,10 @@ def _http(instance: Any, attribute: Any, value: str | None) -> None:
         urlsplit(value).port  # noqa: B018  # it is read here to be refused here
     except ValueError:  # its text can hold a part of a password, taken for a port
         raise ValueError("its host or port cannot be read; percent-encode what is special in a password") from None
+
+
+def _sendable(instance: Any, attribute: Any, value: Mapping[str, str]) -> None:
+    check_headers(value)
 
 
 def _installed(instance: Any, attribute: Any, value: str) -> None:
@@ -80,7 +84,9 @@ class TracesOptions:
         "http://localhost:4318/v1/traces.",
         validator=_http,
     )
-    headers: Mapping[str, str] = option(factory=dict, help="Headers for the collector, such as an Authorization.")
+    headers: Mapping[str, str] = option(
+        factory=dict, help="Headers for the collector, such as an Authorization.", validator=_sendable
+    )
     sample_ratio: float = option(
         1.0,
         help="Which part of the requests is recorded that come without a traceparent; else its flag says so.",
