@@ -212,9 +212,10 @@ class Hiding:
 
 
 def _without(text: str, hidden: str) -> str:
+    is_word = len(hidden) < SHORT and hidden.isalnum()
     if len(hidden) < SHORT:
-        return re.sub(_word(hidden), MASK, text)
-    if len(hidden) <= LONGEST:
+        text = re.sub(_word(hidden), MASK, text)
+    if len(hidden) <= LONGEST and not is_word:
         text = Spellings.of([hidden]).mask(text)
     if len(hidden) > LONG:
         masked = Spellings.of([hidden[:BEGINNING]]).mask(text)

@@ -386,7 +386,8 @@ def test_secrets_of_the_configuration_reach_no_store(serve: Serve, monkeypatch: 
 def test_the_request_as_a_whole_can_be_redacted(shop: Callable[..., Served]) -> None:
     captured = ask(shop(capture="full", redact="[request, steps]"))["captured"]
     steps = {name: {"calls": ["***"] * calls} for name, calls in (("customer", 1), ("bureau", 1), ("items", 2))}
-    assert (captured["request"], captured["steps"], captured["answer"]["name"]) == ("***", steps, "Ada")
+    request = {"method": "POST"} | dict.fromkeys(("path_params", "query_params", "headers", "body"), "***")
+    assert (captured["request"], captured["steps"], captured["answer"]["name"]) == (request, steps, "Ada")
 
 
 NOWHERE = {

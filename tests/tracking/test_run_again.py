@@ -163,7 +163,7 @@ async def again(ready: ReadyPlan, captured: Mapping[str, Any]) -> tuple[Run, Any
     run = Run(bound, new_execution_id())
     try:
         answer = await execute(bound, request, run)
-        encode(answer)
+        encode(answer, ready.plan)
     except Exception as error:
         redactor: Any = str
         failure = failure_of(error, run, redactor)
