@@ -120,15 +120,21 @@ class Cache:
         if joined:
             self.joined += 1
             return result, "shared"
+        if cached == "stale":  # the shared cache had it
+            self.refresh([key], lambda: self._refreshed(key, refresh))
         return result, cached
 
-    async def _find(self, key: Hashable, call: Callable[[], Awaitable[Any]]) -> tuple[Any, Cached]:
+    async def _find(
+        self, key: Hashable, call: Callable[[], Awaitable[Any]], *, for_nobody: bool = False
+    ) -> tuple[Any, Cached]:
         if self._shared is not None:
             await self.look([key])
             entry = self.entries.get(key)
             if entry is not None and self.clock() < entry[0]:
                 self.hits += 1
                 return entry[1], "hit"
+            if not for_nobody and (stale := self.while_revalidating(key)) is not None:
+                return stale[1], "stale"
         self.misses += 1
         result = await call()
         self.keep([key], [result])
@@ -137,7 +143,7 @@ class Cache:
     async def _refreshed(self, key: Hashable, call: Callable[[], Awaitable[Any]]) -> None:
         async def made() -> tuple[Any, Cached]:
             try:
-                return await self._find(key, call)
+                return await self._find(key, call, for_nobody=True)
             except (TimeoutError, DeadlineExceeded) as error:
                 raise TimeIsUp(error) from None
 

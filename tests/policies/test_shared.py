@@ -27,7 +27,7 @@ from orchestrator_core.policies.policies import Policies
 from orchestrator_core.policies.shared import MissingExtra, open_shared_cache
 from orchestrator_core.policies.state import SourceState
 from orchestrator_core.testing.ports import free_port
-from tests.policies.lab import LABEL, Backend, Clock, Run, RunFixture, guard, guard_at_once, outcome, turns
+from tests.policies.lab import LABEL, Backend, Clock, Run, RunFixture, future, guard, guard_at_once, outcome, turns
 
 REDIS = "redis://127.0.0.1:6379/0"
 UNHURRIED = Duration(5)
@@ -179,6 +179,49 @@ def test_the_age_of_a_result_goes_with_it(run: RunFixture, prefix: str, monkeypa
             assert await call(requests, 0, "x") == "old"
             assert requests.notes == {0: StepNote(attempts=1, cached="stale", cached_calls=1)}
             assert await call(Run(), 0, "x") == "new"
+
+    run(main())
+
+
+def test_a_stale_result_of_another_process_is_given_while_a_new_one_is_fetched(
+    run: RunFixture, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        policies = caching(stale_while_revalidate=Duration(60))
+        async with process(prefix) as one:
+            await guard(Backend("old"), policies, one)(Run(), 0, "x")
+        with monkeypatch.context() as patch:
+            patch.setattr(cache, "time", lambda: time() + 61)
+            async with process(prefix) as other:
+                answer, requests = future(), Run()
+                backend = Backend(answer)
+                call = guard(backend, policies, other)
+                assert await call(requests, 0, "x") == "old"
+                assert requests.notes == {0: StepNote(attempts=0, cached="stale", cached_calls=1)}
+                while not backend.calls:  # noqa: ASYNC110  # the turns are what is waited for
+                    await asyncio.sleep(0)
+                answer.set_result("new")
+                await written(other)
+                assert await call(Run(), 0, "x") == "new"
+                assert len(backend.calls) == 1
+
+    run(main())
+
+
+def test_a_stale_result_of_another_process_is_given_before_the_deadline(
+    run: RunFixture, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        policies = caching(stale_if_error=Duration(60))
+        async with process(prefix) as one:
+            await guard(Backend("old"), policies, one)(Run(), 0, "x")
+        monkeypatch.setattr(cache, "time", lambda: time() + 61)
+        async with process(prefix) as other:
+            backend, requests = Backend(future()), Run(left=1)
+            task = asyncio.create_task(guard(backend, policies, other)(requests, 0, "x"))
+            done, _ = await asyncio.wait([task], timeout=1)
+            assert (done, task.result(), backend.running) == ({task}, "old", 0)
+            assert requests.notes == {0: StepNote(attempts=1, cached="stale", cached_calls=1)}
 
     run(main())
 
