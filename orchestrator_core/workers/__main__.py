@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from orchestrator_core.documents import problem_json
 from orchestrator_core.errors import ConfigError, Problem
 from orchestrator_core.http.app import LINGER_SECONDS, serve_live
 from orchestrator_core.http.grace import Grace
-from orchestrator_core.logs import LogMask, configure_logging
+from orchestrator_core.logs import LogMask, configure_logging, logging_what_nobody_caught
 from orchestrator_core.loops import run_async
 from orchestrator_core.plugins import Registry, discover
 from orchestrator_core.reload import BUILTINS, masked, open_live
 from orchestrator_core.workers.commands import Commands
 from orchestrator_core.workers.images import ordered
+
+log = structlog.get_logger("orchestrator.worker")
 
 
 def main() -> None:
@@ -35,7 +38,12 @@ def main() -> None:
     given = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, _leave_to_the_supervisor)  # a handler, and not SIG_IGN, which its children would inherit
-    run_async(work(given.channel))
+    with logging_what_nobody_caught():
+        try:
+            run_async(work(given.channel))
+        except Exception:  # Python would print it as it is, with secrets in it
+            log.exception("the worker ends")
+            sys.exit(1)
 
 
 def _leave_to_the_supervisor(*_: object) -> None:
