@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 import structlog
@@ -14,6 +16,8 @@ from structlog.typing import EventDict, Processor
 from orchestrator_core.config.model import LoggingOptions
 from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.request_lines import Lines, RequestLine, json_dropped, json_line, text_dropped, text_line
+
+log = structlog.get_logger("orchestrator")
 
 
 class LogMask:
@@ -51,7 +55,7 @@ def configure_logging(options: LoggingOptions, redact: Callable[[str], str]) -> 
     configuration has, such as the token that a login was answered with.
     """
     stream = sys.stderr
-    mask = _Mask(redact)
+    mask = MaskEvents(redact)
     level: int = getattr(logging, options.level.upper())
     is_json = options.format == "json"
     colors = stream.isatty() and "NO_COLOR" not in os.environ
@@ -77,6 +81,30 @@ def configure_logging(options: LoggingOptions, redact: Callable[[str], str]) -> 
     _take_over_libraries(stream, [structlog.stdlib.add_logger_name, *dated], render, max(level, logging.WARNING))
 
 
+@contextmanager
+def logging_what_nobody_caught() -> Iterator[None]:
+    """Log what ends a thread, or fails where nobody can be told, and with secrets masked: Python would print it."""
+
+    def in_a_thread(told: threading.ExceptHookArgs) -> None:
+        if told.exc_type is not SystemExit:
+            named = told.thread.name if told.thread else ""
+            log.error("defect in a thread", thread=named, exc_info=_exc_info(told))
+
+    def where_nobody_is_told(told: sys.UnraisableHookArgs) -> None:
+        log.error("defect that nobody is told of", what=told.err_msg, where=told.object, exc_info=_exc_info(told))
+
+    before = threading.excepthook, sys.unraisablehook
+    threading.excepthook, sys.unraisablehook = in_a_thread, where_nobody_is_told
+    try:
+        yield
+    finally:
+        threading.excepthook, sys.unraisablehook = before
+
+
+def _exc_info(told: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> Any:
+    return told.exc_type, told.exc_value, told.exc_traceback
+
+
 def _take_over_libraries(stream: TextIO, before: list[Processor], render: list[Processor], level: int) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
@@ -90,7 +118,7 @@ def _take_over_libraries(stream: TextIO, before: list[Processor], render: list[P
     logging.captureWarnings(True)
 
 
-class _Mask:
+class MaskEvents:
     """A structlog processor that masks every string in an event, however deep, and how other values show themselves."""
 
     def __init__(self, redact: Callable[[str], str]) -> None:

@@ -15,7 +15,7 @@ import structlog
 
 from orchestrator_core.config.model import LoggingOptions
 from orchestrator_core.config.secrets import Redactor
-from orchestrator_core.logs import LogMask, configure_logging, request_line
+from orchestrator_core.logs import LogMask, configure_logging, logging_what_nobody_caught, request_line
 from orchestrator_core.request_lines import Lines, text_dropped
 
 CANARY = "canary-5e8d1"
@@ -118,6 +118,29 @@ def test_the_console_has_a_line_for_people_and_masks_the_same(configure: Configu
     assert "url=http://***/" in ours
     assert "[warning  ] away: ***" in theirs
     assert "[lib]" in theirs
+
+
+def test_what_nobody_catches_is_an_event_too_and_python_has_it_back_afterwards(configure: Configure) -> None:
+    class Ends:
+        def __del__(self) -> None:
+            raise OSError(f"not closed: {CANARY}")
+
+    def work() -> None:
+        raise RuntimeError(CANARY)
+
+    stream = configure(format="json")
+    before = threading.excepthook, sys.unraisablehook
+    with logging_what_nobody_caught():
+        thread = threading.Thread(target=work, name="worker")
+        thread.start()
+        thread.join()
+        Ends()
+    assert (threading.excepthook, sys.unraisablehook) == before
+    first, second = written(stream)
+    assert (first["event"], first["thread"]) == ("defect in a thread", "worker")
+    assert first["exception"].endswith("RuntimeError: ***")
+    assert (second["event"], second["level"]) == ("defect that nobody is told of", "error")
+    assert second["exception"].endswith("OSError: not closed: ***")
 
 
 def test_the_line_of_a_request(configure: Configure) -> None:

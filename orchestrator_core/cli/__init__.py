@@ -67,10 +67,14 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:  # a defect of ours: the one boundary of the command line
+            from orchestrator_core.cli.masking import mask_of, show_tracebacks_masked
+
+            mask = mask_of(ctx.obj)
             if ctx.params["traceback"]:
+                show_tracebacks_masked(mask)
                 raise
             again = shlex.join([ctx.info_name or "orchestrator", "--traceback", *ctx.meta[__name__]])
-            message = f"internal error: {type(error).__name__}: {error}\n  = for the traceback: {again}"
+            message = f"internal error: {type(error).__name__}: {mask(str(error))}\n  = for the traceback: {again}"
             raise click.ClickException(message) from error
 
 

@@ -33,7 +33,7 @@ def command(folder: Path, form: str, offline: bool, plugins_dir: Path | None) ->
       orchestrator check --offline --format sarif > check.sarif
     """
     started = perf_counter()
-    log_to_stderr()
+    log_to_stderr(folder)
     prepared, found = run_async(check(folder, plugins_dir, offline=offline))
     problems = shown(found, folder, prepared.configuration.redactor)
     if form == "text":

@@ -10,6 +10,13 @@ import click
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
+
+def _remember(ctx: click.Context, param: click.Parameter, folder: Path) -> Path:
+    """Have the command know whose secrets nothing may show that it says when it fails."""
+    ctx.find_root().obj = folder
+    return folder
+
+
 config_option: Decorator = click.option(
     "--config",
     "folder",
@@ -17,6 +24,7 @@ config_option: Decorator = click.option(
     type=click.Path(path_type=Path),
     default=Path("config"),
     show_default=True,
+    callback=_remember,
     help="Configuration folder.",
 )
 plugins_dir_option: Decorator = click.option(

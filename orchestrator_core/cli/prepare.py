@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import click
 import structlog
 
 from orchestrator_core.cli.findings import counted, refuse
+from orchestrator_core.cli.masking import Mask, mask_of
 from orchestrator_core.config.load import load_configuration
 from orchestrator_core.errors import did_you_mean
+from orchestrator_core.logs import MaskEvents
 from orchestrator_core.plan import Plan
 from orchestrator_core.reload import make_registry
 from orchestrator_core.snapshot import Draft, draft
@@ -39,11 +42,19 @@ def find_plan(prepared: Draft, name: str, folder: Path) -> Plan:
     return plan
 
 
-def log_to_stderr() -> None:
-    """Send warnings and errors of the engine to stderr: stdout is for the command's answer."""
+def log_to_stderr(folder: Path) -> None:
+    """Send warnings and errors of the engine, and of libraries, to stderr: stdout is for the command's answer.
+
+    The secrets of the folder's configuration are masked in them.
+    """
+    mask = mask_of(folder)
+    if isinstance(logging.lastResort, logging.Handler):
+        logging.lastResort.setFormatter(_Masked(mask))
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            MaskEvents(mask),
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback, pad_event_to=0
             ),
@@ -51,3 +62,14 @@ def log_to_stderr() -> None:
         wrapper_class=structlog.make_filtering_bound_logger("warning"),
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )
+
+
+class _Masked(logging.Formatter):
+    """What libraries log where nothing else is said of it, without secrets."""
+
+    def __init__(self, mask: Mask) -> None:
+        super().__init__()
+        self._mask = mask
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._mask(super().format(record))

@@ -68,7 +68,7 @@ def command(
       orchestrator run hello.greet --path-param name=Ada --trace
       orchestrator run hello.greet --query excited=true --body '{"tags": []}'
     """
-    log_to_stderr()
+    log_to_stderr(folder)
     given = Given(
         path_params=dict(_pairs(path_params, "--path-param")),
         query=_grouped(_pairs(query, "--query")),

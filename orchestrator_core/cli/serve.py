@@ -17,7 +17,7 @@ from orchestrator_core.config.load import load_configuration
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.errors import ConfigError, Problem
 from orchestrator_core.http.app import Service, serve
-from orchestrator_core.logs import LogMask, configure_logging
+from orchestrator_core.logs import LogMask, configure_logging, logging_what_nobody_caught
 from orchestrator_core.loops import run_async
 from orchestrator_core.workers.process import StartFailed
 from orchestrator_core.workers.serve import Ready, serve_workers
@@ -64,11 +64,12 @@ def command(
     if workers > 1 and not hasattr(socket, "SO_REUSEPORT"):
         raise click.ClickException("this platform cannot share a port between processes: serve with --workers 1")
     try:
-        if workers == 1:
-            seconds = float(configuration.app.server.shutdown_timeout)
-            run_async(serve(folder, **where, ready=_announce, mask=mask, shutdown_seconds=seconds))
-        else:
-            run_async(serve_workers(folder, configuration, workers, **where, ready=_announce_workers, mask=mask))
+        with logging_what_nobody_caught():
+            if workers == 1:
+                seconds = float(configuration.app.server.shutdown_timeout)
+                run_async(serve(folder, **where, ready=_announce, mask=mask, shutdown_seconds=seconds))
+            else:
+                run_async(serve_workers(folder, configuration, workers, **where, ready=_announce_workers, mask=mask))
     except ConfigError as error:
         refuse(error.problems, folder, configuration.redactor)
     except StartFailed as error:

@@ -182,3 +182,6 @@ class _Resolver:
         length = match.end() - match.start()
         problem = self.document.problem(code, message, path, hint=hint, offset=match.start(), length=length)
         self.problems.append(problem)
+
+
+__all__ = ["MASK", "Redactor", "Resolved", "Secret", "read_secret", "resolve_secrets", "without_passwords"]

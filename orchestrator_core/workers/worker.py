@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,24 @@ from orchestrator_core.documents import problem_json
 from orchestrator_core.errors import ConfigError, Problem
 from orchestrator_core.http.app import LINGER_SECONDS, serve_live
 from orchestrator_core.http.grace import Grace
-from orchestrator_core.logs import LogMask, configure_logging
+from orchestrator_core.logs import LogMask, configure_logging, logging_what_nobody_caught
 from orchestrator_core.loops import run_async
 from orchestrator_core.plugins import Registry, discover
 from orchestrator_core.reload import BUILTINS, masked, open_live
 from orchestrator_core.workers.commands import Commands
 from orchestrator_core.workers.images import ordered
 
+log = structlog.get_logger("orchestrator.worker")
+
 
 def work(channel: int) -> None:
     """Work for the supervisor at the other end of the socket with that descriptor, until it says to stop or is gone."""
-    run_async(_work(channel))
+    with logging_what_nobody_caught():
+        try:
+            run_async(_work(channel))
+        except Exception:  # Python would print it as it is, with secrets in it
+            log.exception("the worker ends")
+            sys.exit(1)
 
 
 async def _work(channel: int) -> None:

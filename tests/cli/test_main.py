@@ -77,6 +77,26 @@ def test_a_defect_is_one_line_and_the_way_to_its_traceback(
     assert isinstance(orchestrator("--traceback", "check").exception, LookupError)
 
 
+def test_a_defect_is_told_without_the_secrets_of_the_configuration(
+    orchestrator: Invoke, write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def broken(*_: object, **__: object) -> None:
+        raise LookupError(f"no such thing as {os.environ['CANARY']}")
+
+    write({"config/database.yaml": 'store: {sources: {default: {url: "store://${env:CANARY}"}}}'})
+    monkeypatch.setenv("CANARY", "canary-4711")
+    monkeypatch.setattr(check_command, "check", broken)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+    assert "internal error: LookupError: no such thing as ***\n" in orchestrator("check").output
+    error = orchestrator("--traceback", "check").exception
+    assert error is not None
+    sys.excepthook(type(error), error, error.__traceback__)
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback (most recent call last):\n")
+    assert printed.endswith("LookupError: no such thing as ***\n")
+
+
 def test_an_interrupt_exits_with_130_and_says_nothing(orchestrator: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     async def interrupted(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)

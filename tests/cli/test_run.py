@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from io import StringIO
 
@@ -322,3 +323,52 @@ def test_a_model_that_cannot_be_loaded_is_a_problem(write: Write, orchestrator: 
     result = orchestrator("run", "ml.broken")
     assert result.exit_code == 1
     assert result.stderr.startswith("config/integrations/ml.yaml:8:9: ORC601 ml.m cannot be opened: no such image\n")
+
+
+LEAKS = """
+    import logging
+    import os
+    from contextlib import asynccontextmanager
+    from attrs import frozen
+    from orchestrator_core.plugin_api import SourceKind, hookimpl, option
+
+    @frozen
+    class Options:
+        key: str = option(help="A key.")
+
+    class Source:
+        def __init__(self, key):
+            self.key = key
+
+        async def fetch(self, operation, params):
+            logging.getLogger("lib").warning("a library has %s", self.key)
+            raise RuntimeError(f"a defect with {self.key}")
+
+    @asynccontextmanager
+    async def opened(options, context):
+        yield Source(options.key)
+
+    @hookimpl
+    def orchestrator_source_kinds():
+        return [SourceKind("leaks", "Tells all.", Options, opened)]
+    """
+
+
+def test_what_is_logged_holds_no_secret(
+    write: Write, orchestrator: Invoke, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CANARY", "canary-4711")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    write(
+        {
+            "config/config.yaml": "plugins_dir: ../plugins\n",
+            "config/database.yaml": 'leaks: {sources: {default: {key: "${env:CANARY}"}}}',
+            "config/domains/shop.yaml": "endpoints: {e: {data_sources: [{name: s, type: leaks, operation: any}]}}",
+            "plugins/leaks.py": LEAKS,
+        }
+    )
+    output = orchestrator("run", "shop.e").output + capsys.readouterr().err
+
+    assert "a library has ***\n" in output
+    assert "RuntimeError: a defect with ***" in output
+    assert "canary" not in output

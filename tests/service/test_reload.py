@@ -665,3 +665,22 @@ def test_200_reloads_under_load_half_of_them_broken_fail_no_request_and_leave_no
     run(main(), timeout_seconds=120)
     assert answered > 500
     assert not sources_kept() - others
+
+
+def test_secrets_are_known_before_anything_of_a_configuration_is_opened(
+    run: RunFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        plugin = Plugin()
+        told: list[tuple[int, str]] = []
+        monkeypatch.setenv("CANARY", "canary-1")
+        secret = {"integrations/noted.yaml": sources(changing='{key: "${env:CANARY}"}', stable="{n: 0}")}
+        async with serving(plugin, {**FILES, **secret}) as shop:
+            live = shop.running.live
+            live.opening.append(lambda new: told.append((len(plugin.opened), new.redactor("canary-2"))))
+            monkeypatch.setenv("CANARY", "canary-2")
+            assert (await live.reload()).swapped
+            assert told == [(2, "***")]
+            assert len(plugin.opened) == 3
+
+    run(main())
