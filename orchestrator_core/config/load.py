@@ -57,21 +57,24 @@ def load_configuration(
     """
     image = image or Image(folder)
     loader = _Loader(image.files, folder, os.environ if environment is None else environment, image.secrets)
+    hint = f"make one with: orchestrator init {folder}"
     if not image.files.is_dir():
-        message, hint = f"there is no configuration folder at {folder}", f"make one with: orchestrator init {folder}"
+        message = f"there is no configuration folder at {folder}"
         loader.problems.append(Problem(code="ORC100", message=message, hint=hint))
         return loader.finish()
-    folder = image.files
-    loader.read_folder("", folder)
-    for path in _yaml_files(folder / "domains", loader):
+    files = image.files
+    loader.read_folder("", files)
+    for path in _yaml_files(files / "domains", loader):
         loader.domain(path)
         scoped = path.with_suffix("")
         if scoped.is_dir():
             loader.read_folder(path.stem, scoped)
-    for scoped in sorted(_folders(folder / "domains")):
+    for scoped in sorted(_folders(files / "domains")):
         if not scoped.with_name(f"{scoped.name}.yaml").exists():
             message = f"no domain file domains/{scoped.name}.yaml belongs to this folder"
             loader.problems.append(Problem(f"domains/{scoped.name}", code="ORC112", message=message))
+    if not loader.digests and not loader.problems:  # as while a deployment writes it anew
+        loader.problems.append(Problem(code="ORC100", message=f"there is no configuration in {folder}", hint=hint))
     return loader.finish()
 
 

@@ -63,6 +63,18 @@ def test_a_folder_that_is_not_there(orchestrator: Invoke) -> None:
     assert result.exit_code == 1
 
 
+def test_a_folder_with_nothing_in_it(folder: Path, orchestrator: Invoke) -> None:
+    (folder / "config" / "domains").mkdir(parents=True)
+    (folder / "config" / "notes.txt").write_text("to do\n", encoding="utf-8")
+
+    result = orchestrator("check")
+
+    assert result.output == (
+        "ORC100 there is no configuration in config\n      = make one with: orchestrator init config\n1 problem\n"
+    )
+    assert result.exit_code == 1
+
+
 def test_a_plugins_folder_that_is_not_there(orchestrator: Invoke, write: Write) -> None:
     write({"config/config.yaml": "plugins_dir: ../plugin\n"})
 

@@ -528,6 +528,11 @@ def test_a_folder_that_is_replaced_is_noticed_and_so_is_what_is_behind_links(run
             shutil.rmtree(folder)
             await until(lambda: shop.running.live.last.failed)
             assert [problem.code for problem in shop.running.live.last.problems] == ["ORC100"]
+            folder.mkdir()
+            (folder / "domains").mkdir()
+            assert (await shop.running.live.reload()).swapped is False  # nothing is in it yet
+            await serves(shop, 4)
+            shutil.rmtree(folder)
             release(5).rename(folder)
             await serves(shop, 5)
             write_files(tmp_path / "elsewhere", {"d.yaml": domain(6)})
