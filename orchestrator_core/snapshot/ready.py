@@ -63,7 +63,9 @@ class ReadyPlan:
         self.answers: Answers | None = None
         self.request_only = {step.name: _request_only(step) for step in plan.steps}
         self.on_request_only = frozenset(step.name for step in plan.steps if not step.waits_for)
-        guarded = {name for name, call in calls.items() if isinstance(call, Guarded)}
+        guarded = {
+            name for name, call in calls.items() if isinstance(call.call if isinstance(call, AtOnce) else call, Guarded)
+        }
         self.generated: Generated = generate(plan, generation, guarded)
         self.run: Coroutine = self.generated.compile(calls)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from textwrap import dedent, indent
 from time import perf_counter
 from typing import Any
@@ -678,6 +680,41 @@ def test_each_item_has_the_policies_of_its_call(run: RunFixture) -> None:
             more = await served.post("/orchestrator/d/all", [2, 3])
             step = await step_of(served, more)
             assert (more.json[0], told.calls[3:], step["status"]) == (answer.json[1], ["/read/3"], "ok")
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("where", "key"), [("step", "$item.id % 2"), ("source", "$params.id % 2"), ("step", "id")], ids=lambda key: key
+)
+def test_a_key_tells_the_items_of_one_call_apart(run: RunFixture, tmp_path: Path, where: str, key: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "x.db")) as database:
+        database.execute("CREATE TABLE things (id INTEGER)")
+        database.executemany("INSERT INTO things VALUES (?)", [(1,), (2,), (3,), (4,)])
+        database.commit()
+    of = {place: f', cache: {{ttl: 1h, key: "{key}"}}' if where == place else "" for place in ("source", "step")}
+    step = f"type: database, operation: get, for_each: $request.body, params: {{id: $item.id}}{of['step']}"
+    given = {
+        "database.yaml": f"""
+            database:
+              sources: {{default: {{connection_string: "sqlite:///{tmp_path}/x.db"{of["source"]}}}}}
+              operations: {{get: {{query: "SELECT id FROM things WHERE id = :id", params: {{id: integer}}}}}}
+        """,
+        "domains/d.yaml": f"""
+            endpoints:
+              all:
+                data_sources:
+                  - {{name: s, {step}}}
+        """,
+    }
+
+    async def main() -> None:
+        async with service(given) as served:
+            first = await served.post("/orchestrator/d/all", [{"id": 1}, {"id": 2}, {"id": 3}])
+            again = await served.post("/orchestrator/d/all", [{"id": 3}, {"id": 4}])
+            ids = [[row["id"] for row in answer.json] for answer in (first, again)]
+            assert ids == ([[1, 2, 3], [3, 4]] if key == "id" else [[1, 2, 1], [1, 2]])
+            assert (await step_of(served, again))["status"] == ("ok" if key == "id" else "cached")
 
     run(main())
 
