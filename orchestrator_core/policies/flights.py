@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, TypeAlias
 
@@ -34,16 +33,18 @@ class _Failed:
 
 
 _YOURS = _Landed(None)
-"""What the first of those who wait is told when the call's own task was cancelled: make the call yourself."""
+"""What the last of those who wait is told when the call's own task was cancelled: make the call yourself."""
 
-_Waiting: TypeAlias = "deque[asyncio.Future[_Landed | _Failed]]"
+_Waiting: TypeAlias = "list[asyncio.Future[_Landed | _Failed]]"
 
 
 class Flights:
     """The calls under way, by key, and who waits for each.
 
     A call is made in the task of who asked first: there is no other task that could be left running. When that task is
-    cancelled, which is its own request's affair, the first of those who wait makes the call anew.
+    cancelled, which is its own request's affair, one of those who wait makes the call anew: who came last, and so has
+    the most time left. Those who came first have little, if it was time that was up: each would begin a call that it
+    cannot end, and a result that is asked for often would not be had again.
     """
 
     __slots__ = ("_flights",)
@@ -66,7 +67,7 @@ class Flights:
         """
         waiting = self._flights.get(key)
         if waiting is None:
-            self._flights[key] = deque()
+            self._flights[key] = []
         else:
             async with asyncio.timeout(wait_seconds):
                 told = await self._wait(key, waiting)
@@ -98,7 +99,7 @@ class Flights:
     def _hand_over(self, key: Hashable) -> None:
         waiting = self._flights[key]
         while waiting:
-            told = waiting.popleft()
+            told = waiting.pop()
             if not told.done():
                 told.set_result(_YOURS)
                 return

@@ -449,14 +449,14 @@ def test_who_asks_for_the_same_items_at_once_shares_one_call(run: RunFixture) ->
         asked = [asyncio.create_task(call(each, 0, [(1,), (2,), (1,)])) for each in runs]
         await turns()
         asked[1].cancel()
-        asked[0].cancel()  # the next one makes the call
+        asked[0].cancel()  # the last one makes the call
         await turns()
         assert len(backend.calls) == 2
         answer.set_result(["one", "two"])
         assert [await outcome(one) for one in asked[2:]] == [["one", "two", "one"]] * 2
         assert [each.note(0) for each in runs[2:]] == [
-            StepNote(),
             StepNote(attempts=0, cached="shared", cached_calls=3),
+            StepNote(),
         ]
         assert len(backend.calls) == 2
         assert counts(state) == {"entries": 2, "misses": 4, "shared": 2}

@@ -68,3 +68,23 @@ def test_whoever_is_cancelled_the_others_get_the_result(run: RunFixture) -> None
                     assert len(flights) == 0
 
     run(main())
+
+
+def test_who_came_last_makes_the_call_that_another_gave_up(run: RunFixture) -> None:
+    async def main() -> None:
+        flights, answer = Flights(), future()
+
+        async def hanging() -> None:
+            await asyncio.sleep(60)
+
+        async def answering() -> object:
+            return await answer
+
+        tasks = [asyncio.create_task(flights.join("a", call)) for call in (hanging, hanging, hanging, answering)]
+        await turns()
+        tasks[0].cancel()
+        await turns()
+        answer.set_result(1)
+        assert [await outcome(task) for task in tasks] == [("CancelledError", ""), (1, True), (1, True), (1, False)]
+
+    run(main())

@@ -701,6 +701,7 @@ def test_a_key_tells_the_items_of_one_call_apart(run: RunFixture, tmp_path: Path
         database.executemany("INSERT INTO things VALUES (?)", [(1,), (2,), (3,), (4,)])
         database.commit()
     of = {place: f', cache: {{ttl: 1h, key: "{key}"}}' if where == place else "" for place in ("source", "step")}
+    step = f"type: database, operation: get, for_each: $request.body, params: {{id: $item.id}}{of['step']}"
     given = {
         "database.yaml": f"""
             database:
@@ -711,7 +712,7 @@ def test_a_key_tells_the_items_of_one_call_apart(run: RunFixture, tmp_path: Path
             endpoints:
               all:
                 data_sources:
-                  - {{name: s, type: database, operation: get, for_each: $request.body, params: {{id: $item.id}}{of["step"]}}}
+                  - {{name: s, {step}}}
         """,
     }
 
