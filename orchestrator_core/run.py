@@ -493,7 +493,7 @@ class Run:
         if note is None or not isinstance(step, tuple) or step[0] is not OK:
             return False
         items = self.items.get(index) if self.items else None
-        return note.cached_calls >= items.count if items else note.cached != ""
+        return 0 < items.count <= note.cached_calls if items else note.cached != ""
 
 
 def shortened(message: str) -> str:

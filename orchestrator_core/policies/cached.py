@@ -75,8 +75,8 @@ def cached(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None
                 limit, lambda timer: cache.obtain(key, lambda: ask(timer), lambda: refresh(values))
             )
         except BaseException as error:
-            if not asked and not each:  # it waited for another's call
-                run.note(index).attempts = 0
+            if not asked:  # it waited for another's call
+                run.note(index).not_called(each=each)
             stale = cache.if_error(key) if is_outage(error) else None
             if stale is None:
                 raise
@@ -249,5 +249,4 @@ def _note(run: GuardedRun, index: int, how: Cached, *, each: bool) -> None:
     note = run.note(index)
     note.cached = how
     note.cached_calls += 1
-    if not each:
-        note.attempts = 0
+    note.not_called(each=each)
