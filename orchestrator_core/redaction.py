@@ -8,6 +8,8 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, TypeAlias
 
+from attrs import frozen
+
 from orchestrator_core.config.secrets import MASK, SHORTEST_MASKED, forms_of
 
 __all__ = ["ANY", "Hiding", "Tree", "merged", "parse_path", "redacted", "tree_of"]
@@ -133,18 +135,18 @@ class Hiding:
     def __init__(self, value: Callable[[], Any], tree: Tree) -> None:
         self._value = value
         self._tree = tree
-        self._texts: list[str] | None = None
+        self._hidden: list[_Hidden] | None = None
 
     def __call__(self, text: str) -> str:
         if not text:
             return text
-        if self._texts is None:
+        if self._hidden is None:
             found = dict.fromkeys(islice(filter(None, _removed(self._value(), self._tree)), MOST_VALUES + 1))
-            self._texts = sorted(found, key=len, reverse=True)
-        if len(self._texts) > MOST_VALUES:
+            self._hidden = [_Hidden.of(value) for value in sorted(found, key=len, reverse=True)]
+        if len(self._hidden) > MOST_VALUES:
             return MASK
-        for hidden in self._texts:
-            text = _without(text, hidden)
+        for hidden in self._hidden:
+            text = hidden.taken_out_of(text)
         return text
 
     def data(self, value: Any) -> Any:
@@ -156,18 +158,30 @@ class Hiding:
         return [self.data(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _without(text: str, hidden: str) -> str:
-    if len(hidden) <= LONGEST:
-        for form in _forms(hidden):
+@frozen
+class _Hidden:
+    """A value as messages write it: as a whole, or its beginning where it is long."""
+
+    is_word: bool
+    whole: tuple[str, ...]
+    beginnings: tuple[str, ...]
+
+    @classmethod
+    def of(cls, value: str) -> _Hidden:
+        whole = _forms(value) if len(value) <= LONGEST else ()
+        return cls(len(value) < SHORT, whole, _forms(value[:BEGINNING]) if len(value) > LONG else ())
+
+    def taken_out_of(self, text: str) -> str:
+        for form in self.whole:
             if form in text:
-                text = re.sub(_word(form), MASK, text) if len(hidden) < SHORT else text.replace(form, MASK)
-    if len(hidden) > LONG:
-        for form in _forms(hidden[:BEGINNING]):
-            text = text if (at := text.find(form)) < 0 else text[:at] + MASK
-    return text
+                text = re.sub(_word(form), MASK, text) if self.is_word else text.replace(form, MASK)
+        for form in self.beginnings:
+            if (at := text.find(form)) >= 0:
+                text = text[:at] + MASK
+        return text
 
 
-def _forms(text: str) -> Iterable[str]:
+def _forms(text: str) -> tuple[str, ...]:
     return (text,) if len(text) < SHORTEST_MASKED or (text.isascii() and text.isalnum()) else forms_of([text])
 
 
