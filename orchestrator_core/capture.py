@@ -148,7 +148,9 @@ class Capture:
         document["steps"] = steps
         if self.results and taken.answer:
             answer = orjson.loads(taken.answer)
-            document["answer"] = fit(redacted(hide.data(answer) if failed else answer, self.answer))
+            if failed:
+                answer = hide.data(self.redactor.data(answer))
+            document["answer"] = fit(redacted(answer, self.answer))
         return document
 
     def _request(self, method: str, request: Requested, fit: Fit) -> dict[str, Any]:
@@ -161,7 +163,8 @@ class Capture:
         call: dict[str, Any] = {"params": dict(zip(step.params, taken.values, strict=False))}
         result = taken.result
         if taken.error is not None:
-            call["error"] = hide.data(_error(taken.error))
+            error = _error(taken.error)
+            call["error"] = {**hide.data(self.redactor.data(error)), "type": error["type"]}
         elif self.results and result is not MISSING:
             call["result"] = result.result if type(result) is Degraded else result
         call = redacted(call, step.redacted)

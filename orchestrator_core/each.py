@@ -106,7 +106,9 @@ class ForEach:
         results = [self.default] * len(given)
         todo = deque((position, values) for position, values in enumerate(given) if values is not None)
         if not todo:
+            run.note(self.index).attempts = 0
             return results
+        count = len(todo)
         calls = _Calls(self, run, todo, results, finish)
 
         def made(timer: Timer | None) -> Awaitable[None]:
@@ -120,6 +122,10 @@ class ForEach:
             if not self.optional:
                 raise
             calls.time_out()
+        finally:
+            note = run.notes.get(self.index) if run.notes else None
+            if note is not None and note.uncalled and note.uncalled >= count - len(todo) - calls.given_up:
+                note.attempts = 0
         return results
 
     def _limit(self, seconds: float) -> TimeLimit:
@@ -188,7 +194,7 @@ class _Bounded:
 
 
 class _Calls:
-    """The calls of one run of a step: ``todo`` are those that have not started."""
+    """The calls of one run of a step: ``todo`` are those that have not started, ``given_up`` are never to."""
 
     def __init__(
         self,
@@ -205,6 +211,7 @@ class _Calls:
         self.results = results
         self.finish = finish
         self.unsettled = len(todo)
+        self.given_up = 0
 
     def knowing(self, call: Any) -> Callable[..., Awaitable[Any]]:
         """Return the call as it takes its values alone."""
@@ -274,6 +281,7 @@ class _Calls:
         try:
             self.step.fail(self.run, position, error)
         except Exception:
+            self.given_up += len(self.todo)
             self.todo.clear()
             raise
 

@@ -8,6 +8,8 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, TypeAlias
 
+from attrs import frozen
+
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.config.spellings import MASK, Spellings
 from orchestrator_core.errors import Problem, did_you_mean
@@ -188,18 +190,18 @@ class Hiding:
     def __init__(self, value: Callable[[], Any], tree: Tree) -> None:
         self._value = value
         self._tree = tree
-        self._texts: list[str] | None = None
+        self._hidden: list[_Hidden] | None = None
 
     def __call__(self, text: str) -> str:
         if not text:
             return text
-        if self._texts is None:
+        if self._hidden is None:
             found = dict.fromkeys(islice(filter(None, _removed(self._value(), self._tree)), MOST_VALUES + 1))
-            self._texts = sorted(found, key=len, reverse=True)
-        if len(self._texts) > MOST_VALUES:
+            self._hidden = [_Hidden.of(value) for value in sorted(found, key=len, reverse=True)]
+        if len(self._hidden) > MOST_VALUES:
             return MASK
-        for hidden in self._texts:
-            text = _without(text, hidden)
+        for hidden in self._hidden:
+            text = hidden.taken_out_of(text)
         return text
 
     def data(self, value: Any) -> Any:
@@ -211,17 +213,31 @@ class Hiding:
         return [self.data(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _without(text: str, hidden: str) -> str:
-    is_word = len(hidden) < SHORT and hidden.isalnum()
-    if len(hidden) < SHORT:
-        text = re.sub(_word(hidden), MASK, text)
-    if len(hidden) <= LONGEST and not is_word:
-        text = Spellings.of([hidden]).mask(text)
-    if len(hidden) > LONG:
-        masked = Spellings.of([hidden[:BEGINNING]]).mask(text)
-        if masked != text:
+@frozen
+class _Hidden:
+    """A value as messages write it: a short one as a word, of a long one the beginning too."""
+
+    word: re.Pattern[str] | None
+    whole: Spellings | None
+    beginning: Spellings | None
+
+    @classmethod
+    def of(cls, value: str) -> _Hidden:
+        short = len(value) < SHORT
+        return cls(
+            re.compile(_word(value)) if short else None,
+            Spellings.of([value]) if len(value) <= LONGEST and not (short and value.isalnum()) else None,
+            Spellings.of([value[:BEGINNING]]) if len(value) > LONG else None,
+        )
+
+    def taken_out_of(self, text: str) -> str:
+        if self.word is not None:
+            text = self.word.sub(MASK, text)
+        if self.whole is not None:
+            text = self.whole.mask(text)
+        if self.beginning is not None and (masked := self.beginning.mask(text)) != text:
             text = masked[: masked.index(MASK)] + MASK
-    return text
+        return text
 
 
 def _word(form: str) -> str:

@@ -399,13 +399,14 @@ class Run:
         return capture.seal(taken, failed=self.http_status >= 400)
 
     def _conceal(self, hide: Callable[[str], str]) -> None:
+        redact = self.plan.redact  # of secrets first: a part of one can be what is hidden
         self.error = hide(self.error)
         for index, step in enumerate(self.steps):
             if isinstance(step, tuple) and step[3]:
-                self.steps[index] = (*step[:3], hide(step[3]))
+                self.steps[index] = (*step[:3], hide(redact(step[3])))
         for note in self.notes.values() if self.notes else ():
             if note.failed:
-                note.failed = [(began, seconds, hide(error)) for began, seconds, error in note.failed]
+                note.failed = [(began, seconds, hide(redact(error))) for began, seconds, error in note.failed]
 
     def record(self) -> Execution:
         return Execution(
@@ -493,7 +494,7 @@ class Run:
         if note is None or not isinstance(step, tuple) or step[0] is not OK:
             return False
         items = self.items.get(index) if self.items else None
-        return note.cached_calls >= items.count if items else note.cached != ""
+        return 0 < items.count <= note.cached_calls if items else note.cached != ""
 
 
 def shortened(message: str) -> str:

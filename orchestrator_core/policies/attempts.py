@@ -151,8 +151,7 @@ class _Attempts:
             try:
                 await breaker.probed()
             except asyncio.CancelledError:
-                if not self.each:
-                    note.attempts = 0
+                note.not_called(each=self.each)
                 raise
             finally:
                 note.waited_seconds = max(note.waited_seconds, perf_counter() - began)

@@ -103,8 +103,8 @@ def cached(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None
         try:
             result, how = await (within_own(step_timeout or inf, obtain) if spares else within(limit, obtain))
         except BaseException as error:
-            if not asked and not each:  # it waited for another's call
-                run.note(index).attempts = 0
+            if not asked:  # it waited for another's call
+                run.note(index).not_called(each=each)
             stale = (cache.spare(key) or spare) if is_outage(error) else None
             if stale is None:
                 raise
@@ -284,5 +284,4 @@ def _note(run: GuardedRun, index: int, how: Cached, *, each: bool) -> None:
     note = run.note(index)
     note.cached = how
     note.cached_calls += 1
-    if not each:
-        note.attempts = 0
+    note.not_called(each=each)

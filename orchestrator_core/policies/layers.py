@@ -62,13 +62,11 @@ def queued(layer: Layer, limiter: Limiter, breaker: Breaker | None, label: str, 
         try:
             await limiter.wait()
         except QueueFull:
-            if not each:
-                note.attempts = 0
+            note.not_called(each=each)
             message = f"{label} has {limiter.max} calls under way and {limiter.waiting} waiting, and takes no more"
             raise NotLetThrough(message, retry_after_seconds=1.0) from None
         except asyncio.CancelledError:
-            if not each:
-                note.attempts = 0
+            note.not_called(each=each)
             raise
         finally:
             note.waited_seconds = max(note.waited_seconds, perf_counter() - began)
@@ -81,8 +79,7 @@ def refusal(breaker: Breaker, run: GuardedRun, index: int, label: str, *, each: 
     breaker.refuse()
     note = run.note(index)
     note.breaker = "open"
-    if not each:
-        note.attempts = 0
+    note.not_called(each=each)
     seconds = breaker.retry_after_seconds()
     message = (
         f"{label} has failed repeatedly and is left alone: its circuit breaker is {breaker.state.replace('_', ' ')}"

@@ -28,9 +28,10 @@ class StepNote:
 
     ``attempts`` counts how often the source was called: 0 when it was not, as when a cache answered or a breaker was
     open. A step with ``for_each`` has one note: the first attempts of all its items are one, and each further attempt
-    of an item is one more. ``cached_calls`` is how many of its calls a cache answered, ``waited_seconds`` the longest
-    time that one of them waited for its turn. ``fell_back`` says that a model's fallback answered in its place.
-    ``failed`` are the attempts that failed, as far as there is room for them; ``more_failed`` is how many others did.
+    of an item is one more. ``cached_calls`` is how many of its calls a cache answered, ``uncalled`` for how many items
+    the source was not called, ``waited_seconds`` the longest time that one of them waited for its turn. ``fell_back``
+    says that a model's fallback answered in its place. ``failed`` are the attempts that failed, as far as there is room
+    for them; ``more_failed`` is how many others did.
     """
 
     attempts: int = 1
@@ -38,9 +39,17 @@ class StepNote:
     breaker: BreakerState = ""
     waited_seconds: float = 0.0
     cached_calls: int = 0
+    uncalled: int = 0
     fell_back: bool = False
     failed: list[FailedCall] | None = field(default=None, eq=False)  # moments: no two are the same
     more_failed: int = 0
+
+    def not_called(self, *, each: bool) -> None:
+        """Note that the source was not called: for the step, or for one of its items."""
+        if each:
+            self.uncalled += 1
+        else:
+            self.attempts = 0
 
     def attempt_failed(self, seconds: float, error: BaseException) -> None:
         """Note an attempt that has just failed, after so many seconds."""

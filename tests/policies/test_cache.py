@@ -345,7 +345,7 @@ def test_the_items_of_a_step_are_one_note(run: RunFixture) -> None:
         call, requests = guard(Backend("x"), caching(), each=True), Run()
         for value in [1, 2, 1, 1]:
             await call(requests, 0, value)
-        assert requests.notes == {0: StepNote(attempts=1, cached="hit", cached_calls=2)}
+        assert requests.notes == {0: StepNote(attempts=1, cached="hit", cached_calls=2, uncalled=2)}
 
     run(main())
 

@@ -635,6 +635,8 @@ def test_items_that_hang_until_the_step_s_time_is_up_are_failures_of_the_source(
                 answer = await served.post("/orchestrator/d/all", [1, 2])
                 assert (answer.status, answer.json) == (200, [0, 0])
                 assert (await policies_of(served))["circuit_breaker"]["state"] == "open"
+                refused = await step_of(served, await served.post("/orchestrator/d/all", [1, 2, 3]))
+                assert (refused["items_failed"], refused["breaker"], refused["attempts"]) == (3, "open", 0)
                 told.hold.set()
 
     run(main())
@@ -684,7 +686,9 @@ def test_each_item_has_the_policies_of_its_call(run: RunFixture) -> None:
             again = await served.post("/orchestrator/d/all", [1, 2])
             assert (again.json, len(told.calls)) == (answer.json, 3)
             step = await step_of(served, again)
-            assert (step["status"], step["cache"]) == ("cached", "hit")
+            assert (step["status"], step["cache"], step["attempts"]) == ("cached", "hit", 0)
+            nothing = await step_of(served, await served.post("/orchestrator/d/all", []))
+            assert (nothing["status"], nothing["items"], nothing["attempts"]) == ("ok", 0, 0)
             more = await served.post("/orchestrator/d/all", [2, 3])
             step = await step_of(served, more)
             assert (more.json[0], told.calls[3:], step["status"]) == (answer.json[1], ["/read/3"], "ok")

@@ -152,3 +152,32 @@ def test_only_what_the_paths_lead_to_is_hidden() -> None:
 def test_of_very_many_values_no_message_is_kept() -> None:
     value = {"body": [f"value {number}" for number in range(MOST_VALUES + 1)]}
     assert Hiding(lambda: value, tree_of(["body"]))("it is down") == "***"
+
+
+@pytest.mark.parametrize("capture", ["none", "full"])
+def test_a_secret_of_which_a_part_is_redacted_stays_masked_as_a_whole(
+    serve: Serve, capture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOP_TOKEN", "sesame-open-7")
+    domain = """
+        endpoints:
+          e:
+            methods: [POST]
+            data_sources: [{name: s, type: lab, operation: fails, params: {ssn: $request.body.ssn}, default: 1}]
+    """
+    config = f"tracking: {{capture: {capture}, redact: [request.body.ssn]}}"
+    api = "api: {sources: {default: {base_url: 'http://127.0.0.1:9', headers: {Authorization: '${env:SHOP_TOKEN}'}}}}"
+
+    async def tells(_: Any) -> Any:
+        raise SourceError("sesame-open-7 is refused")
+
+    shop = serve(
+        {"config.yaml": config, "domains/d.yaml": domain, "integrations/api.yaml": api},
+        plugins={"lab": Lab({"fails": tells})},
+    )
+    answer = shop.post("/orchestrator/d/e", {"ssn": "open-7"})
+    execution = shop.admin("GET", f"/executions/{answer.headers['X-Execution-Id']}").json
+    assert execution["steps"][0]["error"] == "*** is refused"
+    if capture == "full":
+        (call,) = execution["captured"]["steps"]["s"]["calls"]
+        assert call["error"]["message"] == "*** is refused"
