@@ -76,7 +76,10 @@ class AdminApp:
             status, document = await self._answer(request)
         except Exception as error:  # the boundary of the admin listener
             failure = failure_of(error, None, redact)
-            return problem(failure, execution_id, common_headers(execution_id, own_timing(started)), request.path)
+            headers = common_headers(execution_id, own_timing(started))
+            if failure.status == 405:
+                headers += allow_line(request.path)
+            return problem(failure, execution_id, headers, request.path)
         if isinstance(document, Text):
             text = redact(document).encode("utf-8", "replace")
             return Answer(status, text, TEXT_TYPE, common_headers(execution_id, own_timing(started)))
@@ -199,6 +202,13 @@ class AdminApp:
             "problems": [problem_json(found) for found in reloaded.problems],
         }
         return (200 if reloaded.swapped else 422), document
+
+
+def allow_line(path: str) -> str:
+    """Return the header line of a 405, with the methods that a page of the admin listener takes."""
+    model = parse_model_path(path)
+    acts = path in ("/reload", "/restart") or (model is not None and model.is_action)
+    return f"Allow: {'POST' if acts else 'GET, HEAD'}\r\n"
 
 
 def _only(request: web.BaseRequest, *methods: str) -> None:

@@ -324,6 +324,8 @@ def test_a_page_that_is_not_there_or_not_so_is_told(
     answer = shop.admin(method, target)
     assert (answer.status, answer.headers["Content-Type"]) == (status, "application/problem+json")
     assert detail is None or answer.json["detail"] == detail
+    allowed = ("POST" if target == "/reload" else "GET, HEAD") if status == 405 else None
+    assert answer.headers.get("Allow") == allowed
 
 
 def test_every_admin_answer_has_its_id_and_timing(shop: Served) -> None:
