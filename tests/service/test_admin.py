@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from attrs import frozen
 
 from orchestrator_core.errors import SourceError
+from orchestrator_core.plugin_api import SourceKind, hookimpl, option
 from orchestrator_core.testing.pytest_plugin import Served
 from tests.engine.lab import Lab
 
@@ -180,6 +183,44 @@ LAB2 = """
     def orchestrator_source_kinds():
         return [SourceKind("lab2", "Tells its secrets.", Options, opened)]
 """
+
+
+@frozen
+class WrittenOut:
+    """Options with secrets that stand in the configuration."""
+
+    code: str = option(help="A secret.", secret=True)
+    unset: str | None = option(None, help="Another.", secret=True)
+    more: dict[str, Any] = option(factory=dict, help="What is not read yet.")
+
+
+def test_secrets_that_are_written_out_in_the_configuration_are_not_shown(serve: Serve) -> None:
+    @asynccontextmanager
+    async def opened(options: Any, context: Any) -> AsyncIterator[Any]:
+        yield Lab()
+
+    class Plugin:
+        @hookimpl
+        def orchestrator_source_kinds(self) -> list[SourceKind[Any]]:
+            return [SourceKind("open", "Tells nothing.", WrittenOut, opened)]
+
+    more = "{n: 1, list: [{login: {user: ada, Password: canary-1}}], headers: {X-Api-Key: canary-2, X: y}, token: null}"
+    shop = serve(
+        {"database.yaml": f"open: {{sources: {{default: {{code: canary-0, more: {more}}}}}}}"}, plugins={"o": Plugin()}
+    )
+    (source,) = (found for found in shop.admin("GET", "/sources").json["sources"] if found["type"] == "open")
+    assert source["options"] == {
+        "code": "***",
+        "unset": "None",
+        "more": str(
+            {
+                "n": 1,
+                "list": [{"login": {"user": "ada", "Password": "***"}}],
+                "headers": {"X-Api-Key": "***", "X": "y"},
+                "token": None,
+            }
+        ),
+    }
 
 
 def test_secrets_are_masked_on_every_page_in_every_answer_and_record(
