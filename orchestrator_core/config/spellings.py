@@ -21,6 +21,7 @@ _HOST = re.compile(r"[A-Za-z0-9.-]+\Z")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _USER_INFO = re.compile(r"://([^:/\s{}]*):?([^/\s]*)@")
 _NAMED = re.compile(r"(?i)(?:pass(?:word|wd|phrase)?|pwd|secret|token|key|sig(?:nature)?)=([^&;\s]+)")
+_TOKEN_IN_PATH = re.compile(r"[^/]{16,}")
 _NO_PASSWORDS = frozenset({"", "x", "x-oauth-basic"})
 """What stands for the password where the user is the token."""
 
@@ -89,11 +90,11 @@ def _known(secret: str) -> Iterator[str]:
     if _HOST.match(secret):
         yield secret.lower()  # as clients show a host
     if _URL.match(secret):
-        yield from _without_credentials(secret)
+        yield from _of_url(secret)
 
 
-def _without_credentials(url: str) -> Iterator[str]:
-    """Yield a URL as a client of it shows it, if it has a path, which can be as secret as a password."""
+def _of_url(url: str) -> Iterator[str]:
+    """Yield a URL as a client of it shows it, if it has a path, and what may be a token in the path of an HTTP URL."""
     try:
         parts = urlsplit(url.strip())
         host = parts.netloc.rpartition("@")[2].lower()
@@ -101,6 +102,8 @@ def _without_credentials(url: str) -> Iterator[str]:
         return
     if path := parts.path.strip("/"):
         yield f"{parts.scheme}://{host}/{path}"
+        if parts.scheme in ("http", "https"):
+            yield from _TOKEN_IN_PATH.findall(path)
 
 
 def _base64(secret: str) -> Iterator[str]:

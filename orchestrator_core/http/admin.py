@@ -42,6 +42,7 @@ from orchestrator_core.snapshot import OpenSource, Snapshot
 from orchestrator_core.tracking import MAX_PAGE, ExecutionLog, tracking_json
 
 _EXECUTION = re.compile(r"/executions/([^/]+)\Z")
+_PROOF = re.compile(r"(?i)authorization|cookie|credential|passw|secret|token|api[-_]?key")
 METRICS = "/metrics"
 _GENERATION = re.compile(r"/generations/([^/]+)\Z")
 TEXT_TYPE = "text/plain; charset=utf-8"
@@ -77,7 +78,10 @@ class AdminApp:
             status, document = await self._answer(request)
         except Exception as error:  # the boundary of the admin listener
             failure = failure_of(error, None, redact)
-            return problem(failure, execution_id, common_headers(execution_id, own_timing(started)), request.path)
+            headers = common_headers(execution_id, own_timing(started))
+            if failure.status == 405:
+                headers += allow_line(request.path)
+            return problem(failure, execution_id, headers, request.path)
         if isinstance(document, Text):
             text = redact(document).encode("utf-8", "replace")
             return Answer(status, text, TEXT_TYPE, common_headers(execution_id, own_timing(started)))
@@ -202,6 +206,13 @@ class AdminApp:
         return (200 if reloaded.swapped else 422), document
 
 
+def allow_line(path: str) -> str:
+    """Return the header line of a 405, with the methods that a page of the admin listener takes."""
+    model = parse_model_path(path)
+    acts = path in ("/reload", "/restart") or (model is not None and model.is_action)
+    return f"Allow: {'POST' if acts else 'GET, HEAD'}\r\n"
+
+
 def _only(request: web.BaseRequest, *methods: str) -> None:
     if request.method not in methods:
         raise BadRequest(f"{request.path} takes {' and '.join(methods)}, not {request.method}", 405)
@@ -236,13 +247,26 @@ def _options(options: Any) -> dict[str, str]:
     """Return the options as their masked representations: secrets and whole URLs with passwords never leave."""
     if not attrs.has(type(options)):
         return {}
-    return {field.name: _shown(getattr(options, field.name)) for field in attrs.fields(type(options)) if field.repr}
+    return {field.name: _shown(options, field) for field in attrs.fields(type(options)) if field.repr}
 
 
-def _shown(value: Any) -> str:
+def _shown(options: Any, field: Any) -> str:
+    value = getattr(options, field.name)
     if isinstance(value, Secret):
         return MASK
-    return without_passwords(value if type(value) is str else repr(value))
+    if callable(field.repr):  # one that says itself what is shown of it, such as a secret that is written out
+        return str(field.repr(value)).strip("'")
+    return without_passwords(value if type(value) is str else repr(_without_proofs(value)))
+
+
+def _without_proofs(value: Any) -> Any:
+    """Return data in which what is named as a secret is one: a model's options are not read yet where they stand."""
+    if isinstance(value, Mapping):
+        return {
+            key: Secret(item) if isinstance(item, str) and _PROOF.search(key) else _without_proofs(item)
+            for key, item in value.items()
+        }
+    return [_without_proofs(item) for item in value] if isinstance(value, list) else value
 
 
 async def _state(opened: OpenSource) -> dict[str, str]:

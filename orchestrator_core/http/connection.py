@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,9 @@ log = structlog.get_logger("orchestrator.http")
 LINGERING_SECONDS = 2.0
 LINGERING_BYTES = 8 * 2**20
 SWEEP_SECONDS = 1.0
+
+_SENT = re.compile(r"(?: when reading)?: (?:bytearray\()?b?['\"].*")
+"""Where the parser repeats what was sent: that can be a client's cookie, which is not to be logged."""
 
 Malformed = Callable[[str, int, str], None]
 """Is told of what was no request: the execution id, status and detail that its sender was answered."""
@@ -278,7 +282,7 @@ class Connection(web.RequestHandler):
             log.error("defect", execution_id=execution_id, exc_info=exc)
             failure = Failure(500, "internal error", "an internal error; the log tells more under the execution id")
         else:
-            reason = (message or "").strip().partition("\n")[0].rstrip(":")
+            reason = _SENT.sub("", (message or "").strip().partition("\n")[0]).rstrip(":")
             failure = Failure(status, "bad request", f"this is not HTTP: {reason}" if reason else "this is not HTTP")
         answer = self._refusal(failure, execution_id)
         answer.closes = True

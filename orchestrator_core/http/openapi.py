@@ -24,7 +24,7 @@ _PROBLEMS = {
     405: ("MethodNotAllowed", "The route does not take this method; the header `Allow` has those it takes."),
     408: ("BodyTimeout", "The body did not arrive in time."),
     413: ("TooLarge", "The body is too large."),
-    415: ("UnsupportedMediaType", "The body is of another media type than `application/json`."),
+    415: ("UnsupportedMediaType", "The body is not `application/json`, or its content coding is not known."),
     422: ("InvalidRequest", "The request does not fit the endpoint's schema, or lacks a value that is needed."),
     500: ("InternalError", "A defect of the service; its log tells more under the execution id."),
     502: ("SourceFailed", "A source failed, or returned what cannot be used."),

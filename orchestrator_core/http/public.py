@@ -265,7 +265,7 @@ class PublicApp:
         if self.telemetry.answered is not None:
             self.telemetry.answered("", method, status, 0.0)
         if serving.request_line is not None:
-            shown = {name: serving.redact(text[:LONGEST_LOGGED_PATH]) for name, text in more.items()}
+            shown = {name: serving.redact(text)[:LONGEST_LOGGED_PATH] for name, text in more.items()}
             serving.request_line(execution_id, "", method, NO_ROUTE, status, 0.0, **shown)
 
     async def _asked(
@@ -298,7 +298,7 @@ class PublicApp:
         if self.telemetry.answered is not None:
             self.telemetry.answered(serving.pages.template(path), request.method, answer.status, clock() - started)
         if serving.request_line is not None and answer.status >= 400:
-            shown = serving.redact(path[:LONGEST_LOGGED_PATH])
+            shown = serving.redact(path)[:LONGEST_LOGGED_PATH]
             seconds = clock() - started
             serving.request_line(execution_id, "", request.method, NO_ROUTE, answer.status, seconds, path=shown)
         return answer

@@ -26,12 +26,15 @@ _WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 
 @frozen
 class Url:
-    """The parts of a base or proxy URL; ``credentials`` is the value of a Basic authorization."""
+    """The parts of a base or proxy URL; ``credentials`` is the value of a Basic authorization.
+
+    The path is not shown: some have a token in it.
+    """
 
     secure: bool
     host: str
     port: int
-    path: str
+    path: str = field(repr=False)
     credentials: str | None = field(repr=False)
 
     @property

@@ -15,7 +15,7 @@ from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.documents import problem_json
 from orchestrator_core.engine import failure_of, new_execution_id
 from orchestrator_core.errors import BadRequest, SourceUnavailable
-from orchestrator_core.http.admin import parse_execution_query
+from orchestrator_core.http.admin import allow_line, parse_execution_query
 from orchestrator_core.http.answers import JSON_TYPE, Answer, common_headers, own_timing, problem
 from orchestrator_core.http.models_page import parse_model_path
 from orchestrator_core.reload import Reloaded
@@ -65,8 +65,13 @@ class MergedAdmin:
             known = SourceUnavailable(str(error)) if isinstance(error, StartFailed | WorkerGone) else error
             failure = failure_of(known, None, redact)
             headers = common_headers(execution_id, own_timing(started))
+            if failure.status == 405:
+                headers += allow_line(request.path)
             return problem(failure, execution_id, headers, request.path)
-        return Answer(reply.status, reply.body, reply.content_type, common_headers(execution_id, own_timing(started)))
+        headers = common_headers(execution_id, own_timing(started))
+        if reply.status == 405:
+            headers += allow_line(request.path)
+        return Answer(reply.status, reply.body, reply.content_type, headers)
 
     async def _answer(self, request: web.BaseRequest, redact: Redactor) -> Reply:
         path = request.path

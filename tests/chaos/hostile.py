@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import zlib
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -92,6 +93,16 @@ def with_json(target: str, body: bytes) -> tuple[bytes, bytes]:
     return post(target, f"Content-Length: {len(body)}"), body
 
 
+def with_coding(target: str, coding: str, body: bytes) -> tuple[bytes, bytes]:
+    return post(target, f"Content-Encoding: {coding}", f"Content-Length: {len(body)}"), body
+
+
+def bomb(wbits: int) -> bytes:
+    """Return 64 MiB of blanks, compressed."""
+    packer = zlib.compressobj(wbits=wbits)
+    return b"".join([*(packer.compress(b" " * 2**20) for _ in range(64)), packer.flush()])
+
+
 def requests(target: str) -> Mapping[str, tuple[bytes, AsyncIterator[bytes] | bytes]]:
     """Return the hostile requests by name, for an endpoint that takes POST and a path parameter."""
     deep = b"[" * 100_000 + b"]" * 100_000
@@ -101,6 +112,10 @@ def requests(target: str) -> Mapping[str, tuple[bytes, AsyncIterator[bytes] | by
     return {
         "1 GB": (post(target, f"Content-Length: {GIGABYTE}"), gigabyte()),
         "1 GB in chunks": (post(target, "Transfer-Encoding: chunked"), gigabyte_in_chunks()),
+        "a gzip bomb": with_coding(target, "gzip", bomb(31)),
+        "a deflate bomb": with_coding(target, "deflate", bomb(15)),
+        "a gzip bomb that is cut off": with_coding(target, "gzip", bomb(31)[:5000]),
+        "a coding that is not known": with_coding(target, "br", b"\x1b\xff\xff"),
         "100,000 deep": with_json(target, deep),
         "100,000 objects deep": with_json(target, b'{"a":' * 100_000 + b"1" + b"}" * 100_000),
         "500 deep": with_json(target, b'{"x":' + b"[" * 500 + b"]" * 500 + b"}"),
@@ -158,7 +173,7 @@ async def measure(port: int, pid: int, target: str) -> Found:
 
 def complaint(name: str, answer: Answered) -> str:
     """Return what is wrong with an answer to a hostile request, or an empty string."""
-    expected = (413,) if name.startswith("1 GB") else (400, 422)
+    expected = (413,) if name.startswith("1 GB") or "bomb" in name else (415,) if "coding" in name else (400, 422)
     if answer.status not in expected:
         return f"{name}: {answer.status}, not {' or '.join(map(str, expected))}: {answer.body[:200]!r}"
     if not answer.content_type.startswith(PROBLEM) or not answer.is_json:

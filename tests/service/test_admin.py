@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from attrs import frozen
 
 from orchestrator_core.errors import SourceError
+from orchestrator_core.plugin_api import SourceKind, hookimpl, option
 from orchestrator_core.testing.pytest_plugin import Served
 from tests.engine.lab import Lab
 
@@ -225,6 +228,44 @@ LAB2 = """
 """
 
 
+@frozen
+class WrittenOut:
+    """Options with secrets that stand in the configuration."""
+
+    code: str = option(help="A secret.", secret=True)
+    unset: str | None = option(None, help="Another.", secret=True)
+    more: dict[str, Any] = option(factory=dict, help="What is not read yet.")
+
+
+def test_secrets_that_are_written_out_in_the_configuration_are_not_shown(serve: Serve) -> None:
+    @asynccontextmanager
+    async def opened(options: Any, context: Any) -> AsyncIterator[Any]:
+        yield Lab()
+
+    class Plugin:
+        @hookimpl
+        def orchestrator_source_kinds(self) -> list[SourceKind[Any]]:
+            return [SourceKind("open", "Tells nothing.", WrittenOut, opened)]
+
+    more = "{n: 1, list: [{login: {user: ada, Password: canary-1}}], headers: {X-Api-Key: canary-2, X: y}, token: null}"
+    shop = serve(
+        {"database.yaml": f"open: {{sources: {{default: {{code: canary-0, more: {more}}}}}}}"}, plugins={"o": Plugin()}
+    )
+    (source,) = (found for found in shop.admin("GET", "/sources").json["sources"] if found["type"] == "open")
+    assert source["options"] == {
+        "code": "***",
+        "unset": "None",
+        "more": str(
+            {
+                "n": 1,
+                "list": [{"login": {"user": "ada", "Password": "***"}}],
+                "headers": {"X-Api-Key": "***", "X": "y"},
+                "token": None,
+            }
+        ),
+    }
+
+
 def test_secrets_are_masked_on_every_page_in_every_answer_and_record(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -367,6 +408,8 @@ def test_a_page_that_is_not_there_or_not_so_is_told(
     answer = shop.admin(method, target)
     assert (answer.status, answer.headers["Content-Type"]) == (status, "application/problem+json")
     assert detail is None or answer.json["detail"] == detail
+    allowed = ("POST" if target == "/reload" else "GET, HEAD") if status == 405 else None
+    assert answer.headers.get("Allow") == allowed
 
 
 def test_every_admin_answer_has_its_id_and_timing(shop: Served) -> None:

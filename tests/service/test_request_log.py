@@ -77,11 +77,13 @@ def test_pages_of_the_service_have_a_line_only_when_they_fail(
 ) -> None:
     monkeypatch.setenv("DOMAINS", CANARY)
     shop = serve({**SHOP, "config.yaml": "plugins_dir: '${env:DOMAINS}'"}, plugins={"other": "X = 1"})
-    for path in ("/health/live", "/orchestrator", f"/nothing/{'x' * 500}", "/%ff%00\\", f"/{CANARY}"):
+    cut = f"/{'x' * 190}{CANARY}"
+    for path in ("/health/live", "/orchestrator", f"/nothing/{'x' * 500}", "/%ff%00\\", f"/{CANARY}", cut):
         shop.get(path)
     found = lines(stream)
-    assert [(event["route"], event["status"]) for event in found] == [("-", 404)] * 3
-    assert [event["path"] for event in found] == [f"/nothing/{'x' * 191}", "/%ff%00\\", "/***"]
+    assert [(event["route"], event["status"]) for event in found] == [("-", 404)] * 4
+    paths = [f"/nothing/{'x' * 191}", "/%ff%00\\", "/***", f"/{'x' * 190}***"]
+    assert [event["path"] for event in found] == paths
 
 
 @pytest.mark.parametrize(
@@ -89,6 +91,14 @@ def test_pages_of_the_service_have_a_line_only_when_they_fail(
     [
         (b"NONSENSE\r\n\r\n", {"method": "-", "error": "this is not HTTP: Invalid method encountered"}),
         (b"GET / HTTP/1.1\r\n\r\n", {"method": "-", "error": "this is not HTTP: Missing 'Host' header in request."}),
+        (
+            b"GET / HTTP/1.1\r\nHost: x\r\nCookie: " + b"s" * 9000 + b"\r\n\r\n",
+            {"method": "-", "error": "this is not HTTP: Got more than 8190 bytes"},
+        ),
+        (
+            b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"s" * 9000),
+            {"method": "-", "error": "this is not HTTP: Got more than 8190 bytes"},
+        ),
         (
             b"GET /canary-5e8d1?x HTTP/1.1\r\nHost: x\r\nX: \xff\r\n\r\n",
             {"method": "GET", "path": "/***", "error": "the head of the request is not UTF-8"},

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import secrets
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from tests.chaos.outcome import Finding, Row, Setting
 from tests.chaos.stage import Stage, stage
 
 COMMAND_SECONDS = 60.0
-AWKWARD = ("header_quoted", "database_quoted", "basic_quoted")
+AWKWARD = ("header_quoted", "database_quoted", "basic_quoted", "tells_quoted")
 
 CONFIG = """
 logging: {{level: debug, format: {log_format}, requests: true}}
@@ -57,6 +58,8 @@ api:
     basic: {{base_url: "{echo}", auth: {{basic: {{username: ada, password: "${{env:BASIC}}"}}}}}}
     basic_quoted: {{base_url: "{echo}", auth: {{basic: {{username: ada, password: "${{env:BASIC_QUOTED}}"}}}}}}
     in_url: {{base_url: "{echo_with_user}"}}
+    token_url: {{base_url: "{echo_with_token}"}}
+    whole_url: {{base_url: "${{env:WHOLE_URL}}"}}
     query: {{base_url: "{echo}", query: {{api_key: "${{env:QUERY}}"}}}}
     proxy: {{base_url: "http://partner.test", proxy: "http://ada:${{env:PROXY}}@127.0.0.1:1"}}
     oauth2:
@@ -65,6 +68,10 @@ api:
     literal: {{base_url: "{echo}", auth: {{bearer: "{literal_bearer}"}}}}
   operations:
     get: {{path: "/{{status}}"}}
+tells:
+  sources:
+    default: {{key: "${{env:TELLS}}"}}
+    quoted: {{key: "${{env:TELLS_QUOTED}}"}}
 ml:
   sources:
     scores:
@@ -78,11 +85,61 @@ ml:
         startup_command: "sh -c 'echo the key is ${{env:COMMAND}} >&2; exit 3'"
         port: {port}
 """
+SCOPED = """\
+api:
+  sources:
+    scoped: {{base_url: "{echo}", headers: {{X-Api-Key: "${{env:SCOPED}}"}}}}
+database:
+  sources:
+    scoped: {{connection_string: "postgresql://postgres:${{env:SCOPED_DATABASE}}@{host}/{name}"}}
+"""
+TELLS = """
+import base64, html, json, logging
+from contextlib import asynccontextmanager
+from urllib.parse import quote
+import structlog
+from attrs import frozen
+from orchestrator_core.plugin_api import SourceError, SourceKind, hookimpl, option
+
+@frozen
+class Options:
+    key: str = option(help="What it tells everybody.")
+
+def told(key):
+    escaped, percent = json.dumps({"said": json.dumps(key)}), quote(key, safe="")
+    ways = [key, repr(key), ascii(key), escaped, html.escape(key), percent, percent.lower(), quote(percent)]
+    return [*ways, key.encode(), *(base64.b64encode(f"{user}{key}".encode()).decode() for user in ("", "u:", "it"))]
+
+class Tells:
+    def __init__(self, key):
+        self.key = key
+
+    async def fetch(self, operation, params):
+        if operation == "defect":
+            raise RuntimeError(f"{told(self.key)}")
+        raise SourceError(f"the partner says {told(self.key)}", transient=operation == "again")
+
+@asynccontextmanager
+async def opened(options, context):
+    logging.getLogger("partner").warning("opened with %s", told(options.key))
+    structlog.get_logger("partner").warning("opened", told=told(options.key))
+    if options.key.startswith("late"):
+        raise SourceError(f"not with {told(options.key)}")
+    yield Tells(options.key)
+
+@hookimpl
+def orchestrator_source_kinds():
+    return [SourceKind("tells", "Tells its key.", Options, opened)]
+"""
 STEP = "{{name: step, type: {type}, source_id: {source}, operation: {operation}, params: {{{params}}}{more}}}"
-APIS = ("header", "quoted", "bearer", "basic", "basic_quoted", "in_url", "query", "proxy", "oauth2", "literal")
+APIS = (
+    *("header", "quoted", "bearer", "basic", "basic_quoted", "in_url", "token_url", "whole_url", "query", "proxy"),
+    *("oauth2", "literal", "scoped"),
+)
 ENVIRONMENT = (
     *("DATABASE", "DATABASE_GONE", "DATABASE_QUOTED", "HEADER", "HEADER_QUOTED", "BASIC", "BASIC_QUOTED", "QUERY"),
-    *("PROXY", "OAUTH2", "MODEL", "COMMAND", "IN_URL", "TRACKING", "CACHE", "TELEMETRY"),
+    *("PROXY", "OAUTH2", "MODEL", "COMMAND", "IN_URL", "TOKEN_URL", "WHOLE_URL", "TRACKING", "CACHE", "TELEMETRY"),
+    *("SCOPED", "SCOPED_DATABASE", "TELLS", "TELLS_QUOTED"),
 )
 
 
@@ -94,16 +151,27 @@ class Canaries:
     marks: Mapping[str, tuple[str, ...]]
 
     def found_in(self, text: str) -> list[str]:
+        text += " ".join(_decoded(run[0]) for run in _CODED.finditer(text))
         return sorted(place for place, marks in self.marks.items() if any(mark in text for mark in marks))
+
+
+_CODED = re.compile(r"[A-Za-z0-9+/_-]{24,}")
+
+
+def _decoded(run: str) -> str:
+    """Return what base64 holds, wherever in the text that it was made of it begins."""
+    text = run.replace("-", "+").replace("_", "/")
+    pieces = (text[start : start + (len(text) - start) // 4 * 4] for start in range(4))
+    return " ".join(base64.b64decode(piece).decode("latin-1") for piece in pieces)
 
 
 def make_canaries() -> Canaries:
     values, marks = {}, {}
-    for place in (*(name.lower() for name in ENVIRONMENT), "cookie", "bearer_file", "literal", "literal_bearer"):
+    files = ("cookie", "bearer_file", "late", "literal", "literal_bearer")
+    for place in (*(name.lower() for name in ENVIRONMENT), *files):
         mark = secrets.token_hex(12)
         values[place] = f"ca'n\"a%41\\r y<{mark}" if place in AWKWARD else f"canary-{mark}"
-        encoded = base64.b64encode(f"ada:{values[place]}".encode()).decode()
-        marks[place] = (mark, encoded.rstrip("=")[-20:])
+        marks[place] = (mark,)
     return Canaries(values, marks)
 
 
@@ -135,6 +203,7 @@ async def echoing(spans: list[bytes]) -> AsyncIterator[int]:
     app = web.Application()
     app.router.add_post("/v1/traces", collect)
     app.router.add_route("*", "/{status}", answer)
+    app.router.add_route("*", "/{secret}/{status}", answer)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -155,13 +224,16 @@ def domain() -> str:
     for source in APIS:
         endpoint(f"api_{source}", "api", source, "get", "status: $request.path_params.status")
     endpoint("api_default", "api", "header", "get", "status: $request.path_params.status", ", default: {}")
-    for source in ("canary", "literal", "gone", "quoted"):
+    for source in ("canary", "literal", "gone", "quoted", "scoped"):
         endpoint(f"database_{source}", "database", source, "one")
     endpoint("database_fails", "database", "canary", "fails", "number: $request.path_params.status")
     for source in ("scores", "started"):
         endpoint(f"model_{source}", "ml", source, "predict", "features: {a: 1}")
     cached = ", cache: {ttl: 5s}"
     endpoint("database_cached", "database", "canary", "fails", "number: $request.path_params.status", cached)
+    for source in ("default", "quoted"):
+        for operation in ("defect", "once", "again"):
+            endpoint(f"tells_{source}_{operation}", "tells", source, operation)
     endpoint("holders", "inside", "default", "tell", "what: holders, texts: $request.body")
     return "\n".join(endpoints) + "\n"
 
@@ -194,6 +266,7 @@ async def measure(setting: Setting) -> list[Finding]:
                     name=name,
                     echo=f"http://127.0.0.1:{echo}",
                     echo_with_user=f"http://ada:${{env:CANARY_IN_URL}}@127.0.0.1:{echo}",
+                    echo_with_token=f"http://${{env:CANARY_TOKEN_URL}}@127.0.0.1:{echo}",
                     literal=canaries.values["literal"],
                     literal_bearer=canaries.values["literal_bearer"],
                     port=free_port(),
@@ -201,14 +274,20 @@ async def measure(setting: Setting) -> list[Finding]:
                 .replace("${env:", "${env:CANARY_")
                 .replace("CANARY_CANARY_", "CANARY_")
             )
+            where = {"host": host, "name": name, "echo": f"http://127.0.0.1:{echo}"}
+            scoped = SCOPED.format(**where).replace("${env:", "${env:CANARY_")
             files = {
                 **dict.fromkeys(("database.yaml", "integrations/api.yaml", "integrations/ml.yaml"), "{}"),
                 "domains/shop.yaml": "endpoints: {}",
                 "integrations/canary.yaml": sources,
                 "domains/canary.yaml": domain(),
+                "domains/canary/integrations/scoped.yaml": scoped,
+                "../plugins/tells.py": TELLS,
+                "secrets/late": f"late {canaries.values['late']}",
                 "secrets/cookie": canaries.values["cookie"],
                 "secrets/bearer": canaries.values["bearer_file"],
             }
+            environment["CANARY_WHOLE_URL"] = f"http://127.0.0.1:{echo}/{canaries.values['whole_url']}/"
             config = CONFIG.format(log_format=log_format, echo=f"http://127.0.0.1:{echo}")
             async with stage(setting, files=files, config=config, environment=environment) as service:
                 problems += await converse(service, look)
@@ -241,7 +320,10 @@ async def converse(service: Stage, look: object) -> list[str]:
     statuses = (200, 302, 400, 401, 404, 429, 500, 503)
     names = [f"api_{source}" for source in APIS] + ["api_default"]
     targets = [f"/orchestrator/canary/{name}/{status}" for name in names for status in statuses]
-    targets += [f"/orchestrator/canary/database_{source}/1" for source in ("canary", "literal", "gone", "quoted")]
+    databases = ("canary", "literal", "gone", "quoted", "scoped")
+    targets += [f"/orchestrator/canary/database_{source}/1" for source in databases]
+    tells = [f"tells_{source}_{how}" for source in ("default", "quoted") for how in ("defect", "once", "again")]
+    targets += [f"/orchestrator/canary/{name}/1" for name in tells]
     targets += ["/orchestrator/canary/database_fails/0", *["/orchestrator/canary/database_cached/1"] * 2]
     targets += [f"/orchestrator/canary/model_{source}/1" for source in ("scores", "started") for _ in range(3)]
     targets += ["/openapi.json", "/docs", "/orchestrator", "/orchestrator/canary", "/health/ready", "/nowhere"]
@@ -299,6 +381,7 @@ async def broken_reloads(service: Stage, ask: object) -> None:
         'feast: {sources: {wrong: {repo_path: "${env:CANARY_MODEL}"}}}',
         '"${env:CANARY_HEADER}": {sources: {}}',
         'nothing: {sources: {wrong: {a: "${env:CANARY_HEADER}"}}}',
+        'tells: {sources: {wrong: {key: "${file:secrets/late}"}}}',
     ):
         file.write_text(text)
         await ask(service.admin_port, "POST", "/reload", "reload")
@@ -320,6 +403,7 @@ async def commands(service: Stage, environment: Mapping[str, str], look: object,
         ("schema", *config),
         ("openapi", *config),
         ("run", plan, *config, "--path-param", "status=400", "--trace"),
+        ("run", "canary.tells_quoted_defect", *config, "--path-param", "status=1", "--trace"),
         ("run", "canary.database_gone", *config, "--path-param", "status=1", "--trace"),
         ("executions", "list", *config, *admin),
         ("executions", "list", *config, *admin, "--format", "json"),
