@@ -27,6 +27,7 @@ CODES: Mapping[str, str] = {
     "ORC206": "defined twice",
     "ORC207": "two names for one domain",
     "ORC208": "name that cannot stand in a URL",
+    "ORC209": "setting that waits for the next start",
     "ORC301": "environment variable that is not set",
     "ORC302": "unknown secret source",
     "ORC303": "unreadable secret file",
