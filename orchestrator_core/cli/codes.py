@@ -43,6 +43,7 @@ CODES: Mapping[str, str] = {
     "ORC410": "two steps of one name",
     "ORC411": "unfit path",
     "ORC412": "features that do not fit the model",
+    "ORC413": "policy that does nothing",
     "ORC501": "expression syntax error",
     "ORC502": "unknown step",
     "ORC503": "unknown part of the request",

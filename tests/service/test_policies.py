@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator_core.policies.notes import Guarded
-from orchestrator_core.testing import Answer, RunningService, service
+from orchestrator_core.testing import Answer, RunningService, check_problems, service
 
 from .partner import Partner, execution_of, partner
 
@@ -463,6 +463,37 @@ def test_a_stale_result_is_given_when_the_source_fails(run: RunFixture) -> None:
             assert (len(told.calls), (await step_of(served, answer))["cache"]) == (3, "stale")
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("operation", "step", "told"),
+    [
+        ("write", "retry: {attempts: 3}", ["retry does nothing here: write is not known to be idempotent"]),
+        ("write", "retry: {attempts: 3, non_idempotent: true}", []),
+        ("write", "retry: false, circuit_breaker: {failures: 2}", []),
+        ("write", "timeout: 1s", []),
+        ("read", "retry: {attempts: 3}", []),
+    ],
+)
+def test_a_step_that_asks_for_what_does_not_apply_is_warned_of(operation: str, step: str, told: list[str]) -> None:
+    given = {
+        "integrations/api.yaml": """
+            api:
+              sources:
+                partner:
+                  base_url: "http://127.0.0.1:1"
+                  retry: {attempts: 2}
+                  operations:
+                    read: {method: GET, path: "/read"}
+                    write: {method: POST, path: "/write"}
+        """,
+        "domains/d.yaml": f"""
+            endpoints:
+              e: {{data_sources: [{{name: s, type: api, source_id: partner, operation: {operation}, {step}}}]}}
+        """,
+    }
+    problems = check_problems(given, offline=True)
+    assert [(problem.severity, problem.message) for problem in problems] == [("warning", text) for text in told]
 
 
 @pytest.mark.parametrize(
