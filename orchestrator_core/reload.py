@@ -12,6 +12,7 @@ from time import time
 import structlog
 from attrs import define, evolve, field, frozen
 
+from orchestrator_core.config.at_start import waiting_for_a_start
 from orchestrator_core.config.load import Image, load_configuration
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.config.secrets import Redactor
@@ -99,6 +100,7 @@ class Live:
         self.registry = registry
         self.http = http
         self.snapshot = snapshot
+        self.started = snapshot.configuration.app
         self.last = Reloaded(True, snapshot.generation, snapshot.problems)
         self.secret_files = dict(snapshot.configuration.secret_files)
         self.reloads = {"swapped": 0, "failed": 0}
@@ -131,7 +133,9 @@ class Live:
                     return self.last
                 if new is not None:
                     log.info("configuration reloaded", generation=new.generation, endpoints=len(new.plans))
-                    return self._serve(new)
+                    reloaded = self._serve(new)
+                    tell_waiting(reloaded)
+                    return reloaded
 
     async def prepare(self, configuration: Configuration) -> tuple[Problem, ...]:
         """Open a configuration beside the one that serves, and keep it for :meth:`commit` or :meth:`abandon`.
@@ -220,7 +224,8 @@ class Live:
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
         self.reloads["swapped"] += 1
-        self.last = Reloaded(True, new.generation, masked(new.problems, new.configuration.redactor))
+        problems = (*new.problems, *waiting_for_a_start(self.started, new.configuration))
+        self.last = Reloaded(True, new.generation, masked(problems, new.configuration.redactor))
         return self.last
 
     async def _retire(self, old: Snapshot) -> None:
@@ -249,6 +254,13 @@ def tell_failed(reloaded: Reloaded) -> None:
     text = "\n".join(map(str, reloaded.problems))
     event = f"reload failed, the old configuration keeps serving\n{text}"
     log.error(event, generation=reloaded.generation)
+
+
+def tell_waiting(reloaded: Reloaded) -> None:
+    """Log which settings wait for the next start, but for those whose keepers say so themselves."""
+    waiting = [problem.message.partition(" ")[0] for problem in reloaded.problems if problem.code == "ORC209"]
+    if settings := [name for name in waiting if not name.startswith(("tracking", "telemetry"))]:
+        log.warning("settings have changed that are read at the start only", settings=", ".join(settings))
 
 
 def masked(problems: Iterable[Problem], redact: Redactor) -> tuple[Problem, ...]:

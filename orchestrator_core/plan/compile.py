@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from orchestrator_core.applied import Defaults, applied
+from orchestrator_core.applied import Applied, Defaults, applied
 from orchestrator_core.catalog import Catalog
 from orchestrator_core.config.model import RESERVED_ROOTS, UNSET, Endpoint, EndpointConfig, Step, StepConfig
 from orchestrator_core.config.structure import Located
@@ -109,6 +109,16 @@ class _Compiler:
             return Compiled(None, tuple(self.reading.problems), tuple(planned), response, located)
         return Compiled(plan, tuple(self.reading.problems), tuple(planned), response, located)
 
+    def warn_of_policies(self, config: StepConfig, located: Located, policies: Applied) -> None:
+        """Warn of a policy that the step asks for and that does not apply to what it calls."""
+        for name, policy in policies:
+            asked = name != "timeout" and getattr(config, name)  # a step's timeout is its own
+            if asked and policy.options is None:
+                reason = policy.why.removeprefix("off: ")
+                hint = "if a second call does no harm: {non_idempotent: true}" if "idempotent" in reason else ""
+                problem = located.problem("ORC413", f"{name} does nothing here: {reason}", name, at_key=True, hint=hint)
+                self.reading.problems.append(problem.as_warning())
+
     def unique_steps(self) -> list[Step]:
         steps: dict[str, Step] = {}
         for step in self.endpoint.steps:
@@ -145,10 +155,8 @@ class _Compiler:
         if spec.kind is DIRECT:
             self.check_direct(config, located)
         policies = applied(self.defaults, spec, operation, step)
-        if config.retry not in (None, False) and policies.retry.options is None and spec.kind is not DIRECT:
-            hint = "say retry: {non_idempotent: true} where a second call does no harm"
-            problem = located.problem("ORC204", f"retry is {policies.retry.why}", "retry", at_key=True, hint=hint)
-            self.reading.problems.append(problem.as_warning())
+        if spec.kind is not DIRECT:
+            self.warn_of_policies(config, located, policies)
         waits_for = frozenset((referred | set(config.depends_on)) - {config.name})
         return PlannedStep(
             config.name,

@@ -13,12 +13,13 @@ from typing import Any
 import structlog
 from attrs import define, field, frozen
 
+from orchestrator_core.config.at_start import waiting_for_a_start
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.documents import problem_of
 from orchestrator_core.errors import ConfigError, Problem
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.sockets import refuse_new
-from orchestrator_core.reload import Reloaded, tell_failed
+from orchestrator_core.reload import Reloaded, tell_failed, tell_waiting
 from orchestrator_core.workers.images import Taken, take
 from orchestrator_core.workers.process import Reply, StartFailed, Worker, WorkerGone
 from orchestrator_core.workers.silence import end_when_silent
@@ -71,6 +72,7 @@ class Supervisor:
         self.runtime = runtime
         self.plugins_dir = plugins_dir
         self.taken = taken
+        self.started = taken.configuration.app
         self.last = Reloaded(True, taken.configuration.generation)
         self.reloads = {"swapped": 0, "failed": 0}
         self.secret_files = dict(taken.configuration.secret_files)
@@ -349,7 +351,10 @@ class Supervisor:
                 return failed
         log.info("configuration reloaded", generation=taken.configuration.generation, workers=len(self.serving))
         self._try_again()
-        return Reloaded(True, taken.configuration.generation, _problems(replies))
+        waiting = waiting_for_a_start(self.started, taken.configuration)
+        reloaded = Reloaded(True, taken.configuration.generation, tuple(sorted({*_problems(replies), *waiting})))
+        tell_waiting(reloaded)
+        return reloaded
 
     async def _prepare(self, workers: Sequence[Worker], taken: Taken) -> list[Reply]:
         preparing = asyncio.ensure_future(self._ask_all(workers, "POST", "/worker/prepare", taken.order()))

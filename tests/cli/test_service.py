@@ -31,6 +31,12 @@ HELLO = """
         response_mapping: "hello {{ $guest.name }}"
     """
 CONFIG = {"config/config.yaml": "reload: {watch: false}\n", "config/domains/hello.yaml": HELLO}
+WAITS_FOR_A_START = (
+    "config/config.yaml:1:10: ORC209 warning: server.max_body_size is read at the start only:"
+    " it changes when the service is started again\n"
+    "    1 | server: {max_body_size: 10MiB}\n"
+    "      |          ^^^^^^^^^^^^^\n"
+)
 
 
 @frozen
@@ -114,6 +120,24 @@ def test_reload_says_which_generation_serves(service: Running, write: Write, orc
     assert result.output.split()[1] not in service.announced
     assert result.exit_code == 0
     assert service.get("/orchestrator/hello/greet/Ada") == b'"good day Ada"'
+
+
+def test_reload_says_which_settings_wait_for_the_next_start(
+    service: Running, write: Write, orchestrator: Invoke
+) -> None:
+    write({"config/config.yaml": "server: {max_body_size: 10MiB}\nreload: {watch: false}\n"})
+
+    result = orchestrator("reload", "--admin", service.admin)
+
+    assert result.exit_code == 0
+    assert result.stderr == WAITS_FOR_A_START
+    assert service.process.stderr
+    told = [service.process.stderr.readline() for _ in range(2)]
+    assert [line for line in told if "settings=server.max_body_size" in line]
+
+    write({"config/config.yaml": "reload: {watch: false}\nserver: {limit: false, body_timeout: 9s}\n"})
+
+    assert orchestrator("reload", "--admin", service.admin).stderr == ""
 
 
 def test_reload_prints_problems_as_check_does(service: Running, write: Write, orchestrator: Invoke) -> None:

@@ -574,6 +574,37 @@ def test_a_stale_result_is_given_before_the_request_s_deadline_passes(run: RunFi
 
 
 @pytest.mark.parametrize(
+    ("operation", "step", "told"),
+    [
+        ("write", "retry: {attempts: 3}", ["retry does nothing here: write is not known to be idempotent"]),
+        ("write", "retry: {attempts: 3, non_idempotent: true}", []),
+        ("write", "retry: false, circuit_breaker: {failures: 2}", []),
+        ("write", "timeout: 1s", []),
+        ("read", "retry: {attempts: 3}", []),
+    ],
+)
+def test_a_step_that_asks_for_what_does_not_apply_is_warned_of(operation: str, step: str, told: list[str]) -> None:
+    given = {
+        "integrations/api.yaml": """
+            api:
+              sources:
+                partner:
+                  base_url: "http://127.0.0.1:1"
+                  retry: {attempts: 2}
+                  operations:
+                    read: {method: GET, path: "/read"}
+                    write: {method: POST, path: "/write"}
+        """,
+        "domains/d.yaml": f"""
+            endpoints:
+              e: {{data_sources: [{{name: s, type: api, source_id: partner, operation: {operation}, {step}}}]}}
+        """,
+    }
+    problems = check_problems(given, offline=True)
+    assert [(problem.severity, problem.message) for problem in problems] == [("warning", text) for text in told]
+
+
+@pytest.mark.parametrize(
     ("source", "step"),
     [
         ("cache: {ttl: 1h, key: id}", ""),
@@ -843,22 +874,6 @@ endpoints:
     ]
     assert problems[3].message == "cache stands around the call of a source, and a direct step calls none"
     assert problems[3].hint == "remove it; give cache to the step whose source is called"
-
-
-def test_a_step_s_own_retry_that_is_off_is_warned_of() -> None:
-    source = "api: {sources: {default: {base_url: 'http://127.0.0.1:9', operations: {w: {path: /w, method: POST}}}}}"
-    domain = """\
-endpoints:
-  e:
-    data_sources:
-      - {name: a, type: api, operation: w, retry: {attempts: 5}}
-      - {name: b, type: api, operation: w, retry: {non_idempotent: true}}
-      - {name: c, type: api, operation: w, retry: false}
-"""
-    (problem,) = check_problems({"integrations/api.yaml": source, "domains/d.yaml": domain}, offline=True)
-    assert (problem.line, problem.code, problem.severity) == (4, "ORC204", "warning")
-    assert problem.message == "retry is off: w is not known to be idempotent"
-    assert problem.hint == "say retry: {non_idempotent: true} where a second call does no harm"
 
 
 def test_integers_of_any_size_are_read_and_those_that_no_page_can_show_are_problems() -> None:

@@ -292,6 +292,18 @@ def test_a_reload_is_for_all_workers_or_for_none_and_has_one_answer(two: Two) ->
     two.run(main)
 
 
+def test_a_reload_of_all_workers_says_once_which_settings_wait_for_the_next_start(two: Two) -> None:
+    async def main(service: Process) -> None:
+        path = two.folder / "config/config.yaml"
+        path.write_text(f"{path.read_text()}\nadmin: {{port: 8011}}\n")
+        status, told = await service.get(f"{service.admin_url}/reload", method="POST")
+        assert (status, told["swapped"]) == (200, True)
+        assert [(problem["code"], problem["path"]) for problem in told["problems"]] == [("ORC209", "admin.port")]
+        assert (await service.get(f"{service.admin_url}/config"))[1]["last_reload"]["problems"] == told["problems"]
+
+    two.run(main)
+
+
 def test_a_changed_file_and_a_changed_secret_reload_all_workers(run: RunFixture, tmp_path: Path) -> None:
     files = {
         **FILES,
