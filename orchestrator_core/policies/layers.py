@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from math import inf
 from time import perf_counter
 from typing import Any, TypeAlias
 
 from orchestrator_core.errors import NotLetThrough, SourceTimeout
 from orchestrator_core.policies.breaker import Breaker
-from orchestrator_core.policies.concurrency import Limiter, QueueFull
+from orchestrator_core.policies.concurrency import Limiter, QueueFull, TooLate
 from orchestrator_core.policies.policies import GuardedRun
 from orchestrator_core.time_limits import TimeLimit, Timer
 
@@ -48,22 +49,27 @@ def queued(layer: Layer, limiter: Limiter, breaker: Breaker | None, label: str, 
         if limiter.running < limiter.max:
             limiter.running += 1
         else:
-            await turn(run, index)
+            await turn(run, index, timer)
+        began = perf_counter()
         try:
-            return await layer(run, index, values, timer)
+            result = await layer(run, index, values, timer)
+            limiter.took(perf_counter() - began)
+            return result
         finally:
             limiter.leave()
 
-    async def turn(run: GuardedRun, index: int) -> None:
+    async def turn(run: GuardedRun, index: int, timer: Timer | None) -> None:
         if breaker is not None and breaker.refuses(run.id):
             raise refusal(breaker, run, index, label, each=each)
         began = perf_counter()
         note = run.note(index)
         try:
-            await limiter.wait()
-        except QueueFull:
+            await limiter.wait(lambda: min(run.deadline.remaining(), inf if timer is None else timer.remaining()))
+        except (QueueFull, TooLate) as error:
             note.not_called(each=each)
             message = f"{label} has {limiter.max} calls under way and {limiter.waiting} waiting, and takes no more"
+            if isinstance(error, TooLate):
+                message = f"{label} had a place for the call when there was too little time left for one"
             raise NotLetThrough(message, retry_after_seconds=1.0) from None
         except asyncio.CancelledError:
             note.not_called(each=each)

@@ -106,7 +106,7 @@ class SourceState:
 
         ``state`` is ``closed``, ``open`` or ``half_open``; where steps have breakers of their own, the worst of them.
         ``failures`` are those that count now, and so are ``running``, ``waiting`` and ``entries``; all other counts are
-        totals. ``refused`` are calls that the breaker did not let through, or that found the queue full. ``errors`` are
+        totals. ``refused`` are calls that the breaker did not let through, or that had no place in time. ``errors`` are
         refreshes that failed, and times that the shared cache did not answer.
         """
         found: dict[str, Any] = {}

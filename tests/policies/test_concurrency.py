@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator_core.policies.concurrency import Limiter, QueueFull
+from orchestrator_core.policies.concurrency import Limiter, QueueFull, TooLate
 from orchestrator_core.policies.options import ConcurrencyOptions
 from tests.policies.lab import RunFixture, turns
 
@@ -110,5 +110,27 @@ def test_without_a_queue_nobody_waits(run: RunFixture) -> None:
         assert isinstance(callers.tasks[1].exception(), QueueFull)
         callers.ends[0].set()
         await callers.tasks[0]
+
+    run(main())
+
+
+def test_a_place_is_not_passed_to_who_has_too_little_time_left_for_a_call(run: RunFixture) -> None:
+    async def main() -> None:
+        limiter = Limiter(ConcurrencyOptions(max=1, queue=10))
+        limiter.running = 1
+        for seconds in (0.8, 1.2, 1.0):
+            limiter.took(seconds)
+        waiting = [asyncio.create_task(limiter.wait(lambda left=left: left)) for left in (0.5, 1.0, 2.0, 9.0)]
+        await turns(3)
+        waiting[1].cancel()
+        limiter.leave()
+        await turns(3)
+        ends = [task.done() and (task.cancelled() or task.exception()) for task in waiting]
+        assert [isinstance(ends[0], TooLate), *ends[1:]] == [True, True, None, False]
+        assert limiter.describe() == {"max": 1, "running": 1, "waiting": 1, "refused": 1}
+        limiter.leave()
+        limiter.leave()
+        await waiting[3]
+        assert limiter.describe() == {"max": 1, "running": 0, "waiting": 0, "refused": 1}
 
     run(main())

@@ -630,6 +630,30 @@ def test_calls_beyond_the_places_wait_and_those_beyond_the_queue_are_refused(run
     run(main())
 
 
+def test_a_call_whose_turn_comes_too_late_is_refused_and_the_next_is_made(run: RunFixture) -> None:
+    async def main() -> None:
+        state, first = SourceState(LABEL), future()
+        backend = Backend(first, "fine")
+        options = ConcurrencyOptions(max=1, queue=9)
+        call = guard(backend, Policies(concurrency=options), state)
+        running = asyncio.create_task(call(Run(), 0, "a"))
+        await turns()
+        state.limiter(options).took(1.0)
+        late, soon = Run(left=0.5), Run(left=9)
+        others = [asyncio.create_task(call(requests, 0, "b")) for requests in (late, soon)]
+        await turns()
+        first.set_result("fine")
+        assert (await running, await others[1], soon.note(0).attempts) == ("fine", "fine", 1)
+        assert await outcome(others[0]) == (
+            "NotLetThrough",
+            "database.default had a place for the call when there was too little time left for one",
+        )
+        assert (late.note(0).attempts, len(backend.calls)) == (0, 2)
+        assert state.describe()["concurrency"] == {"max": 1, "running": 0, "waiting": 0, "refused": 1}
+
+    run(main())
+
+
 def test_nobody_waits_for_a_source_that_is_left_alone(run: RunFixture) -> None:
     async def main() -> None:
         state, hanging = SourceState(LABEL), future()

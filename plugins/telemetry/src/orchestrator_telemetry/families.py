@@ -59,7 +59,12 @@ FAMILIES = (
     ),
     Family("orchestrator_source_calls_running", "gauge", ("source",), "Calls under way, where they are limited."),
     Family("orchestrator_source_calls_waiting", "gauge", ("source",), "Calls that wait for their turn."),
-    Family("orchestrator_source_calls_refused_total", "counter", ("source",), "Calls that found the queue full."),
+    Family(
+        "orchestrator_source_calls_refused_total",
+        "counter",
+        ("source",),
+        "Calls that found the queue full, or waited too long.",
+    ),
     Family(
         "orchestrator_cache_entries",
         "gauge",
