@@ -41,7 +41,8 @@ class StepRecord:
 
     ``failed_attempts`` are the attempts that failed, in the order in which they did: the first 20, as the items of a
     ``for_each`` can be many, and ``failed_attempts_left_out`` is how many others did. Where there was one attempt, and
-    its error is the step's, the step itself tells of it, and neither is noted.
+    its error is the step's, the step itself tells of it, and neither is noted. Nor is anything where both retries and
+    the circuit breaker are off.
     """
 
     name: str

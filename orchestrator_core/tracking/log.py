@@ -30,7 +30,7 @@ class Unrecorded(SourceUnavailable):
 
 @frozen
 class Found:
-    """What was found. ``incomplete`` says why the store was not asked, where there is one: memory alone answered."""
+    """What was found. ``incomplete`` says why executions may be missing: the store fails, or takes none."""
 
     page: Page
     incomplete: str = ""
@@ -96,25 +96,25 @@ class ExecutionLog:
                 run.plan = past[id(plan)]
 
     async def get(self, execution_id: str) -> tuple[Execution | None, str]:
-        """Return the execution, if it is known, and why the store was not asked, where that was necessary."""
+        """Return the execution, if it is known, and why it may be one that the store does not tell of."""
         for run in reversed(self._ring):
             if run.id == execution_id:
                 return run.record(), ""
         if self.writer is None:
             return None, ""
-        unavailable = await self.writer.flush()
-        return (None, unavailable) if unavailable else await self.writer.get(execution_id)
+        late = await self.writer.flush()
+        execution, failed = await self.writer.get(execution_id)
+        return execution, late or failed
 
     async def find(self, query: Query) -> Found:
-        """Return executions from the store, else from memory: from there too while the store does not answer."""
+        """Return executions from the store, else from memory; from both while the store does not take any."""
         if self.writer is None:
             return Found(self._find(query))
-        incomplete = await self.writer.flush()
-        if not incomplete:
-            page, incomplete = await self.writer.find(query)
-            if page is not None:
-                return Found(page)
-        return Found(self._find(query), incomplete)
+        late = await self.writer.flush()
+        stored, failed = await self.writer.find(query)
+        if stored is None:
+            return Found(self._find(query), late or failed)
+        return Found(_merged(self._find(query), stored, query.limit), late) if late else Found(stored)
 
     def _find(self, query: Query) -> Page:
         # In the order of the store, so that a page of one can follow on a page of the other.
@@ -132,6 +132,14 @@ class ExecutionLog:
             and isinstance(step := run.steps[run.plan.step_names.index(name)], tuple)
             and step[0] is OK
         ]
+
+
+def _merged(one: Page, other: Page, limit: int) -> Page:
+    """Return the first executions of two pages that begin at the same place; both are in the order of the ids."""
+    by_id = {execution.id: execution for execution in (*one.executions, *other.executions)}
+    found = [by_id[id_] for id_ in sorted(by_id, reverse=True)]
+    more = len(found) > limit or one.cursor or other.cursor
+    return Page(tuple(found[:limit]), found[:limit][-1].id if more else None)
 
 
 def matches(query: Query, run: Run) -> bool:

@@ -150,7 +150,9 @@ class Writer:
             flush = _Flush(self._entered)
             self._flushes.append(flush)
             self._at_once.set()
-            await asyncio.wait([flush.done], timeout=FLUSH_SECONDS)
+            done, _ = await asyncio.wait([flush.done], timeout=FLUSH_SECONDS)
+            if not done and self.outage is None:
+                return "the execution store takes too long"
         if self.outage is not None:
             return f"the execution store fails: {self.outage.error}"
         return "" if self._store is not None else "the execution store is not open"

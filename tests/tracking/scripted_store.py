@@ -33,8 +33,9 @@ class ScriptedOptions:
 
 @define(eq=False)
 class ScriptedStore:
-    """``failure`` is raised by every call; ``refused`` are endpoints of executions that can never be stored.
+    """``failure`` is raised by every call, ``add_failure`` by those that add.
 
+    ``refused`` are endpoints of executions that can never be stored.
     ``room`` is how many executions it can hold.
     """
 
@@ -43,6 +44,7 @@ class ScriptedStore:
     generations: list[Generation] = field(factory=list)
     pruned: list[tuple[float | None, int | None]] = field(factory=list)
     failure: Exception | None = None
+    add_failure: Exception | None = None
     open_failure: Exception | None = None
     refused: str = ""
     room: float = inf
@@ -58,8 +60,8 @@ class ScriptedStore:
     async def add(self, executions: Sequence[Execution]) -> None:
         self.attempts += 1
         await self.going_on.wait()
-        if self.failure is not None:
-            raise self.failure
+        if failure := self.failure or self.add_failure:
+            raise failure
         if any(execution.endpoint == self.refused for execution in executions):
             raise TypeError("it cannot be stored")
         if len(self.kept) + len(executions) > self.room:
@@ -72,8 +74,9 @@ class ScriptedStore:
         if self.failure is not None:
             raise self.failure
         kept = sorted(self.kept, reverse=True)
-        page = [self.kept[id_] for id_ in kept if query.cursor is None or id_ < query.cursor][: query.limit]
-        return Page(tuple(page), None)
+        rest = [self.kept[id_] for id_ in kept if query.cursor is None or id_ < query.cursor]
+        page = rest[: query.limit]
+        return Page(tuple(page), page[-1].id if len(rest) > query.limit else None)
 
     async def get(self, execution_id: str) -> Execution | None:
         if self.failure is not None:

@@ -133,6 +133,52 @@ def test_a_store_that_fails_costs_no_request_and_no_execution(run: Any, store: S
     run(main())
 
 
+def test_what_a_store_has_that_takes_no_more_is_told_with_what_waits_for_it(run: Any, store: ScriptedStore) -> None:
+    """As SQLite does that is locked or full."""
+
+    async def main() -> None:
+        async with service(files(capacity=5), plugins={"scripted": store}) as shop:
+            ids = [(await shop.get("/orchestrator/d/hello")).headers["X-Execution-Id"] for _ in range(10)]
+            await until(shop, lambda now: now["written"] == 10)
+            store.add_failure = down()
+            ids += [(await shop.get("/orchestrator/d/hello")).headers["X-Execution-Id"] for _ in range(3)]
+            await until(shop, lambda now: bool(now["outage"]))
+            found: list[str] = []
+            cursor: str | None = ""
+            while cursor is not None:
+                page = (await shop.admin("GET", f"/executions?limit=4{cursor and f'&cursor={cursor}'}")).json
+                assert page["incomplete"] == "the execution store fails: it is down"
+                found += [execution["id"] for execution in page["executions"]]
+                cursor = page["cursor"]
+            assert found == ids[::-1]
+            assert (await shop.admin("GET", f"/executions/{ids[0]}")).json["id"] == ids[0]
+            unknown = await shop.admin("GET", "/executions/none")
+            assert (unknown.status, unknown.json["detail"]) == (503, "the execution store fails: it is down")
+            store.add_failure = None
+            await until(shop, lambda now: now["waiting"] == 0)
+
+    run(main())
+
+
+def test_a_question_says_so_when_what_was_answered_is_not_stored_in_time(
+    run: Any, store: ScriptedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator_core.tracking.writer.FLUSH_SECONDS", 0.05)
+
+    async def main() -> None:
+        async with service(files(), plugins={"scripted": store}) as shop:
+            store.going_on.clear()
+            id_ = (await shop.get("/orchestrator/d/hello")).headers["X-Execution-Id"]
+            page = (await shop.admin("GET", "/executions")).json
+            assert [execution["id"] for execution in page["executions"]] == [id_]
+            assert page["incomplete"] == "the execution store takes too long"
+            store.going_on.set()
+            await until(shop, lambda now: now["waiting"] == 0)
+            assert "incomplete" not in (await shop.admin("GET", "/executions")).json
+
+    run(main())
+
+
 def test_what_finds_the_queue_full_is_counted(run: Any, store: ScriptedStore) -> None:
     async def main() -> None:
         async with service(files(queue=10), plugins={"scripted": store}) as shop:
