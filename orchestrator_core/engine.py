@@ -160,7 +160,7 @@ def failure_of(error: BaseException, run: Run | None, redactor: Redactor) -> Fai
     detail = redactor(str(error))
     if step and not isinstance(error, MissingReference | InvalidRequest) and f"'{step}'" not in detail:
         detail = f"step '{step}': {detail}"
-    errors = error.errors if isinstance(error, InvalidRequest) else ()
+    errors = redactor.data(error.errors) if isinstance(error, InvalidRequest) else ()
     return Failure(error.status, error.title, detail, step, errors, error.retry_after_seconds)
 
 
