@@ -7,9 +7,9 @@ from typing import Any
 from attrs import field, frozen
 
 from orchestrator_core.config.model import Configuration
-from orchestrator_core.config.structure import Located, structure
+from orchestrator_core.config.structure import Located, option_problem, structure
 from orchestrator_core.errors import Problem
-from orchestrator_core.plugin_api import StoreKind
+from orchestrator_core.plugin_api import StoreContext, StoreKind
 from orchestrator_core.plugins import Plugin, Registry
 
 
@@ -46,6 +46,11 @@ def find_store(configuration: Configuration, registry: Registry) -> tuple[StoreS
     options, problems = structure(provided.kind.options, Located(located.document, located.path, rest))
     if options is None:
         return None, problems
+    if provided.kind.check is not None:
+        try:
+            provided.kind.check(options, StoreContext(configuration.folder, tracking.mode == "durable"))
+        except ValueError as error:
+            return None, [option_problem(located, str(error), error)]
     return StoreSpec(provided.kind, provided.plugin, options, located), problems
 
 

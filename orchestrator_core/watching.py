@@ -39,7 +39,8 @@ async def watch(
 
     async def look_and_reload() -> None:
         await seen.look()
-        await reload()
+        if seen.take():  # else this was told of a change that somebody has heard of already
+            await reload()
 
     def start() -> None:
         task = asyncio.create_task(outliving(look_and_reload), name="reload")
@@ -121,7 +122,10 @@ async def _look(seen: _Seen, changed: Callable[[], None]) -> None:
 
 
 class _Seen:
-    """What was there when it was looked at last. ``moved`` is set when the folder is another one."""
+    """What was there when it was looked at last. ``moved`` is set when the folder is another one.
+
+    A change is seen by the look that comes first, whoever looks, and is there to be taken once.
+    """
 
     def __init__(
         self, folder: Path, secret_files: Callable[[], Mapping[Path, str | None]], moved: asyncio.Event
@@ -132,6 +136,12 @@ class _Seen:
         self._files: Mapping[Path, object] = {}
         self._secrets: Mapping[Path, object] = {}
         self._looking = asyncio.Lock()
+        self._changed = False
+
+    def take(self) -> bool:
+        """Return whether something has changed since this was asked last."""
+        changed, self._changed = self._changed, False
+        return changed
 
     async def look(self) -> bool:
         """Return whether something has changed since; of a secret file that is new here, since it was read."""
@@ -143,11 +153,13 @@ class _Seen:
             if files.get(self._folder) != before.get(self._folder):
                 self._moved.set()
             new = {path: said for path, said in read.items() if path not in known}
-            return (
+            changed = (
                 files != before
                 or any(known.get(path, state) != state for path, state in secrets.items())
                 or await asyncio.to_thread(_differ, new)
             )
+            self._changed = self._changed or changed
+            return changed
 
 
 def _states_of(folder: Path, secret_files: Iterable[Path]) -> tuple[dict[Path, object], dict[Path, object]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import structlog
 
 from orchestrator_core.cli.findings import refuse, render, shown
 from orchestrator_core.cli.options import config_option, plugins_dir_option
@@ -21,6 +22,8 @@ from orchestrator_core.logs import LogMask, configure_logging, logging_what_nobo
 from orchestrator_core.loops import run_async
 from orchestrator_core.workers.process import StartFailed
 from orchestrator_core.workers.serve import Ready, serve_workers
+
+log = structlog.get_logger("orchestrator")
 
 _BIND = re.compile(r"address \('([^']+)', (\d+).*?\): (.+)\Z")
 _PORT = click.IntRange(0, 65535)
@@ -101,9 +104,15 @@ def _announce_workers(ready: Ready) -> None:
 def _show(
     configuration: Configuration, problems: Iterable[Problem], url: str, admin_url: str, workers: str = ""
 ) -> None:
-    for problem in shown(problems, configuration.folder, configuration.redactor):
-        click.echo(render(problem), err=True)
+    found = shown(problems, configuration.folder, configuration.redactor)
     folder = configuration.folder.as_posix()
+    if configuration.app.logging.format == "json":  # for programs that read every line
+        for problem in found:
+            log.warning(str(problem))
+        log.info("serving", config=folder, generation=configuration.generation, url=url, admin_url=admin_url or None)
+        return
+    for problem in found:
+        click.echo(render(problem), err=True)
     click.echo(f"serving {folder} (generation {configuration.generation}) on {url}/orchestrator", err=True)
     if workers:
         click.echo(workers, err=True)

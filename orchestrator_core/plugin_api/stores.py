@@ -122,13 +122,14 @@ class StoreKind(Generic[Options]):
 
     ``open`` raises :class:`SourceUnavailable` while the store cannot be reached, and is called again then. It raises
     ``ValueError`` for a store that can never be used as it is, such as one of a later version: the service does not
-    start then.
+    start then. ``check`` raises ``ValueError``, or :class:`OptionError`, for what can be told without opening anything.
     """
 
     name: str
     summary: str
     options: type[Options]
     open: Callable[[Options, StoreContext], AbstractAsyncContextManager[ExecutionStore]]
+    check: Callable[[Options, StoreContext], None] | None = None
 
 
 __all__ = ["AddsRuns", "ExecutionStore", "Generation", "Page", "Query", "StoreContext", "StoreKind"]

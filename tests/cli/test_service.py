@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -80,6 +81,23 @@ def test_serve_announces_where_it_listens_and_stops_cleanly(service: Running) ->
     assert service.process.wait(20) == 0
     assert service.process.stderr
     assert "Traceback" not in service.process.stderr.read()
+
+
+def test_serve_announces_in_json_where_the_log_is_json(write: Write, folder: Path) -> None:
+    write({**CONFIG, "config/config.yaml": "logging: {format: json}\n"})
+    write({"config/domains/warned.yaml": "endpoints: {e: {response_mapping: {a: at most $request.x}}}\n"})
+    command = [sys.executable, "-m", "orchestrator_core", "serve", "--port", "0", "--admin-port", "0"]
+    with subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        warned, serving = (json.loads(process.stderr.readline()) for _ in range(2))
+        process.terminate()
+        rest = [json.loads(line) for line in process.stderr]
+
+    assert (warned["level"], "ORC508" in warned["event"]) == ("warning", True)
+    assert (serving["event"], serving["config"]) == ("serving", "config")
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", serving["url"])
+    assert serving["admin_url"] != serving["url"]
+    assert [line["event"] for line in rest] == ["stopping"]
 
 
 def test_serve_does_not_serve_a_configuration_with_problems(write: Write, orchestrator: Invoke) -> None:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 from orchestrator_core.cli.init import starter_files
+from orchestrator_core.config.load import load_configuration
+from orchestrator_core.config.model import AppConfig
 
 from .conftest import Invoke, Write
 
@@ -18,6 +20,10 @@ def test_config_is_the_starter() -> None:
 
     assert files == starter_files()
     assert sorted(files) == NAMES
+
+
+def test_its_settings_are_the_defaults() -> None:
+    assert load_configuration(CONFIG).app == AppConfig()
 
 
 def test_the_starter_checks_runs_and_says_what_is_next(folder: Path, orchestrator: Invoke) -> None:

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 from attrs import define, field, frozen
 
+from orchestrator_core import watching
 from orchestrator_core.config.load import load_configuration
 from orchestrator_core.plugin_api import Inspection, SourceError, SourceKind, SourceUnavailable, hookimpl, option
+from orchestrator_core.tasks import beside
 from orchestrator_core.testing import RunningService, leaves_nothing, service
 from orchestrator_core.testing.service import write_files
 from orchestrator_core.watching import watch
@@ -545,6 +547,44 @@ def test_a_folder_that_is_replaced_is_noticed_and_so_is_what_is_behind_links(run
     run(main())
 
 
+def test_a_change_that_is_told_of_twice_is_read_once(
+    run: RunFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system tells of it after a look has found it, as on a machine that is busy."""
+    late = asyncio.Event()
+    read: list[str] = []
+    looks: list[None] = []
+    states = watching._states_of
+    write_files(tmp_path, {"config.yaml": "{}"})
+
+    async def hear(_: Path, changed: Callable[[], None], __: asyncio.Event) -> None:
+        await late.wait()
+        changed()
+
+    async def reload() -> None:
+        read.append((tmp_path / "config.yaml").read_text())
+
+    async def main() -> None:
+        async with beside(watch(tmp_path, dict, reload), "watch"):
+            await until(lambda: read == ["{}"])
+            write_files(tmp_path, {"config.yaml": "# one"})
+            await until(lambda: read[1:] == ["# one"])
+            late.set()
+            looked = len(looks)
+            await until(lambda: len(looks) >= looked + 2)  # for it, and once a second
+            write_files(tmp_path, {"config.yaml": "# two, which comes later"})
+            await until(lambda: read[-1].startswith("# two"))
+            assert len(read) == 3
+
+    def look(*given: Any) -> Any:
+        looks.append(None)
+        return states(*given)
+
+    monkeypatch.setattr(watching, "_states_of", look)
+    monkeypatch.setattr(watching, "_hear", hear)
+    run(main())
+
+
 def test_what_is_saved_while_the_service_starts_is_noticed(run: RunFixture, tmp_path: Path) -> None:
     class Slow(Plugin):
         @asynccontextmanager
@@ -572,15 +612,15 @@ def test_a_secret_file_that_changed_between_its_reading_and_the_next_look_is_not
         reloads.put_nowait(None)
 
     async def main() -> None:
-        watching = asyncio.create_task(watch(config, lambda: read, reload))
+        looking = asyncio.create_task(watch(config, lambda: read, reload))
         await reloads.get()  # the one at the start
         read[tmp_path / "changed"] = "first"
         await reloads.get()
         read[tmp_path / "same"] = "said"
         read[tmp_path / "come"] = None
         await reloads.get()
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
         assert reloads.empty()
 
     run(main())

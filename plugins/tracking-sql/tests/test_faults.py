@@ -125,7 +125,7 @@ def test_a_folder_that_is_not_there_is_waited_for(run: Run, tmp_path: Path) -> N
     async def main() -> None:
         async with service(files(place)) as shop:
             assert await ask(shop, 3) == {200}
-            assert (await counts(shop))["outage"] == "unable to open database file"
+            assert (await counts(shop))["outage"] == f"there is no folder {tmp_path / 'later'}"
             (tmp_path / "later").mkdir()
             found = await until(shop, lambda now: now["waiting"] == 0)
             assert (found["written"], dropped(found)) == (3, 0)

@@ -49,3 +49,6 @@ def test_a_file_in_the_configuration_folder_is_refused(run: Callable[..., Any], 
 
     with pytest.raises(ValueError, match=r"executions\.db lies in the configuration folder"):
         run(main())
+    (problem,) = check_problems({"config.yaml": "tracking:\n  store: {type: sql, url: 'sqlite:///executions.db'}\n"})
+    assert (problem.line, problem.column, problem.code) == (2, 27, "ORC204")
+    assert problem.message.startswith("executions.db lies in the configuration folder")

@@ -21,7 +21,13 @@ from orchestrator_tracking_sql.options import SqlOptions, parse_url
 T = TypeVar("T")
 Work = Callable[[Connection], T]
 
-__all__ = ["Database"]
+__all__ = ["Database", "file_of"]
+
+
+def file_of(options: SqlOptions, resolve: Callable[[str], Path]) -> Path | None:
+    """Return the file of a SQLite database."""
+    url = parse_url(options.url)
+    return resolve(url.database or "") if url.get_dialect().name == "sqlite" else None
 
 
 class Database:
@@ -30,9 +36,8 @@ class Database:
     def __init__(self, options: SqlOptions, resolve: Callable[[str], Path], durable: bool) -> None:
         url = parse_url(options.url)
         self.dialect = url.get_dialect().name
-        self.path: Path | None = None
-        if self.dialect == "sqlite":
-            self.path = resolve(url.database or "")
+        self.path = file_of(options, resolve)
+        if self.path is not None:
             url = url.set(database=str(self.path))
         self._writer = _Line("tracking-writer", _engine(url, options, durable=durable, writes=True))
         self._reader = _Line("tracking-reader", _engine(url, options, durable=durable, writes=False))
@@ -69,7 +74,7 @@ class Database:
                 result = work(connection)
         except Exception as error:
             self._prepared = False
-            raise _translated(error) from error
+            raise _translated(error, self.path) from error
         self._prepared = True
         if self.path is not None:
             now = _identity(self.path)
@@ -86,7 +91,7 @@ class Database:
             with engine.connect() as connection:
                 return work(connection)
         except Exception as error:
-            raise _translated(error) from error
+            raise _translated(error, self.path) from error
 
     def _find_file(self, engine: Engine) -> None:
         """Begin anew with the file that is there now, or none, if it is another than before."""
@@ -171,11 +176,13 @@ def _postgresql(url: URL, options: SqlOptions, *, durable: bool) -> Engine:
     return create_engine(url, connect_args=arguments, pool_size=1, max_overflow=0)
 
 
-def _translated(error: Exception) -> Exception:
+def _translated(error: Exception, path: Path | None) -> Exception:
     """Return the error as the core knows it: a failure of the database, or one of the values."""
     if not isinstance(error, SQLAlchemyError | sqlite3.Error):
         return error
     text = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
     if isinstance(error, DataError | IntegrityError | sqlite3.DataError | sqlite3.IntegrityError):
         return SourceError(text)
+    if path is not None and text == "unable to open database file":  # all that SQLite says
+        text = f"{text} {path}" if path.parent.is_dir() else f"there is no folder {path.parent}"
     return SourceUnavailable(text)

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, delete, select
 from orchestrator_core.plugin_api import (
     Execution,
     Generation,
+    OptionError,
     Page,
     Query,
     StorableRun,
@@ -21,7 +22,7 @@ from orchestrator_core.plugin_api import (
     StoreKind,
     hookimpl,
 )
-from orchestrator_tracking_sql.database import Database
+from orchestrator_tracking_sql.database import Database, file_of
 from orchestrator_tracking_sql.insert import INSERTS
 from orchestrator_tracking_sql.options import SqlOptions
 from orchestrator_tracking_sql.rows import Row, RowsOfRuns, execution_of, generation_of, row_of
@@ -118,15 +119,22 @@ def _delete(connection: Connection, rows: Any) -> int:
     return deleted
 
 
+def check_sql(options: SqlOptions, context: StoreContext) -> None:
+    """Raise :class:`OptionError` for a file that must not be where it is to be."""
+    path = file_of(options, context.path)
+    if path is not None and path.is_relative_to(context.config_dir.resolve()):
+        raise OptionError(
+            "url",
+            f"{path.name} lies in the configuration folder, where each change has the configuration read"
+            " again: keep it elsewhere, such as sqlite:///../executions.db",
+        )
+
+
 @asynccontextmanager
 async def open_sql(options: SqlOptions, context: StoreContext) -> AsyncIterator[SqlStore]:
     """Open the database; make its tables, or bring them up to date, unless somebody only reads them."""
+    check_sql(options, context)
     database = Database(options, context.path, context.durable)
-    if database.path is not None and database.path.is_relative_to(context.config_dir.resolve()):
-        raise ValueError(
-            f"{database.path.name} lies in the configuration folder, where each change has the configuration read"
-            " again: keep it elsewhere, such as sqlite:///../executions.db"
-        )
     if context.existing and database.path is not None and not database.path.exists():
         raise ValueError(f"there is no file {database.path}")
     try:
@@ -141,6 +149,7 @@ SQL: StoreKind[Any] = StoreKind(
     summary="Executions in SQLite, or in PostgreSQL for several machines.",
     options=SqlOptions,
     open=open_sql,
+    check=check_sql,
 )
 
 
