@@ -286,9 +286,12 @@ def test_a_stale_result_is_given_when_the_step_takes_too_long_or_the_breaker_is_
     run(main())
 
 
-async def deadline_passes(requests: Run, task: asyncio.Task[Any]) -> Any:
-    """End a request as the engine does when its time is up, unless it has ended before; return the outcome."""
-    done, _ = await asyncio.wait([task], timeout=requests.left)
+async def deadline_passes(requests: Run, task: asyncio.Task[Any], after: float = 10.0) -> Any:
+    """End a request as the engine does when its time is up, unless it has ended before; return the outcome.
+
+    That can be later than the request has been told, on a machine that is busy.
+    """
+    done, _ = await asyncio.wait([task], timeout=after)
     if not done:
         requests.passed = True
         task.cancel()
@@ -317,7 +320,7 @@ def test_a_stale_result_is_given_before_the_deadline_of_the_request(run: RunFixt
         clock.now += 5
         nothing_kept = Run(left=0.2)
         task = asyncio.create_task(call(nothing_kept, 0, "y"))
-        assert (await deadline_passes(nothing_kept, task))[0] == "CancelledError"
+        assert (await deadline_passes(nothing_kept, task, 0.3))[0] == "CancelledError"
         assert (nothing_kept.passed, backend.running) == (True, 0)
 
     run(main())
@@ -330,7 +333,7 @@ def test_who_waits_for_another_s_call_has_the_stale_result_in_time_too(run: RunF
         call = guard(backend, caching(stale_if_error=Duration(60)), state)
         await call(Run(), 0, "x")
         clock.now += 11
-        late, soon = Run(left=0.4), Run(left=0.1)
+        late, soon = Run(left=1.5), Run(left=0.1)
         tasks = {requests: asyncio.create_task(call(requests, 0, "x")) for requests in (late, soon)}
         assert await deadline_passes(soon, tasks[soon]) == "old"
         assert (soon.passed, soon.note(0).attempts, tasks[late].done()) == (False, 0, False)
@@ -435,7 +438,7 @@ def test_stale_items_are_given_before_the_deadline_of_the_request_if_all_are_the
         assert requests.notes == {0: StepNote(attempts=1, cached="stale", cached_calls=3)}
         one_is_new = Run(left=0.2)
         task = asyncio.create_task(call(one_is_new, 0, [(1,), (3,)]))
-        assert (await deadline_passes(one_is_new, task))[0] == "CancelledError"
+        assert (await deadline_passes(one_is_new, task, 0.3))[0] == "CancelledError"
 
     run(main())
 

@@ -217,9 +217,9 @@ def test_a_stale_result_of_another_process_is_given_before_the_deadline(
             await guard(Backend("old"), policies, one)(Run(), 0, "x")
         monkeypatch.setattr(cache, "time", lambda: time() + 61)
         async with process(prefix) as other:
-            backend, requests = Backend(future()), Run(left=1)
+            backend, requests = Backend(future()), Run(left=0.2)
             task = asyncio.create_task(guard(backend, policies, other)(requests, 0, "x"))
-            done, _ = await asyncio.wait([task], timeout=1)
+            done, _ = await asyncio.wait([task], timeout=10)
             assert (done, task.result(), backend.running) == ({task}, "old", 0)
             assert requests.notes == {0: StepNote(attempts=1, cached="stale", cached_calls=1)}
 
