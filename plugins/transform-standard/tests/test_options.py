@@ -27,7 +27,7 @@ def problem(entry: str) -> tuple[str, int]:
         ("rename: {a: c, b: c}", "ORC204 rename: two fields would be named 'c'"),
         ("select: []", "ORC204 select: name at least one field"),
         ("select: [a, b, a]", "ORC204 select: the field 'a' stands twice in the list"),
-        ("select: a", "ORC202 expected a list or a mapping, got a string 'a'"),
+        ("select: a", "ORC202 expected a list or a mapping such as {fields: …}, got a string 'a'"),
         ("drop: {fields: [a], on_mising: allow}", "ORC201 unknown key 'on_mising' (did you mean 'on_missing'?)"),
         ("drop: {fields: [a], on_missing: ignore}", "ORC202 expected one of error, allow, got 'ignore'"),
         (
