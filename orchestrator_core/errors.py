@@ -164,15 +164,21 @@ class SourceUnavailable(OrchestratorError):
     ``started`` is for the opening of a model. True: something was started and ended, which counts as a failed start;
     after a few the model stays failed. False: nothing could be started, such as while an engine is down; that is tried
     again for as long as it takes. None leaves it open: it counts until the model has been ready once.
+
+    ``busy`` says of a source that it is there and has its hands full, such as when all its connections are in use. A
+    check that says so takes nobody's place in line: a source that is busy is not missing.
     """
 
     status = 503
     title = "not available"
 
-    def __init__(self, message: str, *, retry_after_seconds: float = 1.0, started: bool | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after_seconds: float = 1.0, started: bool | None = None, busy: bool = False
+    ) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
         self.started = started
+        self.busy = busy
 
 
 class Refused(SourceUnavailable):

@@ -35,7 +35,7 @@ from orchestrator_core.http.models_page import (
     models_of,
     parse_model_path,
 )
-from orchestrator_core.plugin_api import Exposition, Query, ReadyCheck, Telemetry
+from orchestrator_core.plugin_api import Exposition, Query, Telemetry
 from orchestrator_core.reload import Live, Reloaded
 from orchestrator_core.run import clock
 from orchestrator_core.snapshot import OpenSource, Snapshot
@@ -216,7 +216,7 @@ async def _source(opened: OpenSource) -> dict[str, Any]:
         "plugin": str(spec.plugin),
         "operations": sorted(spec.operations),
         "options": _options(spec.options),
-        **await _state(opened),
+        **attrs.asdict(await opened.standing()),
     }
 
 
@@ -242,13 +242,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, Secret):
         return MASK
     return without_passwords(value if type(value) is str else repr(value))
-
-
-async def _state(opened: OpenSource) -> dict[str, str]:
-    if not isinstance(opened.source, ReadyCheck):
-        return {"state": "open", "error": ""}
-    error = await opened.trouble()
-    return {"state": "unreachable" if error else "ready", "error": error}
 
 
 def parse_execution_query(text: str) -> Query:

@@ -314,10 +314,13 @@ def test_what_fails_in_the_new_configuration_alone_never_touches_the_old_one(run
 def test_a_source_that_is_missing_in_the_new_configuration_alone_is_refused(run: RunFixture) -> None:
     """If the one that serves is missing as well, nothing is lost by the change: its backend may come back."""
     gone: set[int] = set()
+    busy: set[int] = set()
 
     @define(eq=False)
     class Backed(Noted):
         async def check_ready(self) -> None:
+            if self.options.n in busy:
+                raise SourceUnavailable("all connections are in use", busy=True)
             if self.options.n in gone:
                 raise SourceUnavailable(f"nobody is at {self.options.n}")
 
@@ -340,8 +343,14 @@ def test_a_source_that_is_missing_in_the_new_configuration_alone_is_refused(run:
                 found = [(problem["severity"], problem["message"]) for problem in answer.json["problems"]]
                 assert (answer.status, found) == (422, [("error", message)])
                 assert (await shop.get("/orchestrator/d/e")).json == ANSWER
-            gone.add(1)
             shop.write("integrations/noted.yaml", sources(stable="{n: 0}", changing="{n: 2}"))
+            busy.add(1)
+            assert (await shop.reload()).status == 422
+            told = {source["source_id"]: source for source in (await shop.admin("GET", "/sources")).json["sources"]}
+            assert (told["changing"]["state"], told["changing"]["error"]) == ("busy", "all connections are in use")
+            assert told["stable"]["state"] == "ready"
+            busy.clear()
+            gone.add(1)
             answer = await shop.reload()
             assert (answer.status, [found["severity"] for found in answer.json["problems"]]) == (200, ["warning"])
 

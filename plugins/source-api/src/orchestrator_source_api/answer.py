@@ -124,7 +124,7 @@ def _refusal(name: str, answer: HttpResponse) -> OrchestratorError:
         return SourceError(f"{message}, a redirect that is not followed")
     wait = _retry_after(answer.headers.get("retry-after", "")) if status in _BACK_OFF else None
     if wait is not None:
-        return SourceUnavailable(f"{message} and asks to wait {wait:g} s", retry_after_seconds=wait)
+        return SourceUnavailable(f"{message} and asks to wait {wait:g} s", retry_after_seconds=wait, busy=True)
     reason = _reason(answer) if 400 <= status < 500 and status not in _SILENT else ""
     return SourceError(f"{message}{': ' if reason else ''}{reason}", transient=status >= 500 or status in _TRANSIENT)
 
