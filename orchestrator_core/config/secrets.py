@@ -14,7 +14,7 @@ from urllib.parse import quote, quote_plus, unquote
 
 from attrs import Factory, field, frozen
 
-from orchestrator_core.config.yaml import DataPath, Document
+from orchestrator_core.config.yaml import SHORTAGES, DataPath, Document
 from orchestrator_core.errors import Problem, did_you_mean
 
 MASK = "***"
@@ -195,6 +195,8 @@ class _Resolver:
             if value is None:
                 value = read_secret(target)
         except (OSError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and error.errno in SHORTAGES:
+                raise
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             self.report("ORC303", f"cannot read the secret file {name}: {reason}", match, path)
             self.files[target] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import linecache
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from attrs import define, field, frozen
+from structlog.testing import capture_logs
 
 from orchestrator_core.config.load import load_configuration
 from orchestrator_core.plugin_api import Inspection, SourceError, SourceKind, SourceUnavailable, hookimpl, option
@@ -586,6 +588,37 @@ def test_a_secret_file_that_changed_between_its_reading_and_the_next_look_is_not
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         assert reloads.empty()
+
+    run(main())
+
+
+def test_a_change_that_cannot_be_read_for_want_of_descriptors_is_read_later(
+    run: RunFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is wrong with it, and nobody would tell of it once more."""
+    read_bytes, short = Path.read_bytes, False
+
+    def read(path: Path) -> bytes:
+        if short and path.suffix == ".yaml":
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+
+    async def main() -> None:
+        nonlocal short
+        async with serving(Plugin(), watch=True) as shop:
+            await asyncio.sleep(0.2)  # as above
+            short = True
+            with capture_logs() as logs:
+                shop.write("domains/d.yaml", domain(2))
+                await until(lambda: [entry for entry in logs if entry["event"] == "reload is tried again"])
+            answer = await shop.reload()
+            said = "the configuration cannot be read at the moment: [Errno 24] Too many open files: "
+            assert (answer.status, answer.json["detail"].startswith(said)) == (503, True)
+            assert shop.running.live.last.swapped
+            short = False
+            await serves(shop, 2)
 
     run(main())
 
