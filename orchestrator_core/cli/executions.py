@@ -75,7 +75,7 @@ def list_(
     else:
         document = _asked(admin_url(admin, folder), "/executions", query)
     if incomplete := document.get("incomplete"):
-        click.echo(f"note: only the latest in memory: {incomplete}", err=True)
+        click.echo(f"note: the list is incomplete: {incomplete}", err=True)
     if form == "json":
         click.echo(json.dumps(document, indent=2, ensure_ascii=False))
         return

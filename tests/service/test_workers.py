@@ -341,6 +341,28 @@ def test_a_worker_that_dies_during_a_reload_does_not_hold_it_up(two: Two) -> Non
     two.run(main)
 
 
+def test_pages_say_what_the_others_know_while_a_worker_answers_nothing(two: Two) -> None:
+    async def main(service: Process) -> None:
+        first, second = await workers_of(service)
+        await pids_of(service)
+        os.kill(first["pid"], signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(15):
+                for page in ("sources", "models", "config", "executions"):
+                    status, told = await service.get(f"{service.admin_url}/{page}")
+                    assert (status, told["incomplete"]) == (200, "worker 0 did not answer within 2 s")
+                status, told = await service.get(f"{service.admin_url}/executions/{'0' * 32}")
+                assert (status, told["detail"]) == (503, "worker 0 did not answer within 2 s")
+                _, told = await service.get(f"{service.admin_url}/executions?limit=1")
+                (known,) = told["executions"]
+                assert await service.get(f"{service.admin_url}/executions/{known['id']}") == (200, known)
+        finally:
+            os.kill(first["pid"], signal.SIGCONT)
+        assert await workers_of(service) == [first, second]
+
+    two.run(main)
+
+
 def test_a_rolling_restart_fails_no_request(two: Two) -> None:
     async def main(service: Process) -> None:
         before = {worker["pid"] for worker in await workers_of(service)}
