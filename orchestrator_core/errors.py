@@ -178,6 +178,9 @@ class SourceUnavailable(OrchestratorError):
 
     ``transient`` says that the source itself asked to come again after ``retry_after_seconds``: a call may be tried
     again then, as one that failed with a transient :class:`SourceError`.
+
+    ``busy`` says of a source that it is there and has its hands full, such as when all its connections are in use. A
+    check that says so takes nobody's place in line: a source that is busy is not missing.
     """
 
     status = 503
@@ -190,11 +193,13 @@ class SourceUnavailable(OrchestratorError):
         retry_after_seconds: float = 1.0,
         started: bool | None = None,
         transient: bool = False,
+        busy: bool = False,
     ) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
         self.started = started
         self.transient = transient
+        self.busy = busy
 
 
 class Refused(SourceUnavailable):

@@ -16,8 +16,9 @@ from orchestrator_core.config.at_start import waiting_for_a_start
 from orchestrator_core.config.load import Image, load_configuration
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.config.secrets import Redactor
+from orchestrator_core.config.states import read_steadily
 from orchestrator_core.direct import DirectPlugin
-from orchestrator_core.errors import ConfigError, Problem
+from orchestrator_core.errors import ConfigError, Problem, SourceUnavailable
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.models import MlPlugin, Opening
 from orchestrator_core.plugins import Registry, discover
@@ -115,7 +116,8 @@ class Live:
         """Open the folder's configuration beside the one that serves, and swap if nothing is wrong with it.
 
         Without ``force`` nothing happens when no file has changed. Reloads run one after the other; one that is still
-        waiting for models of a configuration that has changed since starts over with what is there now.
+        waiting for models of a configuration that has changed since starts over with what is there now. Raises
+        :class:`SourceUnavailable` when the folder cannot be read at the moment.
         """
         await self._give_up_what_is_outdated()
         async with self._lock:
@@ -180,7 +182,11 @@ class Live:
                 self._opening.give_up()
 
     def _draft(self) -> Draft:
-        return draft(load_configuration(self.folder), self.registry)
+        try:
+            configuration = read_steadily(self.folder, lambda: load_configuration(self.folder))
+        except OSError as error:
+            raise unread(error) from error
+        return draft(configuration, self.registry)
 
     def _changed(self, prepared: Draft) -> bool:
         if self.last.failed:
@@ -247,6 +253,11 @@ class Live:
             with suppress(asyncio.CancelledError):
                 await task
         await self.snapshot.close()
+
+
+def unread(error: OSError) -> SourceUnavailable:
+    """Return what to raise where the folder cannot be read, though nothing is wrong with it."""
+    return SourceUnavailable(f"the configuration cannot be read at the moment: {error}")
 
 
 def tell_failed(reloaded: Reloaded) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from stat import S_ISDIR
 
 import structlog
 
-from orchestrator_core.config.load import configuration_paths
 from orchestrator_core.config.secrets import read_secret
+from orchestrator_core.config.states import state_of, states_of
+from orchestrator_core.errors import SourceUnavailable
 
 log = structlog.get_logger("orchestrator.reload")
 
@@ -19,6 +18,8 @@ WATCH_DEBOUNCE_MS = 50
 SETTLED_SECONDS = 0.2
 LONGEST_SETTLING_SECONDS = 5.0
 POLL_SECONDS = 1.0
+AGAIN_SECONDS = 2.0
+"""When a reload is tried again that nobody could do at the moment: nothing else would tell of the change once more."""
 
 
 async def watch(
@@ -27,8 +28,8 @@ async def watch(
     """Call ``reload`` whenever a file of the folder or one of the secret files changes. Runs until it is cancelled.
 
     What changed may be nothing of the configuration's: ``reload`` has to look. Calls may overlap, since a reload may
-    wait for a model that the next change does without. ``secret_files`` are those that were read last, with what they
-    said.
+    wait for a model that the next change does without. One that raises :class:`SourceUnavailable` is called again
+    after a while. ``secret_files`` are those that were read last, with what they said.
 
     The system tells of changes in the folder. It does not when the folder itself is replaced, nor of what is behind a
     link, where secret files often are; so all of it is looked at once a second as well.
@@ -39,8 +40,15 @@ async def watch(
 
     async def look_and_reload() -> None:
         await seen.look()
-        if seen.take():  # else this was told of a change that somebody has heard of already
+        if not seen.take():  # this was told of a change that somebody has heard of already
+            return
+        try:
             await reload()
+        except SourceUnavailable as error:
+            log.error("reload is tried again", in_seconds=AGAIN_SECONDS, error=str(error))
+            await asyncio.sleep(AGAIN_SECONDS)
+            seen.again()
+            settling.changed()
 
     def start() -> None:
         task = asyncio.create_task(outliving(look_and_reload), name="reload")
@@ -143,11 +151,16 @@ class _Seen:
         changed, self._changed = self._changed, False
         return changed
 
+    def again(self) -> None:
+        """Give back what was taken: nothing could be made of it yet."""
+        self._changed = True
+
     async def look(self) -> bool:
         """Return whether something has changed since; of a secret file that is new here, since it was read."""
         async with self._looking:
             read = dict(self._secret_files())
-            files, secrets = await asyncio.to_thread(_states_of, self._folder, read)
+            files = await asyncio.to_thread(states_of, self._folder)
+            secrets = await asyncio.to_thread(lambda: {path: state_of(path) for path in read})
             before, known = self._files, self._secrets
             self._files, self._secrets = files, secrets
             if files.get(self._folder) != before.get(self._folder):
@@ -160,25 +173,6 @@ class _Seen:
             )
             self._changed = self._changed or changed
             return changed
-
-
-def _states_of(folder: Path, secret_files: Iterable[Path]) -> tuple[dict[Path, object], dict[Path, object]]:
-    files: dict[Path, object] = {}
-    with suppress(OSError):  # a folder that is taken away meanwhile: the next look sees it
-        for path in configuration_paths(folder):
-            files[path] = _state(path)
-    return files, {path: _state(path) for path in secret_files}
-
-
-def _state(path: Path) -> object:
-    """Return what changes with a file, whichever of the links on the way to it is turned, or which folder it is."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        return error.errno
-    if S_ISDIR(status.st_mode):
-        return (status.st_dev, status.st_ino)
-    return (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
 
 
 def _differ(secret_files: Mapping[Path, str | None]) -> bool:

@@ -73,7 +73,7 @@ def list_(
     query = {name: str(value) for name, value in filters.items() if value is not None}
     document = kept_executions(folder, plugins_dir, query) if offline else _asked(folder, admin, "/executions", query)
     if incomplete := document.get("incomplete"):
-        click.echo(f"note: some may be missing: {incomplete}", err=True)
+        click.echo(f"note: the list is incomplete: {incomplete}", err=True)
     if form == "json":
         click.echo(json.dumps(document, indent=2, ensure_ascii=False))
         return

@@ -24,7 +24,7 @@ from orchestrator_core.config.model import (
 )
 from orchestrator_core.config.secrets import Redactor, Secret, resolve_secrets
 from orchestrator_core.config.structure import Located, kind_of, salvage
-from orchestrator_core.config.yaml import Document, load_document
+from orchestrator_core.config.yaml import SHORTAGES, Document, load_document
 from orchestrator_core.errors import Problem, did_you_mean
 
 _SUFFIXES = (".yaml", ".yml", ".json")
@@ -53,7 +53,8 @@ def load_configuration(
 ) -> Configuration:
     """Read every file of the folder. Parts that are wrong are left out, and their problems are in the result.
 
-    With an ``image`` its files are read instead; ``folder`` is still what paths in them are relative to.
+    With an ``image`` its files are read instead; ``folder`` is still what paths in them are relative to. Raises
+    ``OSError`` when the system is short of something for the moment, such as file descriptors.
     """
     image = image or Image(folder)
     loader = _Loader(image.files, folder, os.environ if environment is None else environment, image.secrets)
@@ -97,10 +98,17 @@ def _hidden(path: Path) -> bool:
 
 
 def _yaml_files(folder: Path, loader: _Loader) -> list[Path]:
-    if not folder.is_dir():
+    try:
+        paths = sorted(folder.iterdir()) if folder.is_dir() or folder.is_symlink() else []
+    except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
+        message = f"cannot read: {error.strerror}"
+        loader.problems.append(Problem(loader.name(folder), code="ORC101", message=message))
+        loader.incomplete = True
         return []
     found = []
-    for path in sorted(folder.iterdir()):
+    for path in paths:
         if _hidden(path):
             continue
         if path.suffix == ".yaml":
@@ -158,7 +166,7 @@ class _Loader:
         if not scope:
             files.insert(0, folder / "config.yaml")
         for path in files:
-            if path.exists():
+            if path.exists() or path.is_symlink():
                 self.sectioned(scope, path, self.read(path))
 
     def sectioned(self, scope: str, path: Path, document: Document) -> None:

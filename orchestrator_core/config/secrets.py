@@ -12,7 +12,7 @@ from typing import Any
 from attrs import Factory, field, frozen
 
 from orchestrator_core.config.spellings import MASK, SHORTEST_MASKED, Spellings, passwords_in
-from orchestrator_core.config.yaml import DataPath, Document
+from orchestrator_core.config.yaml import SHORTAGES, DataPath, Document
 from orchestrator_core.errors import Problem, did_you_mean
 
 CLOSE_VARIABLE = 0.8
@@ -170,6 +170,8 @@ class _Resolver:
             if value is None:
                 value = read_secret(target)
         except (OSError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and error.errno in SHORTAGES:
+                raise
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             self.report("ORC303", f"cannot read the secret file {name}: {reason}", match, path)
             self.files[target] = None

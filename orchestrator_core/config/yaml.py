@@ -7,6 +7,7 @@ the configuration does not need (tags, merge keys, aliases that multiply) is a p
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from attrs import evolve, field, frozen
 
 from orchestrator_core.config.spellings import passwords_in
 from orchestrator_core.errors import Problem
+
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Why a file could not be read that may be read a moment later."""
 
 DataPath = tuple[str | int, ...]
 
@@ -143,10 +147,15 @@ def format_path(path: DataPath) -> str:
 
 
 def load_document(path: Path, name: str) -> Document:
-    """Read one file. What is wrong with it is in the document's problems; data that could not be read is None."""
+    """Read one file. What is wrong with it is in the document's problems; data that could not be read is None.
+
+    Raises ``OSError`` when the system is short of something for the moment, which tells nothing about the file.
+    """
     try:
         raw = path.read_bytes()
     except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
         return Document(name, "", problems=(Problem(name, code="ORC101", message=f"cannot read: {error.strerror}"),))
     try:
         text = raw.decode("utf-8-sig")

@@ -35,7 +35,7 @@ from orchestrator_core.http.models_page import (
     models_of,
     parse_model_path,
 )
-from orchestrator_core.plugin_api import Exposition, Query, ReadyCheck, Telemetry
+from orchestrator_core.plugin_api import Exposition, Query, Telemetry
 from orchestrator_core.reload import Live, Reloaded
 from orchestrator_core.run import clock
 from orchestrator_core.snapshot import OpenSource, Snapshot
@@ -228,7 +228,7 @@ async def _source(opened: OpenSource) -> dict[str, Any]:
         "plugin": str(spec.plugin),
         "operations": sorted(spec.operations),
         "options": _options(spec.options),
-        **await _state(opened),
+        **attrs.asdict(await opened.standing()),
     }
 
 
@@ -267,13 +267,6 @@ def _without_proofs(value: Any) -> Any:
             for key, item in value.items()
         }
     return [_without_proofs(item) for item in value] if isinstance(value, list) else value
-
-
-async def _state(opened: OpenSource) -> dict[str, str]:
-    if not isinstance(opened.source, ReadyCheck):
-        return {"state": "open", "error": ""}
-    error = await opened.trouble()
-    return {"state": "unreachable" if error else "ready", "error": error}
 
 
 def parse_execution_query(text: str) -> Query:

@@ -119,7 +119,10 @@ class ReadyCheck(Protocol):
     """A source or model that can say whether its backend can be reached now."""
 
     async def check_ready(self) -> None:
-        """Return when it can; raise what a call would raise when it cannot."""
+        """Return when it can; raise what a call would raise when it cannot.
+
+        One that is there and would have to be waited for raises ``SourceUnavailable`` with ``busy=True`` at once.
+        """
         ...
 
 

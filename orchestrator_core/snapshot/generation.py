@@ -15,7 +15,7 @@ from orchestrator_core.guards import Memory, open_cache, remember
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.models import MlSource, Opening, Supervisor
 from orchestrator_core.plan import PlannedStep
-from orchestrator_core.plugin_api import CallInspection, ReadyCheck
+from orchestrator_core.plugin_api import CallInspection
 from orchestrator_core.plugins import Registry
 from orchestrator_core.policies.shared import MissingExtra
 from orchestrator_core.snapshot.binding import bind_plan
@@ -149,13 +149,14 @@ async def open_snapshot(
 
 
 async def _is_missed(previous: Snapshot, source: OpenSource) -> bool:
-    """Return whether it is the change that makes the source missing: what the previous snapshot has there answers."""
+    """Return whether it is the change that makes the source missing: what the previous snapshot has there is there."""
     before = previous.sources.get(source.spec.key)
     if before is None:
         return True
     if before.spec == source.spec:
         return False
-    return not (await before.trouble() if isinstance(before.source, ReadyCheck) else before.unreachable)
+    standing = await before.standing()
+    return not before.unreachable if standing.state == "open" else standing.state != "unreachable"
 
 
 async def _remember(prepared: Draft, opened: Mapping[SourceKey, OpenSource], previous: Snapshot | None) -> Memory:

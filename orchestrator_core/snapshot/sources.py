@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import attrs
-from attrs import define, field
+from attrs import define, field, frozen
 
 from orchestrator_core.catalog import SourceKey, SourceSpec
 from orchestrator_core.config.structure import Located, structure
@@ -27,6 +27,14 @@ READY_SECONDS = 5.0
 Opener = Callable[[Any, OpenContext], AbstractAsyncContextManager[Source]]
 
 
+@frozen
+class Standing:
+    """What a source says of itself: ``open`` if it does not tell. ``error`` is why it is busy or cannot be reached."""
+
+    state: Literal["open", "ready", "busy", "unreachable"]
+    error: str = ""
+
+
 @define(eq=False)
 class OpenSource:
     """A live source, shared by the snapshots that need it. It is opened and closed in one task of its own."""
@@ -39,20 +47,21 @@ class OpenSource:
     _closing: asyncio.Event = field(factory=asyncio.Event, alias="closing")
     _task: asyncio.Task[None] | None = field(default=None, alias="task")
 
-    async def trouble(self) -> str:
-        """Return why the source cannot be reached now; an empty text if it can, or does not tell."""
+    async def standing(self) -> Standing:
+        """Ask the source whether it can be reached now."""
         if not isinstance(self.source, ReadyCheck):
-            return ""
+            return Standing("open")
         try:
             async with asyncio.timeout(READY_SECONDS):
                 await self.source.check_ready()
         except OrchestratorError as error:
-            return str(error)
+            busy = isinstance(error, SourceUnavailable) and error.busy
+            return Standing("busy" if busy else "unreachable", str(error))
         except TimeoutError:
-            return f"no answer within {READY_SECONDS:g} s"
+            return Standing("unreachable", f"no answer within {READY_SECONDS:g} s")
         except Exception as error:  # a source of whoever wrote it: the others are to be told of
-            return f"{type(error).__name__}: {error}"
-        return ""
+            return Standing("unreachable", f"{type(error).__name__}: {error}")
+        return Standing("ready")
 
     async def release(self) -> None:
         """Give the source up; the last user closes it and waits until it is closed."""

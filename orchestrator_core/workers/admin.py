@@ -4,36 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 from aiohttp import web
+from attrs import frozen
 
 from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.documents import problem_json
 from orchestrator_core.engine import failure_of, new_execution_id
-from orchestrator_core.errors import BadRequest, SourceUnavailable
+from orchestrator_core.errors import BadRequest
 from orchestrator_core.http.admin import allow_line, parse_execution_query
 from orchestrator_core.http.answers import JSON_TYPE, Answer, common_headers, own_timing, problem
 from orchestrator_core.http.models_page import parse_model_path
 from orchestrator_core.reload import Reloaded
 from orchestrator_core.run import clock
 from orchestrator_core.workers.merging import Totals, merge_entries, merge_executions
-from orchestrator_core.workers.process import Reply, StartFailed, Worker, WorkerGone
+from orchestrator_core.workers.process import Reply, Worker, WorkerGone, WorkerSilent
 from orchestrator_core.workers.supervisor import Supervisor
 
 ASK_SECONDS = 30.0
+"""How long a page may take of a worker that is there, such as one whose store answers late."""
 FIGURES_SECONDS = 4.0
 """How long a worker may take to say its metrics; then what it said last stands. Prometheus waits for 10 s.
 
 So long it may also take to have its executions in the store that others are asked for.
 """
 SUMMED = ("requests", "failures")
+FLUSH = "/executions?limit=1"
 _EXECUTION = re.compile(r"/executions/[^/]+\Z")
 
-Said = dict[int, Reply]
+
+@frozen
+class Said:
+    """The replies of those who gave one, by process id, and what is missing: why others did not."""
+
+    replies: dict[int, Reply]
+    missing: tuple[str, ...] = ()
 
 
 class Passed(Exception):
@@ -62,8 +71,7 @@ class MergedAdmin:
         except Passed as passed:
             reply = passed.reply
         except Exception as error:  # the boundary of the admin listener
-            known = SourceUnavailable(str(error)) if isinstance(error, StartFailed | WorkerGone) else error
-            failure = failure_of(known, None, redact)
+            failure = failure_of(error, None, redact)
             headers = common_headers(execution_id, own_timing(started))
             if failure.status == 405:
                 headers += allow_line(request.path)
@@ -104,84 +112,90 @@ class MergedAdmin:
 
     # --- one worker or another -----------------------------------------------------------------------------------
 
-    async def _first(self, request: web.BaseRequest) -> Reply:
-        """Return what the first worker says, of what is the same for all."""
-        for worker in self.supervisor.serving:
+    async def _first(self, request: web.BaseRequest, workers: Sequence[Worker] | None = None) -> Reply:
+        """Return what the first worker says that answers, of what is the same for all."""
+        for worker in self.supervisor.serving if workers is None else workers:
             try:
-                return await worker.ask(_method(request), request.path_qs, seconds=ASK_SECONDS)
+                return await worker.ask_while_there(_method(request), request.path_qs, seconds=ASK_SECONDS)
             except WorkerGone:
                 continue
         raise WorkerGone("no worker answers")
 
     async def _any(self, request: web.BaseRequest) -> Reply:
-        """Return what the worker says that knows it."""
+        """Return what the worker says that knows it. While one does not answer, nobody knows that none does."""
         said = await self._ask(request)
-        return next((reply for reply in said.values() if reply.status == 200), next(iter(said.values())))
+        replies = said.replies.values()
+        known = next((reply for reply in replies if reply.status == 200), None)
+        if known is None and said.missing:
+            raise WorkerGone("; ".join(said.missing))
+        return known or next(iter(replies))
 
     async def _ask(
         self, request: web.BaseRequest, targets: Mapping[int, str] | None = None, seconds: float = ASK_SECONDS
     ) -> Said:
-        """Return the replies by process id. With ``targets`` only those workers are asked, each for its own."""
+        """Ask every worker. With ``targets``, by process id, only those workers are asked, each for its own."""
         workers = [worker for worker in self.supervisor.serving if targets is None or worker.pid in targets]
         asked = (
-            worker.ask(_method(request), targets[worker.pid] if targets else request.path_qs, seconds=seconds)
+            worker.ask_while_there(
+                _method(request), targets[worker.pid] if targets else request.path_qs, seconds=seconds
+            )
             for worker in workers
         )
-        replies = await asyncio.gather(*asked, return_exceptions=True)
-        said: Said = {}
-        for worker, reply in zip(workers, replies, strict=True):
+        replies: dict[int, Reply] = {}
+        missing: list[str] = []
+        for worker, reply in zip(workers, await asyncio.gather(*asked, return_exceptions=True), strict=True):
             if isinstance(reply, Reply):
-                said[worker.pid] = reply
-            elif not isinstance(reply, WorkerGone):
+                replies[worker.pid] = reply
+            elif isinstance(reply, WorkerSilent):
+                missing.append(str(reply))
+            elif not isinstance(reply, WorkerGone):  # who has ended says nothing any more
                 raise reply
-        if not said and not targets == {}:
-            raise WorkerGone("no worker answers")
-        return said
+        if not replies and not targets == {}:
+            raise WorkerGone("; ".join(missing) or "no worker answers")
+        return Said(replies, tuple(missing))
 
     # --- all of them ---------------------------------------------------------------------------------------------
 
     async def _entries(self, request: web.BaseRequest, name: str, key: tuple[str, ...]) -> Reply:
-        said = _good(await self._ask(request))
-        return _json(200, {name: merge_entries({pid: page[name] for pid, page in said.items()}, key, SUMMED)})
+        said = await self._ask(request)
+        entries = {pid: page[name] for pid, page in _good(said).items()}
+        return _json(200, _whole({name: merge_entries(entries, key, SUMMED)}, said.missing))
 
     async def _model(self, request: web.BaseRequest) -> Reply:
-        replies = await self._ask(request)
-        said = _good(replies)
-        (entry,) = merge_entries({pid: [page] for pid, page in said.items()}, ("id",), SUMMED)
-        return _json(next(reply.status for reply in replies.values() if reply.status < 300), entry)
+        said = await self._ask(request)
+        (entry,) = merge_entries({pid: [page] for pid, page in _good(said).items()}, ("id",), SUMMED)
+        status = next(reply.status for reply in said.replies.values() if reply.status < 300)
+        return _json(status, _whole(entry, said.missing))
 
     async def _executions(self, request: web.BaseRequest) -> Reply:
         limit = parse_execution_query(request.query_string).limit
-        keepers = self._keepers()
+        asked = self.supervisor.serving
+        missing: tuple[str, ...] = ()
+        if len(_keepers(asked)) < len(asked):
+            # Each answers once the store has what it had for it, so that those who are asked find that too.
+            flushed = await self._ask(request, dict.fromkeys(_pids(asked), FLUSH), seconds=FIGURES_SECONDS)
+            missing = flushed.missing
+            asked = [worker for worker in asked if worker.pid in flushed.replies]
+        keepers = _keepers(asked)
         if not keepers:
             raise WorkerGone("no worker answers")
-        if len(keepers) < len(self.supervisor.serving):
-            # Each answers once the store has what it had for it, so that those who are asked find that too.
-            flushed = {worker.pid: "/executions?limit=1" for worker in self.supervisor.serving}
-            await self._ask(request, flushed, seconds=FIGURES_SECONDS)
         if len(keepers) == 1 and keepers[0].store is not None:
-            return await self._first(request)
-        targets = {worker.pid: request.path_qs for worker in keepers}
-        said = _good(await self._ask(request, targets))
-        return _json(200, merge_executions(list(said.values()), limit))
-
-    def _keepers(self) -> list[Worker]:
-        """Return whom to ask for executions: each worker that keeps its own, and one of those that share a store."""
-        keepers: list[Worker] = []
-        for worker in self.supervisor.serving:
-            if worker.store is None or all(worker.store != other.store for other in keepers):
-                keepers.append(worker)
-        return keepers
+            reply = await self._first(request, asked)
+            return _json(200, _whole(reply.json, missing)) if missing and reply.status == 200 else reply
+        said = await self._ask(request, dict.fromkeys(_pids(keepers), request.path_qs))
+        page = merge_executions(list(_good(said).values()), limit)
+        return _json(200, _whole(page, (*missing, *said.missing)))
 
     async def _config(self, request: web.BaseRequest) -> Reply:
-        said = _good(await self._ask(request))
-        first = next(iter(said.values()))
-        generations = {pid: page["generation"] for pid, page in said.items()}
+        said = await self._ask(request)
+        pages = _good(said)
+        first = next(iter(pages.values()))
+        generations = {pid: page["generation"] for pid, page in pages.items()}
         last = {"last_reload": {"at": _moment(self.supervisor.last.at), **_reloaded(self.supervisor.last)}}
-        return _json(200, {**first, **last, "workers": self._workers(generations)})
+        return _json(200, _whole({**first, **last, "workers": self._workers(generations)}, said.missing))
 
     async def _metrics(self, request: web.BaseRequest) -> Reply:
-        said = await self._ask(request, seconds=FIGURES_SECONDS)
+        said = (await self._ask(request, seconds=FIGURES_SECONDS)).replies
         if refused := next((reply for reply in said.values() if reply.status != 200), None):
             return refused
         alive = {slot.worker.pid for slot in self.supervisor.slots if slot.worker}
@@ -254,10 +268,29 @@ def _reloaded(reloaded: Reloaded) -> dict[str, Any]:
 
 def _good(said: Said) -> dict[int, Any]:
     """Return the documents of those who gave one; a refusal is everybody's when nobody did."""
-    good = {pid: reply.json for pid, reply in said.items() if reply.status < 300}
+    good = {pid: reply.json for pid, reply in said.replies.items() if reply.status < 300}
     if not good:
-        raise Passed(next(iter(said.values())))
+        raise Passed(next(iter(said.replies.values())))
     return good
+
+
+def _whole(page: Mapping[str, Any], missing: Sequence[str]) -> Mapping[str, Any]:
+    """Return the page, which says under ``incomplete`` what is missing in it, if something is."""
+    reasons = [*((page["incomplete"],) if "incomplete" in page else ()), *missing]
+    return {**page, "incomplete": "; ".join(dict.fromkeys(reasons))} if reasons else page
+
+
+def _keepers(workers: Sequence[Worker]) -> list[Worker]:
+    """Return whom to ask for executions: each worker that keeps its own, and one of those that share a store."""
+    keepers: list[Worker] = []
+    for worker in workers:
+        if worker.store is None or all(worker.store != other.store for other in keepers):
+            keepers.append(worker)
+    return keepers
+
+
+def _pids(workers: Iterable[Worker]) -> list[int]:
+    return [worker.pid for worker in workers]
 
 
 def _json(status: int, document: Any) -> Reply:

@@ -34,10 +34,11 @@ class Commands:
         self._accepting: set[int] = set()
         self._listener: Listener | None = None
 
-    def accepts(self, listener: Listener, slots: Sequence[int]) -> None:
-        """Note the slots that are accepted for."""
+    async def serve(self, listener: Listener, slots: Sequence[int]) -> None:
+        """Accept connections for these slots; before that the worker heeds what it is asked, and serves nobody."""
         self._listener = listener
-        self._accepting.update(slots)
+        for slot in slots:
+            await self._accept(slot)
 
     def __call__(self, pages: Handler) -> Handler:
         def handle(request: web.BaseRequest) -> Awaitable[Answer]:

@@ -10,6 +10,8 @@ from attrs import define
 
 from orchestrator_core.config.load import Image, load_configuration
 from orchestrator_core.config.model import Configuration
+from orchestrator_core.config.states import read_steadily
+from orchestrator_core.config.yaml import SHORTAGES
 
 READ = (".yaml",)
 NAMED = (".yml", ".json")
@@ -44,7 +46,15 @@ def ordered(order: dict[str, Any]) -> Image:
 
 
 def take(folder: Path, copy: Path) -> Taken:
-    """Copy the configuration of a folder, and read it with its secret files. Nothing is raised for what is wrong."""
+    """Copy the configuration of a folder, and read it with its secret files. Nothing is raised for what is wrong.
+
+    Raises ``OSError`` when the system is short of something for the moment, such as file descriptors.
+    """
+    return read_steadily(folder, lambda: _take(folder, copy))
+
+
+def _take(folder: Path, copy: Path) -> Taken:
+    shutil.rmtree(copy, ignore_errors=True)
     if folder.is_dir():
         _copy(folder, copy, ("config.yaml", "database.yaml"))
         _copy(folder / "integrations", copy / "integrations")
@@ -63,10 +73,17 @@ def _folders(folder: Path) -> list[Path]:
 
 def _copy(folder: Path, to: Path, only: tuple[str, ...] = ()) -> None:
     """Copy the files of a folder, and the names of its folders."""
-    if not folder.is_dir():
+    if not folder.is_dir() and not folder.is_symlink():
+        return
+    try:
+        paths = list(folder.iterdir())
+    except OSError as error:
+        if error.errno in SHORTAGES or to.exists():
+            raise
+        to.symlink_to(folder.absolute())  # whoever reads it is told why it cannot be read
         return
     to.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
+    for path in paths:
         if path.is_dir() and not only:
             (to / path.name).mkdir(exist_ok=True)
         elif path.suffix in NAMED and not only:
@@ -77,8 +94,11 @@ def _copy(folder: Path, to: Path, only: tuple[str, ...] = ()) -> None:
 
 def _copy_file(path: Path, to: Path) -> None:
     try:
-        to.write_bytes(path.read_bytes())
-    except FileNotFoundError:  # taken away since it was listed
-        return
-    except OSError:
-        to.symlink_to(path.absolute())  # whoever reads it is told why it cannot be read
+        text = path.read_bytes()
+    except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
+        if path.exists() or path.is_symlink():  # else it was taken away since it was listed
+            to.symlink_to(path.absolute())  # whoever reads it is told why it cannot be read
+    else:
+        to.write_bytes(text)

@@ -12,21 +12,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import time
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import aiohttp
 from attrs import frozen
 
 from orchestrator_core.documents import problem_of
-from orchestrator_core.errors import Problem
+from orchestrator_core.errors import Problem, SourceUnavailable
 
 MODULE = "orchestrator_core.workers"
 _SAFE_PATH = () if {"", os.getcwd()} & set(sys.path) else ("-P",)
 """Modules in the working directory must not be found by a worker when they are not by its supervisor."""
+PING = "/worker/ping"
+PING_SECONDS = 2.0
+"""Whoever only asks a worker waits for so long until it answers at all; ``silence`` says when it is killed."""
 State = Literal["starting", "serving", "stopping", "ended"]
 
 
-class StartFailed(Exception):
+class StartFailed(SourceUnavailable):
     """A worker that ended, or gave up, before it served; with the problems of the configuration, if it told any."""
 
     def __init__(self, message: str, problems: Iterable[Problem] = ()) -> None:
@@ -34,7 +37,7 @@ class StartFailed(Exception):
         self.problems = tuple(problems)
 
 
-class WorkerGone(Exception):
+class WorkerGone(SourceUnavailable):
     """A worker that did not answer, since it has ended or is about to."""
 
 
@@ -97,7 +100,10 @@ class Worker:
         return worker
 
     async def open(self, slot: int, order: Mapping[str, Any]) -> None:
-        """Have it open a configuration, and wait until that is open. Raises :class:`StartFailed`."""
+        """Have it open a configuration, and wait until that is open: it can be asked then, and serves nobody yet.
+
+        Raises :class:`StartFailed`.
+        """
         self.slot = slot
         self.started_at = time()
         await self._tell({"slot": slot, "admin": str(self._admin), **order})
@@ -107,12 +113,26 @@ class Worker:
         message = await self._told("opened")
         self.generation = message["generation"]
         self.problems = tuple(map(problem_of, message["problems"]))
+        self._session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self._admin)))
+
+    async def change_to(self, image: Mapping[str, Any], generation: str) -> None:
+        """Have it open another configuration instead, before it serves. Raises :class:`StartFailed`."""
+        try:
+            prepared = await self.ask("POST", "/worker/prepare", image)
+            if prepared.status != 200:
+                problems = tuple(map(problem_of, prepared.json.get("problems", ())))
+                raise StartFailed("the configuration has problems", problems)
+            committed = await self.ask("POST", f"/worker/commit/{generation}")
+        except WorkerGone as error:
+            raise StartFailed(f"it ended before it served: {error}") from error
+        if committed.status != 200:
+            raise StartFailed(f"it does not have the configuration {generation}")
+        self.generation = generation
 
     async def serve(self, slots: Sequence[int]) -> None:
         """Have it accept connections on the sockets of these slots. Raises :class:`StartFailed`."""
         await self._tell({"serve": list(slots)})
         await self._told("serving")
-        self._session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self._admin)))
         if self.state == "starting":  # and not told to stop meanwhile
             self.state = "serving"
 
@@ -158,9 +178,26 @@ class Worker:
             ) as answer:
                 return Reply(answer.status, answer.headers.get("Content-Type", ""), await answer.read())
         except TimeoutError as error:
-            raise WorkerSilent(f"worker {self.slot} did not answer within {seconds} s") from error
+            raise WorkerSilent(f"worker {self.slot} did not answer within {seconds:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
             raise WorkerGone(f"worker {self.slot} did not answer: {error}") from error
+
+    async def ask_while_there(self, method: str, target: str, *, seconds: float) -> Reply:
+        """Ask as :meth:`ask` does, but wait only as long as the worker answers at all, however long the page takes."""
+        asking = asyncio.create_task(self.ask(method, target, seconds=seconds))
+        pinging = asyncio.create_task(self._while_there())
+        try:
+            await asyncio.wait({asking, pinging}, return_when=asyncio.FIRST_COMPLETED)
+            return await (asking if asking.done() else pinging)
+        finally:
+            asking.cancel()
+            pinging.cancel()
+            await asyncio.gather(asking, pinging, return_exceptions=True)
+
+    async def _while_there(self) -> NoReturn:
+        while True:
+            await self.ask("GET", PING, seconds=PING_SECONDS)
+            await asyncio.sleep(PING_SECONDS)
 
     def signal(self, number: int) -> None:
         with suppress(ProcessLookupError):

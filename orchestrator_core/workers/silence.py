@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import structlog
 
-from orchestrator_core.workers.process import Worker, WorkerGone, WorkerSilent
+from orchestrator_core.workers.process import PING, Worker, WorkerGone, WorkerSilent
 
 __all__ = ["end_when_silent"]
 
@@ -32,7 +32,7 @@ async def end_when_silent(worker: Worker, longest_silence: Callable[[], float | 
         pause = ASK_EVERY_SECONDS if seconds is None else min(ASK_EVERY_SECONDS, seconds / 4)
         if seconds is not None:
             try:
-                await worker.ask("GET", "/worker/ping", seconds=seconds / 2)
+                await worker.ask("GET", PING, seconds=seconds / 2)
                 silences = 0
             except WorkerSilent:
                 silences += 1

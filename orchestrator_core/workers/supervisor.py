@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,11 @@ from attrs import define, field, frozen
 from orchestrator_core.config.at_start import waiting_for_a_start
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.documents import problem_of
-from orchestrator_core.errors import ConfigError, Problem
+from orchestrator_core.errors import ConfigError, OrchestratorError, Problem
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.sockets import refuse_new
-from orchestrator_core.reload import Reloaded, tell_failed, tell_waiting
+from orchestrator_core.reload import Reloaded, tell_failed, tell_waiting, unread
+from orchestrator_core.tasks import to_its_end
 from orchestrator_core.workers.images import Taken, take
 from orchestrator_core.workers.process import Reply, StartFailed, Worker, WorkerGone
 from orchestrator_core.workers.silence import end_when_silent
@@ -31,7 +34,11 @@ FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 1.0
 SOON_SECONDS = 1.0
 """A worker that ends sooner than this after it began to serve is started again with a pause, which grows."""
+LONGEST_GAP_SECONDS = 15.0
+"""After so long without a worker in a place, those who wait there to be connected are left to the others."""
 COMMIT_SECONDS = 10.0
+SERVE_SECONDS = 10.0
+"""How long a worker that has opened may take until it accepts connections: a reload waits for it then."""
 CLOSING_SECONDS = 10.0
 """How long sources may take to close, after the requests in flight have had their time."""
 SOME_WORKER_SECONDS = 30.0
@@ -48,6 +55,7 @@ class Slot:
     failed_starts: int = 0
     short_lives: int = 0
     failed: bool = False
+    lent: bool = False
     last_exit: str = ""
     changing: asyncio.Lock = field(factory=asyncio.Lock, repr=False)
 
@@ -117,7 +125,11 @@ class Supervisor:
 
     async def _take(self) -> Taken:
         copy = self.runtime / f"configuration-{next(self._numbers)}"
-        taken = await asyncio.to_thread(take, self.folder, copy)
+        try:
+            taken = await asyncio.to_thread(take, self.folder, copy)
+        except OSError as error:
+            shutil.rmtree(copy, ignore_errors=True)
+            raise unread(error) from error
         self.secret_files = dict(taken.configuration.secret_files)
         return taken
 
@@ -126,30 +138,48 @@ class Supervisor:
 
     async def _start(self, slot: Slot) -> Worker:
         """Start a worker on what the others serve. Raises :class:`StartFailed`, also when the service is to stop."""
-        while True:
+        self._refuse_when_stopping()
+        worker = await self._take_spare() or await self._spawn()
+        self._starting.add(worker)
+        try:
             self._refuse_when_stopping()
-            worker = await self._take_spare() or await self._spawn()
-            taken = self.taken
-            taken.users += 1
-            worker.store = taken.configuration.app.tracking.store
-            self._starting.add(worker)
-            try:
-                self._refuse_when_stopping()
+            with self._in_use() as taken:
+                worker.store = taken.configuration.app.tracking.store
                 await worker.open(slot.index, self._order(taken))
-                async with self._lock:
-                    if taken is self.taken:
-                        await worker.serve([slot.index, *(each.index for each in self.slots if each.failed)])
-                        self._refuse_when_stopping()
-                        return worker
-                await self._stop(worker, CLOSING_SECONDS)  # the others have reloaded since
-            except BaseException:
-                self._tell_to_stop(worker)
-                self._run(self._stop(worker, CLOSING_SECONDS), f"stop worker {slot.index}")
-                raise
-            finally:
-                self._starting.discard(worker)
-                taken.users -= 1
-                self._discard(taken)
+            while not await self._serves(worker, slot, taken):
+                with self._in_use() as taken:
+                    await worker.change_to(taken.order(), taken.configuration.generation)
+            return worker
+        except BaseException:
+            self._tell_to_stop(worker)
+            self._run(self._stop(worker, CLOSING_SECONDS), f"stop worker {slot.index}")
+            raise
+        finally:
+            self._starting.discard(worker)
+
+    @contextmanager
+    def _in_use(self) -> Iterator[Taken]:
+        """Yield what the workers serve now, whose copy stays until it is read."""
+        taken = self.taken
+        taken.users += 1
+        try:
+            yield taken
+        finally:
+            taken.users -= 1
+            self._discard(taken)
+
+    async def _serves(self, worker: Worker, slot: Slot, taken: Taken) -> bool:
+        """Have a worker serve what it has opened. Return whether it does: not if the others have reloaded since."""
+        async with self._lock:
+            if taken is not self.taken:
+                return False
+            try:
+                async with asyncio.timeout(SERVE_SECONDS):
+                    await worker.serve([slot.index, *(each.index for each in self.slots if each.lent)])
+            except TimeoutError:
+                raise StartFailed(f"it did not serve within {SERVE_SECONDS:g} s") from None
+            self._refuse_when_stopping()
+            return True
 
     def _refuse_when_stopping(self) -> None:
         if self.stopping:
@@ -173,7 +203,7 @@ class Supervisor:
 
     def _install(self, slot: Slot, worker: Worker) -> None:
         slot.worker = worker
-        slot.failed_starts, slot.failed = 0, False
+        slot.failed_starts, slot.failed, slot.lent = 0, False, False
         self._run(self._attend(slot, worker), f"worker {slot.index}")
         if self._keeps_spare:
             self._keep_spare()
@@ -242,6 +272,7 @@ class Supervisor:
             async with slot.changing:
                 if slot.worker is not None or self.stopping:
                     return
+                late = asyncio.get_running_loop().call_later(LONGEST_GAP_SECONDS, self._lend, slot)
                 try:
                     self._install(slot, await self._start(slot))
                 except (StartFailed, OSError) as error:
@@ -253,20 +284,30 @@ class Supervisor:
                 else:
                     slot.restarts += 1
                     return
+                finally:
+                    late.cancel()
             if slot.failed_starts >= MOST_FAILED_STARTS:
                 await self._give_up(slot)
                 return
             pause_seconds = pause_after(slot.short_lives + slot.failed_starts)
 
     async def _give_up(self, slot: Slot) -> None:
-        """Leave the slot's connections to the other workers, until a reload or a restart."""
-        async with self._lock:
-            slot.failed = True
-            others = self.serving
-            log.error("worker is given up until the next reload", worker=slot.index, others=len(others))
-            await self._ask_all(others, "POST", f"/worker/accept/{slot.index}")
+        """Start no more workers in the slot until a reload or a restart."""
+        slot.failed = True
+        log.error("worker is given up until the next reload", worker=slot.index, others=len(self.serving))
+        await self._have_others_accept(slot)
         if all(each.failed for each in self.slots):
             self.lost.set()
+
+    def _lend(self, slot: Slot) -> None:
+        log.warning("worker starts late and the others accept its connections", worker=slot.index)
+        self._run(self._have_others_accept(slot), f"lend {slot.index}")
+
+    async def _have_others_accept(self, slot: Slot) -> None:
+        """Leave the slot's connections to the other workers, and to those that come while it has no worker."""
+        async with self._lock:
+            slot.lent = slot.worker is None
+            await self._ask_all(self.serving, "POST", f"/worker/accept/{slot.index}", seconds=COMMIT_SECONDS)
 
     def _try_again(self) -> None:
         for slot in self.slots:
@@ -280,7 +321,8 @@ class Supervisor:
         """Have all workers open the folder's configuration, and then, if all of them could, serve it.
 
         Without ``force`` nothing happens when nothing has changed. A worker that ends meanwhile does not count: its
-        successor begins with what the others serve.
+        successor begins with what the others serve. When this is cancelled, all of them serve the new one or none.
+        Raises :class:`SourceUnavailable` when nobody is there to prepare it or the folder cannot be read at the moment.
         """
         await self._give_up_what_is_outdated()
         async with self._reloading:
@@ -292,14 +334,12 @@ class Supervisor:
                     return self.last
                 try:
                     reloaded = await self._reload(taken)
-                except StartFailed:
+                except OrchestratorError:
                     self.reloads["failed"] += 1
                     raise
                 finally:
                     self._discard(taken)
                 if reloaded is not None:
-                    self.last = reloaded
-                    self.reloads["swapped" if reloaded.swapped else "failed"] += 1
                     return reloaded
 
     async def _give_up_what_is_outdated(self) -> None:
@@ -317,7 +357,7 @@ class Supervisor:
             await asyncio.sleep(0.05)
 
     async def _reload(self, taken: Taken) -> Reloaded | None:
-        """Prepare and commit. Return None when it was given up for a later one."""
+        """Prepare and swap. Return None when it was given up for a later one."""
         old = self.taken.configuration
         for listener in self.opening:
             listener(taken.configuration)
@@ -328,8 +368,7 @@ class Supervisor:
             async with self._lock:
                 workers = [worker for worker in self.serving if worker not in asked]
                 if not workers and replies:
-                    await self._commit(taken)
-                    break
+                    return await to_its_end(asyncio.ensure_future(self._swap(taken, _problems(replies))))
             if not workers:
                 raise StartFailed("no worker is there to prepare the configuration")
             try:
@@ -337,24 +376,19 @@ class Supervisor:
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
+                    await to_its_end(asyncio.ensure_future(self._abandon({*asked, *workers})))
                     raise
                 log.info("reload starts over: the configuration has changed again", generation=old.generation)
                 return None
             asked.update(workers)
             replies += prepared
             if refused := [reply for reply in replies if reply.status != 200]:
-                await self._ask_all(asked, "POST", "/worker/abandon")
+                await self._abandon(asked)
                 failed = Reloaded(False, old.generation, _problems(refused))
                 if not failed.problems:
-                    raise StartFailed("a worker could not prepare the configuration: the log tells more")
+                    raise OrchestratorError("a worker could not prepare the configuration: the log tells more")
                 tell_failed(failed)
-                return failed
-        log.info("configuration reloaded", generation=taken.configuration.generation, workers=len(self.serving))
-        self._try_again()
-        waiting = waiting_for_a_start(self.started, taken.configuration)
-        reloaded = Reloaded(True, taken.configuration.generation, tuple(sorted({*_problems(replies), *waiting})))
-        tell_waiting(reloaded)
-        return reloaded
+                return self._ended(failed)
 
     async def _prepare(self, workers: Sequence[Worker], taken: Taken) -> list[Reply]:
         preparing = asyncio.ensure_future(self._ask_all(workers, "POST", "/worker/prepare", taken.order()))
@@ -363,6 +397,23 @@ class Supervisor:
             return await preparing
         finally:
             self._preparing = None
+
+    async def _abandon(self, workers: Iterable[Worker]) -> None:
+        await self._ask_all(workers, "POST", "/worker/abandon", seconds=COMMIT_SECONDS)
+
+    def _ended(self, reloaded: Reloaded) -> Reloaded:
+        self.last = reloaded
+        self.reloads["swapped" if reloaded.swapped else "failed"] += 1
+        return reloaded
+
+    async def _swap(self, taken: Taken, problems: tuple[Problem, ...]) -> Reloaded:
+        await self._commit(taken)
+        log.info("configuration reloaded", generation=taken.configuration.generation, workers=len(self.serving))
+        self._try_again()
+        waiting = waiting_for_a_start(self.started, taken.configuration)
+        reloaded = Reloaded(True, taken.configuration.generation, tuple(sorted({*problems, *waiting})))
+        tell_waiting(reloaded)
+        return self._ended(reloaded)
 
     async def _commit(self, taken: Taken) -> None:
         workers = self.serving
@@ -380,10 +431,12 @@ class Supervisor:
                 worker.killed_for = "it did not serve the new configuration"
                 worker.signal(signal.SIGKILL)
 
-    async def _ask_all(self, workers: Iterable[Worker], method: str, target: str, body: Any = None) -> list[Reply]:
+    async def _ask_all(
+        self, workers: Iterable[Worker], method: str, target: str, body: Any = None, *, seconds: float | None = None
+    ) -> list[Reply]:
         """Return the replies of those who gave one."""
         replies = await asyncio.gather(
-            *(worker.ask(method, target, body) for worker in workers), return_exceptions=True
+            *(worker.ask(method, target, body, seconds=seconds) for worker in workers), return_exceptions=True
         )
         for reply in replies:
             if isinstance(reply, BaseException) and not isinstance(reply, WorkerGone):

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,20 +126,20 @@ class _Worker:
         try:
             async with open_live(self.folder, registry=self.registry, image=self.image) as live:
                 live.opening.append(lambda configuration: mask.learn(configuration.redactor))
-                self.tell("opened", live.snapshot.problems, generation=live.snapshot.generation)
                 commands = Commands(live, self.sockets)
-                slots = await self.serve_on
-                self.serves = True
-                public = [one for slot in slots for one in self.sockets[slot]]
                 admin = [_bound(self.order["admin"])]
-                async with serve_live(live, public, admin, self.grace, LINGER_SECONDS, commands) as service:
-                    commands.accepts(service.listener, slots)
+                async with serve_live(live, [], admin, self.grace, LINGER_SECONDS, commands) as service:
+                    self.tell("opened", live.snapshot.problems, generation=live.snapshot.generation)
+                    slots = await self.serve_on
+                    self.serves = True
+                    await commands.serve(service.listener, slots)
                     self.tell("serving")
                     await self.stop.wait()
         except ConfigError as error:
             problems = masked(error.problems, self.configuration.redactor)
             self.tell("failed", problems, message="the configuration has problems")
-            await self.writer.drain()
+            with suppress(ConnectionError):  # a supervisor that has ended needs no reason, and its copies are gone
+                await self.writer.drain()
 
     def tell(self, event: str, problems: Iterable[Problem] = (), **more: str) -> None:
         message = {"event": event, "problems": [problem_json(problem) for problem in problems], **more}

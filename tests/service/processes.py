@@ -31,10 +31,11 @@ SLOW = '''
         """How it opens."""
         opens_in: float = option(0.0, help="How long it takes to open.")
         dies: str = option("", help="File whose being there ends the process.")
-        opens: str = option("", help="File that it makes when it is opened.")
+        opens: str = option("", help="File that it adds its process id to when it is opened, unless it opens at once.")
         closes: str = option("", help="File that it adds a line to when it is closed.")
         key: str = option("", help="A secret.")
         first: str = option("", help="File. The process that makes it opens at once.")
+        waits: str = option("", help="File. While it is there, only the first one opens.")
 
     class Slow:
         async def fetch(self, operation, params):
@@ -53,7 +54,10 @@ SLOW = '''
             os._exit(3)
         if not is_first(options.first):
             if options.opens:
-                open(options.opens, "w").close()
+                with open(options.opens, "a") as file:
+                    file.write(f"{os.getpid()}\\n")
+            while options.waits and os.path.exists(options.waits):
+                await asyncio.sleep(0.02)
             await asyncio.sleep(options.opens_in)
         try:
             yield Slow()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import linecache
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from attrs import define, field, frozen
+from structlog.testing import capture_logs
 
 from orchestrator_core import watching
 from orchestrator_core.config.load import load_configuration
@@ -316,10 +318,13 @@ def test_what_fails_in_the_new_configuration_alone_never_touches_the_old_one(run
 def test_a_source_that_is_missing_in_the_new_configuration_alone_is_refused(run: RunFixture) -> None:
     """If the one that serves is missing as well, nothing is lost by the change: its backend may come back."""
     gone: set[int] = set()
+    busy: set[int] = set()
 
     @define(eq=False)
     class Backed(Noted):
         async def check_ready(self) -> None:
+            if self.options.n in busy:
+                raise SourceUnavailable("all connections are in use", busy=True)
             if self.options.n in gone:
                 raise SourceUnavailable(f"nobody is at {self.options.n}")
 
@@ -342,8 +347,14 @@ def test_a_source_that_is_missing_in_the_new_configuration_alone_is_refused(run:
                 found = [(problem["severity"], problem["message"]) for problem in answer.json["problems"]]
                 assert (answer.status, found) == (422, [("error", message)])
                 assert (await shop.get("/orchestrator/d/e")).json == ANSWER
-            gone.add(1)
             shop.write("integrations/noted.yaml", sources(stable="{n: 0}", changing="{n: 2}"))
+            busy.add(1)
+            assert (await shop.reload()).status == 422
+            told = {source["source_id"]: source for source in (await shop.admin("GET", "/sources")).json["sources"]}
+            assert (told["changing"]["state"], told["changing"]["error"]) == ("busy", "all connections are in use")
+            assert told["stable"]["state"] == "ready"
+            busy.clear()
+            gone.add(1)
             answer = await shop.reload()
             assert (answer.status, [found["severity"] for found in answer.json["problems"]]) == (200, ["warning"])
 
@@ -554,7 +565,7 @@ def test_a_change_that_is_told_of_twice_is_read_once(
     late = asyncio.Event()
     read: list[str] = []
     looks: list[None] = []
-    states = watching._states_of
+    states = watching.states_of
     write_files(tmp_path, {"config.yaml": "{}"})
 
     async def hear(_: Path, changed: Callable[[], None], __: asyncio.Event) -> None:
@@ -580,7 +591,7 @@ def test_a_change_that_is_told_of_twice_is_read_once(
         looks.append(None)
         return states(*given)
 
-    monkeypatch.setattr(watching, "_states_of", look)
+    monkeypatch.setattr(watching, "states_of", look)
     monkeypatch.setattr(watching, "_hear", hear)
     run(main())
 
@@ -622,6 +633,37 @@ def test_a_secret_file_that_changed_between_its_reading_and_the_next_look_is_not
         looking.cancel()
         await asyncio.gather(looking, return_exceptions=True)
         assert reloads.empty()
+
+    run(main())
+
+
+def test_a_change_that_cannot_be_read_for_want_of_descriptors_is_read_later(
+    run: RunFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is wrong with it, and nobody would tell of it once more."""
+    read_bytes, short = Path.read_bytes, False
+
+    def read(path: Path) -> bytes:
+        if short and path.suffix == ".yaml":
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+
+    async def main() -> None:
+        nonlocal short
+        async with serving(Plugin(), watch=True) as shop:
+            await asyncio.sleep(0.2)  # as above
+            short = True
+            with capture_logs() as logs:
+                shop.write("domains/d.yaml", domain(2))
+                await until(lambda: [entry for entry in logs if entry["event"] == "reload is tried again"])
+            answer = await shop.reload()
+            said = "the configuration cannot be read at the moment: [Errno 24] Too many open files: "
+            assert (answer.status, answer.json["detail"].startswith(said)) == (503, True)
+            assert shop.running.live.last.swapped
+            short = False
+            await serves(shop, 2)
 
     run(main())
 

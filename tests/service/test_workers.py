@@ -25,7 +25,7 @@ TWO = ("--workers", "2")
 NEW = {"Connection": "close"}
 SHARED = {
     **FILES,
-    "config/database.yaml": 'slow: {sources: {default: {key: "${file:../key}", dies: die}}}',
+    "config/database.yaml": 'slow: {sources: {default: {key: "${file:../key}", dies: die, waits: waits}}}',
     "key": "a-secret",
 }
 
@@ -59,6 +59,7 @@ class Two:
                 finally:
                     write_files(self.folder, SHARED)
                     (self.folder / "die").unlink(missing_ok=True)
+                    (self.folder / "waits").unlink(missing_ok=True)
                     await self.service.get(f"{self.service.admin_url}/reload", method="POST")
                     await until(lambda told: states(told) == ["serving", "serving"], self.service)
 
@@ -353,6 +354,118 @@ def test_a_worker_that_dies_during_a_reload_does_not_hold_it_up(two: Two) -> Non
     two.run(main)
 
 
+def pids_in(file: Path) -> list[int]:
+    return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+async def told_in(file: Path, count: int) -> list[int]:
+    """Wait until so many processes have said there that they open, and return them."""
+    async with asyncio.timeout(60):
+        while len(pids := pids_in(file)) < count:  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0.02)
+    return pids
+
+
+def test_a_worker_that_starts_while_the_others_reload_opens_that_too_before_it_serves(
+    run: RunFixture, tmp_path: Path
+) -> None:
+    """It is not started anew, which would take the whole time of a start once more."""
+    opens, waits = tmp_path / "opens", tmp_path / "waits"
+    before = "slow: {sources: {default: {opens: opens, waits: waits}}}"
+
+    async def main() -> None:
+        async with serving(tmp_path, {**FILES, "config/database.yaml": before}, *TWO) as service:
+            first, second = await workers_of(service)
+            waits.touch()
+            os.kill(first["pid"], signal.SIGKILL)
+            successor = (await told_in(opens, 3))[2]
+            write_files(tmp_path, {"config/database.yaml": "slow: {sources: {default: {opens: opens}}}"})
+            (tmp_path / "config/domains/d.yaml").write_text("endpoints: {version: {response_mapping: 2}}")
+            status, told = await service.get(f"{service.admin_url}/reload", method="POST")
+            assert (status, [worker["state"] for worker in told["workers"]]) == (200, ["starting", "serving"])
+            waits.unlink()
+            workers = await until(lambda told: states(told) == ["serving", "serving"], service)
+            assert pids_in(opens)[3:] == [second["pid"], successor]
+            assert [worker["pid"] for worker in workers] == [successor, second["pid"]]
+            assert {worker["generation"] for worker in workers} == {told["generation"]}
+            answers = await asyncio.gather(*(service.get(f"{service.url}/version", headers=NEW) for _ in range(30)))
+            assert answers == [(200, 2)] * 30
+
+    run(main(), timeout_seconds=180)
+
+
+def test_a_reload_whose_client_goes_away_is_for_all_workers_or_for_none(run: RunFixture, tmp_path: Path) -> None:
+    """The client goes while one worker has swapped and the other does not hear of it; then while one still opens."""
+    opens, closes, waits = tmp_path / "opens", tmp_path / "closes", tmp_path / "waits"
+
+    def options(first: str) -> str:
+        return f"slow: {{sources: {{default: {{first: {first}, opens: opens, closes: closes, waits: waits}}}}}}"
+
+    async def main() -> None:
+        async with serving(tmp_path, FILES, *TWO) as service, aiohttp.ClientSession() as caller:
+            pids = [worker["pid"] for worker in await workers_of(service)]
+            waits.touch()
+            write_files(tmp_path, {"config/database.yaml": options("one")})
+            (tmp_path / "config/domains/d.yaml").write_text("endpoints: {version: {response_mapping: 2}}")
+            reloading = asyncio.create_task(caller.post(f"{service.admin_url}/reload"))
+            (late,) = await told_in(opens, 1)
+            (early,) = {*pids} - {late}
+            async with client_of(late, service) as client:
+                await asyncio.sleep(1.5)  # nobody tells when the other one is ready to swap
+                os.kill(early, signal.SIGSTOP)
+                waits.unlink()
+                while await version_of(client, service) != 2:  # noqa: ASYNC110  # it is asked, not told
+                    await asyncio.sleep(0.02)
+                reloading.cancel()
+                await asyncio.gather(reloading, return_exceptions=True)
+                os.kill(early, signal.SIGCONT)
+            generation = (await service.get(f"{service.admin_url}/health/live"))[1]["generation"]
+            workers = await until(lambda told: {worker["generation"] for worker in told} == {generation}, service)
+            assert [worker["pid"] for worker in workers] == pids
+            assert any("configuration reloaded" in line for line in service.lines)
+
+            waits.touch()
+            write_files(tmp_path, {"config/database.yaml": options("two")})
+            reloading = asyncio.create_task(caller.post(f"{service.admin_url}/reload"))
+            await told_in(opens, 2)
+            reloading.cancel()
+            await asyncio.gather(reloading, return_exceptions=True)
+            async with asyncio.timeout(20):
+                while not closes.exists():  # noqa: ASYNC110  # nobody tells
+                    await asyncio.sleep(0.02)
+            assert closes.read_text() == "closed\n"  # by the one that had opened it
+            assert {worker["generation"] for worker in await workers_of(service)} == {generation}
+
+    run(main(), timeout_seconds=180)
+
+
+async def version_of(client: aiohttp.ClientSession, service: Process) -> Any:
+    async with client.get(f"{service.url}/version") as answer:
+        return await answer.json()
+
+
+def test_pages_say_what_the_others_know_while_a_worker_answers_nothing(two: Two) -> None:
+    async def main(service: Process) -> None:
+        first, second = await workers_of(service)
+        await pids_of(service)
+        os.kill(first["pid"], signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(15):
+                for page in ("sources", "models", "config", "executions"):
+                    status, told = await service.get(f"{service.admin_url}/{page}")
+                    assert (status, told["incomplete"]) == (200, "worker 0 did not answer within 2 s")
+                status, told = await service.get(f"{service.admin_url}/executions/{'0' * 32}")
+                assert (status, told["detail"]) == (503, "worker 0 did not answer within 2 s")
+                _, told = await service.get(f"{service.admin_url}/executions?limit=1")
+                (known,) = told["executions"]
+                assert await service.get(f"{service.admin_url}/executions/{known['id']}") == (200, known)
+        finally:
+            os.kill(first["pid"], signal.SIGCONT)
+        assert await workers_of(service) == [first, second]
+
+    two.run(main)
+
+
 def test_a_rolling_restart_fails_no_request(two: Two) -> None:
     async def main(service: Process) -> None:
         before = {worker["pid"] for worker in await workers_of(service)}
@@ -482,6 +595,22 @@ def test_a_worker_that_cannot_start_is_given_up_and_the_others_take_its_connecti
         (two.folder / "die").unlink()
         assert (await service.get(f"{service.admin_url}/reload", method="POST"))[0] == 200
         await until(lambda told: states(told) == ["serving", "serving"], service)
+
+    two.run(main)
+
+
+def test_who_waits_for_a_worker_that_starts_late_is_answered_by_the_others(two: Two) -> None:
+    """Its source hangs, say: those who were in its queue would wait for as long."""
+
+    async def main(service: Process) -> None:
+        first, second = await workers_of(service)
+        (two.folder / "waits").touch()
+        os.kill(first["pid"], signal.SIGKILL)
+        await until(lambda told: states(told) == ["starting", "serving"], service)
+        assert await pids_of(service) == [second["pid"]]
+        (two.folder / "waits").unlink()
+        workers = await until(lambda told: states(told) == ["serving", "serving"], service)
+        assert await pids_of(service) == sorted(worker["pid"] for worker in workers)
 
     two.run(main)
 

@@ -178,7 +178,7 @@ def test_an_api_that_asks_to_wait_is_unavailable_for_as_long(status: int) -> Non
     error = failure(ok({}, "Retry-After: 7", status=status))
     assert isinstance(error, SourceUnavailable)
     assert (str(error), error.status) == (f"get: GET URL/things/7: answered {status} and asks to wait 7 s", 503)
-    assert (error.retry_after_seconds, error.transient) == (7, True)
+    assert (error.retry_after_seconds, error.transient, error.busy) == (7, True, True)
 
 
 @pytest.mark.parametrize("date", ["Mon, 01 Jan 99999999999 00:00:00 GMT", "Mon, 01 Jan 2024 00:00:00 +99999999999999"])

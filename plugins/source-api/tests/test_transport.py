@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from orchestrator_source_api.plugin import API
 
-from orchestrator_core.plugin_api import SourceError
+from orchestrator_core.plugin_api import SourceError, SourceUnavailable
 from orchestrator_core.testing import open_source
 
 Run = Callable[..., Any]
@@ -237,6 +238,29 @@ def test_the_rules_hold_for_the_token_server_too(run: Run) -> None:
 
 
 # --- a pool of its own -----------------------------------------------------------------------------------------------
+
+
+async def _hang(_: Seen) -> bytes:
+    await asyncio.sleep(60)
+    return b""
+
+
+def test_a_check_of_a_source_with_all_connections_in_use_says_so_at_once(tmp_path: Path, run: Run) -> None:
+    async def main() -> None:
+        async with partner(_hang) as api:
+            options = {"base_url": api.url, "max_connections": 1, "health": "/up"}
+            async with open_source(API, options, {"get": {"path": "/a"}}, folder=tmp_path) as source:
+                calls = [asyncio.create_task(source.fetch("get", {})) for _ in range(2)]
+                while not source._origin.stats.waiting:  # noqa: ASYNC110  # nobody tells
+                    await asyncio.sleep(0.01)
+                with pytest.raises(SourceUnavailable, match=r"^all connections are in use$") as caught:
+                    await source.check_ready()
+                assert caught.value.busy
+                for call in calls:
+                    call.cancel()
+                await asyncio.gather(*calls, return_exceptions=True)
+
+    run(main())
 
 
 def test_each_source_has_connections_of_its_own(tmp_path: Path, run: Run) -> None:

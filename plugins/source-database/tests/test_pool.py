@@ -112,6 +112,27 @@ def test_who_waits_too_long_for_a_connection_is_told(database: Database) -> None
     run(main())
 
 
+def test_a_check_of_a_source_with_all_connections_in_use_says_so_at_once(database: Database) -> None:
+    """Its pool_timeout is 30 s, and what is checked for is whether the database is there."""
+
+    async def main() -> None:
+        async with database.having(pool_size=2).open(slow=slow(database), get=GET) as source:
+            await source.check_ready()
+            busy = [asyncio.create_task(source.fetch("slow", {"seconds": 1.5})) for _ in range(2)]
+            await asyncio.sleep(0.05)
+            started = time.monotonic()
+            with pytest.raises(SourceUnavailable, match=r"all 2 connections are in use$") as caught:
+                await source.check_ready()
+            assert (caught.value.busy, time.monotonic() - started < 1) == (True, True)
+            for task in busy:
+                task.cancel()
+            await asyncio.gather(*busy, return_exceptions=True)
+            await settled(source)
+            await source.check_ready()
+
+    run(main())
+
+
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_each_who_waits_has_the_whole_timeout(server: Database, loop: str) -> None:
     async def main() -> None:

@@ -118,7 +118,11 @@ def test_no_free_connection_in_time_is_unavailable(postgresql: Made) -> None:
                     await call(ADA)
                 expected = "feast 'default': all 1 connections are in use, and none came free within 0.1 s"
                 assert str(caught.value) == expected
+                with pytest.raises(SourceUnavailable, match=r"all 1 connections are in use$") as caught:
+                    await source.check_ready()
+                assert caught.value.busy
             assert await first == {"visits": 12}
+            await source.check_ready()
 
     run(main())
 

@@ -121,7 +121,8 @@ def _refusal(name: str, answer: HttpResponse) -> OrchestratorError:
         return SourceError(f"{message}, a redirect that is not followed")
     wait = answer.retry_after_seconds
     if wait is not None:
-        return SourceUnavailable(f"{message} and asks to wait {wait:g} s", retry_after_seconds=wait, transient=True)
+        message += f" and asks to wait {wait:g} s"
+        return SourceUnavailable(message, retry_after_seconds=wait, transient=True, busy=True)
     reason = _reason(answer) if 400 <= status < 500 and status not in _SILENT else ""
     return SourceError(f"{message}{': ' if reason else ''}{reason}", transient=status >= 500 or status in _TRANSIENT)
 

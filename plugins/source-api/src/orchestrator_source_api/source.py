@@ -17,6 +17,7 @@ from orchestrator_core.plugin_api import (
     InvalidParam,
     OpenContext,
     SourceError,
+    SourceUnavailable,
     TlsOptions,
     did_you_mean,
 )
@@ -72,6 +73,8 @@ class ApiSource:
     async def check_ready(self) -> None:
         """Ask the ``health`` path, if there is one. Raises ``SourceError`` when it does not answer 2xx."""
         if self._health is not None:
+            if self._origin.stats.waiting:
+                raise SourceUnavailable("all connections are in use", busy=True)
             await self._health()
 
     def _bind(self, operation: str, names: tuple[str, ...]) -> Callable[..., Awaitable[JSON]]:

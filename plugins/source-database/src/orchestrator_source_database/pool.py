@@ -59,6 +59,7 @@ class Pool(Generic[C]):
         self._timeout_seconds = timeout_seconds
         self._recycle_seconds = recycle_seconds
         self._count = 0
+        self._opening = 0
         self._waiting: deque[tuple[float, asyncio.Future[C | None]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -111,7 +112,8 @@ class Pool(Generic[C]):
             if isinstance(error, TimeoutError):
                 raise SourceUnavailable(
                     f"database '{self._name}': all {self._size} connections are in use, and none came free"
-                    f" within {self._timeout_seconds:g} s"
+                    f" within {self._timeout_seconds:g} s",
+                    busy=True,
                 ) from None
             raise
         return await self._open(counted=True) if lent is None else lent
@@ -125,13 +127,21 @@ class Pool(Generic[C]):
                 waiter.set_exception(TimeoutError())
         self._timer = loop.call_at(waiting[0][0], self._end_waits) if waiting else None
 
+    def refuse_if_busy(self) -> None:
+        """Raise :class:`SourceUnavailable` if all connections are in use: for who only asks whether all is well."""
+        if self._count >= self._size and not self.free and self._opening < self._count:
+            raise SourceUnavailable(f"database '{self._name}': all {self._size} connections are in use", busy=True)
+
     async def _open(self, *, counted: bool = False) -> C:
         self._count += not counted
+        self._opening += 1
         try:
             connection = await self._connect()
         except BaseException:
             self._give_up_place()
             raise
+        finally:
+            self._opening -= 1
         if self._recycle_seconds:
             self._loop.call_later(self._recycle_seconds, self._expire, connection)
         return connection

@@ -287,6 +287,7 @@ class Server:
         return outdated
 
     async def check_ready(self) -> None:
+        self._pool.refuse_if_busy()
         for last in (False, True):
             connection = await self._pool.acquire()
             try:

@@ -431,6 +431,7 @@ class Sqlite(AbstractAsyncContextManager["Sqlite"]):
         return SourceError(f"{operation}: {error}")
 
     async def check_ready(self) -> None:
+        self._readers.refuse_if_busy()
         await self._on_thread(self._readers, None, lambda connection: connection.execute("PRAGMA schema_version"))
 
     async def look_at(self, query: Query) -> OperationFacts | Finding:

@@ -29,5 +29,11 @@ class Places(asyncio.Semaphore):
         except TimeoutError:
             raise SourceUnavailable(
                 f"feast '{self._name}': all {self.size} {self._what} are in use, and none came free within"
-                f" {self._wait_seconds:g} s"
+                f" {self._wait_seconds:g} s",
+                busy=True,
             ) from None
+
+    def refuse_if_busy(self) -> None:
+        """Raise :class:`SourceUnavailable` if all are taken: for who only asks whether all is well."""
+        if self.locked():
+            raise SourceUnavailable(f"feast '{self._name}': all {self.size} {self._what} are in use", busy=True)

@@ -120,6 +120,7 @@ class PostgreSQLStore:
         return read_many
 
     async def check_ready(self) -> None:
+        self._places.refuse_if_busy()
         await self._lent(lambda held: held.connection.execute("SELECT 1"))
 
     def refresh(self) -> None:

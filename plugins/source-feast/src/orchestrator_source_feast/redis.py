@@ -286,7 +286,7 @@ class Connection(asyncio.Protocol):
         if self.lost or self._transport is None:
             raise ConnectionLost("the connection was lost")
         if len(self._waiting) >= MOST_IN_FLIGHT:
-            raise SourceUnavailable(f"{MOST_IN_FLIGHT} reads wait for Redis already")
+            raise SourceUnavailable(f"{MOST_IN_FLIGHT} reads wait for Redis already", busy=True)
         future: asyncio.Future[list[Any]] = self._loop.create_future()
         now = self._loop.time()
         self._waiting.append((future, count, now))

@@ -168,6 +168,7 @@ class SqliteStore:
         return read_many
 
     async def check_ready(self) -> None:
+        self._threads.refuse_if_busy()
         await self._on_thread(lambda connection: connection.execute("PRAGMA schema_version").fetchall())
 
     def refresh(self) -> None:

@@ -47,6 +47,10 @@ class Threads:
             return
         await asyncio.to_thread(self._executor.shutdown)  # the threads have nothing left to do but end
 
+    def refuse_if_busy(self) -> None:
+        """Raise ``SourceUnavailable`` if all threads are in use: for who only asks whether all is well."""
+        self._free.refuse_if_busy()
+
     async def run(self, job: Callable[[], T], *, give_up: Callable[[], Any] | None = None) -> T:
         """Run the job. ``give_up`` is called when nobody waits for it any more, to end it early."""
         await self._free.take()

@@ -1,0 +1,73 @@
+"""Copies of a configuration folder say what the folder says, and what cannot be read of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator_core.config.load import load_configuration
+from orchestrator_core.config.states import read_steadily
+from orchestrator_core.testing.service import write_files
+from orchestrator_core.workers.images import take
+
+FILES = {
+    "config.yaml": "server: {port: 1}",
+    "database.yaml": "database: {}",
+    "integrations/a.yaml": "api: {}",
+    "domains/d.yaml": "endpoints: {e: {response_mapping: 1}}",
+    "domains/d/integrations/b.yaml": "api: {}",
+}
+
+
+def test_a_copy_is_the_same_configuration_and_stays_it(tmp_path: Path) -> None:
+    write_files(tmp_path / "config", {**FILES, "notes.txt": "", "domains/.swp": "{", "domains/x.yml": ""})
+    taken = take(tmp_path / "config", tmp_path / "copy")
+    whole = load_configuration(tmp_path / "config")
+    assert taken.configuration.generation == whole.generation
+    assert taken.configuration.problems == whole.problems
+    assert [problem.code for problem in whole.problems] == ["ORC112"]
+    write_files(tmp_path / "config", {"domains/d.yaml": "endpoints: {"})
+    again = load_configuration(tmp_path / "config", image=taken.image)
+    assert again.generation == whole.generation
+
+
+def test_a_link_that_is_turned_while_the_folder_is_read_mixes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        files = {"domains/a.yaml": f"description: '{number}'", "domains/b.yaml": f"description: '{number}'"}
+        write_files(tmp_path / str(number), files)
+    folder, read_bytes = tmp_path / "config", Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        text = read_bytes(path)
+        if path.parent.parent == folder and not (tmp_path / "turned").exists():
+            (tmp_path / "turned").symlink_to("2")
+            (tmp_path / "turned").rename(folder)
+            (tmp_path / "turned").touch()
+        return text
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    for read_whole in (
+        lambda: take(folder, tmp_path / "copy").configuration,
+        lambda: read_steadily(folder, lambda: load_configuration(folder)),
+    ):
+        (tmp_path / "turned").unlink(missing_ok=True)
+        folder.unlink(missing_ok=True)
+        folder.symlink_to("1")
+        assert read_whole().descriptions == {"a": "2", "b": "2"}
+
+
+@pytest.mark.parametrize("name", [*FILES, "integrations", "domains", "domains/d/integrations"])
+def test_a_link_to_nothing_is_a_problem_and_not_a_file_less(tmp_path: Path, name: str) -> None:
+    """Such as to a folder that is not mounted: without it the service would lose endpoints, or its limits."""
+    folder = tmp_path / "config"
+    write_files(folder, FILES)
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    assert take(folder, tmp_path / "one").configuration.problems == ()
+    (tmp_path / "elsewhere").rename(tmp_path / "gone")
+    whole = load_configuration(folder)
+    assert [(problem.file, problem.code) for problem in whole.problems[:1]] == [(name, "ORC101")]
+    assert take(folder, tmp_path / "other").configuration.problems == whole.problems
