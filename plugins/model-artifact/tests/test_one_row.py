@@ -11,7 +11,7 @@ from threading import get_ident, main_thread
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from orchestrator_model_artifact import one_row
 from orchestrator_model_artifact.cost import LOOP_LIMIT_SECONDS, Cost
@@ -103,6 +103,9 @@ def test_one_row_gives_what_the_general_way_gives_also_when_that_is_an_error(
             for features in (rows, partial):
 
                 @given(row=features)
+                @example(row={**ROW, "credit_score": -(2**63)})
+                @example(row={**ROW, "credit_score": -(2**31)})
+                @example(row={**ROW, "credit_score": 2**63 - 1})
                 @settings(max_examples=150, deadline=None)
                 def check(row: dict[str, Any]) -> None:
                     same(model, row)

@@ -252,7 +252,8 @@ def _converter(column: Column, typecode: Typecode) -> Callable[[JSON], Any]:
     takes_integers = typecode in "iq"
     takes_null = column.nullable and not takes_integers
     is_whole = takes_integers or column.type == "integer"
-    limit = _LIMITS["q"] if is_whole and not takes_integers else _LIMITS[typecode]
+    most = _LIMITS["q"] if is_whole and not takes_integers else _LIMITS[typecode]
+    least = -most - 1 if is_whole else -most
 
     def unfit(value: JSON) -> InvalidParam:
         shown = "null" if value is None else "NaN" if value != value else repr(value)
@@ -268,7 +269,7 @@ def _converter(column: Column, typecode: Typecode) -> Callable[[JSON], Any]:
             return nan
         if value is None or isinstance(value, str | bytes) or not hasattr(value, "__float__") or value != value:
             raise unfit(value)
-        if abs(value) > limit:
+        if not least <= value <= most:
             raise InvalidParam("features", f"feature '{column.name}' is too large for the model: {value}")
         if is_whole and value % 1:
             raise unfit(value)
