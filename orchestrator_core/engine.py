@@ -21,6 +21,7 @@ from orchestrator_core.errors import (
     MissingReference,
     OrchestratorError,
     SourceError,
+    SourceUnavailable,
 )
 from orchestrator_core.expressions import MISSING, Missing
 from orchestrator_core.plugin_api import JSON
@@ -92,7 +93,7 @@ async def execute(ready: ReadyPlan, request: Request, run: Run) -> JSON:
     except asyncio.CancelledError:
         if not deadline.caused():
             raise
-        raise _deadline_error(ready, run) from None
+        raise _out_of_time(ready, run) from None
     finally:
         ready.time_limit.end(deadline)
         run.deadline = NO_DEADLINE  # the run is kept: it must not keep the task
@@ -103,15 +104,20 @@ async def execute(ready: ReadyPlan, request: Request, run: Run) -> JSON:
     return result
 
 
-def _deadline_error(ready: ReadyPlan, run: Run) -> DeadlineExceeded:
+def _out_of_time(ready: ReadyPlan, run: Run) -> OrchestratorError:
+    """Return the error of a request whose deadline has passed, or for which the service that stops waits no longer."""
     waiting = run.unfinished()
     run.failed_step = waiting[0] if waiting else ""
-    error = DeadlineExceeded("the deadline passed")
+    where = f" in step {', '.join(map(repr, waiting))}" if waiting else ""
+    error: OrchestratorError = DeadlineExceeded("the deadline passed")
+    message = f"the request took longer than its {ready.time_limit.seconds:g} s{where}"
+    whole: OrchestratorError = DeadlineExceeded(message, of_request=True)
+    if ready.time_limit.is_cut:
+        error = SourceUnavailable("the service is shutting down")
+        whole = SourceUnavailable(f"{error}, and the request was not done{where}")
     for step in waiting:
         run.count_failure(step, error)
-    where = f" in step {', '.join(repr(name) for name in waiting)}" if waiting else ""
-    message = f"the request took longer than its {ready.time_limit.seconds:g} s{where}"
-    return DeadlineExceeded(message, of_request=True)
+    return whole
 
 
 @frozen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from time import time
@@ -110,7 +110,7 @@ class Live:
         self._lock = asyncio.Lock()
         self._opening: _Opening | None = None
         self._prepared: Snapshot | None = None
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], Snapshot] = {}
 
     async def reload(self, *, force: bool = True) -> Reloaded:
         """Open the folder's configuration beside the one that serves, and swap if nothing is wrong with it.
@@ -227,8 +227,8 @@ class Live:
         for listener in self.swapped:
             listener(new)
         task = asyncio.create_task(self._retire(old), name=f"retire {old.generation}")
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        self._retiring[task] = old
+        task.add_done_callback(self._retiring.pop)
         self.reloads["swapped"] += 1
         problems = (*new.problems, *waiting_for_a_start(self.started, new.configuration))
         self.last = Reloaded(True, new.generation, masked(problems, new.configuration.redactor))
@@ -240,6 +240,11 @@ class Live:
             log.warning("closing a configuration with requests on it", generation=old.generation, running=old.running)
         await old.close()
         gc.collect()  # quick, since it leaves out what was frozen
+
+    @property
+    def in_use(self) -> Sequence[Snapshot]:
+        """Return what serves, and what requests are still on that was replaced."""
+        return [self.snapshot, *self._retiring.values()]
 
     async def watch(self) -> None:
         """Reload whenever a file of the folder or a secret file changes. Runs until it is cancelled."""

@@ -77,11 +77,13 @@ class TimeLimit:
     Who began asks the timer whether it caused a cancellation, and ends it in any case, as :func:`within` does.
     """
 
-    __slots__ = ("_handle", "_loop", "_timers", "seconds")
+    __slots__ = ("_alone", "_handle", "_loop", "_timers", "is_cut", "seconds")
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
+        self.is_cut = False
         self._timers: dict[Timer, None] = {}
+        self._alone: set[Timer] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
 
@@ -91,6 +93,7 @@ class TimeLimit:
         timer = Timer(loop, self.seconds - spent_seconds)
         if spent_seconds > IN_ORDER_SECONDS:
             timer._handle = loop.call_at(timer._until, timer.run_out)
+            self._alone.add(timer)
             return timer
         if loop is not self._loop:
             self._loop, self._handle = loop, None
@@ -102,7 +105,15 @@ class TimeLimit:
 
     def end(self, timer: Timer) -> None:
         self._timers.pop(timer, None)
-        timer.stop()
+        if timer._handle is not None:
+            timer.stop()
+            self._alone.discard(timer)
+
+    def cut(self) -> None:
+        """End the time of all who have begun, for good: ``is_cut`` tells them why."""
+        self.is_cut = True
+        for timer in (*self._timers, *self._alone):
+            timer.run_out()
 
     def _look(self) -> None:
         assert self._loop is not None

@@ -125,3 +125,16 @@ def test_a_limit_can_serve_one_loop_after_the_other() -> None:
     limit = TimeLimit(0.05)
     for _ in range(2):
         assert run(nap(limit)) == pytest.approx(0.05)
+
+
+def test_a_limit_that_is_cut_ends_the_time_of_all_who_have_begun() -> None:
+    async def main() -> None:
+        limit = TimeLimit(60)
+        naps = [asyncio.create_task(nap(limit, spent)) for spent in (0.0, 0.0, 0.5)]
+        limit.end(limit.begin(0.5))  # one that has ended hears nothing
+        await asyncio.sleep(0)
+        limit.cut()
+        assert [await task for task in naps] == [0, 0, 0]
+        assert limit.is_cut
+
+    run(main())

@@ -136,6 +136,7 @@ async def serve_live(
                 linger_seconds,
                 public.limit,
                 public.malformed,
+                public.cut,
             )
         )
         stack.callback(public.drain)

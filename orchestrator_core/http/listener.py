@@ -33,6 +33,7 @@ FIRST_REQUEST_SECONDS = 1.0
 """How long a connection that has sent nothing yet is waited for when its listener stops."""
 _POLL_SECONDS = 0.02
 _CANCEL_SECONDS = 0.05
+_CUT_SECONDS = 0.5
 SWEPT_AT_ONCE = 5
 """So many connections are looked at without a pause; more, where that would take more than ``MOST_SLICES`` a second."""
 MOST_SLICES = 400
@@ -127,9 +128,10 @@ class _Server(web.Server):
 class Listener:
     """Accepts connections on one or more sockets. ``address`` is the host and port of the first, as bound."""
 
-    def __init__(self, server: _Server) -> None:
+    def __init__(self, server: _Server, cut: Callable[[], None]) -> None:
         self.address = NO_ADDRESS
         self._server = server
+        self._cut = cut
 
     async def bind(self, host: str, port: int) -> None:
         """Bind the address and accept connections on it. Raises ``OSError``."""
@@ -170,6 +172,10 @@ class Listener:
                 if protocol.idle() and waited >= patience:
                     protocol.force_close()
             await grace.pause(_POLL_SECONDS if waited else 0)
+        self._cut()
+        answering = Grace(_CUT_SECONDS)
+        while answering.left and not all(protocol.idle() for protocol in server.connections):  # type: ignore[attr-defined]
+            await answering.pause(_POLL_SECONDS)
         await server.shutdown(_CANCEL_SECONDS)
 
 
@@ -182,14 +188,16 @@ async def listen(
     linger_seconds: float = 0.0,
     limit: Limit | None = None,
     malformed: Malformed = _tell_nobody,
+    cut: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Listener]:
     """Accept connections while the block runs, on an address or on sockets that are bound already.
 
-    At the end no new connection is accepted, and requests in flight get the time of ``grace`` to finish. Raises
-    ``OSError`` when the address cannot be bound.
+    At the end no new connection is accepted, and requests in flight get the time of ``grace`` to finish. ``cut`` then
+    has the others answered, and what is left after that is cancelled. Raises ``OSError`` when the address cannot be
+    bound.
     """
     server = _Server(handler, limit, limits, malformed)
-    listener = Listener(server)
+    listener = Listener(server, cut)
     try:
         if isinstance(where, tuple):
             await listener.bind(*where)

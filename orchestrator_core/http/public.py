@@ -82,6 +82,12 @@ class PublicApp:
         self.limit.let_all_in()
         self.stopping = True
 
+    def cut(self) -> None:
+        """Answer 503 to the requests under way, whose time is over."""
+        for snapshot in self.live.in_use:
+            for ready in snapshot.plans.values():
+                ready.time_limit.cut()
+
     def _use(self, snapshot: Snapshot) -> None:
         self._serving = Serving(snapshot, self.telemetry)
         self.limit.use(limit_of(snapshot))
