@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.engine import execute, failure_of
 from orchestrator_core.errors import (
     ConfigError,
@@ -563,7 +564,7 @@ def test_an_answer_that_cannot_be_computed_names_the_field_and_who_is_to_blame(
         lab = Lab({"first": returns({"a": 1, "word": "x"}), "second": returns({"word": "y"})})
         async with planned(lab, step("first"), step("second"), response_mapping=mapping) as ready:
             got = await ran(ready, request({"x": "x"}))
-        failure = failure_of(got.error, got.run, str)
+        failure = failure_of(got.error, got.run, Redactor())
         assert failure.status == status
         assert failure.detail.startswith(detail)
         assert failure.step == blamed

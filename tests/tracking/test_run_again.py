@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from orchestrator_core import errors
+from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.engine import execute, failure_of, finish, new_execution_id
 from orchestrator_core.errors import EntityNotFound, InvalidParam, OrchestratorError, SourceError, SourceUnavailable
 from orchestrator_core.expressions import MISSING
@@ -165,13 +166,13 @@ async def again(ready: ReadyPlan, captured: Mapping[str, Any]) -> tuple[Run, Any
         answer = await execute(bound, request, run)
         encode(answer, ready.plan)
     except Exception as error:
-        redactor: Any = str
+        redactor = Redactor()
         failure = failure_of(error, run, redactor)
         finish(run, failure.status, error, redactor)
         return run, failure.problem("")
     finally:
         bound.generated.forget()
-    finish(run, 200, None, str)  # type: ignore[arg-type]
+    finish(run, 200, None, Redactor())
     return run, answer
 
 
