@@ -208,13 +208,17 @@ def test_where_the_system_allows_few_open_files_it_takes_fewer_connections(run: 
 
 @asynccontextmanager
 async def connected(url: str, number: int) -> AsyncIterator[None]:
-    """Have so many connections that have begun a request."""
+    """Have so many connections that have had an answer, so that each has been taken, and have begun a request."""
     parts = urlsplit(url)
-    opened = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(number)]
+    opened = []
     try:
-        for _, writer in opened:
+        for _ in range(number):
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+            opened.append(writer)
+            writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await reader.readline()).split()[1] == b"200"
             writer.write(b"GET / HTTP/1.1\r\n")
         yield
     finally:
-        for _, writer in opened:
+        for writer in opened:
             writer.close()
