@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from orchestrator_core.errors import ExpressionError, InvalidRequest, MissingReference, OrchestratorError, SourceError
 from orchestrator_core.plugin_api import JSON
@@ -18,11 +18,6 @@ class UnfitAnswer(SourceError):
     def __init__(self, message: str, *, step: str = "") -> None:
         super().__init__(message)
         self.step = step
-
-
-def json_pointer(place: Sequence[str | int]) -> str:
-    """Return the JSON Pointer (RFC 6901) of a place."""
-    return "".join(f"/{str(key).replace('~', '~0').replace('/', '~1')}" for key in place)
 
 
 def describe(error: BaseException) -> str:
@@ -71,7 +66,6 @@ __all__ = [
     "UnfitAnswer",
     "culprit",
     "describe",
-    "json_pointer",
     "located",
     "request_error",
     "request_pointer",

@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeAlias
 
 from attrs import frozen
 
-from orchestrator_core.config.model import Configuration
+from orchestrator_core.config.model import REQUEST_PARTS, Configuration
+from orchestrator_core.config.secrets import with_texts
 from orchestrator_core.config.spellings import MASK, Spellings
 from orchestrator_core.errors import Problem, did_you_mean
 
 __all__ = ["ANY", "Hiding", "Tree", "check_redacted", "merged", "parse_path", "redacted", "tree_of"]
 
 ANY = "*"
-REQUEST_PARTS = ("path_params", "query_params", "headers", "body")
 CALL_PARTS = ("params", "result", "error")
 
 Tree: TypeAlias = "dict[str, Tree]"
@@ -112,49 +112,42 @@ def merged(trees: Sequence[Tree]) -> Tree | None:
     return {key: merged([tree[key] for tree in trees if key in tree]) or {} for key in keys}
 
 
-def redacted(value: Any, tree: Tree | None) -> Any:
-    """Return the value without what is redacted. In a list, a part that is no number holds for every item."""
+def redacted(value: Any, tree: Tree | None, left_out: Callable[[Any], object] = lambda value: None) -> Any:
+    """Return the value without what is redacted, of which ``left_out`` is told.
+
+    In a list, a part that is no number holds for every item.
+    """
     if tree is None:
         return value
     if not tree:
+        left_out(value)
         return MASK
     if isinstance(value, Mapping):
         kept = dict(value)
         for part, below in tree.items():
             for key in kept if part == ANY else (part,):
                 if key in kept:
-                    kept[key] = redacted(kept[key], below)
+                    kept[key] = redacted(kept[key], below, left_out)
         return kept
     if isinstance(value, list | tuple):
-        return [_redacted_item(index, item, tree) for index, item in enumerate(value)]
+        return [_redacted_item(index, item, tree, left_out) for index, item in enumerate(value)]
     return value
 
 
-def _redacted_item(index: int, item: Any, tree: Tree) -> Any:
+def _redacted_item(index: int, item: Any, tree: Tree, left_out: Callable[[Any], object]) -> Any:
     for part, below in tree.items():
         if part in (ANY, str(index)):
-            item = redacted(item, below)
+            item = redacted(item, below, left_out)
         elif not part.isdigit():
-            item = redacted(item, {part: below})
+            item = redacted(item, {part: below}, left_out)
     return item
 
 
 def _removed(value: Any, tree: Tree) -> Iterator[str]:
-    """Yield the texts and numbers that :func:`redacted` leaves out."""
-    if not tree:
-        yield from _leaves(value)
-    elif isinstance(value, Mapping):
-        for part, below in tree.items():
-            for key in value if part == ANY else (part,):
-                if key in value:
-                    yield from _removed(value[key], below)
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            for part, below in tree.items():
-                if part in (ANY, str(index)):
-                    yield from _removed(item, below)
-                elif not part.isdigit():
-                    yield from _removed(item, {part: below})
+    """Return the texts and numbers that :func:`redacted` leaves out."""
+    left_out: list[Any] = []
+    redacted(value, tree, left_out.append)
+    return chain.from_iterable(map(_leaves, left_out))
 
 
 def _leaves(value: Any) -> Iterator[str]:
@@ -206,11 +199,7 @@ class Hiding:
 
     def data(self, value: Any) -> Any:
         """Return JSON data with every string in it treated so."""
-        if isinstance(value, str):
-            return self(value)
-        if isinstance(value, Mapping):
-            return {key: self.data(item) for key, item in value.items()}
-        return [self.data(item) for item in value] if isinstance(value, list | tuple) else value
+        return with_texts(value, self)
 
 
 @frozen

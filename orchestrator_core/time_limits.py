@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from math import inf
 from typing import TypeVar
 
+from attrs import frozen
+
 T = TypeVar("T")
 
 __all__ = ["NO_DEADLINE", "NoDeadline", "TimeLimit", "Timer", "within", "within_own"]
@@ -128,8 +130,23 @@ class TimeLimit:
             first.run_out()
 
 
+@frozen
+class _OwnTime:
+    """The time of one piece of work, which stands in no line."""
+
+    seconds: float
+
+    def begin(self, spent_seconds: float = 0.0) -> Timer:
+        timer = Timer(asyncio.get_running_loop(), inf)
+        timer.shorten(self.seconds - spent_seconds)
+        return timer
+
+    def end(self, timer: Timer) -> None:
+        timer.stop()
+
+
 async def within(
-    limit: TimeLimit | None, work: Callable[[Timer | None], Awaitable[T]], spent_seconds: float = 0.0
+    limit: TimeLimit | _OwnTime | None, work: Callable[[Timer | None], Awaitable[T]], spent_seconds: float = 0.0
 ) -> T:
     """Return what the work returns, which is told of its timer; raise ``TimeoutError`` when that runs out."""
     if limit is None:
@@ -145,15 +162,6 @@ async def within(
         limit.end(timer)
 
 
-async def within_own(seconds: float, work: Callable[[Timer], Awaitable[T]]) -> T:
+def within_own(seconds: float, work: Callable[[Timer | None], Awaitable[T]]) -> Awaitable[T]:
     """Return the same with a timer that is this work's alone, which can shorten it. ``seconds`` can be ``inf``."""
-    timer = Timer(asyncio.get_running_loop(), inf)
-    timer.shorten(seconds)
-    try:
-        return await work(timer)
-    except asyncio.CancelledError:
-        if timer.caused():
-            raise TimeoutError from None
-        raise
-    finally:
-        timer.stop()
+    return within(_OwnTime(seconds), work)

@@ -27,6 +27,7 @@ from orchestrator_core.policies.options import (
 
 DEFAULT_TIMEOUT = Duration(10)
 RESERVED_ROOTS = ("request", "execution", "item", "index")
+REQUEST_PARTS = ("path_params", "query_params", "headers", "body")
 _STEP_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _PATH_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.~-]*\Z")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,15 @@ class Secret(str):
         return f"'{MASK}'"
 
 
+def with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return JSON data with every string in it changed, but for keys."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: with_texts(item, change) for key, item in value.items()}
+    return [with_texts(item, change) for item in value] if isinstance(value, list | tuple) else value
+
+
 @frozen(repr=False)
 class Redactor:
     """Replaces every known secret in a text by ``***``, also where it is escaped, percent-encoded or in base64.
@@ -64,13 +73,7 @@ class Redactor:
 
     def data(self, value: Any) -> Any:
         """Return JSON data with every string in it masked."""
-        if isinstance(value, Secret):
-            return MASK
-        if isinstance(value, str):
-            return self(value)
-        if isinstance(value, Mapping):
-            return {key: self.data(item) for key, item in value.items()}
-        return [self.data(item) for item in value] if isinstance(value, list | tuple) else value
+        return with_texts(value, lambda text: MASK if isinstance(text, Secret) else self(text))
 
 
 @frozen
@@ -186,4 +189,13 @@ class _Resolver:
         self.problems.append(problem)
 
 
-__all__ = ["MASK", "Redactor", "Resolved", "Secret", "read_secret", "resolve_secrets", "without_passwords"]
+__all__ = [
+    "MASK",
+    "Redactor",
+    "Resolved",
+    "Secret",
+    "read_secret",
+    "resolve_secrets",
+    "with_texts",
+    "without_passwords",
+]

@@ -13,10 +13,11 @@ import orjson
 from aiohttp import HttpVersion11, web
 from aiohttp.helpers import rfc822_formatted_time
 
-from orchestrator_core.blame import UnfitAnswer, json_pointer
+from orchestrator_core.blame import UnfitAnswer
 from orchestrator_core.engine import Failure, new_execution_id
 from orchestrator_core.plan import Place, Plan, giver
 from orchestrator_core.run import CACHED, OK, Run, clock
+from orchestrator_core.schemas import pointer
 
 JSON_TYPE = "application/json"
 PROBLEM_TYPE = "application/problem+json"
@@ -43,7 +44,7 @@ def encode(value: Any, plan: Plan) -> bytes:
 
 
 def _unfit(what: str, plan: Plan, place: Place) -> UnfitAnswer:
-    message = f"the answer holds {what} at {json_pointer(place) or '/'}"
+    message = f"the answer holds {what} at {pointer(place) or '/'}"
     step = giver(plan, place)
     if step is None:
         return UnfitAnswer(message)

@@ -8,7 +8,7 @@ from typing import Any
 from attrs import define, field, frozen
 
 from orchestrator_core.applied import Applied, Defaults, applied
-from orchestrator_core.catalog import Catalog
+from orchestrator_core.catalog import Catalog, SourceSpec
 from orchestrator_core.config.model import RESERVED_ROOTS, UNSET, Endpoint, EndpointConfig, Step, StepConfig
 from orchestrator_core.config.structure import Located
 from orchestrator_core.direct import DIRECT
@@ -109,16 +109,6 @@ class _Compiler:
             return Compiled(None, tuple(self.reading.problems), tuple(planned), response, located)
         return Compiled(plan, tuple(self.reading.problems), tuple(planned), response, located)
 
-    def warn_of_policies(self, config: StepConfig, located: Located, policies: Applied) -> None:
-        """Warn of a policy that the step asks for and that does not apply to what it calls."""
-        for name, policy in policies:
-            asked = name != "timeout" and getattr(config, name)  # a step's timeout is its own
-            if asked and policy.options is None:
-                reason = policy.why.removeprefix("off: ")
-                hint = "if a second call does no harm: {non_idempotent: true}" if "idempotent" in reason else ""
-                problem = located.problem("ORC413", f"{name} does nothing here: {reason}", name, at_key=True, hint=hint)
-                self.reading.problems.append(problem.as_warning())
-
     def unique_steps(self) -> list[Step]:
         steps: dict[str, Step] = {}
         for step in self.endpoint.steps:
@@ -152,11 +142,8 @@ class _Compiler:
         operation = operation_of(self.reading, spec, config, located) if spec else None
         if spec is None or operation is None or params is None:
             return None
-        if spec.kind is DIRECT:
-            self.check_direct(config, located)
         policies = applied(self.defaults, spec, operation, step)
-        if spec.kind is not DIRECT:
-            self.warn_of_policies(config, located, policies)
+        self.check_policies(config, located, spec, policies)
         waits_for = frozenset((referred | set(config.depends_on)) - {config.name})
         return PlannedStep(
             config.name,
@@ -176,13 +163,20 @@ class _Compiler:
             key_of_source(self.reading, policies.cache, spec, operation, config) if cache_key is None else None,
         )
 
-    def check_direct(self, config: StepConfig, located: Located) -> None:
-        """Report the policies of a step that has no call they could stand around."""
-        for name in ("retry", "circuit_breaker", "concurrency", "cache"):
-            if getattr(config, name) not in (None, False):
+    def check_policies(self, config: StepConfig, located: Located, spec: SourceSpec, policies: Applied) -> None:
+        """Report a policy that the step asks for and that does not apply to what it calls, or that calls nothing."""
+        for name, policy in policies:
+            if name == "timeout" or not getattr(config, name) or policy.options is not None:
+                continue  # a step's timeout is its own
+            if spec.kind is DIRECT:
                 message = f"{name} stands around the call of a source, and a direct step calls none"
                 hint = f"remove it; give {name} to the step whose source is called"
                 self.reading.report(located, "ORC204", message, name, at_key=True, hint=hint)
+                continue
+            reason = policy.why.removeprefix("off: ")
+            hint = "if a second call does no harm: {non_idempotent: true}" if "idempotent" in reason else ""
+            problem = located.problem("ORC413", f"{name} does nothing here: {reason}", name, at_key=True, hint=hint)
+            self.reading.problems.append(problem.as_warning())
 
     def default(self, config: StepConfig, located: Located) -> JSON:
         if config.default is UNSET:

@@ -8,14 +8,13 @@ from attrs import field, frozen
 
 from orchestrator_core.applied import Applied
 from orchestrator_core.catalog import SourceSpec
-from orchestrator_core.config.model import UNSET, EndpointConfig, StepConfig
+from orchestrator_core.config.model import REQUEST_PARTS, UNSET, EndpointConfig, StepConfig
 from orchestrator_core.config.structure import Located
 from orchestrator_core.expressions import CompiledValue, Node, Reference
 from orchestrator_core.plugin_api import JSON
 from orchestrator_core.policies.options import CacheOptions
 from orchestrator_core.schemas import RequestSchema
 
-REQUEST_PARTS = ("path_params", "query_params", "headers", "body")
 ITEM_ROOTS = ("item", "index")
 
 Transform = Callable[[JSON], JSON]

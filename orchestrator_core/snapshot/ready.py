@@ -14,6 +14,7 @@ from orchestrator_core.models import Slot
 from orchestrator_core.plan import ITEM_ROOTS, Plan, PlannedStep
 from orchestrator_core.plugin_api import JSON
 from orchestrator_core.policies.notes import Guarded
+from orchestrator_core.schemas import pointer
 from orchestrator_core.time_limits import TimeLimit
 
 Call = Callable[..., Awaitable[JSON]] | Guarded | AtOnce
@@ -99,7 +100,7 @@ def _request_only(step: PlannedStep) -> dict[str, str]:
 
 def _pointer(name: str, node: Node) -> str:
     if isinstance(node, ReferenceNode) and node.root == "request" and node.path:
-        return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in node.path)
+        return pointer(node.path)
     return f"/{name}"
 
 
