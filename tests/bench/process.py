@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,9 @@ class Cores:
         return self.server.isdisjoint(self.load)
 
 
+@cache
 def divide_cores() -> Cores:
+    """Return the cores that this process had at the first call, divided."""
     first, *others = sorted(os.sched_getaffinity(0))
     return Cores(frozenset({first}), frozenset(others or {first}))
 

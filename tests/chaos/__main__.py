@@ -88,6 +88,7 @@ async def run(options: Options, folder: Path, results: list[tuple[Row, list[Find
         seconds=options.seconds,
         postgresql=options.postgresql,
     )
+    os.sched_setaffinity(0, cores.load)  # and so are those that it starts, but for the service
     if not cores.apart:
         say("there is one core alone, which all share: figures that compare latencies mean nothing")
     for row in ROWS:

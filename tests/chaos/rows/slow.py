@@ -16,7 +16,7 @@ async def measure(setting: Setting) -> list[Finding]:
     async with stage(setting) as service:
         setting.say(f"{clients:,} clients that send a byte a second")
         found = await slow_clients.measure(service.port, service.process.pid, service.path("plain/1"), clients)
-        p99 = found.p99_before, found.p99_beside
+        p99 = found.before.p99, found.beside.p99
         return [
             Finding(
                 "closed within 10 s",
@@ -25,7 +25,7 @@ async def measure(setting: Setting) -> list[Finding]:
                 not found.left_open and found.longest_seconds <= CLOSED_SECONDS + GRACE_SECONDS,
             ),
             Finding("others' p99 up by at most 20 %", compared("p99", *p99), grown(*p99) <= MOST_GROWTH, relative=True),
-            Finding("others are answered", f"{found.failed_beside} failed", not found.failed_beside),
+            Finding("others are answered", f"{found.beside.failed} failed", not found.beside.failed),
         ]
 
 
