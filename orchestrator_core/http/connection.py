@@ -219,24 +219,27 @@ class Connection(web.RequestHandler):
         if self.discarded > LINGERING_BYTES:
             self.force_close()
 
-    def sweep(self, now: float, limits: Limits) -> None:
-        """Close the connection if its client has taken more time than it may."""
+    def sweep(self, now: float, limits: Limits) -> bool:
+        """Close the connection if its client has taken more time than it may; return whether it was closed."""
         transport = self.transport
         if transport is None:
-            return
+            return False
         if self.head_since and now - self.head_since > limits.header_timeout:
             if self.head_began:
                 failure = Failure(408, "bad request", f"no request came within {limits.header_timeout:g} s")
                 transport.write(self._refusal(failure).written(keep_alive=False))
             elif has_unread(transport):
-                return
+                return False
             self.force_close()
-        elif not transport.get_write_buffer_size():
+            return True
+        if not transport.get_write_buffer_size():
             self.sending_since = 0.0
         elif not self.sending_since:
             self.sending_since = now
         elif now - self.sending_since > limits.send_timeout:
             transport.abort()
+            return True
+        return False
 
     # --- its end ---------------------------------------------------------------------------------------------------
 

@@ -68,8 +68,9 @@ class _Server(web.Server):
         self._limits = limits
         self._malformed = malformed
         self._round: Iterator[Any] = iter(())
-        self._slice, self._pause = SWEPT_AT_ONCE, SWEEP_SECONDS
-        self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        self._slice = self._left = SWEPT_AT_ONCE
+        self._pause = SWEEP_SECONDS
+        self._timer: asyncio.Handle = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         self._refused = 0
         self._telling: asyncio.TimerHandle | None = None
         self.acceptor = Acceptor(self)
@@ -105,17 +106,19 @@ class _Server(web.Server):
         )
 
     def _sweep(self) -> None:
-        """Look at the next few connections, so that a thousand to be closed do not keep the others waiting."""
+        """Look at the next few connections, and close one at a time: a thousand do not keep the others waiting."""
         now = self._loop.time()
-        looked_at = 0
-        for connection in islice(self._round, self._slice):
-            connection.sweep(now, self._limits)
-            looked_at += 1
-        if looked_at < self._slice:
+        for connection in islice(self._round, self._left):
+            self._left -= 1
+            if connection.sweep(now, self._limits):
+                self._timer = self._loop.call_soon(self._sweep)
+                return
+        if self._left:
             connections = self.connections
             self._round = iter(connections)
             self._slice = max(SWEPT_AT_ONCE, -(-len(connections) // MOST_SLICES))
             self._pause = SWEEP_SECONDS / (len(connections) // self._slice + 1)
+        self._left = self._slice
         self._timer = self._loop.call_later(self._pause, self._sweep)
 
     def stop_timers(self) -> None:

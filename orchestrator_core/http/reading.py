@@ -20,7 +20,7 @@ from orchestrator_core.plugin_api import JSON
 
 MAX_QUERY_FIELDS = 1000
 MAX_DEPTH = 100
-BODY_TIMEOUTS_SPREAD = 1.1
+BODY_TIMEOUTS_SPREAD = 1.15
 """Clients that came together are not given up in one moment, which would keep the others waiting."""
 
 CODINGS = frozenset({"gzip", "deflate"})

@@ -163,6 +163,27 @@ def test_a_connection_too_many_is_told_so_counted_and_logged_once_in_a_while(run
         run(main())
 
 
+def test_of_many_to_be_closed_one_is_closed_in_a_turn_of_the_loop(run: Run) -> None:
+    closed: list[object] = []
+
+    class Connected:
+        def sweep(self, now: float, limits: Limits) -> bool:
+            closed.append(self)
+            return True
+
+    async def main() -> None:
+        server = _Server(lambda request: asyncio.sleep(0), None, Limits())  # type: ignore[arg-type, return-value]
+        server.stop_timers()
+        server._connections = {Connected(): None for _ in range(50)}  # type: ignore[assignment, misc]
+        while len(closed) < 50:
+            before = len(closed)
+            server._sweep()
+            server.stop_timers()
+            assert len(closed) - before <= 1
+
+    run(main())
+
+
 @pytest.mark.parametrize("count", [0, 3, 1000, 10_000])
 def test_all_connections_are_looked_at_within_a_second_a_few_at_a_time(run: Run, count: int) -> None:
     looked_at: list[int] = []
@@ -171,8 +192,9 @@ def test_all_connections_are_looked_at_within_a_second_a_few_at_a_time(run: Run,
         def __init__(self, number: int) -> None:
             self.number = number
 
-        def sweep(self, now: float, limits: Limits) -> None:
+        def sweep(self, now: float, limits: Limits) -> bool:
             looked_at.append(self.number)
+            return False
 
     async def main() -> None:
         server = _Server(lambda request: asyncio.sleep(0), None, Limits())  # type: ignore[arg-type, return-value]
