@@ -81,7 +81,7 @@ class LimitOptions:
     )
     min: int = option(
         32,
-        help="So many requests may always wait for their turn at once; only beyond is one refused, or made to wait.",
+        help="So many requests may wait for their turn at once, but in an overload; only beyond is one refused.",
         validator=at_least_one,
     )
     wait: Duration = option(

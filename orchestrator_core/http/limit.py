@@ -12,7 +12,8 @@ In a calm the line may hold what is worked off within ``burst``, at the pace tha
 stays: for two windows nobody got through in less than ``wait``, and much more came than was ended and than the loop can
 usually end; for one, if it is far more. If it is no more than usual, the core is slow, and that is an overload when it
 lasts. So is a line of ``burst``. From then on the line holds what is worked off within ``wait``, and the rest is
-refused on arrival, until nobody was for two windows. The two lengths are the idea of CoDel (RFC 8289): a burst may
+refused on arrival, until nobody was for two windows, or until those who come are clients in a circle (``circle.py``),
+who would be refused for good. The two lengths are the idea of CoDel (RFC 8289): a burst may
 wait, a standing line helps nobody.
 """
 
@@ -27,6 +28,7 @@ from typing import Any, Protocol
 import structlog
 
 from orchestrator_core.config.model import LimitOptions
+from orchestrator_core.http.circle import Circle
 from orchestrator_core.http.pace import MEASURED, UNKNOWN, Pace
 from orchestrator_core.run import clock
 from orchestrator_core.turns import Turns
@@ -45,8 +47,11 @@ LONG_IN_A_ROW = 3
 PAUSE_SECONDS = 0.001
 """How long it takes to look again where those in flight are enough."""
 
-CATCH_UP_SECONDS = 0.005
-"""Those that could have been let in so long before are let in together, later."""
+CATCH_UP_SECONDS = 0.02
+"""Those that could have been let in so long before are let in later: while turns are long, nobody is."""
+
+HEAP_SECONDS = 0.005
+"""What is worked off in so long may be let in in one turn, however much there is to catch up."""
 
 MANY = 128
 """So many clients in a circle, who wait for their answers before they ask again, are a calm."""
@@ -73,6 +78,9 @@ TOO_MUCH, GROWS = 1.5, 1.3
 
 FAR_TOO_MUCH = 4.0
 """A single window is enough if so many times as much comes as the loop can usually end."""
+
+SHORTEST = 8
+"""A line in an overload may always be so long: between two turns it is not to run empty."""
 
 GROWING = 1.1
 UNLIMITED = 2**62
@@ -125,6 +133,7 @@ class Limit:
         "_busy",
         "_calm",
         "_came",
+        "_circle",
         "_cost",
         "_could",
         "_counted",
@@ -151,8 +160,10 @@ class Limit:
         "_shed_before",
         "_shed_when_overloaded",
         "_soon",
+        "_trusted",
         "_turns",
         "_turns_left",
+        "_usual_before",
         "_wait",
         "_watching",
         "_window",
@@ -196,10 +207,12 @@ class Limit:
         self._let_in_at = 0.0
         self._let_in_last = 0
         self._calm = self._crowded = self._rushed = self._excess = self._left = self._long = 0
+        self._trusted = 0
         self._shed_when_overloaded = 0
         self._window = 0.0
         self._pace = Pace(worked)
-        self._due = self._due_at = 0.0
+        self._circle = Circle()
+        self._due = self._due_at = self._usual_before = 0.0
         self._came = self._ended = self._could = 0.0
         self._in_flight_before = self._line_before = 0
         self._let_in = self._longest = self._shed_before = 0
@@ -242,8 +255,7 @@ class Limit:
     def _engage(self) -> None:
         if not self.engaged:
             self.engaged = True
-            self._pace.forget()
-            self._open_window(self._now())
+            self._measure_anew(self._now())
 
     def ask(self, connection: Waiting) -> None:
         """Let the connection's request wait for its turn, which may be the loop's next, or refuse it."""
@@ -273,10 +285,11 @@ class Limit:
         """Return whether one more is too many, beside those in flight and so many that wait."""
         if waiting + self.in_flight >= self.most:
             return True
-        if not self.adaptive or waiting < self._min:
+        strict = self.overloaded and not self._circle.holding
+        if not self.adaptive or self._trusted or waiting < (min(self._min, SHORTEST) if strict else self._min):
             return False
         pace = self._pace
-        if self.overloaded:
+        if strict:
             each = 1 / pace.rate if pace.rate < UNKNOWN else self._cost
             return waiting * each > self._wait
         can = max(pace.usual, pace.rate if pace.rate < UNKNOWN and pace.windows >= MEASURED else 0.0)
@@ -317,6 +330,8 @@ class Limit:
             self._learn(now - self._let_in_at)
         if now - self._window >= WINDOW_SECONDS:
             self._look_back(now)
+        if self.overloaded and self._circle.turn(now, self.backlog + self.in_flight, self.shed):
+            self._end_moment(now)
         self._longest = max(self._longest, len(self._line))
         self._let_some_in(now)
         if self._let_in_last:
@@ -344,7 +359,7 @@ class Limit:
         line, count, rate = self._line, 0, self._pace.rate
         self._due = min(self._due + (now - self._due_at) * rate, max(2.0, rate * CATCH_UP_SECONDS))
         self._due_at = now
-        at_once = self._due if rate < UNKNOWN else self._at_once
+        at_once = min(self._due, max(2.0, rate * HEAP_SECONDS)) if rate < UNKNOWN else self._at_once
         most = int(at_once) if self.engaged else len(line)
         while line and count < most:
             arrived, connection = line.popleft()
@@ -362,6 +377,10 @@ class Limit:
 
     # --- calm and overload -----------------------------------------------------------------------------------------
 
+    def _measure_anew(self, now: float) -> None:
+        self._pace.forget()
+        self._open_window(now)
+
     def _open_window(self, now: float) -> None:
         self._window = now
         self._pace.open_window()
@@ -374,7 +393,8 @@ class Limit:
         ended = max(0, self._let_in - (self.in_flight - self._in_flight_before))
         before, behind = self._line_before + self._in_flight_before, len(self._line) + self.in_flight
         grows = behind > GROWING * before + 1
-        first = not self._pace.begun  # what was done in it was for those that nobody had counted
+        judged = self.adaptive and self._pace.begun and not self._trusted  # first it was done for those nobody counted
+        self._trusted = max(0, self._trusted - 1)
         if self.engaged:
             self._pace.close_window(now - self._window, ended, self.adaptive, not self.overloaded)
         refused = self.shed > self._shed_before
@@ -382,9 +402,8 @@ class Limit:
         if self.overloaded:
             self._left = 0 if refused else self._left + 1
             if quiet or self._left >= LEFT_WINDOWS:
-                self.overloaded = False
-                log.info("overload is over", refused=self.shed - self._shed_when_overloaded)
-        elif self.adaptive and not first and self._longest > self._min and self._least_wait > self._wait:
+                self._end_overload()
+        elif judged and self._longest > self._min and self._least_wait > self._wait:
             self._came = FADING * self._came + behind - before + ended + self.shed - self._shed_before
             self._ended = FADING * self._ended + ended
             self._could = FADING * self._could + self._pace.usual * (now - self._window)
@@ -394,10 +413,12 @@ class Limit:
             enough = 1 if self._came > FAR_TOO_MUCH * self._could > 0 else CROWDED_WINDOWS
             if self._crowded >= CROWDED_WINDOWS or self._excess >= enough or self._rushed >= LASTING_WINDOWS:
                 self.overloaded = True
+                self._circle.begin(now, self.shed)
+                self._usual_before = self._pace.usual
                 self._left = 0
                 self._shed_when_overloaded = self._shed_before
                 log.warning("overload", waiting=len(self._line), in_flight=self.in_flight)
-                self._trim(now)
+                self._trim(now, self._min)
         else:
             self._crowded = self._rushed = self._excess = 0
             self._came = self._ended = self._could = 0.0
@@ -409,15 +430,33 @@ class Limit:
             self._turns.leave(now)
         self._open_window(now)
 
+    def _end_moment(self, now: float) -> None:
+        """End a moment in which nobody was refused, and with it the overload if there is nobody but a circle."""
+        if not self._circle.is_closed:
+            self._trim(now, SHORTEST, self._circle.held_at)
+            return
+        self._end_overload()
+        self._measure_anew(now)
+        self._pace.usual = self._usual_before  # what the loop could end beside so many refusals is not usual
+        self._trusted = MEASURED + 1
+
+    def _end_overload(self) -> None:
+        self.overloaded = False
+        log.info("overload is over", refused=self.shed - self._shed_when_overloaded)
+
     def _is_too_much(self) -> bool:
         """Return whether more comes than the loop can usually end, and the line grows, not only because it is slow."""
         grows = GROWS if self._pace.is_sure else RUSH
         return self._came > TOO_MUCH * self._could and self._came > grows * self._ended
 
-    def _trim(self, now: float) -> None:
-        """Refuse the latest of a line that is longer than it may be from now on: they hear of it soonest."""
-        while self._line and self.is_full(len(self._line)):
-            arrived, connection = self._line.pop()
+    def _trim(self, now: float, least: int, since: float = 0.0) -> None:
+        """Refuse the latest of a line that is longer than it may be from now on: they hear of it soonest.
+
+        So many may stay, and so may those who arrived before a time.
+        """
+        line = self._line
+        while len(line) > least and line[-1][0] >= since and self.is_full(len(line)):
+            arrived, connection = line.pop()
             if connection.waits:
                 self.refuse(connection, now - arrived)
 
