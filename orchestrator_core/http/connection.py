@@ -24,6 +24,8 @@ log = structlog.get_logger("orchestrator.http")
 LINGERING_SECONDS = 2.0
 LINGERING_BYTES = 8 * 2**20
 SWEEP_SECONDS = 1.0
+SPARE_SECONDS = 1.0
+HEALTH = "/health/"
 
 _SENT = re.compile(r"(?: when reading)?: (?:bytearray\()?b?['\"].*")
 """Where the parser repeats what was sent: that can be a client's cookie, which is not to be logged."""
@@ -297,6 +299,39 @@ class Connection(web.RequestHandler):
         return _problem(failure, execution_id)
 
 
+class SpareConnection(Connection):
+    """A connection too many that may ask for the service's health, which is to be seen when all are in use.
+
+    Any other request is refused, and so is a client that says nothing for ``SPARE_SECONDS``. ``refused`` is told then.
+    """
+
+    __slots__ = ("_handle", "_most", "_opened_at", "_tell")
+
+    def __init__(
+        self, server: web.Server, malformed: Malformed, most: int, refused: Callable[[], None], **options: Any
+    ) -> None:
+        super().__init__(server, None, malformed, **options)
+        self._most, self._tell = most, refused
+        self._opened_at = self._loop.time()
+        self._handle: Any = self._request_handler
+        self._request_handler = self._health_alone
+        self.closing = True
+
+    async def _health_alone(self, request: web.BaseRequest) -> Any:
+        if request._message.path.startswith(HEALTH):
+            return await self._handle(request)
+        self._tell()
+        return _too_many(self._most)
+
+    def sweep(self, now: float, limits: Limits) -> bool:
+        if self.transport is None or not self.idle() or now - self._opened_at < SPARE_SECONDS:
+            return super().sweep(now, limits)
+        self._tell()
+        self.transport.write(_too_many(self._most).written(keep_alive=False))
+        self.force_close()
+        return True
+
+
 class RefusedConnection(asyncio.Protocol):
     """A connection too many."""
 
@@ -304,14 +339,27 @@ class RefusedConnection(asyncio.Protocol):
         self._most = most
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        failure = Failure(503, "not available", f"all {self._most} connections are in use", retry_after_seconds=1)
-        answer = _problem(failure, new_execution_id())
-        transport.write(answer.written(keep_alive=False))  # type: ignore[attr-defined]  # it is no datagram
+        transport.write(_too_many(self._most).written(keep_alive=False))  # type: ignore[attr-defined]  # it is no datagram
         transport.close()
+
+
+def _too_many(most: int) -> Answer:
+    failure = Failure(503, "not available", f"all {most} connections are in use", retry_after_seconds=1)
+    answer = _problem(failure, new_execution_id())
+    answer.closes = True
+    return answer
 
 
 def _problem(failure: Failure, execution_id: str) -> Answer:
     return problem(failure, execution_id, common_headers(execution_id, own_timing(clock())))
 
 
-__all__ = ["LINGERING_SECONDS", "SWEEP_SECONDS", "Connection", "Limits", "Malformed", "RefusedConnection"]
+__all__ = [
+    "LINGERING_SECONDS",
+    "SWEEP_SECONDS",
+    "Connection",
+    "Limits",
+    "Malformed",
+    "RefusedConnection",
+    "SpareConnection",
+]

@@ -51,7 +51,7 @@ CATCH_UP_SECONDS = 0.02
 """Those that could have been let in so long before are let in later: while turns are long, nobody is."""
 
 HEAP_SECONDS = 0.005
-"""What is worked off in so long may be let in in one turn, however much there is to catch up."""
+"""What is worked off in so long may be let in in one turn, and one request, however much there is to catch up."""
 
 MANY = 128
 """So many clients in a circle, who wait for their answers before they ask again, are a calm."""
@@ -359,7 +359,7 @@ class Limit:
         line, count, rate = self._line, 0, self._pace.rate
         self._due = min(self._due + (now - self._due_at) * rate, max(2.0, rate * CATCH_UP_SECONDS))
         self._due_at = now
-        at_once = min(self._due, max(2.0, rate * HEAP_SECONDS)) if rate < UNKNOWN else self._at_once
+        at_once = min(self._due, max(1.0, rate * HEAP_SECONDS)) if rate < UNKNOWN else self._at_once
         most = int(at_once) if self.engaged else len(line)
         while line and count < most:
             arrived, connection = line.popleft()

@@ -21,6 +21,7 @@ from orchestrator_core.http.connection import (
     Limits,
     Malformed,
     RefusedConnection,
+    SpareConnection,
 )
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.limit import Limit
@@ -37,6 +38,8 @@ _CUT_SECONDS = 0.5
 SWEPT_AT_ONCE = 5
 """So many connections are looked at without a pause; more, where that would take more than ``MOST_SLICES`` a second."""
 MOST_SLICES = 400
+SPARE = 32
+"""So many connections more may ask for the service's health."""
 TOLD_SECONDS = 10.0
 """The log says at most so often how many connections were refused."""
 
@@ -77,19 +80,23 @@ class _Server(web.Server):
 
     def __call__(self) -> web.RequestHandler:
         self.acceptor.look_soon()
-        if len(self._connections) >= self._limits.max_connections:
-            return self._refuse()  # type: ignore[return-value]  # it is of no other use
+        beyond = len(self._connections) - self._limits.max_connections
+        if beyond >= SPARE:
+            self._count_refused()
+            return RefusedConnection(self._limits.max_connections)  # type: ignore[return-value]  # it is of no other use
+        if beyond >= 0:
+            most = self._limits.max_connections
+            return SpareConnection(self, self._malformed, most, self._count_refused, loop=self._loop, **self._kwargs)
         connection = Connection(self, self._limit, self._malformed, loop=self._loop, **self._kwargs)
         connection.closing = self.closing
         return connection
 
-    def _refuse(self) -> RefusedConnection:
+    def _count_refused(self) -> None:
         if self._limit is not None:
             self._limit.connections_refused += 1
         self._refused += 1
         if self._telling is None:
             self._tell_refused()
-        return RefusedConnection(self._limits.max_connections)
 
     def _tell_refused(self) -> None:
         """Log how many were refused: at once, and later how many more."""

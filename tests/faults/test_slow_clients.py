@@ -10,7 +10,7 @@ import orjson
 import pytest
 import structlog
 
-from orchestrator_core.http.listener import MOST_SLICES, SWEEP_SECONDS, SWEPT_AT_ONCE, Limits, _Server
+from orchestrator_core.http.listener import MOST_SLICES, SPARE, SWEEP_SECONDS, SWEPT_AT_ONCE, Limits, _Server
 from orchestrator_core.testing import service
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -161,6 +161,26 @@ def test_a_connection_too_many_is_told_so_counted_and_logged_once_in_a_while(run
 
     with structlog.testing.capture_logs() as logged:
         run(main())
+
+
+def test_health_is_seen_while_all_connections_are_in_use(run: Run) -> None:
+    async def main() -> None:
+        async with service(FILES) as served:
+            opened = [await asyncio.open_connection(*served.running.public) for _ in range(20)]
+            for _ in range(3):
+                answer = await everything(served.running.public, b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert answer.startswith(b"HTTP/1.1 200 OK")
+                assert b"Connection: close" in answer
+            assert served.running.limit.connections_refused == 0
+            silent = await everything(served.running.public, b"")
+            assert told(silent)[1]["detail"] == "all 20 connections are in use"
+            assert served.running.limit.connections_refused == 1
+            spare = [await asyncio.open_connection(*served.running.public) for _ in range(SPARE)]
+            assert told(await everything(served.running.public, b""))[0] == b"HTTP/1.1 503 Service Unavailable"
+            for _, writer in (*opened, *spare):
+                writer.close()
+
+    run(main())
 
 
 def test_of_many_to_be_closed_one_is_closed_in_a_turn_of_the_loop(run: Run) -> None:

@@ -99,6 +99,25 @@ def test_a_reload_replaces_the_container_when_its_options_changed_and_only_then(
     assert engine.containers() == []
 
 
+def test_a_model_that_fails_in_the_new_configuration_alone_leaves_the_old_one_its_port(
+    engine: Engine, score_image: str, tmp_path: Path, start: Start
+) -> None:
+    port = free_port()
+    folder = configuration(tmp_path / "config", score_image, environment={"WHO": "old"}, host_port=port)
+    process = start(folder).ready()
+    container = engine.only()
+    broken = engine.image("breaks", command=["sh", "-c", "echo no weights; exit 1"])
+    restart = {"backoff": "50ms", "max_backoff": "500ms"}
+    configuration(folder, broken, environment={"WHO": "new"}, host_port=port, restart=restart)
+    refused = process.admin("/reload", {})
+    assert refused.status == 422
+    assert "no weights" in str(refused.json)
+    assert process.score().json["who"] == "old"
+    assert engine.only().id == container.id
+    process.stop()
+    assert engine.containers() == []
+
+
 def test_what_nobody_holds_and_no_model_wants_is_removed(
     engine: Engine, score_image: str, tmp_path: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

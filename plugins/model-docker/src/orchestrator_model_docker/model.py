@@ -7,6 +7,9 @@ from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
+import structlog
+from attrs import evolve
+
 from orchestrator_core.plugin_api import (
     Describes,
     Identity,
@@ -19,11 +22,14 @@ from orchestrator_core.plugin_api import (
     hold_lease,
 )
 from orchestrator_model_docker import containers
+from orchestrator_model_docker.containers import Design
 from orchestrator_model_docker.engine import Engine, open_engine
 from orchestrator_model_docker.images import ImageSource
 from orchestrator_model_docker.options import ContainerOptions
-from orchestrator_model_docker.sharing import Share, share
+from orchestrator_model_docker.sharing import Share, replaces_another, share
 from orchestrator_model_docker.watching import until_ended
+
+log = structlog.get_logger("orchestrator.models.docker")
 
 T = TypeVar("T")
 
@@ -76,6 +82,8 @@ async def open_container(
         await stack.enter_async_context(hold_lease(containers.model_key(scope, context.name)))
         image = await source.get(engine)
         design = containers.design(context.name, context.config_dir, image, options)
+        if await replaces_another(engine, design):
+            await _rehearse(engine, design, context)
         shared = await stack.enter_async_context(share(engine, design, context))
         address = containers.address_of(shared.container, design)
         end = _background(stack, until_ended(engine, shared.container, address))
@@ -90,6 +98,22 @@ async def look_at(options: ContainerOptions, context: OpenContext, source: Image
     options.check_volumes(context.config_dir)
     async with open_engine() as engine:
         await source.look(engine)
+
+
+async def _rehearse(engine: Engine, design: Design, context: OpenContext) -> None:
+    """Have a container like this one become ready on another port, before the one is stopped that has its port.
+
+    Raises what opening a model does: a model that fails only in a new configuration does not touch the old one's.
+    """
+    options = evolve(design.options, host_port=None)
+    elsewhere = containers.design(context.name, context.config_dir, design.image, options)
+    log.info("container tried on another port", container=elsewhere.name, before=design.name)
+    async with AsyncExitStack() as stack:
+        shared = await stack.enter_async_context(share(engine, elsewhere, context))
+        address = containers.address_of(shared.container, elsewhere)
+        end = _background(stack, until_ended(engine, shared.container, address))
+        await _ready(options, context, address, shared, end, stack)
+        await shared.note_ready()
 
 
 async def _ready(

@@ -147,13 +147,8 @@ class Share:
         Raises ``SourceUnavailable`` when one of newer settings has it: of two configurations the newer one wins.
         """
         design, mine = self._design, self._lease.state().get("since", 0.0)
-        if design.options.host_port is None:
-            return []
-        found = []
-        for other in await containers.of_scope(self._engine, design.scope):
-            name, ports = _name(other), {port.get("PublicPort") for port in other.get("Ports") or ()}
-            if name == design.name or not self._is_old(_labels(other)) or design.options.host_port not in ports:
-                continue
+        found = await _with_its_port(self._engine, design)
+        for name in found:
             with if_unheld(name) as nobody:
                 newer = nobody is None and Lease(name, self._lease.folder).state().get("since", 0.0) > mine
             if newer:
@@ -162,7 +157,6 @@ class Share:
                     "of this model has started: reload this one",
                     started=False,
                 )
-            found.append(name)
         return found
 
     def _is_old(self, labels: Mapping[str, str]) -> bool:
@@ -178,6 +172,24 @@ class Share:
                     log.info("container removed that nobody uses", container=name)
                     await containers.remove(self._engine, found["Id"])
                     nobody.note({})
+
+
+async def replaces_another(engine: Engine, design: Design) -> bool:
+    """Return whether a container of other settings of this model has to be stopped before this one has its port."""
+    return bool(await _with_its_port(engine, design)) and await containers.find(engine, design.name) is None
+
+
+async def _with_its_port(engine: Engine, design: Design) -> list[str]:
+    """Return the other containers of this model that have the port on this host which this one is to have."""
+    if design.options.host_port is None:
+        return []
+    return [
+        _name(other)
+        for other in await containers.of_scope(engine, design.scope)
+        if _name(other) != design.name
+        and _labels(other)["model"] == design.model
+        and design.options.host_port in {port.get("PublicPort") for port in other.get("Ports") or ()}
+    ]
 
 
 def _name(found: Mapping[str, Any]) -> str:
