@@ -109,7 +109,7 @@ class Connection(web.RequestHandler):
             came = self._request_count - before
             if came:
                 self.pending += came
-                limit.backlog += came
+                limit.read(came)
                 if waiter is not None and not self.waits:
                     if self._is_for_endpoint():
                         limit.ask(self)

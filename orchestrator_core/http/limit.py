@@ -10,8 +10,8 @@ can end: as many a second as it ends for a second of work, fewer while its turns
 
 In a calm the line may hold what is worked off within ``burst``, at the pace that is usual. Overload is a line that
 stays: for two windows nobody got through in less than ``wait``, and much more came than was ended and than the loop can
-usually end; for one, if it is far more. If it is no more than usual, the core is slow, and that is an overload when it
-lasts. So is a line of ``burst``. From then on the line holds what is worked off within ``wait``, and the rest is
+usually end (``excess.py``). If it is no more than usual, the core is slow, and that is an overload when it lasts. So is
+a line of ``burst``. From then on the line holds what is worked off within ``wait``, and the rest is
 refused on arrival, until nobody was for two windows, or until those who come are clients in a circle (``circle.py``),
 who would be refused for good. The two lengths are the idea of CoDel (RFC 8289): a burst may
 wait, a standing line helps nobody.
@@ -29,6 +29,7 @@ import structlog
 
 from orchestrator_core.config.model import LimitOptions
 from orchestrator_core.http.circle import Circle
+from orchestrator_core.http.excess import Excess
 from orchestrator_core.http.pace import MEASURED, UNKNOWN, Pace
 from orchestrator_core.run import clock
 from orchestrator_core.turns import Turns
@@ -56,28 +57,15 @@ HEAP_SECONDS = 0.005
 MANY = 128
 """So many clients in a circle, who wait for their answers before they ask again, are a calm."""
 
-FADING = 0.7
-"""What a window counts beside the one after it: what ends together makes one of them look idle."""
-
 WINDOW_SECONDS = 0.025
+SHORT_WINDOWS, SHORT_SECONDS = 1, 0.005
+"""So many windows are short after the first, which is too: until then it is not known what comes now."""
+
 FEW = 4
 MOST_AT_ONCE = 1024
 CALM_WINDOWS = 40
-CROWDED_WINDOWS = 2
 LEFT_WINDOWS = 2
 """So many windows without a refusal end an overload."""
-
-RUSH = 1.75
-"""A line grows fast if so many times as much comes as is ended: in an overload, or where the core is slow."""
-
-LASTING_WINDOWS = 8
-"""It is an overload when the line has grown fast for so many windows: for a slow moment nobody is refused."""
-
-TOO_MUCH, GROWS = 1.5, 1.3
-"""It is one at once if so many times as much comes as the loop can usually end, and as is ended now."""
-
-FAR_TOO_MUCH = 4.0
-"""A single window is enough if so many times as much comes as the loop can usually end."""
 
 SHORTEST = 8
 """A line in an overload may always be so long: between two turns it is not to run empty."""
@@ -132,15 +120,11 @@ class Limit:
         "_burst",
         "_busy",
         "_calm",
-        "_came",
         "_circle",
         "_cost",
-        "_could",
         "_counted",
-        "_crowded",
         "_due",
         "_due_at",
-        "_ended",
         "_excess",
         "_in_flight_before",
         "_later",
@@ -156,7 +140,6 @@ class Limit:
         "_min",
         "_now",
         "_pace",
-        "_rushed",
         "_shed_before",
         "_shed_when_overloaded",
         "_soon",
@@ -168,6 +151,7 @@ class Limit:
         "_watching",
         "_window",
         "adaptive",
+        "arrived",
         "backlog",
         "connections",
         "connections_refused",
@@ -193,7 +177,7 @@ class Limit:
         self._turns = turns
         self._now = now
         self.in_flight = 0
-        self.backlog = 0
+        self.backlog = self.arrived = 0
         self.connections = 0
         self.connections_refused = 0
         self.shed = 0
@@ -206,14 +190,14 @@ class Limit:
         self._cost = 0.0
         self._let_in_at = 0.0
         self._let_in_last = 0
-        self._calm = self._crowded = self._rushed = self._excess = self._left = self._long = 0
+        self._calm = self._left = self._long = 0
         self._trusted = 0
         self._shed_when_overloaded = 0
         self._window = 0.0
         self._pace = Pace(worked)
         self._circle = Circle()
+        self._excess = Excess()
         self._due = self._due_at = self._usual_before = 0.0
-        self._came = self._ended = self._could = 0.0
         self._in_flight_before = self._line_before = 0
         self._let_in = self._longest = self._shed_before = 0
         self._least_wait = float("inf")
@@ -254,8 +238,16 @@ class Limit:
 
     def _engage(self) -> None:
         if not self.engaged:
+            now = self._now()
             self.engaged = True
-            self._measure_anew(self._now())
+            self._pace.begin()
+            self._open_window(now)
+            self._excess.begin(now, self.arrived)
+
+    def read(self, requests: int) -> None:
+        """Count requests that are to be asked about."""
+        self.backlog += requests
+        self.arrived += requests
 
     def ask(self, connection: Waiting) -> None:
         """Let the connection's request wait for its turn, which may be the loop's next, or refuse it."""
@@ -328,8 +320,10 @@ class Limit:
         self._pace.end_turn(now, self._turns.rested(now))
         if self._let_in_last and self._counted:
             self._learn(now - self._let_in_at)
-        if now - self._window >= WINDOW_SECONDS:
+        if now - self._window >= (WINDOW_SECONDS if self._pace.windows >= SHORT_WINDOWS else SHORT_SECONDS):
             self._look_back(now)
+        if self._excess.is_sustained(now, self.arrived, self._pace.usual) and self._stands(now):
+            self._begin_overload(now)
         if self.overloaded and self._circle.turn(now, self.backlog + self.in_flight, self.shed):
             self._end_moment(now)
         self._longest = max(self._longest, len(self._line))
@@ -377,10 +371,6 @@ class Limit:
 
     # --- calm and overload -----------------------------------------------------------------------------------------
 
-    def _measure_anew(self, now: float) -> None:
-        self._pace.forget()
-        self._open_window(now)
-
     def _open_window(self, now: float) -> None:
         self._window = now
         self._pace.open_window()
@@ -393,7 +383,8 @@ class Limit:
         ended = max(0, self._let_in - (self.in_flight - self._in_flight_before))
         before, behind = self._line_before + self._in_flight_before, len(self._line) + self.in_flight
         grows = behind > GROWING * before + 1
-        judged = self.adaptive and self._pace.begun and not self._trusted  # first it was done for those nobody counted
+        # what was done in the first windows was in part for those whom nobody had counted
+        judged = self.adaptive and self._pace.windows >= SHORT_WINDOWS and not self._trusted
         self._trusted = max(0, self._trusted - 1)
         if self.engaged:
             self._pace.close_window(now - self._window, ended, self.adaptive, not self.overloaded)
@@ -404,24 +395,12 @@ class Limit:
             if quiet or self._left >= LEFT_WINDOWS:
                 self._end_overload()
         elif judged and self._longest > self._min and self._least_wait > self._wait:
-            self._came = FADING * self._came + behind - before + ended + self.shed - self._shed_before
-            self._ended = FADING * self._ended + ended
-            self._could = FADING * self._could + self._pace.usual * (now - self._window)
-            self._rushed = self._rushed + 1 if self._came > RUSH * self._ended else 0
-            self._excess = self._excess + 1 if self._is_too_much() else 0
-            self._crowded = self._crowded + 1 if refused else 0
-            enough = 1 if self._came > FAR_TOO_MUCH * self._could > 0 else CROWDED_WINDOWS
-            if self._crowded >= CROWDED_WINDOWS or self._excess >= enough or self._rushed >= LASTING_WINDOWS:
-                self.overloaded = True
-                self._circle.begin(now, self.shed)
-                self._usual_before = self._pace.usual
-                self._left = 0
-                self._shed_when_overloaded = self._shed_before
-                log.warning("overload", waiting=len(self._line), in_flight=self.in_flight)
-                self._trim(now, self._min)
+            came = behind - before + ended + self.shed - self._shed_before
+            could = self._pace.usual * (now - self._window)
+            if self._excess.is_overload(came, ended, could, self._pace.is_sure, refused):
+                self._begin_overload(now)
         else:
-            self._crowded = self._rushed = self._excess = 0
-            self._came = self._ended = self._could = 0.0
+            self._excess.forget()
         self._calm = 0 if self.overloaded or refused or grows or self._longest > MANY else self._calm + 1
         if quiet or self._calm >= CALM_WINDOWS:
             self._calm = 0
@@ -430,24 +409,35 @@ class Limit:
             self._turns.leave(now)
         self._open_window(now)
 
+    def _stands(self, now: float) -> bool:
+        """Return whether the line stands in a calm of which it is sure what the loop can end in it."""
+        if not self.adaptive or self.overloaded or self._trusted or not self._pace.is_sure:
+            return False
+        return len(self._line) > self._min and now - self._line[0][0] > self._wait
+
+    def _begin_overload(self, now: float) -> None:
+        self.overloaded = True
+        self._circle.begin(now, self.shed)
+        self._usual_before = self._pace.usual
+        self._left = 0
+        self._shed_when_overloaded = self._shed_before
+        log.warning("overload", waiting=len(self._line), in_flight=self.in_flight)
+        self._trim(now, self._min)
+
     def _end_moment(self, now: float) -> None:
         """End a moment in which nobody was refused, and with it the overload if there is nobody but a circle."""
         if not self._circle.is_closed:
-            self._trim(now, SHORTEST, self._circle.held_at)
+            self._trim(now, 0, self._circle.held_at)
             return
         self._end_overload()
-        self._measure_anew(now)
         self._pace.usual = self._usual_before  # what the loop could end beside so many refusals is not usual
+        self._pace.forget()
+        self._open_window(now)
         self._trusted = MEASURED + 1
 
     def _end_overload(self) -> None:
         self.overloaded = False
         log.info("overload is over", refused=self.shed - self._shed_when_overloaded)
-
-    def _is_too_much(self) -> bool:
-        """Return whether more comes than the loop can usually end, and the line grows, not only because it is slow."""
-        grows = GROWS if self._pace.is_sure else RUSH
-        return self._came > TOO_MUCH * self._could and self._came > grows * self._ended
 
     def _trim(self, now: float, least: int, since: float = 0.0) -> None:
         """Refuse the latest of a line that is longer than it may be from now on: they hear of it soonest.

@@ -64,6 +64,11 @@ class Pace:
         """Return whether ``usual`` is more than what the loop could end in one slow moment."""
         return self._known >= SURE
 
+    def begin(self) -> None:
+        """Begin to measure. Until there is another, the rate is the usual one, if that is sure."""
+        self.rate = AMPLE * self.usual if self.is_sure else UNKNOWN
+        self.forget()
+
     def forget(self) -> None:
         """Measure anew; the rate stays until there is another."""
         self._seconds = self._ended = 0.0
@@ -96,7 +101,8 @@ class Pace:
         self._ended = FADING * self._ended + ended
         share = 1.0 - (self._lags / seconds - LAG_SECONDS) / (5 * LAG_SECONDS)
         if not adaptive or self._ended < 1 or self._seconds <= 0:
-            self.rate = UNKNOWN
+            if not adaptive or self.windows >= MEASURED:
+                self.rate = UNKNOWN
             return
         can = self._ended / self._seconds
         if self.windows >= MEASURED:

@@ -90,7 +90,7 @@ class Loop:
     def arrive(self) -> Request:
         request = Request(self, self.now)
         if self.limit.engaged:
-            self.limit.backlog += 1
+            self.limit.read(1)
             self.limit.ask(request)
         else:
             self.limit.came(1)
@@ -150,6 +150,10 @@ class Loop:
         return not (
             self.ready or self.woken or self.tasks or self.rested or (self.timers and self.timers[0][0] <= self.now)
         )
+
+    def finish(self) -> None:
+        while self.timers or not self.idle:
+            self.turn()
 
     def run(self, per_second: float, seconds: float) -> list[Request]:
         """Let requests arrive at a rate, and return them when all have been answered."""
@@ -242,8 +246,7 @@ def test_a_burst_that_is_worked_off_soon_is_not_refused() -> None:
     loop = Loop(ADAPTIVE, 0.0002)
     for _ in range(10):
         burst = [loop.arrive() for _ in range(500)]
-        while loop.timers or not loop.idle:
-            loop.turn()
+        loop.finish()
         assert not refused(burst)
         loop.now += 1
 
@@ -307,6 +310,30 @@ def test_after_an_overload_everything_is_as_before() -> None:
     assert len(refused(first)) < 5
     assert not refused(then)
     assert (loop.limit.overloaded, loop.limit.engaged, loop.limit.waiting) == (False, False, 0)
+
+
+@pytest.mark.parametrize(("wait_seconds", "cost_after"), [(0.0, 0.0), (0.01, 0.0012)])
+@pytest.mark.parametrize("times", [2, 10])
+def test_where_it_is_known_what_can_be_ended_an_overload_is_found_before_many_have_waited(
+    wait_seconds: float, cost_after: float, times: float
+) -> None:
+    loop = Loop(ADAPTIVE, 0.0001 if wait_seconds else 0.0015, wait_seconds, cost_after)
+    loop.circle(64, until=6)
+    loop.finish()
+    loop.sleep(loop.now + 2)
+    sent = loop.run(times / (loop.cost + loop.cost_after), 5)
+    late = [one for one in sent if one.refused and one.took > 0.01]
+    assert len(late) < 0.01 * len(refused(sent))
+    assert at(accepted(sent), 0.99) < 0.09
+
+
+@pytest.mark.parametrize(("requests", "seconds"), [(100, 0.001), (200, 0.02)])
+def test_where_it_is_known_what_can_be_ended_a_burst_is_not_refused(requests: int, seconds: float) -> None:
+    loop = Loop(ADAPTIVE, 0.0015)
+    loop.circle(64, until=6)
+    loop.finish()
+    loop.sleep(loop.now + 2)
+    assert not refused(loop.run(requests / seconds, seconds))
 
 
 @pytest.mark.parametrize("clients", [8, 40, 100, 200])
