@@ -80,12 +80,12 @@ class _Server(web.Server):
 
     def __call__(self) -> web.RequestHandler:
         self.acceptor.look_soon()
-        beyond = len(self._connections) - self._limits.max_connections
+        most = self._limits.max_connections
+        beyond = len(self._connections) - most
         if beyond >= SPARE:
             self._count_refused()
-            return RefusedConnection(self._limits.max_connections)  # type: ignore[return-value]  # it is of no other use
+            return RefusedConnection(most)  # type: ignore[return-value]  # it is of no other use
         if beyond >= 0:
-            most = self._limits.max_connections
             return SpareConnection(self, self._malformed, most, self._count_refused, loop=self._loop, **self._kwargs)
         connection = Connection(self, self._limit, self._malformed, loop=self._loop, **self._kwargs)
         connection.closing = self.closing

@@ -234,17 +234,19 @@ async def _ask_beside(wanted: Wanted) -> tuple[list[float], int]:
     return times or [0.0], failed
 
 
-async def run(wanted: Wanted) -> Seen:
-    """Drive a load from a process of its own."""
+async def in_a_process(module: str, wanted: Wanted) -> dict[str, Any]:
+    """Run a module with what is wanted, and return what it found."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.chaos.open_loop",
-        orjson.dumps(asdict(wanted)).decode(),
-        stdout=asyncio.subprocess.PIPE,
+        sys.executable, "-m", module, orjson.dumps(asdict(wanted)).decode(), stdout=asyncio.subprocess.PIPE
     )
     output, _ = await process.communicate()
-    return Seen(**orjson.loads(output))
+    found: dict[str, Any] = orjson.loads(output)
+    return found
+
+
+async def run(wanted: Wanted) -> Seen:
+    """Drive a load from a process of its own."""
+    return Seen(**await in_a_process("tests.chaos.open_loop", wanted))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ An event loop's timers are no finer than a millisecond, which is more than a qui
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import sys
 from time import perf_counter, sleep
@@ -15,20 +14,10 @@ from time import perf_counter, sleep
 import orjson
 from attrs import asdict, frozen
 
-HEAD_END = b"\r\n\r\n"
+from tests.chaos.open_loop import HEAD_END, Wanted, in_a_process
+
 WATCHED_SECONDS = 0.0005
 """The last of a pause is spent with an eye on the clock: sleeping is not exact."""
-
-
-@frozen
-class Wanted:
-    """What is asked for, ``rate`` times a second for ``seconds``; those of the first ``warm_up`` are not measured."""
-
-    port: int
-    target: str
-    rate: float
-    seconds: float
-    warm_up: float = 0.0
 
 
 @frozen
@@ -41,6 +30,7 @@ class Answered:
 
 
 def ask(wanted: Wanted) -> Answered:
+    """Ask on one connection, one request after the other."""
     request = f"GET {wanted.target} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
     times, failed = [], 0
     with socket.create_connection(("127.0.0.1", wanted.port), timeout=10) as connection:
@@ -75,11 +65,8 @@ def _length(head: bytes) -> int:
 
 
 async def run(wanted: Wanted) -> Answered:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.chaos.probe", orjson.dumps(asdict(wanted)).decode(), stdout=asyncio.subprocess.PIPE
-    )
-    output, _ = await process.communicate()
-    return Answered(**orjson.loads(output))
+    """Ask from a process of its own."""
+    return Answered(**await in_a_process("tests.chaos.probe", wanted))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from attrs import define, frozen
 
 from tests.chaos import probe
 from tests.chaos.hostile import reset_peak
+from tests.chaos.open_loop import Wanted
 from tests.memory import resident_bytes
 
 RATE = 200.0
@@ -84,9 +85,9 @@ async def measure(port: int, pid: int, target: str, clients: int = 2000, seconds
 
     ``target`` takes GET and POST.
     """
-    before = await probe.run(probe.Wanted(port, target, RATE, seconds, WARM_UP_SECONDS))
+    before = await probe.run(Wanted(port, target, RATE, seconds, WARM_UP_SECONDS))
     memory = reset_peak(pid)
-    asking = asyncio.create_task(probe.run(probe.Wanted(port, target, RATE, seconds, WARM_UP_SECONDS)))
+    asking = asyncio.create_task(probe.run(Wanted(port, target, RATE, seconds, WARM_UP_SECONDS)))
     slow: dict[int, _Slow] = {}
     with select.epoll() as readable:
         while len(slow) < clients:

@@ -84,11 +84,7 @@ async def open_container(
         design = containers.design(context.name, context.config_dir, image, options)
         if await replaces_another(engine, design):
             await _rehearse(engine, design, context)
-        shared = await stack.enter_async_context(share(engine, design, context))
-        address = containers.address_of(shared.container, design)
-        end = _background(stack, until_ended(engine, shared.container, address))
-        http = await _ready(options, context, address, shared, end, stack)
-        await shared.note_ready()
+        shared, end, http = await _started(engine, design, context, stack)
         _background(stack, shared.sweep_later())
         yield ContainerModel(http, engine, shared.container, end, source)
 
@@ -109,11 +105,22 @@ async def _rehearse(engine: Engine, design: Design, context: OpenContext) -> Non
     elsewhere = containers.design(context.name, context.config_dir, design.image, options)
     log.info("container tried on another port", container=elsewhere.name, before=design.name)
     async with AsyncExitStack() as stack:
-        shared = await stack.enter_async_context(share(engine, elsewhere, context))
-        address = containers.address_of(shared.container, elsewhere)
-        end = _background(stack, until_ended(engine, shared.container, address))
-        await _ready(options, context, address, shared, end, stack)
-        await shared.note_ready()
+        await _started(engine, elsewhere, context, stack)
+
+
+async def _started(
+    engine: Engine, design: Design, context: OpenContext, stack: AsyncExitStack
+) -> tuple[Share, asyncio.Task[str], Model]:
+    """Hold a share in the container until the stack is left, and wait until the model in it is ready.
+
+    Returns it with the task that ends when the container does, and the model as the type ``http`` speaks to it.
+    """
+    shared = await stack.enter_async_context(share(engine, design, context))
+    address = containers.address_of(shared.container, design)
+    end = _background(stack, until_ended(engine, shared.container, address))
+    http = await _ready(design.options, context, address, shared, end, stack)
+    await shared.note_ready()
+    return shared, end, http
 
 
 async def _ready(
