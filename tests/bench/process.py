@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tests.memory import resident_bytes
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
+WAKING = Path("/dev/cpu_dma_latency")
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -63,6 +65,25 @@ def divide_cores() -> Cores:
     """Return the cores that this process had at the first call, divided."""
     first, *others = sorted(os.sched_getaffinity(0))
     return Cores(frozenset({first}), frozenset(others or {first}))
+
+
+@contextmanager
+def awake(device: Path = WAKING) -> Iterator[bool]:
+    """Keep all cores from sleeping until the block is left. Yields whether the system lets us.
+
+    To wake a core that sleeps takes a virtual machine up to some milliseconds, several times for each request: more
+    than all else that a quick request takes, and the more so the less there is to do. While the device is open the
+    kernel keeps to the wake-up latency that was written to it, in microseconds, as a number of 32 bits
+    (https://docs.kernel.org/power/pm_qos_interface.html).
+    """
+    try:
+        held = device.open("wb", buffering=0)
+    except OSError:
+        yield False
+        return
+    with held:
+        held.write(struct.pack("=i", 0))
+        yield True
 
 
 @frozen

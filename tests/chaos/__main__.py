@@ -24,7 +24,7 @@ from pathlib import Path
 import uvloop
 from attrs import evolve, frozen
 
-from tests.bench.process import Unusable, divide_cores
+from tests.bench.process import Unusable, awake, divide_cores
 from tests.chaos.outcome import NOT_HELD, POSTGRESQL, Finding, Row, Setting, as_json, table
 from tests.chaos.table import ROWS
 
@@ -110,7 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as Ctrl-C does
     with tempfile.TemporaryDirectory(prefix="orchestrator-chaos-") as folder:
         try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            with awake() as kept, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                if not kept:
+                    say(
+                        "the cores sleep between requests, as /dev/cpu_dma_latency cannot be written: latencies tell of it"
+                    )
                 runner.run(run(options, Path(folder), results))
         except KeyboardInterrupt:
             interrupted = True

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.bench.process import awake
 from tests.chaos.load import CLOSED, REFUSED, TIMED_OUT, Stream, Traffic, load
 from tests.chaos.outcome import Finding, Row, table
 from tests.chaos.proxy import Proxy, chaos_proxy
@@ -155,3 +158,24 @@ def test_the_table_says_what_was_not_measured() -> None:
         "|  | fast | 1 s | not held |",
         "|  | quiet | no server | not measured |",
     ]
+
+
+def test_the_cores_are_kept_awake_while_the_block_runs(tmp_path: Path) -> None:
+    device = tmp_path / "cpu_dma_latency"
+    os.mkfifo(device)
+    reading = os.open(device, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with awake(device) as kept:
+            assert kept
+            assert os.read(reading, 100) == bytes(4)
+            with pytest.raises(BlockingIOError):
+                os.read(reading, 100)  # it is held open
+        assert os.read(reading, 100) == b""
+    finally:
+        os.close(reading)
+
+
+def test_cores_that_are_not_ours_to_keep_awake_are_told_of(tmp_path: Path) -> None:
+    with awake(tmp_path / "missing" / "cpu_dma_latency") as kept:
+        assert not kept
+    assert not list(tmp_path.iterdir())
