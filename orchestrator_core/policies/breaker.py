@@ -29,6 +29,8 @@ class Breaker:
 
     An era ends when the breaker opens. What a call of an earlier era ends with says nothing about the source now, so
     it neither opens nor closes anything.
+
+    ``turned`` is told when it has opened, and when it has closed again; not of probes that fail.
     """
 
     __slots__ = (
@@ -41,21 +43,30 @@ class Breaker:
         "_probe_of",
         "_probing",
         "_reset",
+        "_turned",
         "_window",
         "calls",
         "clock",
         "era",
+        "open_since",
         "opened",
         "refused",
     )
 
-    def __init__(self, options: BreakerOptions, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        options: BreakerOptions,
+        clock: Callable[[], float],
+        turned: Callable[[Breaker], None] = lambda breaker: None,
+    ) -> None:
         self.clock = clock
+        self.open_since = 0.0
         self.era = 1
         self.calls = 0
         self.opened = 0
         self.refused = 0
         self._eras = 1
+        self._turned = turned
         self._failures_to_open = options.failures
         self._window = float(options.window)
         self._reset = float(options.reset)
@@ -104,10 +115,13 @@ class Breaker:
 
     def close(self) -> None:
         """Note that the probe was answered."""
+        was_open = not self.era
         self._failures.clear()
         self._eras += 1
         self.era = self._eras
         self._end_probe()
+        if was_open:
+            self._turned(self)
 
     def reopen(self) -> None:
         """Note that the probe failed."""
@@ -154,10 +168,14 @@ class Breaker:
         }
 
     def _open(self, now: float) -> None:
+        was_closed = bool(self.era)
         self.era = 0
         self.opened += 1
         self._next_probe = now + self._reset
         self._end_probe()
+        if was_closed:
+            self.open_since = now
+            self._turned(self)
 
     def _end_probe(self) -> None:
         self._probing = False

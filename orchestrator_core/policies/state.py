@@ -8,6 +8,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+import structlog
+
 from orchestrator_core.policies.breaker import Breaker, BreakerState
 from orchestrator_core.policies.cache import Cache
 from orchestrator_core.policies.concurrency import Limiter
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from orchestrator_core.policies.shared import SharedCache
 
 __all__ = ["SourceState"]
+
+log = structlog.get_logger("orchestrator.policies")
 
 _WORST_FIRST: tuple[BreakerState, ...] = ("open", "half_open", "closed")
 
@@ -57,8 +61,23 @@ class SourceState:
     def breaker(self, options: BreakerOptions) -> Breaker:
         found = self._breakers.get(options)
         if found is None:
-            found = self._breakers[options] = Breaker(options, self.clock)
+            found = self._breakers[options] = Breaker(options, self.clock, self._tell)
         return found
+
+    def _tell(self, breaker: Breaker) -> None:
+        if breaker.era:
+            log.info(
+                "a source answers again: its circuit breaker is closed",
+                source=self.label,
+                seconds=round(self.clock() - breaker.open_since, 3),
+            )
+        else:
+            log.warning(
+                "a source has failed repeatedly and is left alone: its circuit breaker is open",
+                source=self.label,
+                failures=breaker.failures(),
+                probe_after_seconds=breaker.retry_after_seconds(),
+            )
 
     def budget(self) -> RetryBudget:
         if self._budget is None:

@@ -112,9 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             with awake() as kept, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 if not kept:
-                    say(
-                        "the cores sleep between requests, as /dev/cpu_dma_latency cannot be written: latencies tell of it"
-                    )
+                    say("/dev/cpu_dma_latency is closed to us: the cores sleep between requests, and latencies tell so")
                 runner.run(run(options, Path(folder), results))
         except KeyboardInterrupt:
             interrupted = True

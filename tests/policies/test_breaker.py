@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import structlog
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -11,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from orchestrator_core.plugin_api import Duration
 from orchestrator_core.policies.breaker import Breaker
 from orchestrator_core.policies.options import BreakerOptions
+from orchestrator_core.policies.state import SourceState
 from tests.policies.lab import Clock
 
 FAILURES, WINDOW, RESET = 3, 10.0, 5.0
@@ -196,3 +198,36 @@ def test_one_probe_each_time_and_a_probe_given_up_waits_as_long_again() -> None:
     assert breaker.probe()
     breaker.close()
     assert breaker.state == "closed"
+
+
+def test_opening_and_closing_is_logged_once_each_and_no_probe_that_fails() -> None:
+    clock = Clock()
+    state = SourceState("api.bureau", clock=clock)
+    with structlog.testing.capture_logs() as logs:
+        breaker = state.breaker(BreakerOptions(3, Duration(10.0), Duration(5.0)))
+        for _ in range(3):
+            breaker.failed(breaker.era)
+        for _ in range(4):
+            clock.now += 5
+            assert breaker.probe()
+            breaker.reopen()
+        clock.now += 7.5
+        assert breaker.probe()
+        breaker.close()
+        breaker.close()  # another way to tell that it is well
+        state.recovered()
+    assert logs == [
+        {
+            "event": "a source has failed repeatedly and is left alone: its circuit breaker is open",
+            "log_level": "warning",
+            "source": "api.bureau",
+            "failures": 3,
+            "probe_after_seconds": 5.0,
+        },
+        {
+            "event": "a source answers again: its circuit breaker is closed",
+            "log_level": "info",
+            "source": "api.bureau",
+            "seconds": 27.5,
+        },
+    ]
