@@ -154,7 +154,7 @@ class _Loader:
     def read(self, path: Path) -> Document:
         document = load_document(path, self.name(path))
         self.digests[document.name] = hashlib.sha256(document.text.encode()).hexdigest()
-        self.texts[document.name] = document.text
+        self.texts[document.name] = document.shown_text()
         self.problems.extend(document.problems)
         if document.data is None and document.problems:
             self.incomplete = True

@@ -380,7 +380,7 @@ class Configuration:
     ``secret_files`` maps each file that ``${file:…}`` names to what it says, or to None when it cannot be read;
     ``secrets`` is a hash of all secrets, of the environment too. ``telemetry`` is the section of that name.
     ``incomplete`` says that a file could not be read, so that what seems to be missing may be there.
-    ``texts`` are the files' contents by their names: placeholders, and not what they stand for.
+    ``texts`` are the files' contents by their names: with placeholders, and without secrets that are written out.
     """
 
     folder: Path

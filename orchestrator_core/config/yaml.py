@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 from attrs import evolve, field, frozen
 
-from orchestrator_core.config.spellings import passwords_in
+from orchestrator_core.config.spellings import MASK, passwords_in
+from orchestrator_core.config.written_out import after_properties, is_no_secret, names_a_secret, secrets_in
 from orchestrator_core.errors import Problem
 
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -36,6 +37,8 @@ _CONSTANTS = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
+_LINE_END = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
+"""Where YAML has a line end."""
 _Parser = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -98,13 +101,49 @@ class Document:
             message=message,
             path=format_path(path),
             hint=hint,
-            source_line=_without_passwords(source_line),
+            source_line=self.shown_line(line),
             length=max(1, min(size, len(source_line) - column + 1)),
         )
 
     def line(self, number: int) -> str:
         lines = self.text.splitlines()
         return lines[number - 1] if 0 < number <= len(lines) else ""
+
+    def shown_line(self, number: int) -> str:
+        """Return a line with its secrets as asterisks, as many as they have letters: a caret is drawn below it."""
+        line = self.line(number)
+        for start, end in secrets_in(line):
+            line = line[:start] + "*" * (end - start) + line[end:]
+        return line
+
+    def shown_text(self) -> str:
+        """Return the text with its secrets masked: YAML of the same structure."""
+        starts = [0, *(end.end() for end in _LINE_END.finditer(self.text))]
+        spans = [(start, end, MASK) for start, end in passwords_in(self.text) if "{" not in self.text[start:end]]
+        for path, mark in self.values.items():
+            key = next((part for part in reversed(path) if isinstance(part, str)), "")
+            if names_a_secret(key) and not isinstance(self._at(path), dict | list):
+                start = starts[mark.line - 1] + mark.column - 1
+                end = starts[mark.end_line - 1] + mark.end_column - 1
+                start += after_properties(self.text[start:end])
+                written = self.text[start:end].rstrip()  # of a block the line end is the next thing's
+                if not is_no_secret(written):
+                    spans.append((start, start + len(written), f'"{MASK}"'))
+        shown, since = [], 0
+        for start, end, mask in sorted(spans, key=lambda span: (span[0], -span[1])):
+            if start >= since:
+                shown += [self.text[since:start], mask]
+                since = end
+        return "".join([*shown, self.text[since:]])
+
+    def _at(self, path: DataPath) -> Any:
+        value = self.data
+        for part in path:
+            try:
+                value = value[part]
+            except (LookupError, TypeError):  # another key of the same name, such as one that is merged
+                return None
+        return value
 
     def _mark(self, path: DataPath, *, at_key: bool) -> Mark:
         while True:
@@ -128,14 +167,6 @@ class Document:
             if match := pattern.search(self.line(number), start):
                 return number, match.start() + 1
         return None
-
-
-def _without_passwords(line: str) -> str:
-    """Return the line with the password of a URL as asterisks, as many as it has letters: the caret must still fit."""
-    for start, end in passwords_in(line):
-        if "{" not in line[start:end]:  # a placeholder
-            line = line[:start] + "*" * (end - start) + line[end:]
-    return line
 
 
 def format_path(path: DataPath) -> str:
@@ -193,7 +224,7 @@ def parse_document(text: str, name: str) -> Document:
 def _unfit_character(document: Document, position: int, code: int) -> Problem:
     line = document.text[:position].count("\n") + 1
     message = f"character U+{code:04X} is not allowed in YAML"
-    return Problem(document.name, line, 1, "ORC102", message, source_line=document.line(line))
+    return Problem(document.name, line, 1, "ORC102", message, source_line=document.shown_line(line))
 
 
 def _syntax_problem(document: Document, error: yaml.MarkedYAMLError) -> Problem:
@@ -215,7 +246,7 @@ def _syntax_problem(document: Document, error: yaml.MarkedYAMLError) -> Problem:
         code="ORC102",
         message=f"not valid YAML: {error.problem or error.context}",
         hint=hint,
-        source_line=source_line,
+        source_line=document.shown_line(line),
     )
 
 
@@ -266,7 +297,6 @@ class _Builder:
 
     def report(self, code: str, message: str, event: Any, hint: str = "") -> None:
         start, end = event.start_mark, event.end_mark
-        line = self.document.line(start.line + 1)
         length = end.column - start.column if end.line == start.line else 1
         self.problems.append(
             Problem(
@@ -277,7 +307,7 @@ class _Builder:
                 message=message,
                 path=format_path(self.path()),
                 hint=hint,
-                source_line=line,
+                source_line=self.document.shown_line(start.line + 1),
                 length=max(1, length),
             )
         )

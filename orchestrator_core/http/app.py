@@ -15,7 +15,6 @@ import structlog
 from attrs import evolve, frozen
 
 from orchestrator_core.config.model import ServerOptions
-from orchestrator_core.config.secrets import without_passwords
 from orchestrator_core.http.admin import AdminApp
 from orchestrator_core.http.connection import Limits
 from orchestrator_core.http.grace import Grace
@@ -178,7 +177,7 @@ def _generation(snapshot: Snapshot) -> Generation:
     configuration = snapshot.configuration
     texts: dict[str, str] = {}
     if any(ready.capture is not None and ready.capture.values for ready in snapshot.plans.values()):
-        texts = {name: without_passwords(configuration.redactor(text)) for name, text in configuration.texts.items()}
+        texts = {name: configuration.redactor(text) for name, text in configuration.texts.items()}
     return Generation(snapshot.generation, time(), dict(configuration.files), texts)
 
 

@@ -348,6 +348,9 @@ async def converse(service: Stage, look: object) -> list[str]:
     listed = json.loads(await ask(service.admin_port, "GET", "/executions?limit=200", "pages"))["executions"]
     for execution in listed:
         await ask(service.admin_port, "GET", f"/executions/{execution['id']}", "executions")
+    kept = await ask(service.admin_port, "GET", f"/generations/{listed[0]['generation']}", "executions")
+    if "literal: " not in kept:
+        problems.append("the text of the configuration is not kept")
     models = json.loads(await ask(service.admin_port, "GET", "/models", "pages"))["models"]
     for model in models:
         for page in ("", "/logs"):
@@ -387,6 +390,15 @@ async def broken_reloads(service: Stage, ask: object) -> None:
         await ask(service.admin_port, "POST", "/reload", "reload")
         await ask(service.admin_port, "GET", "/config", "pages")
     file.unlink()
+    sources = service.folder / "config" / "integrations" / "canary.yaml"
+    whole = sources.read_text()
+    for line in [line for line in whole.splitlines(keepends=True) if line.lstrip().startswith("literal: ")]:
+        upto = whole.index(line)
+        for half in (whole[: upto + line.index("}")], whole[:upto] + line.replace('"', "", 1) + "  literal: {}\n"):
+            sources.write_text(half)
+            await ask(service.admin_port, "POST", "/reload", "reload")
+            await ask(service.admin_port, "GET", "/config", "pages")
+    sources.write_text(whole)
     await ask(service.admin_port, "POST", "/reload", "reload")
 
 
