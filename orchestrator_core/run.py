@@ -339,11 +339,14 @@ class Run:
         """Return the steps that were under way when the run ended."""
         return [name for name, step in zip(self.plan.step_names, self.steps, strict=True) if isinstance(step, float)]
 
-    def engine_seconds(self) -> float:
-        """Return how long no step was under way."""
+    def engine_seconds(self, steps_seconds: float | None = None) -> float:
+        """Return how long no step was under way. ``steps_seconds`` is what they took together, where that is known."""
         if self._engine_seconds is not None:
             return self._engine_seconds
-        seconds = self._idle_seconds(self.ended or clock())
+        if steps_seconds is not None and self.plan.sequential:
+            seconds = self.ended - self.started - steps_seconds
+        else:
+            seconds = self._idle_seconds(self.ended or clock())
         if self.ended:  # the answer says it, and then the record
             self._engine_seconds = seconds
         return seconds

@@ -108,7 +108,7 @@ async def run(flow: str, folder: Path) -> None:
         done = Run(ready, new_execution_id())
         result = await execute(ready, request, done)
         finish(done, 200, None, live.snapshot.configuration.redactor)
-        body = encode(result)
+        body = encode(result, ready.plan)
 
         async def answer() -> web.Response:
             return web.Response(body=body, content_type="application/json")
@@ -121,7 +121,7 @@ async def run(flow: str, folder: Path) -> None:
             ("  deadline and generated code", lambda: execute(ready, request, Run(ready, "0" * 32)), True),
             ("    generated code", lambda: ready.run(request, Run(ready, "0" * 32)), True),
             *((f"      step '{name}'", call, True) for name, call in calls.items()),
-            ("  JSON", lambda: encode(result), False),
+            ("  JSON", lambda: encode(result, ready.plan), False),
             ("  header lines", lambda: run_headers(done), False),
             ("  the record kept", lambda: executions.add(done), False),
             ("for scale: a record made readable, when somebody looks", done.record, False),
