@@ -153,7 +153,7 @@ def server_timing(run: Run) -> str:
     """Return ``customer_data;dur=1.234, engine;dur=0.056``: a metric per step and one for the engine's own time."""
     metrics, names, notes, taken = "", run.plan.step_names, run.notes, 0.0
     for index, step in enumerate(run.steps):
-        if type(step) is tuple:
+        if isinstance(step, tuple):
             status, start, stop, _ = step
             seconds = stop - start
             if notes is not None and status is OK and (notes.get(index) is HIT or run.is_cached(index)):

@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import uvloop
@@ -95,7 +96,10 @@ async def run(options: Options, folder: Path, results: list[tuple[Row, list[Find
         if row.name not in options.rows:
             continue
         say(f"{row.name}: {row.fault}")
-        findings = await measure(row, evolve(setting, say=progress()))
+        with awake() if row.awake else nullcontext(True) as kept:
+            if not kept:
+                say("/dev/cpu_dma_latency is closed to us: the cores sleep between requests, and latencies tell so")
+            findings = await measure(row, evolve(setting, say=progress()))
         for finding in findings:
             say(f"  {finding.verdict:12}  {finding.holds}: {finding.measured}")
         results.append((row, findings))
@@ -110,9 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as Ctrl-C does
     with tempfile.TemporaryDirectory(prefix="orchestrator-chaos-") as folder:
         try:
-            with awake() as kept, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                if not kept:
-                    say("/dev/cpu_dma_latency is closed to us: the cores sleep between requests, and latencies tell so")
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(run(options, Path(folder), results))
         except KeyboardInterrupt:
             interrupted = True

@@ -52,11 +52,17 @@ class Setting:
 
 @frozen
 class Row:
-    """One row of the table."""
+    """One row of the table.
+
+    With ``awake`` the cores are kept from sleeping meanwhile: where there is so little to do that they would, waking
+    them is most of what a latency tells. A core that is busy by itself is better left alone: a virtual machine that
+    takes all of its cores all the time is held up more often.
+    """
 
     name: str
     fault: str
     measure: Callable[[Setting], Awaitable[list[Finding]]]
+    awake: bool = False
 
 
 def milliseconds(seconds: float) -> str:

@@ -137,4 +137,4 @@ async def _well_again(service: Stage) -> None:
             await asyncio.sleep(0.05)
 
 
-ROW = Row("down", "a source down", measure)
+ROW = Row("down", "a source down", measure, awake=True)
