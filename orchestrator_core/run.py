@@ -383,7 +383,7 @@ class Run:
         """Return whether ``steps`` and ``notes`` hold all there is to tell, as ``plugin_api.StorableRun`` has it."""
         return (
             self.items is None
-            and self.kept is None
+            and (self.kept is None or not any(self.steps))
             and self.taken is None
             and not self.degraded_steps
             and self.http_status < 400
@@ -496,6 +496,8 @@ class Run:
         note, step = self.notes.get(index) if self.notes else None, self.steps[index]
         if note is None or not isinstance(step, tuple) or step[0] is not OK:
             return False
+        if note.is_hit:
+            return True
         items = self.items.get(index) if self.items else None
         return 0 < items.count <= note.cached_calls if items else note.cached != ""
 

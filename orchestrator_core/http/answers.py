@@ -16,7 +16,6 @@ from aiohttp.helpers import rfc822_formatted_time
 from orchestrator_core.blame import UnfitAnswer
 from orchestrator_core.engine import Failure, new_execution_id
 from orchestrator_core.plan import Place, Plan, giver
-from orchestrator_core.policies.notes import HIT
 from orchestrator_core.run import CACHED, OK, Run, clock
 from orchestrator_core.schemas import pointer
 
@@ -156,7 +155,7 @@ def server_timing(run: Run) -> str:
         if isinstance(step, tuple):
             status, start, stop, _ = step
             seconds = stop - start
-            if notes is not None and status is OK and (notes.get(index) is HIT or run.is_cached(index)):
+            if notes is not None and run.is_cached(index):
                 metrics += f"{names[index]};dur={seconds * MILLI:.3f};desc={CACHED}, "
             elif status is OK:
                 metrics += f"{names[index]};dur={seconds * MILLI:.3f}, "

@@ -120,12 +120,27 @@ class Execution:
 
 
 class Noted(Protocol):
-    """What policies have noted of a step's calls: how many there were, and how a cache answered."""
+    """What policies have noted of a step's calls: how many there were, and how a cache answered.
+
+    ``is_hit`` says that there is no more to tell of a step that ended well than that a cache answered its one call:
+    its record has the status ``cached``, no attempts and the cache ``hit``.
+    """
 
     @property
     def attempts(self) -> int: ...
     @property
     def cached(self) -> str: ...
+    @property
+    def is_hit(self) -> bool: ...
+
+
+class Kept(Protocol):
+    """Where an answer is from that a cache had whole, as ``Execution.cache`` and ``Execution.cached_from`` say it."""
+
+    @property
+    def how(self) -> str: ...
+    @property
+    def execution_id(self) -> str: ...
 
 
 class FinishedRun(Protocol):
@@ -180,13 +195,16 @@ class RunPlan(Protocol):
 class StorableRun(FinishedRun, Protocol):
     """The same run as a store may read it instead of its :class:`Execution`, which ``record`` makes.
 
-    A ``usual`` run is not degraded and has no error, its answer as a whole is not from a cache and nothing is captured.
-    Its ``steps`` hold all there is to tell of them: for each the status ``ok`` or ``skipped``, its start, its end and
-    an empty text. Of those whose places are in ``notes`` there is more to tell, which ``step_record`` does.
+    A ``usual`` run is not degraded and has no error, and nothing is captured. Where its answer as a whole is from a
+    cache, which ``kept`` says, nothing was executed: each step is ``cached`` in the same way. Otherwise ``steps`` hold
+    all there is to tell of them: for each the status ``ok`` or ``skipped``, its start, its end and an empty text. Of
+    those whose places are in ``notes`` there is more to tell, which ``step_record`` does.
     """
 
     @property
     def usual(self) -> bool: ...
+    @property
+    def kept(self) -> Kept | None: ...
     @property
     def plan(self) -> RunPlan: ...
     @property
@@ -207,6 +225,7 @@ __all__ = [
     "ExecutionStatus",
     "FailedAttempt",
     "FinishedRun",
+    "Kept",
     "Noted",
     "RunPlan",
     "StepRecord",

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from orchestrator_core.errors import DeadlineExceeded, OrchestratorError, SourceError, SourceUnavailable
 from orchestrator_core.policies.cache import Cache
-from orchestrator_core.policies.keys import KeyOf
+from orchestrator_core.policies.keys import KeyOf, key_of_one
 from orchestrator_core.policies.layers import Call, Layer
 from orchestrator_core.policies.notes import Cached, StepNote
 from orchestrator_core.policies.policies import GuardedRun
@@ -80,6 +80,20 @@ def cached(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None
             else:
                 run.note_hit(index)
             return entry[1]
+        return await missed(run, index, values, key)
+
+    async def cached_by_one(run: GuardedRun, index: int, value: Any) -> Any:
+        """Do the same for a call with one value and one result, which a hit is soon done with."""
+        key = value if type(value) is str else key_of((value,))
+        entry = entries.get(key)
+        if entry is not None and clock() < entry[0]:
+            use(key)
+            cache.hits += 1
+            run.note_hit(index)
+            return entry[1]
+        return await missed(run, index, (value,), key)
+
+    async def missed(run: GuardedRun, index: int, values: tuple[Any, ...], key: Hashable) -> Any:
         if key is None:
             return await within(limit, lambda timer: layer(run, index, values, timer))
         asked, spare = False, None
@@ -120,7 +134,7 @@ def cached(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None
     def refresh(values: tuple[Any, ...], seconds: float) -> Awaitable[Any]:
         return within_own(seconds, lambda timer: layer(_Background(), 0, values, timer))
 
-    return cached
+    return cached_by_one if key_of is key_of_one and not each else cached
 
 
 def cached_at_once(layer: Layer, cache: Cache, key_of: KeyOf, step_timeout: float | None) -> Call:

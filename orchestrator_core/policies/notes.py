@@ -31,7 +31,8 @@ class StepNote:
     of an item is one more. ``cached_calls`` is how many of its calls a cache answered, ``uncalled`` for how many items
     the source was not called, ``waited_seconds`` the longest time that one of them waited for its turn. ``fell_back``
     says that a model's fallback answered in its place. ``failed`` are the attempts that failed, as far as there is room
-    for them; ``more_failed`` is how many others did.
+    for them; ``more_failed`` is how many others did. ``is_hit`` says that there is no more to tell than that a cache
+    answered the one call with a fresh result, as there is most often.
     """
 
     attempts: int = 1
@@ -43,6 +44,7 @@ class StepNote:
     fell_back: bool = False
     failed: list[FailedCall] | None = field(default=None, eq=False)  # moments: no two are the same
     more_failed: int = 0
+    is_hit: bool = False
 
     def not_called(self, *, each: bool) -> None:
         """Note that the source was not called: for the step, or for one of its items."""
@@ -61,7 +63,7 @@ class StepNote:
             self.more_failed += 1
 
 
-HIT = StepNote(attempts=0, cached="hit", cached_calls=1)
+HIT = StepNote(attempts=0, cached="hit", cached_calls=1, is_hit=True)
 """What is noted of a step whose one call a cache answered with a fresh result. Shared: not to be changed."""
 
 

@@ -137,10 +137,10 @@ async def cpu_micros_in_turns(servers: Sequence[Process], paths: Sequence[str], 
 async def cache_hit(options: Options, folder: Path, cores: Cores, settings: Settings) -> Outcome:
     """Measure an endpoint whose step is answered from the cache beside the no-op of the same server."""
     given = evolve(settings, flow="cached", port=free_port())
-    command = ours.command(folder / "cached", given)
+    command = ours.command(folder / "cached" / "config", given, extras="full")  # beside it is the store
     hits: list[Measured] = []
     noops: list[Measured] = []
-    async with started("cached", command, given.port, cores.server, folder / "cached.log") as server:
+    async with started("cached", command, given.port, cores.server, folder / "cached" / "log") as server:
         ids = asked_ids("cached")
         asked = {flow: [f"{path(flow)}{one}" for one in ids] for flow in ("cached", "noop")}
         answers = {flow: await answers_of(server, paths) for flow, paths in asked.items()}

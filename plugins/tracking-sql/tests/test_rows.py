@@ -13,8 +13,8 @@ from orchestrator_tracking_sql.rows import OWN_COLUMNS, RowsOfRuns, row_of
 from tracking_kit import Place, captured, execution
 
 from orchestrator_core.plugin_api import Identity, Query
-from orchestrator_core.policies.notes import StepNote
-from orchestrator_core.run import CANCELLED, DEFAULT, OK, SKIPPED, Items, KeptAnswer
+from orchestrator_core.policies.notes import HIT, StepNote
+from orchestrator_core.run import CANCELLED, DEFAULT, FAILED, OK, SKIPPED, Items, KeptAnswer
 from orchestrator_core.run import Run as ExecutedRun
 
 Run = Callable[..., Any]
@@ -60,6 +60,15 @@ def executed(**given: Any) -> ExecutedRun:
         {},
         {"trace_id": ""},
         {"notes": {0: StepNote(attempts=0, cached="hit", cached_calls=1)}},
+        {"notes": {0: HIT}},
+        {"notes": {0: HIT, 1: HIT, 2: HIT}},
+        {"notes": {0: HIT, 1: StepNote(attempts=2)}},
+        {"notes": {0: HIT}, "steps": [(FAILED, 1.0, 2.0, "it is \ud800"), None, None], "http_status": 502},
+        {
+            "notes": {0: HIT},
+            "steps": [(DEFAULT, 1.0, 2.0, "no"), (OK, 2.0, 3.0, ""), None],
+            "degraded_steps": ("extra",),
+        },
         {"notes": {1: StepNote(attempts=3, breaker="half_open", waited_seconds=0.25)}},
         {"notes": {1: StepNote(attempts=3, failed=[(1.0, 0.5, "it is \ud800"), (2.0, 0.25, "down")], more_failed=3)}},
         {"notes": {0: StepNote(attempts=2), 1: StepNote(attempts=0, cached="stale", cached_calls=1)}},
@@ -70,6 +79,9 @@ def executed(**given: Any) -> ExecutedRun:
         {"steps": [(OK, 1.0, 2.0, ""), (CANCELLED, 2.0, 3.0, ""), None], "http_status": 499},
         {"http_status": 502, "error": "a\0b", "failed_step": "risk"},
         {"kept": KeptAnswer("hit", "0190", 1.0), "steps": [None, None, None]},
+        {"kept": KeptAnswer("shared", "0190", 1.0), "steps": [None, None, None]},
+        {"kept": KeptAnswer("stale", "0190", 1.0), "steps": [(FAILED, 1.0, 2.0, "down"), None, None]},
+        {"kept": KeptAnswer("hit", "0190", 1.0), "steps": [None, None, None], "degraded_steps": ("risk",)},
     ],
 )
 def test_the_row_of_a_run_is_that_of_its_record(given: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from orchestrator_core.plugin_api import (
     FailedAttempt,
     Generation,
     Identity,
+    Kept,
     RunPlan,
     StepRecord,
     StorableRun,
@@ -38,6 +39,7 @@ _ATTEMPT_NAMES = tuple(field.name for field in attrs.fields(FailedAttempt))
 _ALWAYS = ("name", "status", "start_seconds", "duration_seconds", "attempts")
 _SELDOM = {field.name: field.default for field in attrs.fields(StepRecord) if field.name not in _ALWAYS}
 _ORDINARY = tuple(_SELDOM.values())
+_HIT: dict[str, str | int | float] = {"status": "cached", "attempts": 0, "cache": "hit"}
 _seldom = attrgetter(*_SELDOM)
 _of_identity = attrgetter(*_IDENTITY_NAMES)
 _of_attempt = attrgetter(*_ATTEMPT_NAMES)
@@ -83,7 +85,9 @@ class RowsOfRuns:
         self._shared: dict[int, tuple[RunPlan, tuple[Identity, ...], int, Values]] = {}
 
     def row_of(self, run: StorableRun) -> Row:
-        plan, started = run.plan, run.started
+        plan, started, kept = run.plan, run.started, run.kept
+        if kept is not None and run.usual:
+            return _row_of_kept(run, kept)
         steps = _steps(run, plan.step_names, started) if run.usual else None
         if steps is None:  # there is more to tell
             return row_of(run.record())
@@ -98,6 +102,22 @@ class RowsOfRuns:
         )
         self._shared[id(plan)] = plan, models, status, shared
         return own, shared
+
+
+def _row_of_kept(run: StorableRun, kept: Kept) -> Row:
+    plan = run.plan
+    steps = _kept_steps(tuple(plan.step_names), kept.how)
+    own = (run.id, run.started_at, run.ended - run.started, run.engine_seconds(), run.trace_id, steps)
+    shared = (
+        *(plan.domain, plan.name, plan.generation, "ok", run.http_status, "[]"),
+        *("", kept.how, kept.execution_id, "[]", None),
+    )
+    return own, shared
+
+
+@lru_cache(256)
+def _kept_steps(names: tuple[str, ...], how: str) -> str:
+    return _json([_step(StepRecord(name, "cached", cache=how)) for name in names])
 
 
 def _steps(run: StorableRun, names: Sequence[str], started: float) -> str | None:
@@ -117,8 +137,11 @@ def _steps(run: StorableRun, names: Sequence[str], started: float) -> str | None
     ]
     if len(steps) < len(names):
         return None
-    for index in run.notes or ():
-        steps[index] = _step(run.step_record(index))
+    for index, note in run.notes.items() if run.notes else ():
+        if note.is_hit and steps[index]["status"] == "ok":
+            steps[index] |= _HIT
+        else:
+            steps[index] = _step(run.step_record(index))
     return _json(steps)
 
 
