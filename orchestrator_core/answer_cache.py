@@ -45,27 +45,36 @@ class Answers:
 
         What another version of a model has said is not given for this one's.
         """
-        key: Any = self._key(request)
-        return document([key, *((found := slot.identity) and [found.version, found.digest] for slot in self._models)])
+        of: list[Any] = [self._key(request)]
+        if self._models:
+            of += [(found := slot.identity) and [found.version, found.digest] for slot in self._models]
+        return document(of)
+
+    def fresh(self, key: Hashable, run: Run) -> bytes | None:
+        """Return the body of an answer that is kept and not past its time, and note in the run where it is from."""
+        cache = self._cache
+        entry = cache.entries.get(key)
+        if entry is None or cache.clock() >= entry[0]:
+            return None
+        cache.entries.move_to_end(key)
+        cache.hits += 1
+        return _given(entry[1], run, "hit")
 
     async def answer(
         self,
+        key: Hashable,
         request: Request,
         run: Run,
         time_limit: TimeLimit,
         make: Make,
         renew: Callable[[Request], Awaitable[tuple[bytes, Run]]],
     ) -> bytes:
-        """Return the body of the answer, and note in the run where it is from. Raises what executing it raises.
+        """Return the body of an answer of which there is no :meth:`fresh` one, and note in the run where it is from.
 
-        ``time_limit`` is the endpoint's: ``make`` keeps to it, and so does who waits for another's answer.
+        Raises what executing it raises. ``time_limit`` is the endpoint's: ``make`` keeps to it, and so does who waits
+        for another's answer.
         """
-        cache, key = self._cache, self.key(request)
-        entry = cache.entries.get(key)
-        if entry is not None and cache.clock() < entry[0]:
-            cache.entries.move_to_end(key)
-            cache.hits += 1
-            return _given(entry[1], run, "hit")
+        cache = self._cache
         if key is None:
             return await make(request, run)
 

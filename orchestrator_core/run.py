@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from time import perf_counter, time
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import structlog
-from attrs import frozen
 
 from orchestrator_core.blame import BROKEN_OFF, culprit, describe, request_error
 from orchestrator_core.capture import Capture, Taken
@@ -151,8 +150,19 @@ class PastPlan:
         self.redact = plan.redact
 
 
-@frozen
-class KeptAnswer:
+class _FirstHits(dict[int, Mapping[int, StepNote]]):
+    """The notes of a run of which there is nothing to note but a hit, by the step's place: made once, and shared."""
+
+    def __missing__(self, index: int) -> Mapping[int, StepNote]:
+        self[index] = notes = {index: HIT}
+        return notes
+
+
+_FIRST_HIT = _FirstHits()
+_NO_NOTES: Mapping[int, StepNote] = {}
+
+
+class KeptAnswer(NamedTuple):
     """Where the answer of a run is from that executed nothing: how the cache had it, whose it is, and since when.
 
     ``made_at`` is a Unix time in seconds.
@@ -167,9 +177,10 @@ class Run:
     """One execution. ``steps`` has, by the plan's order, None, the start of a step under way, or its outcome.
 
     ``notes`` is what the policies around a step's call have to say of it, by the step's place in that order: None until
-    there is something; ``kept`` says the same of the whole answer. ``taken`` are its values where they are captured.
-    ``deadline`` is the request's own while it is being executed: a call that is cancelled learns from
-    ``deadline.passed`` whether time is up or the client has gone. ``turns`` are those of the loop that it runs on.
+    there is something, and never changed in place; ``kept`` says the same of the whole answer. ``taken`` are its values
+    where they are captured. ``deadline`` is the request's own while it is being executed: a call that is cancelled
+    learns from ``deadline.passed`` whether time is up or the client has gone. ``turns`` are those of the loop that it
+    runs on.
     """
 
     __slots__ = (
@@ -206,7 +217,7 @@ class Run:
         self.steps: list[StepTimes | float | None] = [None] * len(plan.step_names)
         self.degraded_steps: tuple[str, ...] = ()
         self.items: dict[int, Items] | None = None
-        self.notes: dict[int, StepNote] | None = None
+        self.notes: Mapping[int, StepNote] | None = None
         self.kept: KeptAnswer | None = None
         self.taken: Taken | None = None
         self.deadline: Timer | NoDeadline = NO_DEADLINE
@@ -279,20 +290,16 @@ class Run:
 
     def note(self, index: int) -> StepNote:
         """Return what is noted of the call of a step, to note more."""
-        notes = self.notes
-        if notes is None:
-            notes = self.notes = {}
+        notes = self.notes or _NO_NOTES
         note = notes.get(index)
         if note is None:
-            note = notes[index] = StepNote()
+            note = StepNote()
+            self.notes = {**notes, index: note}
         return note
 
     def note_hit(self, index: int) -> None:
         """Note that a cache answered the one call of a step, with a fresh result."""
-        if self.notes is None:
-            self.notes = {index: HIT}
-        else:
-            self.notes[index] = HIT
+        self.notes = _FIRST_HIT[index] if self.notes is None else {**self.notes, index: HIT}
 
     def note_items(self, index: int, count: int) -> None:
         """Note how many items a step with ``for_each`` runs for."""

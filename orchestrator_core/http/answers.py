@@ -155,7 +155,7 @@ def server_timing(run: Run) -> str:
         if isinstance(step, tuple):
             status, start, stop, _ = step
             seconds = stop - start
-            if notes is not None and run.is_cached(index):
+            if notes is not None and index in notes and run.is_cached(index):
                 metrics += f"{names[index]};dur={seconds * MILLI:.3f};desc={CACHED}, "
             elif status is OK:
                 metrics += f"{names[index]};dur={seconds * MILLI:.3f}, "

@@ -154,8 +154,9 @@ class PublicApp:
             if ready.answers is None:
                 content = encode(await execute(ready, given, run), ready.plan)
             else:
-                content = await ready.answers.answer(
-                    given, run, ready.time_limit, _make(ready), self._renewing(serving, ready, request.method)
+                key = ready.answers.key(given)
+                content = ready.answers.fresh(key, run) or await ready.answers.answer(
+                    key, given, run, ready.time_limit, _make(ready), self._renewing(serving, ready, request.method)
                 )
         except asyncio.CancelledError as cancelled:
             waits = False

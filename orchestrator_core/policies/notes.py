@@ -44,7 +44,7 @@ class StepNote:
     fell_back: bool = False
     failed: list[FailedCall] | None = field(default=None, eq=False)  # moments: no two are the same
     more_failed: int = 0
-    is_hit: bool = False
+    is_hit: bool = field(default=False, eq=False)
 
     def not_called(self, *, each: bool) -> None:
         """Note that the source was not called: for the step, or for one of its items."""

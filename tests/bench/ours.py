@@ -109,6 +109,13 @@ CACHED = """\
       - {name: customer, type: database, operation: get_customer, cache: {ttl: 1h},
          params: {customer_id: "$request.path_params.entity_id"}}
     response_mapping: {entity_id: "$customer.customer_id"}
+  kept:
+    path: "/{entity_id}"
+    cache: {ttl: 1h}
+    data_sources:
+      - {name: customer, type: database, operation: get_customer,
+         params: {customer_id: "$request.path_params.entity_id"}}
+    response_mapping: {entity_id: "$customer.customer_id"}
 """
 
 INSTANT = """\

@@ -134,29 +134,36 @@ async def cpu_micros_in_turns(servers: Sequence[Process], paths: Sequence[str], 
     return {name: seconds / requests[name] * 1e6 for name, seconds in cpu.items()}
 
 
-async def cache_hit(options: Options, folder: Path, cores: Cores, settings: Settings) -> Outcome:
-    """Measure an endpoint whose step is answered from the cache beside the no-op of the same server."""
+async def cache_hits(options: Options, folder: Path, cores: Cores, settings: Settings) -> list[Outcome]:
+    """Measure an endpoint whose step a cache answers and one whose answer is kept, beside the no-op of the same server.
+
+    All is on, as for the flows.
+    """
     given = evolve(settings, flow="cached", port=free_port())
     command = ours.command(folder / "cached" / "config", given, extras="full")  # beside it is the store
-    hits: list[Measured] = []
-    noops: list[Measured] = []
+    met: dict[str, list[Measured]] = {"cached": [], "kept": [], "noop": []}
     async with started("cached", command, given.port, cores.server, folder / "cached" / "log") as server:
         ids = asked_ids("cached")
-        asked = {flow: [f"{path(flow)}{one}" for one in ids] for flow in ("cached", "noop")}
+        asked = {flow: [f"{path(flow)}{one}" for one in ids] for flow in met}
         answers = {flow: await answers_of(server, paths) for flow, paths in asked.items()}
         for flow, paths in asked.items():
             await load_on(server, paths, answers[flow], TURN_SECONDS, 0)
         for turn in range(round(options.rounds * options.seconds / TURN_SECONDS)):
-            for flow, measured in (("cached", hits), ("noop", noops)):
+            for flow, measured in met.items():
                 measured.append(
                     await load_on(server, asked[flow], answers[flow], TURN_SECONDS, turn, warm_up_seconds=0.0)
                 )
-    over = median(per_cpu_second(hit) / per_cpu_second(noop) for hit, noop in zip(hits, noops, strict=True))
-    detail = ", ".join(
-        f"{name} {median(map(throughput, measured)):,.0f}/s and {1e6 / median(map(per_cpu_second, measured)):.1f} µs"
-        for name, measured in (("hit", hits), ("no-op", noops))
-    )
-    return Outcome("a cache hit over the no-op, requests a CPU second", CACHE_HIT, over, detail)
+    outcomes = []
+    for what, flow in (("a cache hit", "cached"), ("a kept answer", "kept")):
+        hits, noops = met[flow], met["noop"]
+        over = median(per_cpu_second(hit) / per_cpu_second(noop) for hit, noop in zip(hits, noops, strict=True))
+        detail = ", ".join(
+            f"{name} {median(map(throughput, measured)):,.0f}/s and"
+            f" {1e6 / median(map(per_cpu_second, measured)):.1f} µs"
+            for name, measured in (("hit", hits), ("no-op", noops))
+        )
+        outcomes.append(Outcome(f"{what} over the no-op, requests a CPU second", CACHE_HIT, over, detail))
+    return outcomes
 
 
 async def two_workers(options: Options, folder: Path, cores: Cores, settings: Settings) -> Outcome:
@@ -196,7 +203,8 @@ async def run(options: Options, parts: Sequence[str]) -> None:
                 else:
                     say((await flow_kept(flow, options, there, folder, cores)).line())
             if "cache" in parts:
-                say((await cache_hit(options, folder, cores, there.settings)).line())
+                for outcome in await cache_hits(options, folder, cores, there.settings):
+                    say(outcome.line())
             if "workers" in parts:
                 os.sched_setaffinity(0, cores.server | cores.load)
                 say((await two_workers(options, folder, cores, there.settings)).line())

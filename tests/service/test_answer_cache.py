@@ -272,7 +272,9 @@ def test_who_waits_for_an_answer_has_a_deadline_of_its_own(run: RunFixture) -> N
 
         async def answer(name: str) -> bytes:
             plan: Any = SimpleNamespace(step_names=())
-            return await answers.answer(Request({}, {}, {}), Run(plan, name), TimeLimit(10), make, renew)
+            return await answers.answer(
+                answers.key(Request({}, {}, {})), Request({}, {}, {}), Run(plan, name), TimeLimit(10), make, renew
+            )
 
         asked = [asyncio.create_task(answer(name)) for name in ("first", "second", "third")]
         await turns()
@@ -302,7 +304,9 @@ def test_who_waits_for_an_answer_waits_no_longer_than_its_own_time(run: RunFixtu
         async def answer(name: str, spent_seconds: float = 0.0) -> bytes:
             made_for = Run(plan, name)
             made_for.started -= spent_seconds
-            return await answers.answer(Request({}, {}, {}), made_for, TimeLimit(10), make, renew)
+            return await answers.answer(
+                answers.key(Request({}, {}, {})), Request({}, {}, {}), made_for, TimeLimit(10), make, renew
+            )
 
         maker = asyncio.create_task(answer("first"))
         await turns()
@@ -331,7 +335,9 @@ def test_who_waits_for_a_refresh_does_not_fail_with_its_deadline(run: RunFixture
             raise DeadlineExceeded("the request took longer than its 10 s", of_request=True)
 
         async def answer(name: str) -> bytes:
-            return await answers.answer(Request({}, {}, {}), Run(plan, name), TimeLimit(10), make, renew)
+            return await answers.answer(
+                answers.key(Request({}, {}, {})), Request({}, {}, {}), Run(plan, name), TimeLimit(10), make, renew
+            )
 
         assert await answer("first") == b"first"
         clock.now += 15

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TypeAlias
 
 import structlog
 
-from orchestrator_core.plugin_api import EndpointInfo, Finished, FinishedRun, Noted, Trace
+from orchestrator_core.plugin_api import EndpointInfo, Finished, FinishedRun, Trace
 
 log = structlog.get_logger("orchestrator.telemetry")
 
@@ -118,13 +118,12 @@ def _counting(counter: EndpointCounter, steps: tuple[StepCounter, ...], bounds: 
         seconds.sum += taken
         if run.degraded_steps:
             counter.degraded += 1
-        if run.notes:
-            _count_noted(run, run.notes, steps, bounds)
-            return
         if not parts:
             return
         status: str
-        for (step, by_status, step_seconds, step_buckets), outcome in zip(parts, run.steps, strict=True):
+        notes = run.notes
+        for index, (step, by_status, step_seconds, step_buckets) in enumerate(parts):
+            outcome = run.steps[index]
             if isinstance(outcome, tuple):
                 status, start, end, _ = outcome
                 if status == SKIPPED:
@@ -134,40 +133,21 @@ def _counting(counter: EndpointCounter, steps: tuple[StepCounter, ...], bounds: 
                 status, start, end = CANCELLED, outcome, run.ended
             else:
                 continue
+            if notes is None or (note := notes.get(index)) is None:
+                step.attempts += 1
+            else:
+                step.attempts += note.attempts
+                if run.is_cached(index):
+                    status = CACHED
             try:
                 by_status[status] += 1
             except KeyError:
                 by_status[status] = 1
-            step.attempts += 1
             taken = end - start
             step_buckets[bisect_left(bounds, taken)] += 1
             step_seconds.sum += taken
 
     return count
-
-
-def _count_noted(
-    run: FinishedRun, notes: Mapping[int, Noted], steps: tuple[StepCounter, ...], bounds: tuple[float, ...]
-) -> None:
-    """Count the steps of a run of which policies have noted something, such as an answer of the cache."""
-    for index, (step, outcome) in enumerate(zip(steps, run.steps, strict=True)):
-        if outcome is None:
-            continue
-        status: str
-        if isinstance(outcome, tuple):
-            status, start, end, _ = outcome
-        else:
-            status, start, end = CANCELLED, outcome, run.ended
-        if run.is_cached(index):
-            status = CACHED
-        step.by_status[status] = step.by_status.get(status, 0) + 1
-        if status == SKIPPED:
-            continue
-        note = notes.get(index)
-        step.attempts += 1 if note is None else note.attempts
-        taken = end - start
-        step.seconds.buckets[bisect_left(bounds, taken)] += 1
-        step.seconds.sum += taken
 
 
 def _count_new(answers: dict[tuple[str, int], int], method: str, status: int) -> None:
