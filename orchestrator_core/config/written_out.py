@@ -19,7 +19,7 @@ _NAMES = (
 )
 _NAMES_A_SECRET = re.compile(rf"(?i){_NAMES}")
 _NAMES_WHAT_IS_ABOUT_ONE = re.compile(
-    r"(?i)(?:[_-](?:url|uri|file|path|type|name|id|field|header|ttl|timeout|auth|expires?|provider)|tokens)$"
+    r"(?i)(?:[_-](?:url|uri|file|path|type|name|id|field|header|ttl|timeout|expires?|provider)|tokens)$"
 )
 _KEY = re.compile(rf"""(?i)(?<![\w.-])(["']?)([\w.-]*(?:{_NAMES})[\w.-]*)\1\s*:\s+""")
 _QUOTED = r""""(?:[^"\\]|\\.)*|'(?:[^']|'')*"""

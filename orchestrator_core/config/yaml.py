@@ -118,7 +118,8 @@ class Document:
 
     def shown_text(self) -> str:
         """Return the text with its secrets masked: YAML of the same structure."""
-        starts = [0, *(end.end() for end in _LINE_END.finditer(self.text))]
+        ends = (end.end() for end in _LINE_END.finditer(self.text))
+        starts = [0, *ends, len(self.text)]  # to the parser the end is on the next line
         spans = [(start, end, MASK) for start, end in passwords_in(self.text) if "{" not in self.text[start:end]]
         for path, mark in self.values.items():
             key = next((part for part in reversed(path) if isinstance(part, str)), "")

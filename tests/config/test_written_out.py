@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,41 @@ def test_a_configuration_keeps_its_texts_without_secrets(tmp_path: Path) -> None
 )
 def test_which_keys_name_a_secret(key: str, does: bool) -> None:
     assert names_a_secret(key) == does
+
+
+ODD = (
+    "\r",
+    "\r\n",
+    "\x85",
+    "\u2028",
+    "\t",
+    '"',
+    "'",
+    "{",
+    "[",
+    "|",
+    ">",
+    "&a ",
+    "*a",
+    "!x ",
+    "😀",
+    "#",
+    "- ",
+    "? ",
+    ": ",
+    "\n",
+)
+
+
+def test_whatever_stands_in_a_file_it_is_shown_and_what_was_yaml_still_is() -> None:
+    chance = random.Random(5)
+    for _ in range(500):
+        text = TEXT
+        for _ in range(chance.randint(1, 3)):
+            at = chance.randrange(len(text))
+            text = text[:at] + chance.choice(ODD) + text[at:]
+        text = text[: chance.choice((len(text), chance.randrange(len(text))))]
+        document = parse_document(text, "a.yaml")
+        shown = document.shown_text()
+        if not document.problems:
+            assert not parse_document(shown, "a.yaml").problems, text
