@@ -159,7 +159,6 @@ class _FirstHits(dict[int, Mapping[int, StepNote]]):
 
 
 _FIRST_HIT = _FirstHits()
-_NO_NOTES: Mapping[int, StepNote] = {}
 
 
 class KeptAnswer(NamedTuple):
@@ -290,7 +289,7 @@ class Run:
 
     def note(self, index: int) -> StepNote:
         """Return what is noted of the call of a step, to note more."""
-        notes = self.notes or _NO_NOTES
+        notes = self.notes or {}
         note = notes.get(index)
         if note is None:
             note = StepNote()
@@ -346,14 +345,11 @@ class Run:
         """Return the steps that were under way when the run ended."""
         return [name for name, step in zip(self.plan.step_names, self.steps, strict=True) if isinstance(step, float)]
 
-    def engine_seconds(self, steps_seconds: float | None = None) -> float:
-        """Return how long no step was under way. ``steps_seconds`` is what they took together, where that is known."""
+    def engine_seconds(self) -> float:
+        """Return how long no step was under way."""
         if self._engine_seconds is not None:
             return self._engine_seconds
-        if steps_seconds is not None and self.plan.sequential:
-            seconds = self.ended - self.started - steps_seconds
-        else:
-            seconds = self._idle_seconds(self.ended or clock())
+        seconds = self._idle_seconds(self.ended or clock())
         if self.ended:  # the answer says it, and then the record
             self._engine_seconds = seconds
         return seconds

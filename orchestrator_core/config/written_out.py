@@ -12,14 +12,21 @@ from functools import lru_cache
 
 from orchestrator_core.config.spellings import passwords_in
 
-__all__ = ["after_properties", "is_no_secret", "names_a_secret", "secrets_in"]
+__all__ = [
+    "after_properties",
+    "is_no_secret",
+    "may_name_a_secret",
+    "names_a_secret",
+    "passwords_written_out",
+    "secrets_in",
+]
 
 _NAMES = (
     r"passw|passphrase|pwd|secret|token|(?:api|access|private|account)[_-]?key|authorization|bearer|cookie|credential"
 )
 _NAMES_A_SECRET = re.compile(rf"(?i){_NAMES}")
 _NAMES_WHAT_IS_ABOUT_ONE = re.compile(
-    r"(?i)(?:[_-](?:url|uri|file|path|type|name|id|field|header|ttl|timeout|expires?|provider)|tokens)$"
+    r"(?i)(?:[_-](?:url|uri|file|path|type|name|field|header|ttl|timeout|expires?|provider)|tokens)$"
 )
 _KEY = re.compile(rf"""(?i)(?<![\w.-])(["']?)([\w.-]*(?:{_NAMES})[\w.-]*)\1\s*:\s+""")
 _QUOTED = r""""(?:[^"\\]|\\.)*|'(?:[^']|'')*"""
@@ -32,10 +39,15 @@ _NO_SECRET = re.compile(  # of ``|`` alone the text is on the next lines
 )
 
 
+def may_name_a_secret(key: str) -> bool:
+    """Return whether a key's name is that of a secret, or of something about one."""
+    return _NAMES_A_SECRET.search(key) is not None
+
+
 @lru_cache(maxsize=4096)
 def names_a_secret(key: str) -> bool:
     """Return whether what stands under a key is a secret by the key's name."""
-    return _NAMES_A_SECRET.search(key) is not None and not _NAMES_WHAT_IS_ABOUT_ONE.search(key)
+    return may_name_a_secret(key) and not _NAMES_WHAT_IS_ABOUT_ONE.search(key)
 
 
 def is_no_secret(value: str) -> bool:
@@ -49,11 +61,16 @@ def after_properties(value: str) -> int:
     return found.end() if found else 0
 
 
+def passwords_written_out(text: str) -> Iterator[tuple[int, int]]:
+    """Yield where the passwords of URLs begin and end that are no placeholders."""
+    for start, end in passwords_in(text):
+        if "{" not in text[start:end]:
+            yield start, end
+
+
 def secrets_in(line: str) -> Iterator[tuple[int, int]]:
     """Yield where the secrets of one line of YAML begin and end, be it valid or not."""
-    for start, end in passwords_in(line):
-        if "{" not in line[start:end]:  # a placeholder
-            yield start, end
+    yield from passwords_written_out(line)
     for key in _KEY.finditer(line):
         if names_a_secret(key[2]):
             in_flow = "{" in line[: key.start()] or "[" in line[: key.start()]

@@ -17,8 +17,14 @@ from typing import Any
 import yaml
 from attrs import evolve, field, frozen
 
-from orchestrator_core.config.spellings import MASK, passwords_in
-from orchestrator_core.config.written_out import after_properties, is_no_secret, names_a_secret, secrets_in
+from orchestrator_core.config.spellings import MASK
+from orchestrator_core.config.written_out import (
+    after_properties,
+    is_no_secret,
+    names_a_secret,
+    passwords_written_out,
+    secrets_in,
+)
 from orchestrator_core.errors import Problem
 
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -92,7 +98,7 @@ class Document:
         elif is_part:
             line, column = self._inside(mark, offset)
             size = 1 if length is None else length
-        source_line = self.line(line)
+        source_line = self.shown_line(line)
         return Problem(
             file=self.name,
             line=line,
@@ -101,7 +107,7 @@ class Document:
             message=message,
             path=format_path(path),
             hint=hint,
-            source_line=self.shown_line(line),
+            source_line=source_line,
             length=max(1, min(size, len(source_line) - column + 1)),
         )
 
@@ -120,7 +126,7 @@ class Document:
         """Return the text with its secrets masked: YAML of the same structure."""
         ends = (end.end() for end in _LINE_END.finditer(self.text))
         starts = [0, *ends, len(self.text)]  # to the parser the end is on the next line
-        spans = [(start, end, MASK) for start, end in passwords_in(self.text) if "{" not in self.text[start:end]]
+        spans = [(start, end, MASK) for start, end in passwords_written_out(self.text)]
         for path, mark in self.values.items():
             key = next((part for part in reversed(path) if isinstance(part, str)), "")
             if names_a_secret(key) and not isinstance(self._at(path), dict | list):
@@ -231,11 +237,11 @@ def _unfit_character(document: Document, position: int, code: int) -> Problem:
 def _syntax_problem(document: Document, error: yaml.MarkedYAMLError) -> Problem:
     mark = error.problem_mark or error.context_mark
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-    source_line = document.line(line)
+    source_line = document.shown_line(line)
     hint = ""
     if not source_line.strip() and error.context_mark:  # noticed where nothing stands: show where it started
         line, column = error.context_mark.line + 1, error.context_mark.column + 1
-        source_line, hint = document.line(line), error.context or ""
+        source_line, hint = document.shown_line(line), error.context or ""
     if "\t" in source_line[: len(source_line) - len(source_line.lstrip())]:
         hint = "indent with spaces: YAML does not allow tabs there"
     elif error.context and error.context_mark and error.context_mark.line + 1 != line:
@@ -247,7 +253,7 @@ def _syntax_problem(document: Document, error: yaml.MarkedYAMLError) -> Problem:
         code="ORC102",
         message=f"not valid YAML: {error.problem or error.context}",
         hint=hint,
-        source_line=document.shown_line(line),
+        source_line=source_line,
     )
 
 

@@ -16,7 +16,7 @@ from aiohttp import web
 from orchestrator_core.applied import applied, defaults_of
 from orchestrator_core.catalog import SourceSpec
 from orchestrator_core.config.secrets import MASK, Secret, without_passwords
-from orchestrator_core.config.written_out import names_a_secret
+from orchestrator_core.config.written_out import may_name_a_secret
 from orchestrator_core.documents import execution_json, policies_json, problem_json
 from orchestrator_core.engine import failure_of, new_execution_id
 from orchestrator_core.errors import (
@@ -263,7 +263,7 @@ def _without_proofs(value: Any) -> Any:
     """Return data in which what is named as a secret is one: a model's options are not read yet where they stand."""
     if isinstance(value, Mapping):
         return {
-            key: Secret(item) if isinstance(item, str) and names_a_secret(key) else _without_proofs(item)
+            key: Secret(item) if isinstance(item, str) and may_name_a_secret(key) else _without_proofs(item)
             for key, item in value.items()
         }
     return [_without_proofs(item) for item in value] if isinstance(value, list) else value

@@ -150,24 +150,20 @@ def run_headers(run: Run) -> str:
 
 def server_timing(run: Run) -> str:
     """Return ``customer_data;dur=1.234, engine;dur=0.056``: a metric per step and one for the engine's own time."""
-    metrics, names, notes, taken = "", run.plan.step_names, run.notes, 0.0
+    metrics, names, noted = "", run.plan.step_names, run.notes is not None
     for index, step in enumerate(run.steps):
+        name = names[index]
         if isinstance(step, tuple):
             status, start, stop, _ = step
-            seconds = stop - start
-            if notes is not None and index in notes and run.is_cached(index):
-                metrics += f"{names[index]};dur={seconds * MILLI:.3f};desc={CACHED}, "
-            elif status is OK:
-                metrics += f"{names[index]};dur={seconds * MILLI:.3f}, "
+            if noted and run.is_cached(index):
+                status = CACHED
+            if status is OK:
+                metrics += f"{name};dur={(stop - start) * MILLI:.3f}, "
             else:
-                metrics += f"{names[index]};dur={seconds * MILLI:.3f};desc={status}, "
+                metrics += f"{name};dur={(stop - start) * MILLI:.3f};desc={status}, "
         elif step is not None:
-            seconds = run.ended - step
-            metrics += f"{names[index]};dur={seconds * MILLI:.3f};desc=cancelled, "
-        else:
-            continue
-        taken += seconds
-    return f"{metrics}engine;dur={run.engine_seconds(taken) * MILLI:.3f}"
+            metrics += f"{name};dur={(run.ended - step) * MILLI:.3f};desc=cancelled, "
+    return f"{metrics}engine;dur={run.engine_seconds() * MILLI:.3f}"
 
 
 def own_timing(started: float) -> str:

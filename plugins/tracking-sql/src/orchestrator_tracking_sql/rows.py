@@ -17,7 +17,6 @@ from orchestrator_core.plugin_api import (
     FailedAttempt,
     Generation,
     Identity,
-    Kept,
     RunPlan,
     StepRecord,
     StorableRun,
@@ -86,33 +85,29 @@ class RowsOfRuns:
 
     def row_of(self, run: StorableRun) -> Row:
         plan, started, kept = run.plan, run.started, run.kept
-        if kept is not None and run.usual:
-            return _row_of_kept(run, kept)
-        steps = _steps(run, plan.step_names, started) if run.usual else None
+        steps = None
+        if run.usual:
+            steps = _steps(run, plan.step_names, started) if kept is None else _kept_steps(plan.step_names, kept.how)
         if steps is None:  # there is more to tell
             return row_of(run.record())
         own = (run.id, run.started_at, run.ended - started, run.engine_seconds(), run.trace_id, steps)
         models, status = run.identities(), run.http_status
+        if kept is not None:
+            return own, _shared(plan, status, models, kept.how, kept.execution_id)
         known = self._shared.get(id(plan))
         if known is not None and known[0] is plan and known[1] == models and known[2] == status:
             return own, known[3]
-        shared = (
-            *(plan.domain, plan.name, plan.generation, "ok", status, _models(models)),
-            *("", "", "", "[]", None),
-        )
+        shared = _shared(plan, status, models)
         self._shared[id(plan)] = plan, models, status, shared
         return own, shared
 
 
-def _row_of_kept(run: StorableRun, kept: Kept) -> Row:
-    plan = run.plan
-    steps = _kept_steps(tuple(plan.step_names), kept.how)
-    own = (run.id, run.started_at, run.ended - run.started, run.engine_seconds(), run.trace_id, steps)
-    shared = (
-        *(plan.domain, plan.name, plan.generation, "ok", run.http_status, "[]"),
-        *("", kept.how, kept.execution_id, "[]", None),
+def _shared(plan: RunPlan, status: int, models: tuple[Identity, ...], cache: str = "", cached_from: str = "") -> Values:
+    """Return what stands in the shared columns of a usual run."""
+    return (
+        *(plan.domain, plan.name, plan.generation, "ok", status, _models(models)),
+        *("", cache, cached_from, "[]", None),
     )
-    return own, shared
 
 
 @lru_cache(256)
