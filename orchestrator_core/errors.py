@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 from attrs import evolve, field, frozen
 
 __all__ = [
+    "OFFLINE_HINT",
     "BadRequest",
     "ConfigError",
     "DeadlineExceeded",
@@ -75,6 +76,10 @@ class Problem:
         if self.hint:
             lines.append(f"      = {self.hint}")
         return "\n".join(lines)
+
+
+OFFLINE_HINT = "skip with --offline"
+"""What one can do about something that ``orchestrator check`` cannot reach."""
 
 
 def _width(char: str) -> int:

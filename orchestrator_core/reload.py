@@ -22,7 +22,8 @@ from orchestrator_core.errors import ConfigError, Problem, SourceUnavailable
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.models import MlPlugin, Opening
 from orchestrator_core.plugins import Registry, discover
-from orchestrator_core.snapshot import Draft, Snapshot, draft, open_snapshot
+from orchestrator_core.snapshot import Draft, Snapshot, draft, look_at_cache, open_snapshot
+from orchestrator_core.stores import look_at_store
 from orchestrator_core.tasks import to_its_end
 from orchestrator_core.watching import watch
 
@@ -334,15 +335,22 @@ async def check(
     """Return every problem of a configuration; unless ``offline``, ask the backends as well."""
     registry = make_registry(folder, plugins_dir, plugins)
     prepared = draft(load_configuration(folder), registry)
-    problems = list(prepared.problems)
-    if not offline:
-        async with HttpClient() as http:
+    return prepared, list(prepared.problems) if offline else await _ask_backends(prepared)
+
+
+async def _ask_backends(prepared: Draft) -> list[Problem]:
+    """Return every problem, also of what stands outside: sources and models, the shared cache, the tracking store."""
+    async with HttpClient() as http:
+        try:
+            opening = Opening(unavailable_is_error=True, unreachable_is_error=True, look=True)
+            snapshot = await open_snapshot(prepared, http, opening=opening)
+        except ConfigError as error:
+            problems = list(error.problems)
+        else:
             try:
-                opening = Opening(unavailable_is_error=True, unreachable_is_error=True, look=True)
-                snapshot = await open_snapshot(prepared, http, opening=opening)
-            except ConfigError as error:
-                problems = list(error.problems)
-            else:
-                problems = list(snapshot.problems)
+                problems = [*snapshot.problems, *await look_at_cache(snapshot)]
+            finally:
                 await snapshot.close()
-    return prepared, problems
+    if prepared.store is not None:
+        problems += await look_at_store(prepared.store, prepared.configuration)
+    return problems

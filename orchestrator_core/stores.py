@@ -8,8 +8,8 @@ from attrs import field, frozen
 
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.config.structure import Located, option_problem, structure
-from orchestrator_core.errors import Problem
-from orchestrator_core.plugin_api import StoreContext, StoreKind
+from orchestrator_core.errors import OFFLINE_HINT, OrchestratorError, Problem, SourceUnavailable
+from orchestrator_core.plugin_api import StoreContext, StoreKind, StoreNotMade
 from orchestrator_core.plugins import Plugin, Registry
 
 
@@ -54,4 +54,25 @@ def find_store(configuration: Configuration, registry: Registry) -> tuple[StoreS
     return StoreSpec(provided.kind, provided.plugin, options, located), problems
 
 
-__all__ = ["StoreSpec", "find_store"]
+async def look_at_store(spec: StoreSpec, configuration: Configuration) -> list[Problem]:
+    """Return what is wrong with a store as it is now. Nothing in it is changed, and it need not be made yet."""
+    durable = configuration.app.tracking.mode == "durable"
+    try:
+        async with spec.kind.open(spec.options, StoreContext(configuration.folder, durable, existing=True)):
+            return []
+    except StoreNotMade:
+        return []
+    except SourceUnavailable as error:
+        return [spec.located.problem("ORC604", f"the tracking store cannot be reached: {error}", hint=OFFLINE_HINT)]
+    except Exception as error:
+        return [unusable_store(spec, error)]
+
+
+def unusable_store(spec: StoreSpec, error: Exception) -> Problem:
+    """Return the problem of a store that can never be used as it is."""
+    known = isinstance(error, OrchestratorError | ValueError | OSError)
+    reason = str(error) if known else f"{type(error).__name__}: {error}"
+    return spec.located.problem("ORC601", f"the tracking store cannot be used: {reason}")
+
+
+__all__ = ["StoreSpec", "find_store", "look_at_store", "unusable_store"]

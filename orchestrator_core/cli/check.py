@@ -24,8 +24,9 @@ from orchestrator_core.snapshot import Draft
 def command(folder: Path, form: str, offline: bool, plugins_dir: Path | None) -> None:
     """Report everything that is wrong with a configuration.
 
-    Reads every file, compiles every endpoint and, unless --offline is given, opens every source and asks it about its
-    operations. Exits with 1 when there are problems; warnings alone exit with 0.
+    Reads every file, compiles every endpoint and, unless --offline is given, opens every source, asks it about its
+    operations, and looks whether the tracking store and the shared cache are there. Exits with 1 when there are
+    problems; warnings alone exit with 0.
 
     \b
     Example:

@@ -118,6 +118,7 @@ from orchestrator_core.plugin_api.stores import (
     Query,
     StoreContext,
     StoreKind,
+    StoreNotMade,
 )
 from orchestrator_core.plugin_api.telemetry import (
     EndpointInfo,
@@ -196,6 +197,7 @@ __all__ = [
     "StorableRun",
     "StoreContext",
     "StoreKind",
+    "StoreNotMade",
     "Telemetry",
     "TelemetryContext",
     "TelemetryKind",

@@ -98,13 +98,17 @@ class AddsRuns(Protocol):
     async def add_runs(self, runs: Sequence[StorableRun]) -> None: ...
 
 
+class StoreNotMade(ValueError):
+    """The store is not there yet, or has to be brought up to date: the service does either when it starts."""
+
+
 @frozen
 class StoreContext:
     """What a store's kind is given when it is opened.
 
     ``durable`` says that answers wait for ``add``: when it returns, the executions must survive a crash of the machine.
     ``existing`` says that somebody only asks: a store that is not there, or that would have to be brought up to date
-    first, is a ``ValueError`` then, and nothing in it is changed.
+    first, is a :class:`StoreNotMade` then, and nothing in it is changed.
     """
 
     config_dir: Path
@@ -132,4 +136,4 @@ class StoreKind(Generic[Options]):
     check: Callable[[Options, StoreContext], None] | None = None
 
 
-__all__ = ["AddsRuns", "ExecutionStore", "Generation", "Page", "Query", "StoreContext", "StoreKind"]
+__all__ = ["AddsRuns", "ExecutionStore", "Generation", "Page", "Query", "StoreContext", "StoreKind", "StoreNotMade"]

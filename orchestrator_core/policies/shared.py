@@ -61,6 +61,17 @@ class SharedCache:
         self._is_out = False
         self._told_of_foreign = False
 
+    async def trouble(self) -> str:
+        """Return why Redis does not answer now; nothing if it does."""
+        try:
+            async with asyncio.timeout(self._limit.seconds):
+                await self._backend.ping()
+        except TimeoutError:
+            return f"no answer within {self._limit.seconds:g} s"
+        except Exception as error:
+            return _reason(error)
+        return ""
+
     async def get_many(
         self, name: str, keys: Sequence[Hashable], fits: Fits = lambda result: True
     ) -> Mapping[Hashable, Kept] | None:
@@ -130,7 +141,7 @@ class SharedCache:
             self._failed(era, f"no answer within {self._limit.seconds:g} s")
             return None
         except Exception as error:  # cashews and redis have a dozen between them; a request must see none
-            self._failed(era, f"{type(error).__name__}: {error.__cause__ or error}")
+            self._failed(era, _reason(error))
             return None
         finally:
             self._limit.end(timer)
@@ -214,6 +225,10 @@ async def open_shared_cache(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # cashews 7 closes redis-py the old way
             await backend.close()
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error.__cause__ or error}"
 
 
 def _without_credentials(url: str) -> str:

@@ -9,7 +9,7 @@ from attrs import frozen
 
 from orchestrator_core.catalog import Catalog, SourceKey
 from orchestrator_core.config.model import Configuration
-from orchestrator_core.errors import ConfigError, Problem
+from orchestrator_core.errors import OFFLINE_HINT, ConfigError, Problem
 from orchestrator_core.facts import check_facts, inspect_call
 from orchestrator_core.guards import Memory, open_cache, remember
 from orchestrator_core.http_client import HttpClient
@@ -111,7 +111,7 @@ async def open_snapshot(
     opening = opening or Opening()
     opened, problems = await open_sources(prepared, http, previous.sources if previous else {}, opening)
     memory = Memory()
-    hint = "skip with --offline" if opening.unreachable_is_error else ""
+    hint = OFFLINE_HINT if opening.unreachable_is_error else ""
     try:
         for source in opened.values():
             is_error = opening.unreachable_is_error or (
@@ -171,6 +171,15 @@ async def _remember(prepared: Draft, opened: Mapping[SourceKey, OpenSource], pre
     return remember(prepared.catalog.specs, sources, list(prepared.plans.values()), cache, before)
 
 
+async def look_at_cache(snapshot: Snapshot) -> list[Problem]:
+    """Return a warning if the cache outside this process does not answer: the service does without it."""
+    cache, at = snapshot.memory.cache, snapshot.configuration.app_located
+    if cache is None or at is None or not (trouble := await cache.cache.trouble()):
+        return []
+    message = f"the shared cache cannot be reached: {trouble}"
+    return [at.problem("ORC604", message, "cache", at_key=True, hint=OFFLINE_HINT).as_warning()]
+
+
 @frozen
 class _Known:
     """What the open sources know of a step: of its call where they look at calls, else of its operation."""
@@ -185,4 +194,4 @@ class _Known:
         return looked or CallInspection(source.inspection.facts.get(step.operation))
 
 
-__all__ = ["Snapshot", "open_snapshot"]
+__all__ = ["Snapshot", "look_at_cache", "open_snapshot"]

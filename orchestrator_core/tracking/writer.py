@@ -31,7 +31,7 @@ from orchestrator_core.plugin_api import (
     StoreContext,
 )
 from orchestrator_core.run import Run, clock
-from orchestrator_core.stores import StoreSpec
+from orchestrator_core.stores import StoreSpec, unusable_store
 from orchestrator_core.tracking.counts import Counts
 
 log = structlog.get_logger("orchestrator.tracking")
@@ -399,8 +399,7 @@ async def writing(writer: Writer | None, grace_seconds: float) -> AsyncIterator[
             async with asyncio.timeout(OPEN_SECONDS):
                 await writer.attempted.wait()
         if writer.unusable is not None:
-            message = f"the tracking store cannot be used: {writer.unusable}"
-            raise ConfigError([writer.spec.located.problem("ORC601", message)])
+            raise ConfigError([unusable_store(writer.spec, writer.unusable)])
         yield
     finally:
         writer.stop()

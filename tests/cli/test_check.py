@@ -11,6 +11,7 @@ import pytest
 from orchestrator_core.cli.codes import CODES
 from orchestrator_core.cli.findings import render, summary
 from orchestrator_core.errors import Problem
+from orchestrator_core.testing import free_port
 
 from .conftest import Invoke, Write
 
@@ -78,6 +79,18 @@ def test_sources_are_opened_unless_offline(write: Write, orchestrator: Invoke) -
     )
     assert result.exit_code == 1
     assert orchestrator("check", "--offline", *PLUGINS).exit_code == 0
+
+
+def test_a_shared_cache_that_is_not_there_is_a_warning(write: Write, orchestrator: Invoke) -> None:
+    write({"config/config.yaml": f"cache: {{url: 'redis://:hidden@127.0.0.1:{free_port()}/0'}}\n"})
+
+    result = orchestrator("check")
+
+    assert "config/config.yaml:1:1: ORC604 warning: the shared cache cannot be reached: " in result.output
+    assert "= skip with --offline" in result.output
+    assert "hidden" not in result.output
+    assert result.exit_code == 0
+    assert "no problems" in orchestrator("check", "--offline").output
 
 
 def test_a_secret_is_masked_in_what_is_printed(

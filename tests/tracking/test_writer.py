@@ -10,6 +10,7 @@ import pytest
 import structlog
 
 from orchestrator_core.errors import ConfigError
+from orchestrator_core.plugin_api import StoreNotMade
 from orchestrator_core.testing import RunningService, check_problems, service
 from orchestrator_core.testing.pytest_plugin import Served
 from tests.tracking.scripted_store import ScriptedOptions, ScriptedStore, StoreOfRuns, down
@@ -454,9 +455,33 @@ def test_two_plugins_with_one_store_are_a_problem(store: ScriptedStore) -> None:
     ]
 
 
-def test_a_check_opens_no_store(store: ScriptedStore) -> None:
-    store.open_failure = AssertionError("it was opened")
+def test_a_check_only_asks_the_store(store: ScriptedStore) -> None:
     assert check_problems(files(), plugins={"scripted": store}) == []
+    assert store.context is not None
+    assert store.context.existing
+    assert store.closed
+    assert not store.generations
+
+
+@pytest.mark.parametrize(
+    ("failure", "found"),
+    [
+        (down(), [("ORC604", "the tracking store cannot be reached: it is down")]),
+        (
+            ValueError("it is of a later version"),
+            [("ORC601", "the tracking store cannot be used: it is of a later version")],
+        ),
+        (KeyError("page"), [("ORC601", "the tracking store cannot be used: KeyError: 'page'")]),
+        (StoreNotMade("it is not there yet"), []),
+    ],
+)
+def test_a_check_tells_what_is_wrong_with_the_store(
+    store: ScriptedStore, failure: Exception, found: list[tuple[str, str]]
+) -> None:
+    store.open_failure = failure
+    problems = check_problems(files(), plugins={"scripted": store})
+    assert [(problem.code, problem.message) for problem in problems] == found
+    assert check_problems(files(), plugins={"scripted": store}, offline=True) == []
 
 
 def test_another_store_takes_effect_at_the_next_start(serve: Serve, store: ScriptedStore) -> None:

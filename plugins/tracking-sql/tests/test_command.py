@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 from tracking_kit import Place, files
 
 from orchestrator_core.cli import main
-from orchestrator_core.testing import service
+from orchestrator_core.testing import free_port, service
+from orchestrator_core.testing.service import write_files
 
 Run = Callable[..., Any]
 
@@ -90,3 +91,39 @@ def test_without_a_store_there_is_nothing_to_read(tmp_path: Path) -> None:
     assert orchestrator("executions", "list", "--offline", "--config", tmp_path).output == (
         f"Error: {tmp_path}/config.yaml has no tracking.store: executions are kept as long as the service runs\n"
     )
+
+
+def test_check_looks_at_the_store_and_changes_nothing(run: Run, place: Place) -> None:
+    folder = place.folder / "config"
+
+    def check() -> Result:
+        return orchestrator("check", "--config", folder)
+
+    async def serve() -> None:
+        async with service(files(place), folder=folder):
+            pass
+
+    write_files(folder, files(place))
+    assert "no problems" in check().output  # it is not there yet: the service makes it
+    assert place.engine == "postgresql" or not (place.folder / "executions.db").exists()
+    run(serve())
+    assert "no problems" in check().output
+    place.ask("UPDATE orchestrator_tracking_version SET version_num = '9999'")
+    later = check()
+    assert "ORC601 the tracking store cannot be used: its tables have the schema 9999" in later.output
+    assert later.exit_code == 1
+    assert orchestrator("check", "--offline", "--config", folder).exit_code == 0
+
+
+def test_check_tells_of_a_store_that_cannot_be_reached(tmp_path: Path) -> None:
+    for url, reason in {
+        f"postgresql://postgres:hidden@127.0.0.1:{free_port()}/test": "Connection refused",
+        "sqlite:///../missing/executions.db": "there is no folder",
+    }.items():
+        write_files(tmp_path / "config", {"config.yaml": f"tracking: {{store: {{type: sql, url: '{url}'}}}}\n"})
+        found = orchestrator("check", "--config", tmp_path / "config")
+        assert "config.yaml:1:19: ORC604 the tracking store cannot be reached: " in found.output
+        assert reason in found.output
+        assert "= skip with --offline" in found.output
+        assert "hidden" not in found.output
+        assert found.exit_code == 1

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, inspect, text
 
+from orchestrator_core.plugin_api import StoreNotMade
 from orchestrator_tracking_sql.schema import HEAD, VERSION_TABLE
 
 FOLDER = Path(__file__).parent / "migrations"
@@ -28,14 +29,17 @@ def migrate(connection: Connection) -> None:
 
 
 def check(connection: Connection) -> None:
-    """See that the tables are there, as this version of the plugin knows them. Raises ``ValueError``."""
+    """See that the tables are there, as this version of the plugin knows them.
+
+    Raises :class:`StoreNotMade` where the service makes or updates them, ``ValueError`` for those of a later version.
+    """
     now = version(connection)
     if now is None:
-        raise ValueError("there are no tables of executions in it: the service makes them when it starts")
+        raise StoreNotMade("there are no tables of executions in it: the service makes them when it starts")
     if now == HEAD:
         return
     if now in _known(_config()):
-        raise ValueError(
+        raise StoreNotMade(
             f"its tables have the schema {now}, which is earlier than the one that this version of"
             f" orchestrator-api-tracking-sql reads ({HEAD}): start the service, which brings them up to date"
         )

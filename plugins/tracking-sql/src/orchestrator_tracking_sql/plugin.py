@@ -17,9 +17,11 @@ from orchestrator_core.plugin_api import (
     OptionError,
     Page,
     Query,
+    SourceUnavailable,
     StorableRun,
     StoreContext,
     StoreKind,
+    StoreNotMade,
     hookimpl,
 )
 from orchestrator_tracking_sql.database import Database, file_of
@@ -136,7 +138,9 @@ async def open_sql(options: SqlOptions, context: StoreContext) -> AsyncIterator[
     check_sql(options, context)
     database = Database(options, context.path, context.durable)
     if context.existing and database.path is not None and not database.path.exists():
-        raise ValueError(f"there is no file {database.path}")
+        if not database.path.parent.is_dir():
+            raise SourceUnavailable(f"there is no folder {database.path.parent}")
+        raise StoreNotMade(f"there is no file {database.path}")
     try:
         await (database.look() if context.existing else database.open())
         yield SqlStore(database)
