@@ -111,8 +111,8 @@ class Limit:
 
     ``in_flight`` are the requests of endpoints under way, ``shed`` those refused so far, ``backlog`` those that were
     read and not begun, ``connections`` the open ones, and ``connections_refused`` those that were too many. While
-    ``engaged`` is false, nothing is asked of the limit but to count: until the backlog exceeds ``min``, or a few
-    requests take long. ``soon`` calls a function in the loop's next turn.
+    ``engaged`` is false, nothing is asked of the limit but to count: until the backlog exceeds ``min``, a few requests
+    take long, or much more comes than the loop can usually end. ``soon`` calls a function in the loop's next turn.
     """
 
     __slots__ = (
@@ -224,6 +224,7 @@ class Limit:
     def came(self, requests: int) -> None:
         """Count requests that nobody asked about, and begin to ask when there are many at once."""
         self.backlog += requests
+        self.arrived += requests
         if self._watching:
             self._let_in_last += requests
         elif self.backlog > FEW and not self._busy:  # see how long they take
@@ -243,6 +244,11 @@ class Limit:
             self._pace.begin()
             self._open_window(now)
             self._excess.begin(now, self.arrived)
+
+    def look(self) -> None:
+        """Learn in a calm what the loop can end. To be called about once a second."""
+        if not self.engaged:
+            self._pace.look(self._now(), self.arrived - self.backlog - self.in_flight)
 
     def read(self, requests: int) -> None:
         """Count requests that are to be asked about."""
@@ -373,6 +379,8 @@ class Limit:
 
     def _open_window(self, now: float) -> None:
         self._window = now
+        if not self.engaged:
+            self._excess.begin(now, self.arrived)
         self._pace.open_window()
         self._in_flight_before, self._line_before = self.in_flight, len(self._line)
         self._let_in = self._longest = 0
@@ -388,6 +396,9 @@ class Limit:
         self._trusted = max(0, self._trusted - 1)
         if self.engaged:
             self._pace.close_window(now - self._window, ended, self.adaptive, not self.overloaded)
+        elif grows and self._is_too_much(now):
+            self._engage()
+            return
         refused = self.shed > self._shed_before
         quiet = now - self._window > 2 * WINDOW_SECONDS and not self._line  # nothing was going on
         if self.overloaded:
@@ -408,6 +419,10 @@ class Limit:
             self.engaged = False
             self._turns.leave(now)
         self._open_window(now)
+
+    def _is_too_much(self, now: float) -> bool:
+        """Return whether more has come in the window than the loop can end, if that is sure."""
+        return self.adaptive and self._pace.is_sure and self._excess.begins(now, self.arrived, self._pace.usual)
 
     def _stands(self, now: float) -> bool:
         """Return whether the line stands in a calm of which it is sure what the loop can end in it."""

@@ -121,6 +121,8 @@ class _Server(web.Server):
                 self._timer = self._loop.call_soon(self._sweep)
                 return
         if self._left:
+            if self._limit is not None:
+                self._limit.look()
             connections = self.connections
             self._round = iter(connections)
             self._slice = max(SWEPT_AT_ONCE, -(-len(connections) // MOST_SLICES))

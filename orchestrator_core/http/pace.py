@@ -25,6 +25,12 @@ SURE = 40
 LEARNING = 0.03
 """What a window counts in the usual pace, of which the last half second is a half."""
 
+BUSY = 0.5
+"""So much of a while in a calm the loop has to work: the less it does, the more of that is not for the requests."""
+
+LEAST_SECONDS, LEARNING_AT_ONCE = 0.5, 0.7
+"""How long a while is at least, and what it counts in the usual pace: as much as the windows of a second."""
+
 
 class Pace:
     """The pace of one event loop, measured over windows of its time, each of many turns.
@@ -35,6 +41,7 @@ class Pace:
     """
 
     __slots__ = (
+        "_calm",
         "_cpu_before",
         "_cpu_seconds",
         "_ended",
@@ -53,6 +60,7 @@ class Pace:
         self.rate = UNKNOWN
         self.usual = 0.0
         self._known = 0
+        self._calm: tuple[float, float, int] | None = None
         self.forget()
 
     @property
@@ -67,7 +75,19 @@ class Pace:
     def begin(self) -> None:
         """Begin to measure. Until there is another, the rate is the usual one, if that is sure."""
         self.rate = AMPLE * self.usual if self.is_sure else UNKNOWN
+        self._calm = None
         self.forget()
+
+    def look(self, now: float, ended: int) -> None:
+        """Learn from the calm since the last look what the loop can usually end; so many requests have ended by now."""
+        before, cpu = self._calm, self._cpu_seconds()
+        self._calm = now, cpu, ended
+        if before is None or now - before[0] < LEAST_SECONDS:
+            return
+        worked, count = cpu - before[1], ended - before[2]
+        if worked > BUSY * (now - before[0]) and count > 0:
+            self._known += SURE
+            self.usual += (count / worked - self.usual) * (LEARNING_AT_ONCE if self.usual else 1.0)
 
     def forget(self) -> None:
         """Measure anew; the rate stays until there is another."""

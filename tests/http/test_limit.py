@@ -70,6 +70,7 @@ class Loop:
     cost_after: float = 0.0
     now: float = 1.0
     slept: float = 0.0
+    looked: float = 0.0
     timers: list[tuple[float, int, Callable[[], None] | Request]] = field(factory=list)
     ready: list[Callable[[], None]] = field(factory=list)
     woken: list[Request] = field(factory=list)
@@ -116,6 +117,9 @@ class Loop:
         self.woken = []
         self.limit.backlog -= len(self.tasks)
         self.now += TURN
+        if self.now >= self.looked + 1:
+            self.looked = self.now
+            self.limit.look()
         for request in rested:
             self.go_on(request)
         for call in ready:
@@ -325,6 +329,25 @@ def test_where_it_is_known_what_can_be_ended_an_overload_is_found_before_many_ha
     late = [one for one in sent if one.refused and one.took > 0.01]
     assert len(late) < 0.01 * len(refused(sent))
     assert at(accepted(sent), 0.99) < 0.09
+
+
+@pytest.mark.parametrize("times", [1.7, 2])
+def test_an_overload_is_found_soon_after_a_calm_that_the_limit_had_no_part_in(times: float) -> None:
+    loop = Loop(ADAPTIVE, 0.0001, 0.01, 0.0012)
+    peak = 1 / (loop.cost + loop.cost_after)
+    loop.run(0.8 * peak, 4)
+    assert not loop.limit.engaged
+    started = loop.now
+    sent = loop.run(times * peak, 1)
+    assert min(one.ended for one in sent if one.refused) < started + 0.15
+    assert at(accepted(sent), 1.0) < 0.25
+
+
+def test_clients_in_a_circle_do_not_have_the_limit_take_part() -> None:
+    """Their answers come in heaps: more than usual comes in a short while, and no more than is ended."""
+    loop = Loop(ADAPTIVE, 0.0001, 0.01, 0.0008)
+    assert not refused(loop.circle(28, until=5))
+    assert not loop.limit.engaged
 
 
 @pytest.mark.parametrize(("requests", "seconds"), [(100, 0.001), (200, 0.02)])
