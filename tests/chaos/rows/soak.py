@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from statistics import median
 from time import monotonic
 
 from tests.chaos.load import Stream
@@ -18,6 +20,8 @@ PHASE_SECONDS = 60.0
 
 SETTLED_SHARE = 0.2
 FLAT = 0.05
+MORE = 5
+"""So many more descriptors or tasks in the middle of the last third are none that leak."""
 ENDPOINTS = {"plain": 0.4, "customer": 0.3, "report": 0.2, "score": 0.1}
 
 
@@ -52,8 +56,6 @@ async def measure(setting: Setting) -> list[Finding]:
         total = sum(map(len, met))
         failed = sum(len(one) - len(one.only(200)) for one in met)
         p99 = ", ".join(f"{one.name} p99 {milliseconds(one.percentile(0.99))}" for one in met)
-        first_descriptors, last_descriptors = max(descriptors[:third]), max(descriptors[-third:])
-        first_tasks, last_tasks = max(tasks[:third]), max(tasks[-third:])
         shown = "; ".join(one.shown() for one in met) if failed else f"{total:,} answered"
         pace = f"{seconds:g} s at {peak * SHARE:,.0f}/s, {busy:.0%} of its core"
         return [
@@ -64,19 +66,24 @@ async def measure(setting: Setting) -> list[Finding]:
                 growth <= FLAT,
                 relative=setting.quick,
             ),
-            Finding(
-                "descriptors flat",
-                f"beside the clients' at most {first_descriptors} in the first third, {last_descriptors} in the last",
-                last_descriptors <= first_descriptors + 5,
-                relative=setting.quick,
-            ),
-            Finding(
-                "tasks flat",
-                f"beside the clients' at most {first_tasks} in the first third, {last_tasks} in the last",
-                last_tasks <= first_tasks * 1.5 + 10,
-                relative=setting.quick,
-            ),
+            _flat("descriptors", descriptors[:third], descriptors[-third:], setting),
+            _flat("tasks", tasks[:third], tasks[-third:], setting),
         ]
+
+
+def _flat(what: str, first: Sequence[int], last: Sequence[int], setting: Setting) -> Finding:
+    """Return whether there is no more of something than there was. What leaks stays: it is seen in the middle values.
+
+    The most there was at any look is told too: it is so many calls as happened to be under way.
+    """
+    medians = median(first), median(last)
+    return Finding(
+        f"{what} flat",
+        f"beside the clients' {medians[0]:g} in the first third, {medians[1]:g} in the last (the median;"
+        f" at most {max(first)} and {max(last)})",
+        medians[1] <= medians[0] + MORE,
+        relative=setting.quick,
+    )
 
 
 def mixture(service: Stage, rate: float) -> list[Stream]:
