@@ -21,7 +21,7 @@ from orchestrator_core.http.answers import JSON_TYPE, Answer, common_headers, ow
 from orchestrator_core.http.models_page import parse_model_path
 from orchestrator_core.reload import Reloaded
 from orchestrator_core.run import clock
-from orchestrator_core.workers.merging import Totals, merge_entries, merge_executions
+from orchestrator_core.workers.merging import Totals, merge_entries, merge_executions, merge_tracking
 from orchestrator_core.workers.process import Reply, Worker, WorkerGone, WorkerSilent
 from orchestrator_core.workers.supervisor import Supervisor
 
@@ -192,7 +192,8 @@ class MergedAdmin:
         first = next(iter(pages.values()))
         generations = {pid: page["generation"] for pid, page in pages.items()}
         last = {"last_reload": {"at": _moment(self.supervisor.last.at), **_reloaded(self.supervisor.last)}}
-        return _json(200, _whole({**first, **last, "workers": self._workers(generations)}, said.missing))
+        tracking = {"tracking": merge_tracking([page["tracking"] for page in pages.values()])}
+        return _json(200, _whole({**first, **last, **tracking, "workers": self._workers(generations)}, said.missing))
 
     async def _metrics(self, request: web.BaseRequest) -> Reply:
         said = (await self._ask(request, seconds=FIGURES_SECONDS)).replies

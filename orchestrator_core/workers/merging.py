@@ -52,6 +52,20 @@ def merge_executions(pages: Sequence[Mapping[str, Any]], limit: int) -> dict[str
     return {"executions": merged, "cursor": merged[-1]["id"] if more else None, **incomplete}
 
 
+# --- what became of executions ------------------------------------------------------------------------------------
+
+
+def merge_tracking(said: Sequence[Entry | None]) -> dict[str, Any] | None:
+    """Return the counts of all workers as one, and every outage once. A worker without a store says None."""
+    stores = [tracking for tracking in said if tracking is not None]
+    if not stores:
+        return None
+    counts = {name: sum(tracking[name] for tracking in stores) for name in ("finished", "written", "waiting")}
+    dropped = {reason: sum(tracking["dropped"][reason] for tracking in stores) for reason in stores[0]["dropped"]}
+    outages = dict.fromkeys(tracking["outage"] for tracking in stores if tracking["outage"])
+    return {**stores[0], **counts, "dropped": dropped, "outage": "; ".join(outages)}
+
+
 # --- metrics ------------------------------------------------------------------------------------------------------
 
 _SAMPLE = re.compile(r"(?P<series>(?P<name>[A-Za-z_:][A-Za-z0-9_:]*)(?:\{.*\})?)\s+(?P<value>\S+)(?:\s+\S+)?\Z")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator_core.workers.merging import merge_entries, merge_executions, merge_metrics
+from orchestrator_core.workers.merging import merge_entries, merge_executions, merge_metrics, merge_tracking
 
 ONE = """# HELP http_requests_total Requests.
 # TYPE http_requests_total counter
@@ -144,3 +144,16 @@ def test_a_page_says_why_it_is_incomplete_when_a_worker_does() -> None:
     assert merge_executions([one, gone, gone], 5) == gone
     late = {**one, "incomplete": "the store is late"}
     assert merge_executions([late, gone], 5)["incomplete"] == "the store is late; the store is gone"
+
+
+def test_what_became_of_executions_is_the_sum_of_all_workers() -> None:
+    none = {"queue_full": 0, "store_failed": 0}
+    one = {"store": "sql", "finished": 5, "written": 3, "waiting": 2, "dropped": none, "outage": "it is locked"}
+    some = {"queue_full": 1, "store_failed": 2}
+    other = {"store": "sql", "finished": 7, "written": 4, "waiting": 0, "dropped": some, "outage": ""}
+    both = {"store": "sql", "finished": 12, "written": 7, "waiting": 2, "dropped": some, "outage": "it is locked"}
+    assert merge_tracking([one, other]) == both
+    assert merge_tracking([None, other, None]) == other  # the store was configured while the others served
+    full = {**one, "outage": "it is full"}
+    assert (merge_tracking([one, full, one]) or {})["outage"] == "it is locked; it is full"
+    assert merge_tracking([None, None]) is None

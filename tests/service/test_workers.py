@@ -175,6 +175,8 @@ def test_what_any_worker_has_answered_is_found_at_once_in_their_store(run: RunFi
                 asked += len(answers)
                 _, found = await service.get(f"{service.admin_url}/executions?limit=1000")
                 assert len(found["executions"]) == asked
+            counts = (await service.get(f"{service.admin_url}/config"))[1]["tracking"]
+            assert (counts["finished"], counts["written"]) == (asked, asked)  # by both
 
     run(main())
 
