@@ -138,7 +138,7 @@ def _redacted_item(index: int, item: Any, tree: Tree, left_out: Callable[[Any], 
     for part, below in tree.items():
         if part in (ANY, str(index)):
             item = redacted(item, below, left_out)
-        elif not part.isdigit():
+        if not part.isdigit():  # where any is meant, that may be the item or what it has
             item = redacted(item, {part: below}, left_out)
     return item
 

@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from orchestrator_core.errors import SourceError
-from orchestrator_core.redaction import MOST_VALUES, Hiding, tree_of
+from orchestrator_core.redaction import MOST_VALUES, Hiding, redacted, tree_of
 from orchestrator_core.testing.pytest_plugin import Served
 from tests.engine.lab import Lab
 from tests.tracking.scripted_store import StoreOfRuns
@@ -147,6 +147,20 @@ def test_only_what_the_paths_lead_to_is_hidden() -> None:
     assert hidden("body.*.*.age") == "Ada Grace *** *** key"
     assert hidden("body") == "*** *** *** *** key"
     assert hidden("nothing.here") == "Ada Grace 36 45 key"
+
+
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [
+        ("answer.*.iban", [{"account": {"iban": "***"}, "iban": "***"}, [{"iban": "***", "name": "Ada"}]]),
+        ("answer.*.*.iban", [{"account": {"iban": "***"}, "iban": 2}, [{"iban": "***", "name": "Ada"}]]),
+        ("answer.account.*", [{"account": {"iban": "***"}, "iban": 2}, [{"iban": 3, "name": "Ada"}]]),
+        ("answer.*", ["***", "***"]),
+    ],
+)
+def test_any_name_is_one_of_a_lists_items_too(path: str, kept: Any) -> None:
+    answer = [{"account": {"iban": 1}, "iban": 2}, [{"iban": 3, "name": "Ada"}]]
+    assert redacted(answer, tree_of([path])["answer"]) == kept
 
 
 def test_of_very_many_values_no_message_is_kept() -> None:
