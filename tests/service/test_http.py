@@ -100,6 +100,7 @@ class Unwritable:
 
 ERRORS: Mapping[str, Exception] = {
     "source": SourceError("the partner answered 500"),
+    "half": SourceError("no entry for \ud83d"),
     "absent": EntityNotFound("there is no customer 42"),
     "unavailable": SourceUnavailable("the model is loading", retry_after_seconds=2.2),
     "param": InvalidParam("what", "what must not be 'param'"),
@@ -629,6 +630,10 @@ def test_a_value_that_the_endpoint_asks_for_and_the_request_lacks_is_422(all_of_
                 "detail": "step 'lookup': the partner answered 500",
                 "step": "lookup",
             },
+        ),
+        (
+            "half",
+            {"title": "source failed", "status": 502, "detail": "step 'lookup': no entry for ?", "step": "lookup"},
         ),
         (
             "absent",
