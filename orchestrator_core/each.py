@@ -75,6 +75,7 @@ class ForEach:
     def check(self, run: Run, items: Any) -> None:
         """Note how many items there are. Raise unless they are in a list."""
         if not isinstance(items, list | tuple):
+            run.note(self.index).attempts = 0
             message = f"step '{self.name}': for_each takes a list, but {self.list_text} is {kind(items)}"
             if self.on_request_only:
                 finding = {"pointer": request_pointer(self.reference), "message": "must be a list"}
@@ -91,6 +92,8 @@ class ForEach:
             try:
                 given.append(params(request, run, item, position, *steps))
             except Exception as error:  # it is this item's: see fail
+                if not self.optional:
+                    run.note(self.index).attempts = 0
                 self.fail(run, position, error)
                 given.append(None)
         return given

@@ -258,6 +258,7 @@ class Run:
         """
         name = self.plan.step_names[index]
         self.count_failure(name, error)
+        self._note_uncalled(index, error)
         error = self.blamed(name, error)
         self.steps[index] = (FAILED, started, clock(), describe(error))
         if self.failure is None:
@@ -269,6 +270,7 @@ class Run:
         """Note that a step failed which the request can do without, and return its default."""
         name = self.plan.step_names[index]
         self.count_failure(name, error)
+        self._note_uncalled(index, error)
         error = self.blamed(name, error)
         if not isinstance(error, OrchestratorError):
             log.error("defect behind a default", execution_id=self.id, step=name, exc_info=error)
@@ -281,6 +283,11 @@ class Run:
         model = self.plan.models.get(step)
         if model is not None and not isinstance(error, _NOT_THE_MODELS):
             model.failures += 1
+
+    def _note_uncalled(self, index: int, error: Exception) -> None:
+        """Note that the source was not called where an expression failed, of which a call is made."""
+        if isinstance(error, MissingReference | ExpressionError) and (self.notes is None or index not in self.notes):
+            self.note(index).attempts = 0
 
     def _degrade(self, index: int) -> None:
         name = self.plan.step_names[index]

@@ -298,6 +298,33 @@ def test_a_missing_reference_of_an_optional_step_is_its_failure(run: RunFixture)
     run(main())
 
 
+@pytest.mark.parametrize("optional", [True, False])
+@pytest.mark.parametrize("policies", [None, {"retry": {"attempts": 2}}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"params": {"x": "$request.body.nothing"}},
+        {"params": {"x": "$request.body.text - 1"}},
+        {"condition": "$request.body.nothing > 1"},
+        {"for_each": "$request.body.nothing", "params": {"x": "$item"}},
+        {"for_each": "$request.body.text", "params": {"x": "$item"}},
+        {"for_each": [1, 2], "params": {"x": "$item.nothing"}},
+    ],
+)
+def test_a_source_that_was_not_called_has_no_attempts(
+    run: RunFixture, more: dict[str, Any], policies: dict[str, Any] | None, optional: bool
+) -> None:
+    async def main() -> None:
+        lab = Lab()
+        default = {"default": 0} if optional else {}
+        async with planned(lab, step("a", **more, **default), policies=policies) as ready:
+            got = await ran(ready, request({"text": "text"}))
+        assert (lab.events, got.statuses["a"]) == ([], "default" if optional else "failed")
+        assert got.steps["a"].attempts == 0
+
+    run(main())
+
+
 def test_an_answer_without_failures_is_not_degraded(run: RunFixture) -> None:
     async def main() -> None:
         async with planned(
