@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator_core.cli.timeline import plain
+
 LONGEST = 120
 """Characters of a value that are shown."""
 
@@ -43,5 +45,5 @@ def _lines(captured: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = plain(json.dumps(value, ensure_ascii=False))
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}… {len(text)} characters; --format json has all"

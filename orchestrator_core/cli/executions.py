@@ -19,7 +19,7 @@ from orchestrator_core.cli.admin import admin_url, ask, refused
 from orchestrator_core.cli.captured import draw_captured
 from orchestrator_core.cli.kept import kept_execution, kept_executions
 from orchestrator_core.cli.options import admin_option, config_option, format_option, plugins_dir_option
-from orchestrator_core.cli.timeline import COLOURS, console, draw, milliseconds, natural_width
+from orchestrator_core.cli.timeline import COLOURS, console, draw, milliseconds, natural_width, plain
 from orchestrator_core.config.load import load_configuration
 from orchestrator_core.documents import execution_of
 from orchestrator_core.plugin_api import Execution
@@ -160,5 +160,5 @@ def _cells(execution: Execution) -> tuple[Text, ...]:
         Text(execution.status, style=COLOURS[execution.status]),
         Text(str(execution.http_status)),
         Text(milliseconds(execution.duration_seconds)),
-        Text(execution.error or ", ".join(execution.degraded)),
+        Text(plain(execution.error) or ", ".join(execution.degraded)),
     )

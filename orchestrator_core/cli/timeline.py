@@ -27,6 +27,9 @@ STEP_COLOURS: dict[StepStatus, str] = {
 }
 _CACHES = {"hit": "from the cache", "stale": "stale, from the cache", "shared": "shared with another request"}
 _BREAKERS = {"open": "breaker open", "half_open": "probe of the breaker"}
+_CONTROLS = {
+    code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (ord("\n"), ord("\t"))
+}
 COLOURS: dict[ExecutionStatus, str] = {"ok": "green", "degraded": "yellow", "failed": "red", "cancelled": "magenta"}
 
 
@@ -38,6 +41,11 @@ def console(file: IO[str]) -> Console:
 
 def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:,.2f} ms"
+
+
+def plain(text: str) -> str:
+    """Return what a source said as text that steers no terminal, whatever was in it."""
+    return text.translate(_CONTROLS)
 
 
 def natural_width(table: Table, to: Console) -> int:
@@ -61,14 +69,14 @@ def draw(execution: Execution, to: Console) -> None:
     to.print(bars, crop=False)
     for step in execution.steps:
         if step.error:
-            to.print(Text(f"{step.name}: {step.error}", style=STEP_COLOURS[step.status]), soft_wrap=True)
+            to.print(Text(f"{step.name}: {plain(step.error)}", style=STEP_COLOURS[step.status]), soft_wrap=True)
         for line in _failed_attempts(step):
             to.print(Text(f"{step.name}: {line}", style="red"), soft_wrap=True)
     if execution.error and all(step.error != execution.error for step in execution.steps):
-        to.print(Text(execution.error, style="red"), soft_wrap=True)
+        to.print(Text(plain(execution.error), style="red"), soft_wrap=True)
     for model in execution.models:
         identity = " ".join(filter(None, (model.name, model.version, model.digest)))
-        to.print(Text(f"model {identity}"), soft_wrap=True)
+        to.print(Text(f"model {plain(identity)}"), soft_wrap=True)
 
 
 def _bars(execution: Execution) -> Table:
@@ -106,7 +114,7 @@ def _failed_attempts(step: StepRecord) -> Iterator[str]:
     """Yield a line for each attempt that failed."""
     for attempt in step.failed_attempts:
         began, took = milliseconds(attempt.start_seconds), milliseconds(attempt.duration_seconds)
-        yield f"attempt at {began} failed after {took}: {attempt.error}"
+        yield f"attempt at {began} failed after {took}: {plain(attempt.error)}"
     if step.failed_attempts_left_out:
         plural = "" if step.failed_attempts_left_out == 1 else "s"
         yield f"{step.failed_attempts_left_out} more attempt{plural} failed"

@@ -1,0 +1,47 @@
+"""What sources said is shown as it is, but steers no terminal."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+from rich.console import Console
+
+from orchestrator_core.cli.captured import draw_captured
+from orchestrator_core.cli.executions import print_executions
+from orchestrator_core.cli.timeline import draw
+from orchestrator_core.plugin_api import Execution, FailedAttempt, Identity, StepRecord
+
+SAID = "\x1b]0;title\x07 gone\x1b[2J \x9b31mred\x7f, Zo\u00eb:\n\tand more"
+SHOWN = "\\x1b]0;title\\x07 gone\\x1b[2J \\x9b31mred\\x7f, Zo\u00eb:"
+EXECUTION = Execution(
+    id="01a205305f76d7db3b61b413c6a5cba9",
+    domain="d",
+    endpoint="e",
+    generation="0123456789ab",
+    status="failed",
+    http_status=502,
+    started_at=1_700_000_000.125,
+    duration_seconds=0.0205,
+    engine_seconds=0.0005,
+    trace_id="",
+    degraded=(),
+    models=(Identity("ml.risk.default", SAID),),
+    steps=(StepRecord("a", "failed", 0.0, 0.02, 2, SAID, failed_attempts=(FailedAttempt(0.001, 0.002, SAID),)),),
+    error=f"step: {SAID}",
+)
+
+
+def test_an_execution_has_no_control_characters_in_it() -> None:
+    file = StringIO()
+    to = Console(file=file, width=200, highlight=False, no_color=True)
+    draw(EXECUTION, to)
+    print_executions([EXECUTION], to)
+    draw_captured({"answer": SAID}, to)
+    lines = [line.rstrip() for line in file.getvalue().splitlines()]
+    assert lines[2] == f"a: {SHOWN}"
+    assert f"a: attempt at 1.00 ms failed after 2.00 ms: {SHOWN}" in lines
+    assert f"step: {SHOWN}" in lines
+    assert f"model ml.risk.default {SHOWN}" in lines
+    assert any(line.endswith(f"20.50 ms  step: {SHOWN}") for line in lines)
+    assert lines[-1].startswith('answer    "\\u001b]0;title\\u0007 gone\\u001b[2J \\x9b31mred\\x7f, Zo\u00eb:')
+    assert not [char for char in file.getvalue() if not char.isprintable() and char != "\n"]
