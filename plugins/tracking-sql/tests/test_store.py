@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from attrs import evolve
 from orchestrator_tracking_sql.options import SqlOptions
@@ -187,6 +188,25 @@ def test_json_columns_can_be_queried(run: Run, place: Place) -> None:
         "postgresql": "captured->'answer'->'score', steps->1->>'name'",
     }
     assert place.ask(f"SELECT {path[place.engine]} FROM orchestrator_executions") == [(0.75, "score")]
+
+
+def test_documents_with_a_nul_can_be_passed_over_in_postgresql(run: Run, tmp_path: Path) -> None:
+    """As docs/tracking.md says; what is stored is exact all the same."""
+    with postgresql() as url:
+        place = Place("postgresql", url, tmp_path)
+        odd = execution(1, captured=captured({"answer": {"score": "0.5\0"}}))
+
+        async def main() -> None:
+            async with place.open() as store:
+                await store.add([odd, execution(2, captured=captured({"answer": {"score": 0.75}}))])
+                assert await store.get(odd.id) == odd
+
+        run(main())
+        whole = r"CASE WHEN captured::text NOT LIKE '%\\u0000%' THEN captured END"
+        asked = "SELECT id FROM orchestrator_executions WHERE {} #>> '{{answer,score}}' = '0.75'"
+        assert place.ask(asked.format(whole)) == [(execution(2).id,)]
+        with pytest.raises(psycopg.errors.UntranslatableCharacter):
+            place.ask(asked.format("captured"))
 
 
 def test_ids_are_in_their_order_whatever_the_language_of_the_database(run: Run, tmp_path: Path) -> None:
