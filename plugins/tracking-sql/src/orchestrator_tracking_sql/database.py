@@ -173,7 +173,8 @@ def _postgresql(url: URL, options: SqlOptions, *, durable: bool) -> Engine:
         "tcp_user_timeout": round(options.statement_timeout * 1000),
         "application_name": url.query.get("application_name", "orchestrator tracking"),
     }
-    return create_engine(url, connect_args=arguments, pool_size=1, max_overflow=0)
+    # A connection that was ended while nobody used it, as by a restart of the server, is no failure of the store.
+    return create_engine(url, connect_args=arguments, pool_size=1, max_overflow=0, pool_pre_ping=True)
 
 
 def _translated(error: Exception, path: Path | None) -> Exception:
