@@ -363,8 +363,10 @@ class Writer:
                     before = None if options.retention is None else time() - options.retention
                     deleted = await self._store.prune(before, options.max_executions)
                     await asyncio.sleep(PRUNE_PAUSE_SECONDS)
-            except SourceUnavailable:
-                pass  # the next round comes, and what is written tells of the outage
+            except SourceUnavailable as error:
+                if self.outage is None:  # else that is told already
+                    name = self.spec.kind.name
+                    log.warning("old executions are not deleted; it is tried again", store=name, error=str(error))
             except Exception:  # executions are written all the same
                 log.exception("old executions cannot be deleted")
             # Several processes share a store: they should not all come at once.

@@ -33,7 +33,7 @@ class ScriptedOptions:
 
 @define(eq=False)
 class ScriptedStore:
-    """``failure`` is raised by every call, ``add_failure`` by those that add.
+    """``failure`` is raised by every call, ``add_failure`` by those that add, ``prune_failure`` by those that delete.
 
     ``refused`` are endpoints of executions that can never be stored.
     ``room`` is how many executions it can hold.
@@ -45,6 +45,7 @@ class ScriptedStore:
     pruned: list[tuple[float | None, int | None]] = field(factory=list)
     failure: Exception | None = None
     add_failure: Exception | None = None
+    prune_failure: Exception | None = None
     open_failure: Exception | None = None
     refused: str = ""
     room: float = inf
@@ -85,6 +86,8 @@ class ScriptedStore:
 
     async def prune(self, before: float | None, keep: int | None) -> int:
         self.pruned.append((before, keep))
+        if failure := self.failure or self.prune_failure:
+            raise failure
         return 0
 
     async def add_generation(self, generation: Generation) -> None:

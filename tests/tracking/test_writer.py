@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
-from orchestrator_core.errors import ConfigError
+from orchestrator_core.errors import ConfigError, SourceUnavailable
 from orchestrator_core.plugin_api import StoreNotMade
 from orchestrator_core.testing import RunningService, check_problems, service
 from orchestrator_core.testing.pytest_plugin import Served
@@ -330,6 +330,24 @@ def test_old_executions_are_pruned_in_the_background(run: Any, store: ScriptedSt
     before, keep = store.pruned[0]
     assert keep == 7
     assert before is not None
+
+
+def test_a_store_that_deletes_nothing_while_it_takes_executions_is_told_of(
+    run: Any, store: ScriptedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator_core.tracking.writer.PRUNE_EVERY_SECONDS", 0.01)
+    store.prune_failure = SourceUnavailable("permission denied")
+
+    async def main() -> None:
+        async with service(files(retention="1h"), plugins={"scripted": store}) as shop:
+            assert (await shop.get("/orchestrator/d/hello")).status == 200
+            await until(shop, lambda found: found["written"] == 1)
+            await happens(lambda: len(store.pruned) > 1)
+
+    with structlog.testing.capture_logs() as logged:
+        run(main())
+    told = {"event": "old executions are not deleted; it is tried again", "store": "scripted", "log_level": "warning"}
+    assert {**told, "error": "permission denied"} in logged
 
 
 def test_how_long_executions_are_kept_changes_with_a_reload(
