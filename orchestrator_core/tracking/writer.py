@@ -91,6 +91,7 @@ class Writer:
         self._flushes: list[_Flush] = []
         self._commits: dict[str, asyncio.Future[bool]] = {}
         self._generations: deque[Generation] = deque()
+        self._told_generation = ""
 
     # --- what requests do ---------------------------------------------------------------------------------------
 
@@ -286,9 +287,13 @@ class Writer:
             try:
                 await self._store.add_generation(self._generations[0])
             except Exception as error:  # executions are written all the same
+                generation, text = self._generations[0].id, str(error)
                 if not isinstance(error, SourceUnavailable):
-                    log.error("the store refuses a generation", generation=self._generations[0].id, error=str(error))
+                    log.error("the store refuses a generation", generation=generation, error=text)
                     self._generations.popleft()
+                elif self.outage is None and generation != self._told_generation:
+                    log.warning("a generation is not stored; it is tried again", generation=generation, error=text)
+                    self._told_generation = generation
                 return
             self._generations.popleft()
 

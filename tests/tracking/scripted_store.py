@@ -33,7 +33,8 @@ class ScriptedOptions:
 
 @define(eq=False)
 class ScriptedStore:
-    """``failure`` is raised by every call, ``add_failure`` by those that add, ``prune_failure`` by those that delete.
+    """``failure`` is raised by every call, ``add_failure`` by those that add executions, ``generation_failure`` by
+    those that add a generation, ``prune_failure`` by those that delete.
 
     ``refused`` are endpoints of executions that can never be stored.
     ``room`` is how many executions it can hold.
@@ -45,6 +46,7 @@ class ScriptedStore:
     pruned: list[tuple[float | None, int | None]] = field(factory=list)
     failure: Exception | None = None
     add_failure: Exception | None = None
+    generation_failure: Exception | None = None
     prune_failure: Exception | None = None
     open_failure: Exception | None = None
     refused: str = ""
@@ -91,6 +93,8 @@ class ScriptedStore:
         return 0
 
     async def add_generation(self, generation: Generation) -> None:
+        if self.generation_failure is not None:
+            raise self.generation_failure
         self.generations.append(generation)
 
     async def get_generation(self, generation_id: str) -> Generation | None:

@@ -350,6 +350,35 @@ def test_a_store_that_deletes_nothing_while_it_takes_executions_is_told_of(
     assert {**told, "error": "permission denied"} in logged
 
 
+def test_a_store_that_takes_no_generation_while_it_takes_executions_is_told_of_once(
+    run: Any, store: ScriptedStore
+) -> None:
+    store.generation_failure = SourceUnavailable("permission denied")
+
+    async def main() -> str:
+        async with service(files(), plugins={"scripted": store}) as shop:
+            for _ in range(3):
+                assert (await shop.get("/orchestrator/d/hello")).status == 200
+                await until(shop, lambda found: found["waiting"] == 0)
+            generation: str = (await shop.admin("GET", "/config")).json["generation"]
+            assert (await shop.admin("GET", f"/generations/{generation}")).status == 200  # from memory
+            store.generation_failure = None
+            await shop.get("/orchestrator/d/hello")
+            await happens(lambda: bool(store.generations))
+            return generation
+
+    with structlog.testing.capture_logs() as logged:
+        generation = run(main())
+    assert [kept.id for kept in store.generations] == [generation]
+    (told,) = [entry for entry in logged if entry["log_level"] == "warning"]
+    assert told == {
+        "event": "a generation is not stored; it is tried again",
+        "generation": generation,
+        "error": "permission denied",
+        "log_level": "warning",
+    }
+
+
 def test_how_long_executions_are_kept_changes_with_a_reload(
     run: Any, store: ScriptedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
