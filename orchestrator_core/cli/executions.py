@@ -70,7 +70,7 @@ def list_(
     Example:
       orchestrator executions list --domain hello --status failed --limit 5
     """
-    query = {name: str(value) for name, value in filters.items() if value is not None}
+    query = {name: _text(str(value)) for name, value in filters.items() if value is not None}
     document = kept_executions(folder, plugins_dir, query) if offline else _asked(folder, admin, "/executions", query)
     if incomplete := document.get("incomplete"):
         click.echo(f"note: the list is incomplete: {incomplete}", err=True)
@@ -102,6 +102,7 @@ def show(
     Example:
       orchestrator executions show 0193b8c1f4a2...
     """
+    execution_id = _text(execution_id)
     if offline:
         document = kept_execution(folder, plugins_dir, execution_id)
     else:
@@ -115,6 +116,11 @@ def show(
     to.print(Text(f"generation {execution.generation}  started {_started(execution)} UTC{trace}"), soft_wrap=True)
     if execution.captured is not None:
         draw_captured(execution.captured, to)
+
+
+def _text(argument: str) -> str:
+    """Return an argument as a text that can be asked for: bytes that are no UTF-8 are in no execution."""
+    return argument.encode("utf-8", "replace").decode()
 
 
 def _asked(folder: Path, admin: str | None, path: str, query: Mapping[str, str] | None = None) -> Any:

@@ -75,6 +75,12 @@ def test_an_execution_that_the_store_does_not_have(run: Run, place: Place) -> No
     assert orchestrator("executions", "show", "x", "--offline", "--config", folder).output == (
         "Error: no execution x is kept\n"
     )
+    no_utf8 = b"\xff".decode("utf-8", "surrogateescape")  # as Python has such arguments
+    assert orchestrator("executions", "show", no_utf8, "--offline", "--config", folder).output == (
+        "Error: no execution ? is kept\n"
+    )
+    listed = orchestrator("executions", "list", "--domain", no_utf8, "--offline", "--config", folder)
+    assert listed.output == "no executions\n"
 
 
 def test_a_file_that_is_not_there_is_said_and_not_made(tmp_path: Path) -> None:
