@@ -88,7 +88,7 @@ def _bars(execution: Execution) -> Table:
     for step in execution.steps:
         colour = STEP_COLOURS[step.status]
         status = f"{step.status}{''.join(f' ({said})' for said in _said(step))}"
-        began = step.attempts or step.cache or step.breaker
+        began = step.status != "skipped" and (step.attempts or step.cache or step.duration_seconds)
         duration = milliseconds(step.duration_seconds) if began else ""
         bar = _bar(step, execution.duration_seconds, colour) if began else Text("")
         table.add_row(step.name, Text(status, style=colour), duration, bar)

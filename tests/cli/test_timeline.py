@@ -1,9 +1,10 @@
-"""What sources said is shown as it is, but steers no terminal."""
+"""An execution as a timeline: the bars, and what sources said, which steers no terminal."""
 
 from __future__ import annotations
 
 from io import StringIO
 
+from attrs import evolve
 from rich.console import Console
 
 from orchestrator_core.cli.captured import draw_captured
@@ -45,3 +46,20 @@ def test_an_execution_has_no_control_characters_in_it() -> None:
     assert any(line.endswith(f"20.50 ms  step: {SHOWN}") for line in lines)
     assert lines[-1].startswith('answer    "\\u001b]0;title\\u0007 gone\\u001b[2J \\x9b31mred\\x7f, Zo\u00eb:')
     assert not [char for char in file.getvalue() if not char.isprintable() and char != "\n"]
+
+
+def test_every_step_that_took_time_has_a_bar() -> None:
+    """Also one that only waited: for its turn, or for the call of another request."""
+    steps = (
+        StepRecord("called", "ok", 0.0, 0.005, 1),
+        StepRecord("waited", "failed", 0.005, 0.010, 0, waited_seconds=0.010),
+        StepRecord("joined", "cancelled", 0.005, 0.010, 0),
+        StepRecord("cached", "cached", 0.005, 0.0, 0, cache="hit"),
+        StepRecord("skipped", "skipped", 0.005, 0.001, 0),
+        StepRecord("never", "cancelled"),
+    )
+    file = StringIO()
+    draw(evolve(EXECUTION, steps=steps, error="", models=()), Console(file=file, width=200, no_color=True))
+    lines = [line.split() for line in file.getvalue().splitlines()[1:]]
+    assert [line[0] for line in lines] == [step.name for step in steps]
+    assert [line[0] for line in lines if not line[-1].isascii()] == ["called", "waited", "joined", "cached"]
