@@ -40,6 +40,8 @@ Fits: TypeAlias = Callable[[Any], bool]
 
 _OUTAGE = BreakerOptions(failures=3, window=Duration(10), reset=Duration(1))
 _SIGNATURE_BYTES = 32
+_QUOTED = " of pipeline caused error: "
+"""What stands in a message of redis after the command, which has a result in it."""
 _LONGEST_SECONDS = 10 * 365 * 86_400.0
 """How long an entry is kept at most: Redis takes an expiry that it cannot count for an error."""
 
@@ -51,15 +53,19 @@ class MissingExtra(Exception):
 class SharedCache:
     """Results kept in Redis. :func:`open_shared_cache` makes one."""
 
-    def __init__(self, backend: Any, options: SharedCacheOptions, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, backend: Any, options: SharedCacheOptions, clock: Callable[[], float], refusal: type[Exception]
+    ) -> None:
         self.where = _without_credentials(options.url)
         self._backend = backend
+        self._refusal = refusal
         self._limit = TimeLimit(options.timeout)
         self._prefix = options.prefix
         self._secret = options.secret.encode()
         self._breaker = Breaker(_OUTAGE, clock)
         self._is_out = False
         self._told_of_foreign = False
+        self._takes_nothing = False
 
     async def trouble(self) -> str:
         """Return why Redis does not answer now; nothing if it does."""
@@ -105,7 +111,10 @@ class SharedCache:
             )
 
     async def put_many(self, name: str, results: Mapping[Hashable, Any], made_at: float, seconds: float) -> bool:
-        """Keep results for so long. Return whether that was done; what is no JSON is left out."""
+        """Keep results for so long. Return whether that was done; what is no JSON is left out.
+
+        A Redis that is full or may only be read refuses them. It does answer, so it is asked on: what it has is of use.
+        """
         texts = {}
         for key, result in results.items():
             place, text = self._place(name, key), document([made_at, result])
@@ -113,16 +122,34 @@ class SharedCache:
                 texts[place] = self._sign(place, text) + text
         if not texts:
             return True
-        done = await self._ask(lambda: self._put(texts, min(seconds, _LONGEST_SECONDS)))
-        return done is not None
+        return bool(await self._ask(lambda: self._put(texts, min(seconds, _LONGEST_SECONDS))))
 
     async def _put(self, texts: Mapping[str, bytes], seconds: float) -> bool:
-        if len(texts) == 1:
-            ((place, text),) = texts.items()
-            await self._backend.set(place, text, expire=seconds)
-        else:
-            await self._backend.set_many(texts, expire=seconds)
+        try:
+            if len(texts) == 1:
+                ((place, text),) = texts.items()
+                await self._backend.set(place, text, expire=seconds)
+            else:
+                await self._backend.set_many(texts, expire=seconds)
+        except Exception as error:  # cashews wraps some of what redis raises
+            refusal = error if isinstance(error, self._refusal) else error.__cause__
+            if not isinstance(refusal, self._refusal):
+                raise
+            said = str(refusal).rpartition(_QUOTED)[2]
+            self._tell_of_refusal(f"{type(refusal).__name__}: {said}")
+            return False
+        self._tell_of_refusal("")
         return True
+
+    def _tell_of_refusal(self, reason: str) -> None:
+        """Log it when the Redis begins to take nothing, and when it takes results again."""
+        if bool(reason) == self._takes_nothing:
+            return
+        self._takes_nothing = bool(reason)
+        if reason:
+            log.warning("the shared cache takes no results; it is still read", url=self.where, error=reason)
+        else:
+            log.info("the shared cache takes results again", url=self.where)
 
     async def _ask(self, command: Callable[[], Awaitable[Any]]) -> Any:
         """Return what Redis answers; None when it does not, or is left alone because it did not before."""
@@ -202,6 +229,7 @@ async def open_shared_cache(
         import cashews
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
+        from redis.exceptions import ResponseError
     except ImportError as error:
         raise MissingExtra(
             f"a cache in Redis needs `pip install orchestrator-api-core[redis]`: {error.name} is not installed"
@@ -220,7 +248,7 @@ async def open_shared_cache(
     )
     await backend.init()
     try:
-        yield SharedCache(backend, options, clock)
+        yield SharedCache(backend, options, clock, ResponseError)
     finally:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # cashews 7 closes redis-py the old way

@@ -6,6 +6,7 @@ import asyncio
 import builtins
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-import redis
+import redis.asyncio
 import structlog
 
 from orchestrator_core.errors import SourceError
@@ -365,6 +366,49 @@ def test_a_redis_that_is_back_is_used_again(run: RunFixture, prefix: str) -> Non
         ]
 
     run(main())
+
+
+def test_a_redis_that_takes_nothing_is_still_read_and_that_is_logged_once(run: RunFixture) -> None:
+    """As one that is full does, or a replica, or one whose disk is."""
+    if (program := shutil.which("redis-server")) is None:
+        pytest.skip("no redis-server")
+
+    async def main() -> None:
+        port = free_port()
+        options = SharedCacheOptions(url=f"redis://127.0.0.1:{port}/0", timeout=UNHURRIED)
+        arguments = (program, "--port", str(port), "--bind", "127.0.0.1", "--save", "")
+        server = await asyncio.create_subprocess_exec(*arguments, stdout=subprocess.DEVNULL)
+        try:
+            with structlog.testing.capture_logs() as logs:
+                async with open_shared_cache(options) as shared, redis.asyncio.Redis(port=port) as client:
+                    async with asyncio.timeout(10):
+                        while not await answers(client):  # noqa: ASYNC110  # it says nothing when it listens
+                            await asyncio.sleep(0.01)
+                    assert await shared.put_many("name", {"x": "kept"}, 5.0, 60)
+                    await client.config_set("maxmemory", 1)
+                    for number in range(20):
+                        assert not await shared.put_many("name", {"y": "one's own"}, 5.0, 60)
+                        assert not await shared.put_many("name", {"y": "one's own", number: 1}, 5.0, 60)
+                        assert await shared.get_many("name", ["x", "y"]) == {"x": (5.0, "kept")}
+                    await client.config_set("maxmemory", 0)
+                    assert await shared.put_many("name", {"y": 1, "z": 2}, 5.0, 60)
+        finally:
+            server.terminate()
+            await server.wait()
+        refused, taken = logs
+        assert refused["event"] == "the shared cache takes no results; it is still read"
+        assert refused["error"].startswith("OutOfMemoryError: ")
+        assert "one's own" not in refused["error"]
+        assert taken["event"] == "the shared cache takes results again"
+
+    run(main())
+
+
+async def answers(client: Any) -> bool:
+    try:
+        return bool(await client.ping())
+    except redis.ConnectionError:
+        return False
 
 
 @asynccontextmanager
