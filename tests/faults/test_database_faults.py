@@ -198,6 +198,25 @@ def test_a_connection_that_is_dropped_in_the_middle_fails_its_request_and_is_rep
     run(main())
 
 
+def test_a_read_that_a_new_connection_breaks_off_is_not_sent_again_by_itself(engine: Engine, run: Run) -> None:
+    """Whether it is tried again is for the policy to say, within its budget."""
+
+    async def main() -> None:
+        async with serving(engine) as (served, way):
+            before = await warmed(served, OTHER)
+            for losses in (2, 1, 1):  # after the first there is no connection at rest
+                napping = asyncio.ensure_future(served.get("/orchestrator/bank/slow"))
+                for _ in range(losses):
+                    await asyncio.sleep(0.3)
+                    assert not napping.done()
+                    await way.cut()
+                answer = await napping
+                assert (answer.status, answer.json["step"]) == (502, "naps")
+            await mended(served, before)
+
+    run(main())
+
+
 def test_an_idle_connection_that_was_dropped_costs_no_request(engine: Engine, run: Run) -> None:
     async def main() -> None:
         async with serving(engine) as (served, way):

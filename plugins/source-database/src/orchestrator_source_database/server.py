@@ -143,12 +143,16 @@ class Server:
         return self._read(binding)
 
     def _read(self, binding: Binding) -> Callable[..., Awaitable[Any]]:
-        """A read runs on its own, outside of any transaction, and once more when it met a dead connection."""
+        """A read runs on its own, outside of any transaction, and once more when it met a dead connection.
+
+        That is one that was at rest: whether a call that a new connection broke off is made again, the policy says.
+        """
         pool, free, finish = self._pool, self._pool.free, finisher(binding)
 
         async def read(*values: Any) -> Any:
             for last in (False, True):
-                connection = free.pop() if free else await pool.acquire()
+                rested = bool(free)
+                connection = free.pop() if rested else await pool.acquire()
                 try:
                     statement = connection.statements.get(binding) or await connection.prepare(binding)
                     rows = await statement.run(values)
@@ -156,8 +160,9 @@ class Server:
                     pool.release(connection)
                     raise
                 except Exception as error:
+                    lost = connection.cut_off(error) and not rested
                     again = self._put_back(connection, error)
-                    if last or not again:
+                    if last or lost or not again:
                         # Not chained: the drivers' messages quote parameters and rows.
                         raise connection.translate(error, binding) from None
                 except BaseException:
@@ -185,7 +190,8 @@ class Server:
             for last in (False, True):
                 if not possible:
                     break
-                connection = free.pop() if free else await pool.acquire()
+                rested = bool(free)
+                connection = free.pop() if rested else await pool.acquire()
                 try:
                     results = await _results(connection, binding, items, finish)
                 except Different:
@@ -195,10 +201,11 @@ class Server:
                     pool.release(connection)
                     raise
                 except Exception as error:
+                    lost = connection.cut_off(error) and not rested
                     again = self._put_back(connection, error)
                     if not again:
                         break  # one item's values are enough to fail the statement: see which
-                    if last:
+                    if last or lost:
                         raise connection.translate(error, binding) from None
                 except BaseException:
                     pool.mend(connection)
