@@ -9,13 +9,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from feast_kit import ADA, POSTGRESQL_URL, REDIS, REDIS_DATABASE, Made, behind, lock, moved, way_to
+from feast_kit import ADA, POSTGRESQL_URL, REDIS, REDIS_DATABASE, Made, Way, behind, lock, moved, way_to
 
 from orchestrator_core.plugin_api import SourceError, SourceUnavailable
 from orchestrator_core.testing import free_port, leaves_nothing, run
@@ -57,6 +58,43 @@ def test_a_connection_that_was_cut_is_replaced(server: Made, tmp_path: Path) -> 
             for _ in range(3):
                 assert await asyncio.gather(*(call(ADA) for _ in range(20))) == [{"visits": 12}] * 20
                 way.cut()
+
+    run(main())
+
+
+class BreakingOff(Way):
+    """A way to a Redis that takes connections, once it ``breaks_off``, and ends each at the first read."""
+
+    breaks_off = False
+    reads = 0
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self.breaks_off:
+            await super()._serve(reader, writer)
+            return
+        with closing(writer):
+            while b"HMGET" not in (data := await reader.read(65536)):
+                writer.write(b"+OK\r\n" * data.count(b"*"))
+            self.reads += 1
+
+
+def test_a_read_that_a_new_connection_breaks_off_is_not_sent_again_by_itself(
+    made: Callable[[str], Made], tmp_path: Path
+) -> None:
+    """Whether it is tried again is for the policy to say, within its budget."""
+
+    async def main() -> None:
+        server = made("redis")
+        way = BreakingOff(*way_to(server).target)
+        async with way.open() as port, behind(server, tmp_path, port).open(VISITS) as source:
+            call = source.prepare("get", ["entity_id"])
+            assert await call(ADA) == {"visits": 12}
+            way.breaks_off = True
+            way.cut()
+            for number in range(1, 4):
+                with pytest.raises(SourceError, match="the connection was lost"):
+                    await call(ADA)
+                assert way.reads == number
 
     run(main())
 

@@ -173,9 +173,14 @@ class RedisStore:
             await self._connection.close()
 
     async def _ask(self, command: bytes, count: int) -> list[Any]:
-        """Send one or more commands at once and return their replies, ``count`` of them."""
+        """Send one or more commands at once and return their replies, ``count`` of them.
+
+        They are sent once more where a connection that was there before is lost. What a new one breaks off the policy
+        tries again, within its budget.
+        """
         for last in (False, True):
             connection = self._connection
+            is_new = connection is None or connection.lost
             if connection is None or connection.lost:
                 connection = await self._connect()
             try:
@@ -184,7 +189,7 @@ class RedisStore:
                 message = f"feast '{self._name}': {self._where}: {lost}"
                 if lost.timed_out:
                     raise NoAnswer(message) from None
-                if last:
+                if last or is_new:
                     raise SourceError(message, transient=True) from None
         raise AssertionError("unreachable")
 
