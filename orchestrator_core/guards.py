@@ -19,9 +19,10 @@ from attrs import define, field, frozen
 
 from orchestrator_core.catalog import SourceKey, SourceSpec
 from orchestrator_core.codegen import CACHE_KEY
+from orchestrator_core.config.structure import Located
 from orchestrator_core.direct import DIRECT
 from orchestrator_core.errors import NotLetThrough, OrchestratorError, Refused
-from orchestrator_core.models import MlSource, Slot
+from orchestrator_core.models import ML, MlSource, Slot
 from orchestrator_core.plan import Plan, PlannedStep
 from orchestrator_core.plugin_api import OperationFacts, Source
 from orchestrator_core.policies.guard import make_guard, make_guard_at_once
@@ -155,11 +156,21 @@ def _alive(step: PlannedStep, sources: Mapping[SourceKey, Source]) -> object:
 
 
 def identity_of(spec: SourceSpec, operation: str | None = None) -> str:
-    """Return a digest of what the source, or one model of it, is configured to be."""
+    """Return a digest of what the source, or one model of it, is configured to be. Policies are no part of that."""
     places = spec.places if operation is None else {operation: spec.places.get(operation)}
-    operations = {name: place.data if place is not None else None for name, place in places.items()}
-    own = spec.located.data if spec.located is not None and operation is None else None
+    operations = {name: _without_policies(spec, name, place) for name, place in places.items()}
+    if spec.kind is ML:  # what a model has of its source; all else stands at the models
+        own: Any = spec.options.base_url
+    else:
+        own = _without_policies(spec, "", spec.located)
     return _digest([spec.key, spec.kind.name, own, operations])
+
+
+def _without_policies(spec: SourceSpec, operation: str, place: Located | None) -> Any:
+    data, said = place.data if place is not None else None, spec.policies.get(operation)
+    if said is None or not isinstance(data, dict):
+        return data
+    return {key: value for key, value in data.items() if key not in said.located.data}
 
 
 def _digest(data: Any) -> str:

@@ -397,6 +397,49 @@ def test_services_with_a_redis_share_results_and_answers(run: RunFixture) -> Non
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("place", "policy", "calls"),
+    [("/elsewhere", "", ["/predict", "/elsewhere/predict"]), ("", ", retry: {non_idempotent: true}", ["/predict"])],
+    ids=["another place", "another policy"],
+)
+def test_services_share_what_a_model_has_said_when_it_is_configured_alike(
+    run: RunFixture, place: str, policy: str, calls: list[str]
+) -> None:
+    """That it has the same version elsewhere does not make it the same model, and a policy none of another."""
+    skip_without("127.0.0.1", 6379, "Redis")
+
+    async def main() -> None:
+        prefix = f"test-{uuid4().hex}"
+        try:
+            async with partner() as told:
+                for files in (files_of_model(prefix, told.url), files_of_model(prefix, told.url + place, policy)):
+                    async with service(files) as served:
+                        assert (await served.get(URL)).status == 200
+                        (remembered,) = served.running.live.snapshot.memory.states.values()
+                        if remembered.state._tasks:
+                            await asyncio.wait(remembered.state._tasks)
+                assert [call for call in told.calls if call.endswith("/predict")] == calls
+        finally:
+            await forget(prefix)
+
+    run(main())
+
+
+def files_of_model(prefix: str, url: str, policy: str = "") -> dict[str, str]:
+    call = "type: ml, source_id: m, operation: predict, params: {features: {x: 1}}"
+    return {
+        "config.yaml": f'cache: {{url: "redis://127.0.0.1:6379/0", prefix: {prefix}, timeout: 5s}}',
+        "integrations/ml.yaml": f"""
+ml:
+  sources:
+    m:
+      base_url: {url}
+      models: {{default: {{endpoint: /predict, version: "7", cache: {{ttl: 1h}}{policy}}}}}
+""",
+        "domains/d.yaml": f"endpoints: {{e: {{data_sources: [{{name: s, {call}}}]}}}}",
+    }
+
+
 def test_what_is_no_answer_in_a_redis_counts_as_missing(run: RunFixture) -> None:
     skip_without("127.0.0.1", 6379, "Redis")
 
