@@ -143,10 +143,12 @@ def remember(
 
 
 def _kept(before: Remembered | None, of: Any, label: str, identity: str, shared: SharedCache | None) -> Remembered:
-    if before is not None and before.of == of and before.state.shared is shared:
-        before.users += 1
-        return before
-    return Remembered(SourceState(label, identity=identity, shared=shared), of)
+    if before is None or before.of != of:
+        return Remembered(SourceState(label, identity=identity, shared=shared), of)
+    if before.state.shared is not shared:
+        return Remembered(before.state.beside(shared), of)
+    before.users += 1
+    return before
 
 
 def _alive(step: PlannedStep, sources: Mapping[SourceKey, Source]) -> object:

@@ -56,6 +56,12 @@ class SourceState:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
+    def beside(self, shared: SharedCache | None) -> SourceState:
+        """Return the state of the same source with another shared cache: only what is cached begins anew."""
+        state = SourceState(self.label, identity=self.identity, shared=shared, clock=self.clock)
+        state._breakers, state._limiters, state._budget = self._breakers, self._limiters, self._budget
+        return state
+
     # --- its parts ---------------------------------------------------------------------------------------------------
 
     def breaker(self, options: BreakerOptions) -> Breaker:

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 
 import pytest
+from aiohttp.test_utils import unused_port
 
 from orchestrator_core.policies.notes import Guarded
 from orchestrator_core.testing import Answer, RunningService, check_problems, service
@@ -785,6 +786,23 @@ def test_what_is_remembered_outlives_a_reload_that_leaves_the_source_alone(run: 
         told.statuses = [500, 500]
         for number in (7, 8):
             assert (await served.get(f"/orchestrator/d/read?id={number}")).status == 502
+
+    run(main())
+
+
+def test_a_breaker_stays_open_when_another_cache_is_shared(run: RunFixture) -> None:
+    async def main() -> None:
+        async with serving(breaker(2)) as (served, told):
+            told.statuses = [500, 500]
+            for _ in range(2):
+                assert (await served.get("/orchestrator/d/read")).status == 502
+            for cache in (f"cache: {{url: 'redis://127.0.0.1:{unused_port()}/0'}}", "{}"):
+                served.write("config.yaml", cache)
+                assert (await served.reload()).json["swapped"]
+                assert (await served.get("/orchestrator/d/read")).status == 503
+            policies = await policies_of(served)
+            assert (policies["circuit_breaker"]["opened"], policies["circuit_breaker"]["refused"]) == (1, 2)
+            assert len(told.calls) == 2
 
     run(main())
 
