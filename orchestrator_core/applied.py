@@ -149,7 +149,8 @@ def _policy(name: str, facts: OperationFacts, layers: list[_Layer]) -> Policy:
         if given is False:
             options, why, places = None, OFF, (layer.place(name),)
         elif given is True:
-            options, places = options or _ON[name], (*places, layer.place(name))
+            before = () if options is None else places  # what has switched it off says nothing of what it is now
+            options, places = options or _ON[name], (*before, layer.place(name))
         elif options is None or not attrs.has(type(given)):
             options, places = given, (layer.place(name),)
         else:

@@ -31,9 +31,7 @@ def _in_words(policy: Policy, folder: Path, cache_key: str) -> str:
 def _options_in_words(options: Any, cache_key: str) -> str:
     match options:
         case RetryOptions():
-            effects = ", whatever it does" if options.non_idempotent else ""
-            pauses = f"{seconds(options.backoff)} to {seconds(options.max_backoff)}"
-            return f"{_attempts(options.attempts)}, pauses of at most {pauses}{effects}"
+            return _attempts_in_words(options)
         case BreakerOptions():
             window, reset = seconds(options.window), seconds(options.reset)
             return f"{options.failures} failures within {window} open it, a probe after {reset}"
@@ -47,8 +45,14 @@ def _options_in_words(options: Any, cache_key: str) -> str:
             return f"{seconds(options)} for an attempt"
 
 
-def _attempts(number: int) -> str:
-    return "1 attempt" if number == 1 else f"{number} attempts"
+def _attempts_in_words(options: RetryOptions) -> str:
+    if options.attempts == 1:
+        return "1 attempt"
+    pauses = seconds(options.max_backoff)
+    if options.backoff < options.max_backoff:  # which no pause is longer than
+        pauses = f"{seconds(options.backoff)} to {pauses}"
+    effects = ", whatever it does" if options.non_idempotent else ""
+    return f"{options.attempts} attempts, pauses of at most {pauses}{effects}"
 
 
 def cache_in_words(options: CacheOptions, by: str) -> str:

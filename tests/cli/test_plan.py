@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from .conftest import Invoke, Write
 
 CREDIT = {
@@ -256,6 +258,43 @@ def test_policies_are_shown_with_the_reason_for_each(write: Write, orchestrator:
         "   cache  for 5 s, by path and query parameters, body and the header id, 1 s longer while it is renewed: "
         f"{domain}:3\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("policy", "source", "step", "shown"),
+    [
+        ("retry", "{attempts: 1}", "{non_idempotent: true}", "1 attempt: {source}, then {step}"),
+        (
+            "retry",
+            "{backoff: 2s}",
+            "{non_idempotent: true}",
+            "3 attempts, pauses of at most 1 s, whatever it does: {source}, then {step}",
+        ),
+        ("circuit_breaker", "false", "true", "5 failures within 10 s open it, a probe after 5 s: {step}"),
+    ],
+)
+def test_a_policy_is_shown_as_it_is_in_force(
+    write: Write, orchestrator: Invoke, policy: str, source: str, step: str, shown: str
+) -> None:
+    write(
+        {
+            "config/integrations/store.yaml": f"""
+                store:
+                  sources: {{default: {{url: "store://a", {policy}: {source}}}}}
+                  operations: {{latest: {{query: "latest report"}}}}
+                """,
+            "config/domains/credit.yaml": f"""
+                endpoints:
+                  risk:
+                    data_sources:
+                      - {{name: report, type: store, operation: latest, {policy}: {step}}}
+                """,
+        }
+    )
+    name = policy.replace("_", " ")
+    lines = [line.strip() for line in orchestrator("plan", "credit.risk", *PLUGINS).output.splitlines()]
+    (told,) = [line.removeprefix(name).strip() for line in lines if line.startswith(name)]
+    assert told == shown.format(source="config/integrations/store.yaml:2", step="config/domains/credit.yaml:4")
 
 
 def test_json_has_the_policies_with_their_places(write: Write, orchestrator: Invoke) -> None:
