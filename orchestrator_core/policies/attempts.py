@@ -36,11 +36,14 @@ def is_failure(error: object) -> bool:
     """Return whether an error says that the source is down: it did not answer, or said that it cannot now.
 
     An answer that cannot be used, and a refusal that would be the same again, come from a source that is there: to
-    leave it alone would only change what its callers are told.
+    leave it alone would only change what its callers are told. So does a pool of ours that is used up: after a burst of
+    slow calls the source is as well as before.
     """
     if isinstance(error, SourceError):
         return error.transient and not error.answered
-    return isinstance(error, SourceUnavailable | TimeoutError) and not isinstance(error, Refused)
+    if isinstance(error, SourceUnavailable):
+        return not isinstance(error, Refused) and (error.transient or not error.busy)
+    return isinstance(error, TimeoutError)
 
 
 def attempts(

@@ -461,6 +461,8 @@ def test_a_probe_whose_request_has_failed_ends_with_its_time(run: RunFixture, ho
         (SourceError("half an answer", transient=True, answered=True), False),
         (SourceError("bad answer"), False),
         (SourceUnavailable("no connection"), True),
+        (SourceUnavailable("all connections are in use", busy=True), False),
+        (SourceUnavailable("answered 503 and asks to wait", transient=True, busy=True), True),
         (TimeoutError(), True),
         (EntityNotFound("no 7"), False),
         (InvalidParam("id", "is no number"), False),
