@@ -25,7 +25,8 @@ class Batcher:
     While no call is under way, the rows that arrive in one turn of the event loop go together, at once. While one is,
     rows wait for its end, but for no longer than ``max_wait``: so a busy model gets batches as large as its traffic
     allows, and an idle one makes nobody wait. A full batch goes at once. Each caller gets its own row's answer. A call
-    that fails fails all of its callers; a caller that is cancelled leaves the others alone.
+    that fails fails all of its callers; a caller that is cancelled leaves the others alone. When all of them are, the
+    call is ended: nobody waits for it, and a model that hangs would keep it for long.
     """
 
     def __init__(self, model: Model, options: BatchOptions) -> None:
@@ -44,7 +45,16 @@ class Batcher:
             self._send()
         elif self._timer is None:
             self._timer = loop.call_later(self._max_wait, self._send) if self._calls else loop.call_soon(self._send)
-        return await answer
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._end_unwanted()
+            raise
+
+    def _end_unwanted(self) -> None:
+        for call, batch in self._calls.items():
+            if all(answer.done() for _, answer in batch):
+                call.cancel()
 
     def _send(self) -> None:
         if self._timer is not None:

@@ -242,6 +242,42 @@ def test_a_row_does_not_wait_longer_than_max_wait_for_a_call_under_way(run: RunF
     run(main())
 
 
+def test_a_call_ends_when_the_last_of_its_callers_is_gone(run: RunFixture) -> None:
+    """As when a model hangs and their deadlines pass: nobody waits for it."""
+
+    async def main() -> None:
+        model, running, never = Counting(), 0, asyncio.Event()
+
+        async def sticks(rows: Any) -> Any:
+            nonlocal running
+            model.calls.append(len(rows))
+            running += 1
+            try:
+                await never.wait()
+            finally:
+                running -= 1
+
+        model.predict = sticks  # type: ignore[method-assign]
+        batcher = Batcher(model, BatchOptions(max_wait=Duration(0.001)))
+        callers = [asyncio.create_task(batcher.predict_one({"x": n})) for n in range(3)]
+        while not model.calls:  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0)
+        others = asyncio.create_task(batcher.predict_one({"x": 3}))
+        while len(model.calls) < 2:  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0)
+        for left, caller in enumerate(reversed(callers)):
+            assert running == 2, left
+            caller.cancel()
+            await asyncio.wait([caller])
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert (model.calls, running, others.done()) == ([3, 1], 1, False)
+        await batcher.close()
+        assert isinstance((await asyncio.gather(others, return_exceptions=True))[0], SourceUnavailable)
+
+    run(main())
+
+
 def test_those_who_wait_when_the_model_is_closed_are_told(run: RunFixture) -> None:
     async def main() -> None:
         model, never = Counting(), asyncio.Event()
