@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import asyncpg
 import pytest
 from attrs import evolve
 from database_kit import Database, run
@@ -395,6 +396,32 @@ def test_a_locked_database_is_waited_for_once(sqlite: Database) -> None:
             other.execute("ROLLBACK")
             assert await many([(1,)] * 2) == [{"name": "customer 1"}] * 2
         other.close()
+
+    run(main())
+
+
+def test_a_locked_table_is_waited_for_once(postgresql: Database) -> None:
+    """It locks out all items alike: to ask for them one by one would only be as many waits more."""
+
+    async def main() -> None:
+        other = await asyncpg.connect(postgresql.url)
+        read = "SELECT name FROM customers WHERE customer_id = :id"
+        try:
+            async with postgresql.having(lock_timeout=0.3, pool_size=1).open(read=read) as source:
+                many = source.prepare_many("read", ["id"])
+                assert many is not None
+                await many([(1,)] * 8)
+                async with other.transaction():
+                    await other.execute("LOCK TABLE customers")
+                    started = time.perf_counter()
+                    with pytest.raises(SourceError) as caught:
+                        await many([(1,)] * 8)
+                    assert time.perf_counter() - started < 1.5
+                assert str(caught.value) == "read: canceling statement due to lock timeout"
+                assert caught.value.transient
+                assert await many([(1,)] * 2) == [{"name": "customer 1"}] * 2
+        finally:
+            await other.close()
 
     run(main())
 

@@ -193,6 +193,9 @@ class MySQLConnection:
     def outdated(self, error: Exception) -> bool:
         return _code(error) == UNKNOWN_STATEMENT
 
+    def transient(self, error: Exception) -> bool:
+        return _code(error) in TRANSIENT
+
     def translate(self, error: Exception, binding: Binding) -> OrchestratorError:
         operation, code = binding.query.operation, _code(error)
         if self.cut_off(error):
@@ -200,7 +203,7 @@ class MySQLConnection:
         if code in TIMED_OUT:
             return SourceError(f"{operation}: the database gave up: the statement took too long")
         if isinstance(error, my.MySQLError):
-            return SourceError(f"{operation}: {_message(error)}", transient=code in TRANSIENT)
+            return SourceError(f"{operation}: {_message(error)}", transient=self.transient(error))
         return SourceError(f"{operation}: the answer cannot be read ({type(error).__name__})")
 
     async def columns(self, query: Query) -> tuple[str, ...] | None:

@@ -338,6 +338,9 @@ class PostgresConnection:
     def outdated(self, error: Exception) -> bool:
         return isinstance(error, OUTDATED)
 
+    def transient(self, error: Exception) -> bool:
+        return isinstance(error, TRANSIENT)
+
     def translate(self, error: Exception, binding: Binding) -> OrchestratorError:
         operation = binding.query.operation
         if isinstance(error, pg.DataError) and (argument := re.search(r"query argument \$(\d+)", str(error))):
@@ -349,7 +352,7 @@ class PostgresConnection:
         if isinstance(error, pg.QueryCanceledError):
             return SourceError(f"{operation}: the database gave up: {_primary(error)}")
         if isinstance(error, asyncpg.PostgresError):
-            return SourceError(f"{operation}: {_primary(error)}", transient=isinstance(error, TRANSIENT))
+            return SourceError(f"{operation}: {_primary(error)}", transient=self.transient(error))
         return SourceError(f"{operation}: the answer cannot be read ({type(error).__name__})")
 
     async def columns(self, query: Query) -> tuple[str, ...] | None:

@@ -90,6 +90,10 @@ class Connection(Lent, Protocol):
         """Tell whether the error means that the statement must be prepared anew. Nothing has run then."""
         ...
 
+    def transient(self, error: Exception) -> bool:
+        """Tell whether the statement failed for a reason that may pass and is not in its values, such as a lock."""
+        ...
+
     def translate(self, error: Exception, binding: Binding) -> OrchestratorError:
         """Return the error of the request, without the values that drivers quote."""
         ...
@@ -203,9 +207,9 @@ class Server:
                 except Exception as error:
                     lost = connection.cut_off(error) and not rested
                     again = self._put_back(connection, error)
-                    if not again:
+                    if not again and not connection.transient(error):
                         break  # one item's values are enough to fail the statement: see which
-                    if last or lost:
+                    if last or lost or not again:
                         raise connection.translate(error, binding) from None
                 except BaseException:
                     pool.mend(connection)
