@@ -30,6 +30,7 @@ class Headers(Mapping[str, str]):
     """The answer's headers by name, whatever its case; built from the raw pairs when first asked.
 
     A name that came several times has its values joined by ``", "``; :meth:`get_all` has them one by one.
+    What is blank at the end of a line is no part of a value: RFC 9110, section 5.5.
     """
 
     __slots__ = ("_index", "_raw")
@@ -40,7 +41,7 @@ class Headers(Mapping[str, str]):
 
     def get_all(self, name: str) -> list[str]:
         wanted = name.lower().encode("latin-1")
-        return [value.decode("latin-1") for key, value in self._raw if key.lower() == wanted]
+        return [value.decode("latin-1").rstrip(" \t") for key, value in self._raw if key.lower() == wanted]
 
     def __getitem__(self, name: str) -> str:
         return self._by_name()[name.lower()]
@@ -58,7 +59,7 @@ class Headers(Mapping[str, str]):
         if self._index is None:
             index: dict[str, str] = {}
             for raw_name, raw_value in self._raw:
-                name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+                name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1").rstrip(" \t")
                 index[name] = f"{index[name]}, {value}" if name in index else value
             self._index = index
         return self._index

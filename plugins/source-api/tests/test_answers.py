@@ -187,7 +187,7 @@ def test_a_date_that_no_calendar_has_is_no_time_to_wait(date: str) -> None:
     assert (type(error), str(error)) == (SourceError, "get: GET URL/things/7: answered 503")
 
 
-@pytest.mark.parametrize(("said", "least", "most"), [("0", 1, 1), ("99999999999", 3600, 3600)])
+@pytest.mark.parametrize(("said", "least", "most"), [("0", 1, 1), ("99999999999", 3600, 3600), ("7 \t", 7, 7)])
 def test_the_time_to_wait_is_bounded(said: str, least: float, most: float) -> None:
     error = failure(ok({}, f"Retry-After: {said}", status=503))
     assert least <= (error.retry_after_seconds or 0) <= most
