@@ -7,7 +7,9 @@ an endpoint are kept in belongs to the endpoint with all that it calls.
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -215,26 +217,26 @@ def _around(
     if not step.policies.any and capture is None:
         return call
     keyed = step.cache_key is not None
-    policies = _policies(step, slot, capture)
     falls_back = slot is not None and slot.fallback is not None
     return form.make(
         form.without_key(call) if keyed else call,
-        policies,
+        _policies(step, slot, capture),
         _state(step, memory),
         label=slot.label if slot is not None else step.spec.label,
         operation=step.operation,
         names=_names(step, keyed),
         idempotent=_is_idempotent(step),
-        or_else=partial(form.or_fallback, slot=slot, step_timeout=policies.step_timeout) if falls_back else None,
+        or_else=partial(form.or_fallback, slot=slot, step=step) if falls_back else None,
     )
 
 
-def _or_fallback(guarded: Call, slot: Slot, step_timeout: float | None) -> Call:
+def _or_fallback(guarded: Call, slot: Slot, step: PlannedStep) -> Call:
     """Return the call, for which the model's fallback answers when the policies refuse it.
 
     It has what the refused call has left of the step's time.
     """
-    limit = None if step_timeout is None else TimeLimit(step_timeout)
+    seconds = _call_timeout(step)
+    limit = None if seconds is None else TimeLimit(seconds)
 
     async def call(run: Any, index: int, *values: Any) -> Any:
         began = perf_counter() if limit is not None else 0.0
@@ -252,19 +254,32 @@ def _fall_back(slot: Slot, features: Any, refused: Refused, timer: Timer | None)
     return slot.fall_back(features, refused)
 
 
-def _or_fallback_at_once(guarded: Call, slot: Slot, step_timeout: float | None) -> Call:
+def _or_fallback_at_once(guarded: Call, slot: Slot, step: PlannedStep) -> Call:
+    """Return the same for a call for all items, which the fallback answers one by one, so many at once as the step may.
+
+    One that it cannot answer fails alone.
+    """
+    at_most = step.config.max_concurrency
+
     async def call(run: Any, index: int, rows: Sequence[Sequence[Any]]) -> Any:
         try:
-            answers = await guarded(run, index, rows)
+            answers = list(await guarded(run, index, rows))
         except NotLetThrough as refused:
             answers = [refused] * len(rows)
-        if not any(isinstance(answer, NotLetThrough) for answer in answers):
+        todo = deque((place, answer) for place, answer in enumerate(answers) if isinstance(answer, NotLetThrough))
+        if not todo:
             return answers
         run.note(index).fell_back = True
-        return [
-            await _item_of_fallback(slot, row[0], answer) if isinstance(answer, NotLetThrough) else answer
-            for row, answer in zip(rows, answers, strict=True)
-        ]
+
+        async def work() -> None:
+            while todo:
+                place, refused = todo.popleft()
+                answers[place] = await _item_of_fallback(slot, rows[place][0], refused)
+
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(min(at_most, len(todo))):
+                workers.create_task(work())
+        return answers
 
     return call
 
@@ -301,8 +316,7 @@ def _policies(step: PlannedStep, slot: Slot | None, capture: Capture | None) -> 
     key = _cache_key(step, slot) if cache is not None else None
     return Policies(
         timeout=applied.timeout.options,
-        # A step with for_each bounds all of its items together.
-        step_timeout=step.config.timeout if step.for_each is None else None,
+        step_timeout=_call_timeout(step),
         retry=applied.retry.options,
         circuit_breaker=applied.circuit_breaker.options,
         concurrency=applied.concurrency.options,
@@ -310,6 +324,11 @@ def _policies(step: PlannedStep, slot: Slot | None, capture: Capture | None) -> 
         cache_key=key,
         capture=capture,
     )
+
+
+def _call_timeout(step: PlannedStep) -> float | None:
+    """Return the step's timeout where it is for one call: one with for_each bounds all of its items together."""
+    return step.config.timeout if step.for_each is None else None
 
 
 def _cache_key(step: PlannedStep, slot: Slot | None) -> Callable[[Sequence[Any]], Any] | None:

@@ -416,6 +416,34 @@ def test_items_that_the_cache_does_not_have_are_the_fallback_s_while_the_breaker
     run(main())
 
 
+def test_the_fallback_answers_several_items_at_once_while_the_breaker_is_open(run: RunFixture) -> None:
+    """And fails those alone that it cannot answer."""
+
+    async def main() -> None:
+        plugin = Plugin()
+        plugin["m"].unfit = breaks
+        async with peer() as server:
+            config = files(QUICK, beside=f', base_url: "{server.url}"')
+            config["domains/d.yaml"] = f"{EACH.rstrip()}\n            max_concurrency: 3\n            default: none\n"
+            async with service(config, plugins={"scripted": plugin}) as shop:
+                each = "/orchestrator/d/each"
+                for _ in range(5):
+                    assert (await shop.post(each, [{"x": 9}])).json == ["none"]
+                server.hold = asyncio.Event()
+                rows = [{"x": number} for number in (1, 2, 3)] + [{"y": 4}, {"x": 5}]
+                asked = asyncio.ensure_future(shop.post(each, rows))
+                async with asyncio.timeout(10):
+                    while len(server.asked) < 3:  # noqa: ASYNC110  # nobody tells
+                        await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)
+                assert len(server.asked) == 3
+                server.hold.set()
+                answer = await asked
+                assert shown(answer) == (200, [{"y": -1}, {"y": -2}, {"y": -3}, "none", {"y": -5}], "s")
+
+    run(main())
+
+
 def test_a_model_that_is_ready_again_is_asked_at_once(run: RunFixture) -> None:
     async def main() -> None:
         plugin = Plugin()
