@@ -129,7 +129,8 @@ def applied(defaults: Defaults, spec: SourceSpec, operation: str, step: Step | N
         found["retry"] = _if_idempotent(found["retry"], facts, spec, operation)
         if step.config.cache is None:
             found["cache"] = _if_no_write(found["cache"], spec, operation)
-    found["timeout"] = _shorter(found["timeout"], _of_kind(spec, operation))
+    if not facts.in_process:  # what a kind says of the time for a server is not for what has none
+        found["timeout"] = _shorter(found["timeout"], _of_kind(spec, operation))
     return Applied(**found)
 
 

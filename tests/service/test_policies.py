@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import unused_port
 
+from orchestrator_core.config.load import load_configuration
 from orchestrator_core.policies.notes import Guarded
+from orchestrator_core.reload import make_registry
+from orchestrator_core.snapshot import draft
 from orchestrator_core.testing import Answer, RunningService, check_problems, service
 
 from .partner import Partner, execution_of, partner
@@ -275,6 +278,34 @@ def test_the_timeout_in_force_is_the_one_that_is_said_nearest_to_the_call(run: R
                 ]
 
     run(main())
+
+
+def test_a_server_that_is_started_has_the_timeout_of_a_model_behind_http(tmp_path: Path) -> None:
+    """It is spoken to as such. A model in this process has none of its own."""
+    (tmp_path / "integrations").mkdir()
+    (tmp_path / "domains").mkdir()
+    (tmp_path / "config.yaml").write_text("policies: {timeout: 4s}")
+    (tmp_path / "integrations/ml.yaml").write_text(
+        dedent("""
+            ml:
+              sources:
+                container: {source: {type: docker, image: "a:1"}}
+                slow: {source: {type: docker, image: "a:1", timeout: 9s}}
+                process: {source: {type: artifact, startup_command: "serve {port}"}}
+                file: {source: {type: artifact, path: a.onnx}}
+        """)
+    )
+    call = "type: ml, operation: predict, params: {features: {x: 1}}"
+    steps = [f"{{name: {name}, source_id: {name}, {call}}}" for name in ("container", "slow", "process", "file")]
+    (tmp_path / "domains/d.yaml").write_text(f"endpoints: {{e: {{data_sources: [{', '.join(steps)}]}}}}")
+    (plan,) = draft(load_configuration(tmp_path), make_registry(tmp_path, None)).plans.values()
+    timeouts = [step.policies.timeout for step in plan.steps]
+    assert [(found.options, found.why) for found in timeouts] == [
+        (None, "2 s, kept by the model itself"),
+        (None, "9 s, kept by the model itself"),
+        (None, "2 s, kept by the model itself"),
+        (4.0, "configured"),
+    ]
 
 
 # --- circuit breaker -------------------------------------------------------------------------------------------------

@@ -195,7 +195,7 @@ class ArtifactOptions:
     )
     endpoint: str | None = option(None, validator=_url_path, help="The server's path for predictions.")
     protocol: str | None = option(None, help="How the server is spoken to, as for a model of the type http.")
-    timeout: Duration | None = option(None, validator=positive, help="Longest time for one request to the server.")
+    timeout: Duration = option(Duration(2.0), validator=positive, help="Longest time for one request to the server.")
     version: str | None = option(None, help="The version of the server's model, for execution records.")
     http: dict[str, Any] = option(
         factory=dict, help="Any other option of a model of the type http, such as `rows`, `headers` or `health`."

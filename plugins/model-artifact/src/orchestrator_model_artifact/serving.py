@@ -137,7 +137,7 @@ def http_options(options: ArtifactOptions, port: int) -> dict[str, Any]:
     given = {
         "endpoint": options.endpoint,
         "protocol": options.protocol,
-        "timeout": None if options.timeout is None else float(options.timeout),
+        "timeout": float(options.timeout),
         "version": options.version,
         "health": options.readiness.path,
     }

@@ -141,7 +141,7 @@ class CallOptions:
     )
     headers: dict[str, str] | None = option(None, help="Sent with every request.")
     idempotent: bool | None = option(None, help="A prediction may be asked for twice.")
-    timeout: Duration | None = option(None, help="Longest time for one request, all in all.", validator=positive)
+    timeout: Duration = option(Duration(2.0), help="Longest time for one request, all in all.", validator=positive)
     connect_timeout: Duration | None = option(None, help="Longest time to connect.", validator=positive)
     max_connections: int | None = option(None, help="Most connections at a time.", validator=positive)
     max_response_bytes: Size | None = option(None, help="Largest answer that is read.", validator=positive)
