@@ -8,14 +8,23 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 import structlog
 from structlog.typing import EventDict, Processor
 
 from orchestrator_core.config.model import LoggingOptions
 from orchestrator_core.config.secrets import Redactor
-from orchestrator_core.request_lines import Lines, RequestLine, json_dropped, json_line, text_dropped, text_line
+from orchestrator_core.request_lines import (
+    Lines,
+    LineStream,
+    RequestLine,
+    json_dropped,
+    json_line,
+    may_hold_up,
+    text_dropped,
+    text_line,
+)
 
 log = structlog.get_logger("orchestrator")
 
@@ -33,10 +42,10 @@ class LogMask:
         return self._redactor(text)
 
 
-class LineFactory(structlog.PrintLoggerFactory):
+class LineFactory(structlog.WriteLoggerFactory):
     """structlog's logger of lines, which knows how the line of a request is written to the same stream."""
 
-    def __init__(self, file: TextIO, lines: Lines, request_line: RequestLine | None) -> None:
+    def __init__(self, file: Any, lines: Lines, request_line: RequestLine | None) -> None:
         super().__init__(file)
         self.lines = lines
         self.request_line = request_line
@@ -52,7 +61,8 @@ def configure_logging(options: LoggingOptions, redact: Callable[[str], str]) -> 
     """Send the log to standard error, as lines for people or as JSON, with every known secret masked.
 
     What libraries log comes with it: from warnings on, since what they say below that may hold a secret that no
-    configuration has, such as the token that a login was answered with.
+    configuration has, such as the token that a login was answered with. Where the stream can be held up by whoever
+    reads it, all of it is written by a thread.
     """
     stream = sys.stderr
     mask = MaskEvents(redact)
@@ -72,13 +82,14 @@ def configure_logging(options: LoggingOptions, redact: Callable[[str], str]) -> 
     ]
     lines = Lines(stream, json_dropped if is_json else text_dropped)
     line = json_line(lines.add) if is_json else text_line(lines.add, colors=colors)
+    to: Any = LineStream(lines) if may_hold_up(stream) else stream
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, *dated, *render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=LineFactory(stream, lines, line if level <= logging.INFO else None),
+        logger_factory=LineFactory(to, lines, line if level <= logging.INFO else None),
         cache_logger_on_first_use=True,
     )
-    _take_over_libraries(stream, [structlog.stdlib.add_logger_name, *dated], render, max(level, logging.WARNING))
+    _take_over_libraries(to, [structlog.stdlib.add_logger_name, *dated], render, max(level, logging.WARNING))
 
 
 @contextmanager
@@ -105,7 +116,7 @@ def _exc_info(told: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> Any:
     return told.exc_type, told.exc_value, told.exc_traceback
 
 
-def _take_over_libraries(stream: TextIO, before: list[Processor], render: list[Processor], level: int) -> None:
+def _take_over_libraries(stream: Any, before: list[Processor], render: list[Processor], level: int) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

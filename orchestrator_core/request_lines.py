@@ -1,7 +1,8 @@
-"""The log's line of a request. It does not go through structlog, which would take longer than many a step.
+"""The lines of the log on their way to its stream, and the line of a request.
 
-Everything in it is known to be plain, so it is written out here; and it is only added to a list, which a thread writes:
-a log that nobody reads must not hold up a request.
+Lines are only added to a list, which a thread writes: a log that nobody reads must not hold up a request. That of a
+request does not go through structlog, which would take longer than many a step: everything in it is known to be plain,
+so it is written out here.
 """
 
 from __future__ import annotations
@@ -9,17 +10,21 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import select
+import stat
 import threading
 from collections import deque
 from collections.abc import Callable
-from time import gmtime, sleep, strftime, time
+from time import gmtime, monotonic, strftime, time
 from typing import Any, Protocol, TextIO
 
 import orjson
 
-DROPPED = "lines of requests were dropped: the log is read too slowly"
+DROPPED = "lines were dropped: the log is read too slowly"
 MOST_WAITING = 20_000
 PAUSE_SECONDS = 0.02
+FLUSH_SECONDS = 1.0
+"""How long the end of the process waits for whoever reads the log."""
 ATOMIC_BYTES = 4096
 """So much is written to a pipe in one piece (POSIX's PIPE_BUF on Linux): no other line gets in between."""
 
@@ -46,43 +51,53 @@ class Lines:
         self._dropped = 0
         self._dropped_before = 0
         self._wake = threading.Event()
+        self._at_once = threading.Event()
         self._writing = threading.Lock()
+        self._starting = threading.Lock()
         self._started = False
 
     def add(self, line: str) -> None:
-        """Have a line written, which ends with a line feed. Never waits; for one thread."""
+        """Have a line written, which ends with a line feed. Never waits; for any thread."""
         waiting = self._waiting
         if len(waiting) >= self._most:
             self._dropped += 1
             return
         waiting.append(line)
-        if len(waiting) == 1:
+        if not self._wake.is_set():
+            self._wake.set()
             if not self._started:
                 self._start()
-            self._wake.set()
+
+    def add_at_once(self, line: str) -> None:
+        """Do the same for one that is not to wait for others."""
+        self.add(line)
+        self._at_once.set()
 
     def _start(self) -> None:
-        self._started = True
-        threading.Thread(target=self._work, name="orchestrator log", daemon=True).start()
-        atexit.register(self.flush)
+        with self._starting:
+            if not self._started:
+                self._started = True
+                threading.Thread(target=self._work, name="orchestrator log", daemon=True).start()
+                atexit.register(self.flush)
 
     def flush(self) -> None:
-        """Write what waits, unless that is being done and held up: then the log is not read."""
-        if self._writing.acquire(timeout=1.0):
+        """Write what waits, unless that is held up: then the log is not read."""
+        if self._writing.acquire(timeout=FLUSH_SECONDS):
             try:
-                self._write()
+                self._write(monotonic() + FLUSH_SECONDS)
             finally:
                 self._writing.release()
 
     def _work(self) -> None:
         while True:
             self._wake.wait()
-            sleep(PAUSE_SECONDS)
+            self._at_once.wait(PAUSE_SECONDS)
+            self._at_once.clear()
             self._wake.clear()
             with self._writing:
                 self._write()
 
-    def _write(self) -> None:
+    def _write(self, until: float | None = None) -> None:
         lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
         dropped = self._dropped
         if dropped > self._dropped_before:
@@ -90,9 +105,27 @@ class Lines:
             self._dropped_before = dropped
         try:
             for piece in _pieces(lines):
-                _write_whole(self._stream, piece)
+                _write_whole(self._stream, piece, until)
         except (OSError, ValueError):
-            pass  # the stream is closed: there is nowhere left to say so
+            pass  # the stream is closed, or nobody reads it: there is nowhere left to say so
+
+
+class LineStream:
+    """What structlog and logging take for a stream. They write a line at a time, and none of them waits."""
+
+    def __init__(self, lines: Lines) -> None:
+        self.write = lines.add_at_once
+
+    def flush(self) -> None:
+        """It is about to be written."""
+
+
+def may_hold_up(stream: TextIO) -> bool:
+    """Return whether who writes to a stream can have to wait for a reader, as with a pipe."""
+    try:
+        return not stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):  # a stream of the test's, or a closed one
+        return False
 
 
 def _pieces(lines: list[str]) -> list[bytes]:
@@ -107,14 +140,27 @@ def _pieces(lines: list[str]) -> list[bytes]:
     return [*pieces, piece] if piece else pieces
 
 
-def _write_whole(stream: TextIO, piece: bytes) -> None:
+def _write_whole(stream: TextIO, piece: bytes, until: float | None) -> None:
+    """Write all of it. With ``until``, a moment of ``monotonic``, raise ``TimeoutError`` if it is not taken by then."""
     try:
         number = stream.fileno()
     except OSError:  # a stream of the test's
         stream.write(piece.decode())
         return
     while piece:
-        piece = piece[os.write(number, piece) :]
+        part = piece
+        if until is not None:
+            part = piece[:ATOMIC_BYTES]
+            if not _is_taken(number, until - monotonic()):
+                raise TimeoutError
+        piece = piece[os.write(number, part) :]
+
+
+def _is_taken(number: int, seconds: float) -> bool:
+    """Wait until ``ATOMIC_BYTES`` can be written to a descriptor without waiting. Return whether they can."""
+    poll = select.poll()
+    poll.register(number, select.POLLOUT)
+    return bool(poll.poll(max(0.0, seconds) * 1000))
 
 
 class _Clock:

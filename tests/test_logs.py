@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from orchestrator_core.logs import LogMask, configure_logging, logging_what_nobo
 from orchestrator_core.request_lines import Lines, text_dropped
 
 CANARY = "canary-5e8d1"
-Configure = Callable[..., io.StringIO]
+Configure = Callable[..., Any]
 
 
 @pytest.fixture
@@ -28,8 +29,8 @@ def configure(monkeypatch: pytest.MonkeyPatch) -> Iterator[Configure]:
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
 
-    def configured(**options: Any) -> io.StringIO:
-        stream = io.StringIO()
+    def configured(stream: Any = None, **options: Any) -> Any:
+        stream = stream or io.StringIO()
         monkeypatch.setattr(sys, "stderr", stream)
         configure_logging(LoggingOptions(**options), LogMask(Redactor.of([CANARY])))
         return stream
@@ -211,3 +212,52 @@ def test_a_log_that_nobody_reads_holds_up_nobody_and_what_was_dropped_is_counted
     assert numbers == sorted(set(numbers))
     assert len(numbers) + sum(dropped) == 50_000
     assert dropped
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_events_and_what_libraries_log_hold_up_nobody_either(configure: Configure, log_format: str) -> None:
+    reading, writing = os.pipe()
+    got: list[bytes] = []
+
+    def tell() -> None:
+        for number in range(1000):  # far more than a pipe holds
+            structlog.get_logger("x").warning("ours", said=f"{number:0199d}")
+            logging.getLogger("a.library").warning("theirs %0199d", number)
+
+    def read() -> None:
+        while piece := os.read(reading, 65536):
+            got.append(piece)
+
+    with open(writing, "w") as stream:
+        configure(stream, format=log_format)
+        teller = threading.Thread(target=tell, daemon=True)
+        teller.start()
+        teller.join(20)
+        held_up = teller.is_alive()
+        reader = threading.Thread(target=read)
+        reader.start()
+        teller.join(20)
+        structlog.get_config()["logger_factory"].lines.flush()
+        structlog.get_config()["logger_factory"].lines.flush()
+    reader.join(20)
+    os.close(reading)
+    assert not held_up
+    lines = b"".join(got).decode().splitlines()
+    assert [sum(word in line for line in lines) for word in ("ours", "theirs")] == [1000, 1000]
+
+
+def test_a_full_log_does_not_hold_up_the_end_of_the_process() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x" * 4096)
+    os.set_blocking(writing, True)
+    with open(writing, "w") as stream:
+        lines = Lines(stream, text_dropped)
+        lines.add("a line\n")
+        end = threading.Thread(target=lines.flush, daemon=True)
+        end.start()
+        end.join(20)
+        assert not end.is_alive()
+        os.close(reading)

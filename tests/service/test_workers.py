@@ -424,7 +424,9 @@ def test_a_reload_whose_client_goes_away_is_for_all_workers_or_for_none(run: Run
             generation = (await service.get(f"{service.admin_url}/health/live"))[1]["generation"]
             workers = await until(lambda told: {worker["generation"] for worker in told} == {generation}, service)
             assert [worker["pid"] for worker in workers] == pids
-            assert any("configuration reloaded" in line for line in service.lines)
+            async with asyncio.timeout(20):
+                while not any("configuration reloaded" in line for line in service.lines):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
 
             waits.touch()
             write_files(tmp_path, {"config/database.yaml": options("two")})
