@@ -205,10 +205,15 @@ def json_line(add: Callable[[str], None]) -> RequestLine:
 
 
 def _json(value: Any) -> str:
+    """Return JSON in which nothing ends a line, or tells a terminal what to do: a client can have sent such characters.
+
+    U+2028 and the C1 controls are no control characters to JSON.
+    """
     try:
-        return orjson.dumps(value).decode()
+        text = orjson.dumps(value).decode()
     except TypeError:  # a text that is no Unicode, such as half of a surrogate pair that a client has sent
         return json.dumps(value, default=repr)
+    return text if text.isascii() or text.isprintable() else json.dumps(value)
 
 
 def json_dropped(count: int) -> str:

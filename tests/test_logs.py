@@ -179,6 +179,20 @@ def test_the_line_of_a_request_for_people(configure: Configure) -> None:
     )
 
 
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_what_a_client_sends_ends_no_line_and_tells_a_terminal_nothing(configure: Configure, log_format: str) -> None:
+    stream = configure(format=log_format)
+    line = request_line()
+    assert line is not None
+    line("0a" * 16, "", "GET", "-", 422, 0.001, error="größer\u2028a\x85b\u202ec\x9bd")
+    line("0a" * 16, "", "GET", "-", 422, 0.001, error="größer")
+    structlog.get_config()["logger_factory"].lines.flush()
+    first, second = stream.getvalue().splitlines()
+    assert first.isprintable()
+    assert r"gr\u00f6\u00dfer\u2028a\u0085b\u202ec\u009bd" in first
+    assert "größer" in second
+
+
 def test_above_info_there_are_no_lines_of_requests(configure: Configure) -> None:
     configure(level="warning")
     assert request_line() is None
