@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -84,8 +85,15 @@ class Pages:
     def _openapi(self) -> bytes:
         if self._openapi_document is None:
             plans = {key: ready.plan for key, ready in self._snapshot.plans.items()}
-            self._openapi_document = orjson.dumps(openapi(self._snapshot.configuration, plans))
+            self._openapi_document = _written(openapi(self._snapshot.configuration, plans))
         return self._openapi_document
+
+
+def _written(document: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(document)
+    except TypeError:  # a schema can hold integers of more than 64 bits
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 __all__ = ["PageContent", "Pages"]
