@@ -39,7 +39,7 @@ class Route:
         params = {}
         for segment, (is_parameter, word) in zip(segments, self.template, strict=True):
             if not is_parameter:
-                if segment != word:
+                if segment != word and decode(segment) != word:
                     return None
             elif not segment:
                 return None

@@ -37,6 +37,9 @@ endpoints:
   two:
     path: /of/{owner}/{item}
     response_mapping: {owner: "$request.owner", item: "$request.path_params.item"}
+  words:
+    path: "/größe & preis/{item}"
+    response_mapping: {item: "$request.path_params.item"}
   typed:
     input_schema:
       type: object
@@ -185,6 +188,13 @@ def test_a_route_can_have_several_parameters(all_of_it: Served) -> None:
         assert all_of_it.get(f"/orchestrator/d/{target}").status == 404, target
 
 
+@pytest.mark.parametrize("written", ["gr%C3%B6%C3%9Fe%20&%20preis", "gr%c3%b6%c3%9fe%20%26%20%70reis"])
+def test_the_words_of_a_path_are_found_as_clients_write_them(all_of_it: Served, written: str) -> None:
+    assert all_of_it.get(f"/orchestrator/d/words/{written}/7").json == {"item": "7"}
+    assert all_of_it.get(f"/orchestrator/d/words/{written}s/7").status == 404
+    assert all_of_it.get(f"/orchestrator/d/words/{written}%FF/7").status == 400
+
+
 def test_an_endpoint_s_name_can_have_dots_and_dashes(all_of_it: Served) -> None:
     assert all_of_it.get("/orchestrator/d/a-b.c~d").json == {"odd": True}
 
@@ -269,6 +279,13 @@ def test_lists_say_what_there_is(all_of_it: Served) -> None:
             "methods": ["GET", "POST"],
         },
     ]
+
+
+def test_the_document_is_served_whatever_integers_a_schema_has(serve: Callable[..., Served]) -> None:
+    schema = f"{{properties: {{größe: {{maximum: {2**70}}}}}}}"
+    served = serve({"domains/d.yaml": f"endpoints: {{e: {{input_schema: {schema}, response_mapping: 1}}}}"})
+    get = served.get("/openapi.json").json["paths"]["/orchestrator/d/e"]["get"]
+    assert get["parameters"] == [{"name": "größe", "in": "query", "schema": {"maximum": 2**70}}]
 
 
 def test_health_says_live_and_ready(all_of_it: Served) -> None:
