@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 from aiohttp import HttpVersion11, web
+from aiohttp.http_exceptions import InvalidURLError
 from attrs import frozen
 
 from orchestrator_core.config.model import ServerOptions
@@ -287,7 +288,8 @@ class Connection(web.RequestHandler):
             log.error("defect", execution_id=execution_id, exc_info=exc)
             failure = Failure(500, "internal error", "an internal error; the log tells more under the execution id")
         else:
-            reason = _SENT.sub("", (message or "").strip().partition("\n")[0]).rstrip(":")
+            said = "its target is no URL" if isinstance(exc, InvalidURLError) else message or ""
+            reason = _SENT.sub("", said.strip().partition("\n")[0]).rstrip(":")
             failure = Failure(status, "bad request", f"this is not HTTP: {reason}" if reason else "this is not HTTP")
         answer = self._refusal(failure, execution_id)
         answer.closes = True

@@ -90,6 +90,10 @@ def test_pages_of_the_service_have_a_line_only_when_they_fail(
     ("sent", "told"),
     [
         (b"NONSENSE\r\n\r\n", {"method": "-", "error": "this is not HTTP: Invalid method encountered"}),
+        (
+            b"GET http://ada:password@[::1/ HTTP/1.1\r\nHost: x\r\n\r\n",
+            {"method": "-", "error": "this is not HTTP: its target is no URL"},
+        ),
         (b"GET / HTTP/1.1\r\n\r\n", {"method": "-", "error": "this is not HTTP: Missing 'Host' header in request."}),
         (
             b"GET / HTTP/1.1\r\nHost: x\r\nCookie: " + b"s" * 9000 + b"\r\n\r\n",
