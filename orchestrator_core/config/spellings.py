@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from html import unescape
 from urllib.parse import unquote, urlsplit
 
@@ -21,6 +22,7 @@ _HOST = re.compile(r"[A-Za-z0-9.-]+\Z")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _USER_INFO = re.compile(r"://([^:/\s{}]*):?([^/\s]*)@")
 _NAMED = re.compile(r"(?i)(?:pass(?:word|wd|phrase)?|pwd|secret|token|key|sig(?:nature)?)=([^&;\s]+)")
+_AUTHORIZATION = re.compile(r"(?i)\s*(basic|bearer|token|api-?key)\s+(\S+)\s*\Z")
 _TOKEN_IN_PATH = re.compile(r"[^/]{16,}")
 _NO_PASSWORDS = frozenset({"", "x", "x-oauth-basic"})
 """What stands for the password where the user is the token."""
@@ -81,16 +83,26 @@ def passwords_in(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _known(secret: str) -> Iterator[str]:
-    """Yield the secret as it may be used, and what is secret in it if it is a URL or another way to a database."""
+    """Yield the secret as it may be used, and what is secret in a URL, in another way to a database and in a header."""
     passwords = [secret[start:end] for start, end in passwords_in(secret)]
     for part in (secret, *_NAMED.findall(secret), *passwords):
         yield part
         yield part.strip()
         yield unquote(part)
+    if found := _AUTHORIZATION.match(secret):
+        yield from _of_authorization(found[1], found[2])
     if _HOST.match(secret):
         yield secret.lower()  # as clients show a host
     if _URL.match(secret):
         yield from _of_url(secret)
+
+
+def _of_authorization(scheme: str, credentials: str) -> Iterator[str]:
+    """Yield what is secret in the value of an ``Authorization`` header; of Basic, the password too (RFC 7617)."""
+    yield credentials
+    if scheme.lower() == "basic":
+        with suppress(ValueError):
+            yield b64decode(credentials, validate=True).decode().partition(":")[2]
 
 
 def _of_url(url: str) -> Iterator[str]:
