@@ -64,7 +64,13 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except click.ClickException as error:
+            from orchestrator_core.cli.masking import mask_of
+
+            if isinstance(error, click.UsageError):  # which repeats no more than what was typed
+                raise
+            raise click.ClickException(mask_of(ctx.obj)(error.message)) from error
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:  # a defect of ours: the one boundary of the command line
             from orchestrator_core.cli.masking import mask_of, show_tracebacks_masked

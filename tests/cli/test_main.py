@@ -97,6 +97,17 @@ def test_a_defect_is_told_without_the_secrets_of_the_configuration(
     assert printed.endswith("LookupError: no such thing as ***\n")
 
 
+def test_an_error_is_told_without_the_secrets_of_the_configuration(
+    orchestrator: Invoke, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write({"config/config.yaml": 'admin: {host: "${env:CANARY}", port: 9}'})
+    monkeypatch.setenv("CANARY", "canary-4711.invalid")
+    result = orchestrator("executions", "list")
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: http://***:9 cannot be asked: ")
+    assert "canary-4711" not in result.output
+
+
 def test_an_interrupt_exits_with_130_and_says_nothing(orchestrator: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     async def interrupted(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
