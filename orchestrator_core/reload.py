@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from time import time
 
 import structlog
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from orchestrator_core.config.at_start import waiting_for_a_start
 from orchestrator_core.config.load import Image, load_configuration
 from orchestrator_core.config.model import Configuration
-from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.config.states import read_steadily
 from orchestrator_core.direct import DirectPlugin
 from orchestrator_core.errors import ConfigError, Problem, SourceUnavailable
@@ -198,7 +197,7 @@ class Live:
     async def _open(self, prepared: Draft) -> Snapshot | None:
         """Open the configuration beside the one that serves. Return None when it was given up for a later one.
 
-        Raises :class:`ConfigError` with every problem, masked.
+        Raises :class:`ConfigError` with every problem.
         """
         old = self.snapshot
         for listener in self.opening:
@@ -215,8 +214,6 @@ class Live:
                 raise
             log.info("reload starts over: the configuration has changed again", generation=old.generation)
             return None
-        except ConfigError as error:
-            raise ConfigError(masked(error.problems, prepared.configuration.redactor)) from error
         finally:
             self._opening = None
 
@@ -232,7 +229,7 @@ class Live:
         task.add_done_callback(self._retiring.pop)
         self.reloads["swapped"] += 1
         problems = (*new.problems, *waiting_for_a_start(self.started, new.configuration))
-        self.last = Reloaded(True, new.generation, masked(problems, new.configuration.redactor))
+        self.last = Reloaded(True, new.generation, tuple(problems))
         return self.last
 
     async def _retire(self, old: Snapshot) -> None:
@@ -278,11 +275,6 @@ def tell_waiting(reloaded: Reloaded) -> None:
     waiting = [problem.message.partition(" ")[0] for problem in reloaded.problems if problem.code == "ORC209"]
     if settings := [name for name in waiting if not name.startswith(("tracking", "telemetry"))]:
         log.warning("settings have changed that are read at the start only", settings=", ".join(settings))
-
-
-def masked(problems: Iterable[Problem], redact: Redactor) -> tuple[Problem, ...]:
-    """Return the problems without the secrets that a backend's words may repeat."""
-    return tuple(evolve(problem, message=redact(problem.message), hint=redact(problem.hint)) for problem in problems)
 
 
 def freeze() -> None:

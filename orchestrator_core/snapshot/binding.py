@@ -18,6 +18,7 @@ from orchestrator_core.plan import Plan, PlannedStep
 from orchestrator_core.plugin_api import JSON, Preparable, PreparesMany, Source
 from orchestrator_core.policies.policies import Capture as Noted
 from orchestrator_core.snapshot.drafting import Draft
+from orchestrator_core.snapshot.problems import masked
 from orchestrator_core.snapshot.ready import Call, ReadyPlan
 from orchestrator_core.snapshot.sources import OpenSource
 
@@ -39,9 +40,9 @@ def bind_plan(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource
             calls[step.name] = _call(source, step, memory, models.get(step.name), noted, of_step)
         except (OrchestratorError, ValueError) as error:
             problems.append(step.located.problem("ORC603", str(error), "operation"))
-    if problems:
-        raise ConfigError(problems)
     configuration = prepared.configuration
+    if problems:
+        raise ConfigError(masked(problems, configuration.redactor))
     ready = ReadyPlan(plan, configuration.generation, calls, capture, configuration.redactor)
     ready.models = models
     if plan.cache is not None:

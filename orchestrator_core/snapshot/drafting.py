@@ -15,6 +15,7 @@ from orchestrator_core.plan import Compiled, Plan, PlannedStep, compile_plan
 from orchestrator_core.plugin_api import CallInspection
 from orchestrator_core.plugins import Registry
 from orchestrator_core.redaction import check_redacted
+from orchestrator_core.snapshot.problems import masked
 from orchestrator_core.stores import StoreSpec, find_store
 from orchestrator_core.telemetry import ConfiguredTelemetry, configure_telemetry
 
@@ -59,7 +60,7 @@ def draft(configuration: Configuration, registry: Registry) -> Draft:
         endpoints.append(compiled)
         if compiled.plan and not unfit:
             plans[endpoint.domain, endpoint.name] = compiled.plan
-    found = tuple(sorted(set(problems)))
+    found = tuple(masked(problems, configuration.redactor))
     return Draft(configuration, registry, catalog, tuple(endpoints), plans, found, store, telemetry)
 
 

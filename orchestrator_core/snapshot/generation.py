@@ -20,7 +20,7 @@ from orchestrator_core.plugins import Registry
 from orchestrator_core.policies.shared import MissingExtra
 from orchestrator_core.snapshot.binding import bind_plan
 from orchestrator_core.snapshot.drafting import Draft, PlanKey
-from orchestrator_core.snapshot.problems import inspection_problems, model_problems
+from orchestrator_core.snapshot.problems import inspection_problems, masked, model_problems
 from orchestrator_core.snapshot.ready import ReadyPlan
 from orchestrator_core.snapshot.sources import OpenSource, open_sources, release
 from orchestrator_core.stores import StoreSpec
@@ -106,7 +106,7 @@ async def open_snapshot(
     Sources and models whose configuration did not change are taken from the previous snapshot. A source that cannot
     be reached, or a model that is not available yet, is a warning, for it may come back, unless ``opening`` says
     otherwise, or it is the change that makes it missing. Raises :class:`ConfigError` with all problems, of the draft
-    too, and leaves nothing open then.
+    too, masked, and leaves nothing open then.
     """
     opening = opening or Opening()
     opened, problems = await open_sources(prepared, http, previous.sources if previous else {}, opening)
@@ -126,7 +126,7 @@ async def open_snapshot(
         known = _Known(opened)
         for endpoint in prepared.endpoints:
             problems += check_facts(endpoint, known)
-        problems = sorted({*prepared.problems, *problems})
+        problems = masked([*prepared.problems, *problems], prepared.configuration.redactor)
         if any(problem.severity == "error" for problem in problems):
             raise ConfigError(problems)
         memory = await _remember(prepared, opened, previous)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable
 
+from attrs import evolve
+
 from orchestrator_core.catalog import SourceSpec
+from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.errors import ConfigError, OrchestratorError, Problem, SourceUnavailable
 from orchestrator_core.models import Trouble, WarmUpFailed
 from orchestrator_core.plugin_api import Inspection
@@ -75,4 +78,9 @@ def _at(spec: SourceSpec, code: str, message: str, hint: str = "") -> Problem:
     return spec.located.problem(code, message, at_key=True, hint=hint)
 
 
-__all__ = ["inspection_problems", "model_problems", "opening_problems"]
+def masked(problems: Iterable[Problem], redact: Redactor) -> list[Problem]:
+    """Return the problems without the secrets that a backend's words, or an option's, may repeat: each once, sorted."""
+    return sorted({evolve(problem, message=redact(problem.message), hint=redact(problem.hint)) for problem in problems})
+
+
+__all__ = ["inspection_problems", "masked", "model_problems", "opening_problems"]

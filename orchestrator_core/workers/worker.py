@@ -25,7 +25,7 @@ from orchestrator_core.http.grace import Grace
 from orchestrator_core.logs import LogMask, configure_logging, logging_what_nobody_caught
 from orchestrator_core.loops import run_async
 from orchestrator_core.plugins import Registry, discover
-from orchestrator_core.reload import BUILTINS, masked, open_live
+from orchestrator_core.reload import BUILTINS, open_live
 from orchestrator_core.workers.commands import Commands
 from orchestrator_core.workers.images import ordered
 
@@ -136,8 +136,7 @@ class _Worker:
                     self.tell("serving")
                     await self.stop.wait()
         except ConfigError as error:
-            problems = masked(error.problems, self.configuration.redactor)
-            self.tell("failed", problems, message="the configuration has problems")
+            self.tell("failed", error.problems, message="the configuration has problems")
             with suppress(ConnectionError):  # a supervisor that has ended needs no reason, and its copies are gone
                 await self.writer.drain()
 

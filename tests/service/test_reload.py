@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 
 from orchestrator_core import watching
 from orchestrator_core.config.load import load_configuration
+from orchestrator_core.errors import ConfigError
 from orchestrator_core.plugin_api import Inspection, SourceError, SourceKind, SourceUnavailable, hookimpl, option
 from orchestrator_core.tasks import beside
 from orchestrator_core.testing import RunningService, leaves_nothing, service
@@ -769,5 +770,67 @@ def test_secrets_are_known_before_anything_of_a_configuration_is_opened(
             assert (await live.reload()).swapped
             assert told == [(2, "***")]
             assert len(plugin.opened) == 3
+
+    run(main())
+
+
+@frozen
+class TellingOptions:
+    """Options of a source that tells its key."""
+
+    key: str = option(help="A secret.")
+    opens: bool = option(True, help="Whether it can be opened.")
+
+
+class Telling:
+    """A source that cannot be reached, and says so with its key."""
+
+    def __init__(self, options: TellingOptions) -> None:
+        self.options = options
+
+    async def fetch(self, operation: str, params: Mapping[str, Any]) -> Any:
+        return None
+
+    async def inspect(self) -> Inspection:
+        raise SourceUnavailable(f"nobody there with {self.options.key}")
+
+
+class TellingPlugin:
+    """The plugin of such sources."""
+
+    @asynccontextmanager
+    async def open(self, options: TellingOptions, context: Any) -> AsyncIterator[Telling]:
+        if not options.opens:
+            raise SourceError(f"not with {options.key}")
+        yield Telling(options)
+
+    @hookimpl
+    def orchestrator_source_kinds(self) -> Iterable[SourceKind[Any]]:
+        return [SourceKind("telling", "Tells.", TellingOptions, self.open)]
+
+
+def test_problems_are_without_secrets_whoever_opens_a_configuration(
+    run: RunFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CANARY", "canary-4711")
+
+    def files(more: str) -> dict[str, str]:
+        step = "{name: s, type: telling, operation: x}"
+        return {
+            "database.yaml": f"telling: {{sources: {{default: {{key: '${{env:CANARY}}'{more}}}}}}}",
+            "domains/d.yaml": f"endpoints: {{e: {{data_sources: [{step}]}}}}",
+        }
+
+    async def main() -> None:
+        with pytest.raises(ConfigError, match=r"not with \*\*\*"):
+            async with service(files(", opens: false"), plugins={"telling": TellingPlugin()}):
+                pass
+        async with service(files(""), plugins={"telling": TellingPlugin()}) as shop:
+            live = shop.running.live
+            prepared = await live.prepare(load_configuration(shop.folder))
+            for problems in (live.snapshot.problems, prepared):
+                assert [problem.message for problem in problems] == [
+                    "telling.default cannot be reached: nobody there with ***"
+                ]
 
     run(main())
