@@ -276,8 +276,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``did you mean 'x'?`` for the closest of the known words, the list of them if it is short, else ``""``."""
     names = sorted(set(known))
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if not close:
-        lowered = {name.lower(): name for name in names}
+    lowered = {name.lower(): name for name in names}
+    if not close and [word.lower(), *lowered] != [word, *names]:
         close = [lowered[key] for key in difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.6)]
     if close:
         return f"did you mean '{close[0]}'?"

@@ -55,6 +55,8 @@ NO_ROUTE = "-"
 """What the log has for the route of a page of the service's own, and of a path that nobody serves."""
 NO_METHOD = "-"
 LONGEST_LOGGED_PATH = 200
+MOST_COMPARED = 50
+"""Of more names none is suggested: to find the closest takes 50 µs for each, and anybody can ask for a wrong one."""
 
 
 class PublicApp:
@@ -382,7 +384,8 @@ def _no_route(snapshot: Snapshot | None = None, segments: list[str] | None = Non
     if snapshot is not None and segments is not None and len(segments) > 3 and segments[1] == "orchestrator":
         domain, name = segments[2], segments[3]
         names = [endpoint for owner, endpoint in snapshot.plans if owner == domain]
-        hint = did_you_mean(name, names) if names else did_you_mean(domain, snapshot.configuration.descriptions)
+        word, known = (name, names) if names else (domain, list(snapshot.configuration.descriptions))
+        hint = did_you_mean(word, known) if len(known) <= MOST_COMPARED else ""
     suffix = f": {hint}" if hint else f": GET {ROOT} lists the endpoints"
     return EntityNotFound(f"no such route{suffix}")
 

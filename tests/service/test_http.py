@@ -281,6 +281,23 @@ def test_lists_say_what_there_is(all_of_it: Served) -> None:
     ]
 
 
+def test_of_many_names_none_is_looked_for_that_is_like_a_wrong_one(serve: Callable[..., Served]) -> None:
+    names = [f"score_of_customers_v{number}" for number in range(51)]
+
+    def served(endpoints: list[str]) -> Served:
+        return serve(
+            {"domains/d.yaml": "endpoints:\n" + "".join(f"  {one}: {{response_mapping: 1}}\n" for one in endpoints)}
+        )
+
+    few, many = served(names[:50]), served(names)
+    assert (
+        few.get("/orchestrator/d/score_of_customers_v").json["detail"].startswith("no such route: did you mean 'score")
+    )
+    assert many.get("/orchestrator/d/score_of_customers_v").json["detail"] == (
+        "no such route: GET /orchestrator lists the endpoints"
+    )
+
+
 def test_the_document_is_served_whatever_integers_a_schema_has(serve: Callable[..., Served]) -> None:
     schema = f"{{properties: {{größe: {{maximum: {2**70}}}}}}}"
     served = serve({"domains/d.yaml": f"endpoints: {{e: {{input_schema: {schema}, response_mapping: 1}}}}"})
