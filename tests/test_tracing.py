@@ -49,12 +49,32 @@ def test_one_that_is_not_is_as_none(text: str) -> None:
     assert parse_traceparent({}) is None
 
 
-def test_tracestate_is_passed_on_whole_and_not_where_it_could_end_a_line() -> None:
+def test_two_are_none() -> None:
+    other = GIVEN.replace("4bf", "5bf")
+    assert parse_traceparent(CIMultiDict([("traceparent", GIVEN), ("Traceparent", other)])) is None
+
+
+def test_tracestate_is_passed_on_whole_and_not_where_it_is_none_by_the_rules() -> None:
     several = CIMultiDict([("Traceparent", GIVEN), ("Tracestate", "a=1"), ("Tracestate", "b=2")])
     parent = parse_traceparent(several)
     assert parent is not None
     assert parent.lines == f"traceparent: {GIVEN}\r\ntracestate: a=1,b=2\r\n".encode()
-    for unfit in ("a=1\r\nx: y", "é", "a" * 513):
+    most = ",".join(f"k{number}=v" for number in range(32))
+    for fit in (
+        "",
+        ",",
+        "a=1, b=2 ,,",
+        "0tenant@system=x y*/-",
+        "a=!\"#$%&'()*+-./:;<>?@[]^_`{|}~",
+        "a" * 256 + "=1",
+        most,
+    ):
+        given = parse_traceparent({"traceparent": GIVEN, "tracestate": fit})
+        assert given == TraceParent(TRACE, CALLER, 1, fit)
+    for unfit in (
+        *("a=1\r\nx: y", "é", f"a={'1' * 511}", "a", "a=", "=1", "=,;", "a=1=2", "A=1", "a b=1", "a=1;b=2"),
+        *("a@b@c=1", "@a=1", "a" * 257 + "=1", f"{most},a=1"),
+    ):
         assert parse_traceparent({"traceparent": GIVEN, "tracestate": unfit}) == TraceParent(TRACE, CALLER, 1)
 
 

@@ -11,7 +11,10 @@ from attrs import frozen
 from multidict import MultiMapping
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?\Z")
-_TRACESTATE = re.compile(r"[ -~\t]{1,512}\Z")
+_KEY = r"(?:[a-z0-9][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13})"
+_MEMBER = rf"[ \t]*(?:{_KEY}=[ -+\--<>-~]{{0,255}}[!-+\--<>-~][ \t]*)?"
+_TRACESTATE = re.compile(rf"{_MEMBER}(?:,{_MEMBER}){{0,31}}\Z")
+_LONGEST_STATE = 512
 _SAMPLED = 0x01
 _KNOWN_FLAGS = 0x03
 
@@ -60,8 +63,11 @@ def parse_traceparent(headers: Mapping[str, str]) -> TraceParent | None:
     text = headers.get("traceparent")
     if text is None:
         return None
-    states = headers.getall("tracestate", ()) if isinstance(headers, MultiMapping) else (headers.get("tracestate", ""),)
-    return _parse(text, ",".join(states))
+    if not isinstance(headers, MultiMapping):
+        return _parse(text, headers.get("tracestate", ""))
+    if len(headers.getall("traceparent")) > 1:  # one of them is somebody else's
+        return None
+    return _parse(text, ",".join(headers.getall("tracestate", ())))
 
 
 def _parse(text: str, state: str) -> TraceParent | None:
@@ -71,4 +77,5 @@ def _parse(text: str, state: str) -> TraceParent | None:
     version, trace_id, parent_id, flags, more = match.groups()
     if version == "ff" or (version == "00" and more) or not trace_id.strip("0") or not parent_id.strip("0"):
         return None
-    return TraceParent(trace_id, parent_id, int(flags, 16) & _KNOWN_FLAGS, state if _TRACESTATE.match(state) else "")
+    known = len(state) <= _LONGEST_STATE and _TRACESTATE.match(state)
+    return TraceParent(trace_id, parent_id, int(flags, 16) & _KNOWN_FLAGS, state if known else "")
