@@ -212,6 +212,7 @@ def test_another_status_than_2xx_says_the_status_and_the_servers_reason(
     [
         ("probability: 1", "unexpected character, expected a JSON value: line 1 column 1 (char 0)"),
         ("[" * 201 + "]" * 201, "it is nested more than 200 deep"),
+        ('{"id": 18446744073709551616}', "an integer in it does not fit in 64 bits"),
     ],
 )
 def test_an_answer_that_is_not_json_is_an_error(text: str, reason: str) -> None:
