@@ -55,7 +55,8 @@ class Redactor:
     """Replaces every known secret in a text by ``***``, also where it is escaped, percent-encoded or in base64.
 
     Of a secret that is a URL the password is one too. Values shorter than three characters are left alone. All that
-    there is to find out is found out once: see :mod:`orchestrator_core.config.spellings`.
+    there is to find out is found out once: see :mod:`orchestrator_core.config.spellings`. What it returns is Unicode:
+    half of a surrogate pair, which a source's words can hold, becomes a ``?``, since no page, record or span can.
     """
 
     values: tuple[str, ...] = ()
@@ -69,7 +70,8 @@ class Redactor:
         return cls(tuple(sorted(known, key=len, reverse=True)))
 
     def __call__(self, text: str) -> str:
-        return self.spellings.mask(text)
+        masked = self.spellings.mask(text)
+        return masked if masked.isascii() else masked.encode("utf-8", "replace").decode()
 
     def data(self, value: Any) -> Any:
         """Return JSON data with every string in it masked."""

@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -103,7 +104,7 @@ class Unwritable:
 
 ERRORS: Mapping[str, Exception] = {
     "source": SourceError("the partner answered 500"),
-    "half": SourceError("no entry for \ud83d"),
+    "no text": SourceError("the partner said \ud800 ünï \udcff"),
     "absent": EntityNotFound("there is no customer 42"),
     "unavailable": SourceUnavailable("the model is loading", retry_after_seconds=2.2),
     "param": InvalidParam("what", "what must not be 'param'"),
@@ -666,8 +667,13 @@ def test_a_value_that_the_endpoint_asks_for_and_the_request_lacks_is_422(all_of_
             },
         ),
         (
-            "half",
-            {"title": "source failed", "status": 502, "detail": "step 'lookup': no entry for ?", "step": "lookup"},
+            "no text",
+            {
+                "title": "source failed",
+                "status": 502,
+                "detail": "step 'lookup': the partner said ? ünï ?",
+                "step": "lookup",
+            },
         ),
         (
             "absent",
@@ -713,11 +719,12 @@ def test_a_value_that_the_endpoint_asks_for_and_the_request_lacks_is_422(all_of_
     ],
 )
 def test_what_a_source_raises_becomes_its_status(all_of_it: Served, what: str, document: dict[str, Any]) -> None:
-    answer = all_of_it.get(f"/orchestrator/d/error?what={what}")
+    answer = all_of_it.get(f"/orchestrator/d/error?what={quote(what)}")
     assert problem(answer) == {**document, "instance": "/orchestrator/d/error"}
     assert answer.headers.get("Retry-After") == ("3" if what == "unavailable" else None)
     (execution,) = all_of_it.executions(limit="1")
     assert (execution["status"], execution["http_status"]) == ("failed", answer.status)
+    assert all_of_it.admin("GET", f"/executions/{execution['id']}").json == execution
 
 
 def test_a_deadline_that_passes_is_504_and_names_the_step(all_of_it: Served) -> None:
