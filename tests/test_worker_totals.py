@@ -43,3 +43,16 @@ def test_one_that_did_not_answer_this_time_counts_as_it_last_did() -> None:
     totals.merged({1: said(3.0, 0.5, 1.0), 2: said(4.0, 0.25, 2.0)}, {1, 2})
     assert totals.merged({2: said(5.0, 0.25, 2.0)}, {1, 2}) == said(8.0, 0.75, 3.0)
     assert totals.merged({1: said(4.0, 0.5, 1.0), 2: said(5.0, 0.25, 2.0)}, {1, 2}) == said(9.0, 0.75, 3.0)
+
+
+def test_what_a_worker_has_left_is_counted_once_whenever_it_is_asked_for() -> None:
+    totals = Totals()
+    totals.merged({1: said(3.0, 0.5, 1.0), 2: said(4.0, 0.25, 2.0)}, {1, 2})
+    totals.left(1, said(6.0, 1.0, 0.0))
+    answered_before_it_ended = {1: said(5.0, 0.75, 0.0), 2: said(4.0, 0.25, 2.0)}
+    assert totals.merged(answered_before_it_ended, {2}) == said(10.0, 1.25, 2.0)
+    assert totals.merged({2: said(5.0, 0.5, 0.0)}, {2}) == said(11.0, 1.5, 0.0)
+    assert totals.merged({2: said(5.0, 0.5, 0.0), 1: said(1.0, 0.5, 0.0)}, {1, 2}) == said(12.0, 2.0, 0.0)
+    totals.merged({2: said(5.0, 0.5, 0.0)}, {2})  # the second with that number has died
+    totals.left(1, said(2.0, 0.5, 0.0))
+    assert totals.merged({2: said(5.0, 0.5, 0.0)}, {2}) == said(12.0, 2.0, 0.0)

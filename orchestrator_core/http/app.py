@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 from time import time
@@ -24,7 +24,7 @@ from orchestrator_core.http.public import PublicApp
 from orchestrator_core.http.sockets import room_for
 from orchestrator_core.http.telemetry import ServiceState, open_telemetry
 from orchestrator_core.logs import LogMask
-from orchestrator_core.plugin_api import Generation, StoreContext
+from orchestrator_core.plugin_api import Generation, StoreContext, Telemetry
 from orchestrator_core.reload import Live, open_live
 from orchestrator_core.run import clock
 from orchestrator_core.snapshot import Snapshot
@@ -105,10 +105,11 @@ async def serve_live(
     grace: Grace | None = None,
     linger_seconds: float = 0.0,
     wrap_admin: Callable[[Handler], Handler] = lambda pages: pages,
+    served: Callable[[Telemetry], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Service]:
     """Serve an open configuration at addresses, or on sockets that are bound already, until the block is left.
 
-    ``wrap_admin`` may add pages to the admin listener's.
+    ``wrap_admin`` may add pages to the admin listener's. ``served`` is awaited when the last request has been answered.
     """
     options = live.snapshot.configuration.app
     grace = grace or Grace(float(options.server.shutdown_timeout))
@@ -119,6 +120,8 @@ async def serve_live(
         await stack.enter_async_context(writing(writer, float(options.server.shutdown_timeout)))
         state = ServiceState(live, executions)
         telemetry = await stack.enter_async_context(open_telemetry(live, state))
+        if served is not None:
+            stack.push_async_callback(served, telemetry)
         public = PublicApp(live, executions, telemetry)
         state.limit = public.limit
         admin = None

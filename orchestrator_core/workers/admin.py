@@ -62,6 +62,7 @@ class MergedAdmin:
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor
         self._totals = Totals()
+        supervisor.left.append(self._totals.left)
 
     async def handle(self, request: web.BaseRequest) -> Answer:
         started, execution_id = clock(), new_execution_id()
@@ -199,8 +200,8 @@ class MergedAdmin:
         said = (await self._ask(request, seconds=FIGURES_SECONDS)).replies
         if refused := next((reply for reply in said.values() if reply.status != 200), None):
             return refused
-        alive = {slot.worker.pid for slot in self.supervisor.slots if slot.worker}
-        text = self._totals.merged({pid: reply.body.decode() for pid, reply in said.items() if reply.body}, alive)
+        texts = {pid: reply.body.decode() for pid, reply in said.items() if reply.body}
+        text = self._totals.merged(texts, self.supervisor.alive)
         content_type = next(iter(said.values())).content_type
         return Reply(200, content_type, (text + self._own_metrics()).encode())
 

@@ -140,20 +140,33 @@ class Totals:
     """What each worker said last, and the sum of what those had counted that are gone.
 
     To Prometheus a counter that falls has begun anew, and all of its value is an increase: one worker that is replaced
-    would look like a burst of everything it ever did. What a worker has counted since it was asked last is lost with
-    it.
+    would look like a burst of everything it ever did. What a worker that dies has counted since it was asked last is
+    lost with it; one that is told to end leaves that.
     """
 
     def __init__(self) -> None:
         self._latest: dict[int, str] = {}
         self._gone = ""
+        self._added: set[int] = set()
+        """Whose figures are among those of the gone, of the workers that may have answered all the same."""
+
+    def left(self, pid: int, text: str) -> None:
+        """Take what a worker said when it ended."""
+        if pid not in self._added:
+            self._latest[pid] = text
+            self._add(pid)
 
     def merged(self, said: Mapping[int, str], alive: Collection[int]) -> str:
         """Return the sums in Prometheus' format. ``said`` is by process id; ``alive`` may yet answer the next time."""
-        self._latest |= said
+        self._latest |= {pid: text for pid, text in said.items() if pid not in self._added}
+        self._added &= said.keys()
         for pid in [pid for pid in self._latest if pid not in said and pid not in alive]:
-            self._gone = merge_metrics([self._gone, "\n".join(_growing(self._latest.pop(pid)))])
+            self._add(pid)
         return merge_metrics([*self._latest.values(), self._gone])
+
+    def _add(self, pid: int) -> None:
+        self._gone = merge_metrics([self._gone, "\n".join(_growing(self._latest.pop(pid)))])
+        self._added.add(pid)
 
 
 def _growing(text: str) -> Iterator[str]:

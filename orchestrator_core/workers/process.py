@@ -76,6 +76,8 @@ class Worker:
         self.generation = ""
         self.store: Mapping[str, Any] | None = None
         """Where it keeps executions: the store that was configured when it started, or its own memory."""
+        self.figures = ""
+        """The metrics that it has left, once it has ended as it was told to."""
         self.killed_for = ""
         """Why its supervisor killed it, if it did."""
         self.problems: tuple[Problem, ...] = ()
@@ -224,8 +226,17 @@ class Worker:
         self._writer.close()
         if self._session is not None:
             await self._session.close()
+        figures = figures_at(self._admin)
+        with suppress(OSError):
+            self.figures = figures.read_text(encoding="utf-8")
+            figures.unlink()
         with suppress(FileNotFoundError):
             os.unlink(self._admin)
+
+
+def figures_at(admin: Path) -> Path:
+    """Return where a worker with this socket leaves its metrics when it ends."""
+    return admin.with_suffix(".metrics")
 
 
 def _line(message: Mapping[str, Any]) -> bytes:

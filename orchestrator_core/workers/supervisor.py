@@ -85,6 +85,8 @@ class Supervisor:
         self.reloads = {"swapped": 0, "failed": 0}
         self.secret_files = dict(taken.configuration.secret_files)
         self.opening: list[Callable[[Configuration], None]] = []
+        self.left: list[Callable[[int, str], None]] = []
+        """Are told the process id and the metrics of each worker that has ended and left them."""
         self.stopping = False
         self.lost = asyncio.Event()
         self._numbers = count()
@@ -101,6 +103,11 @@ class Supervisor:
     @property
     def serving(self) -> list[Worker]:
         return [slot.worker for slot in self.slots if slot.worker is not None and slot.worker.state == "serving"]
+
+    @property
+    def alive(self) -> set[int]:
+        """Return the process ids of the workers that have not ended, as far as they serve or did."""
+        return {worker.pid for worker in (*(slot.worker for slot in self.slots), *self._ending) if worker is not None}
 
     # --- starting ------------------------------------------------------------------------------------------------
 
@@ -254,6 +261,9 @@ class Supervisor:
         finally:
             asking.cancel()
             await asyncio.wait([asking])
+        if worker.figures:
+            for listener in self.left:
+                listener(worker.pid, worker.figures)
         if slot.worker is not worker or self.stopping:
             return
         slot.worker = None

@@ -24,10 +24,12 @@ from orchestrator_core.http.app import LINGER_SECONDS, serve_live
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.logs import LogMask, configure_logging, logging_what_nobody_caught
 from orchestrator_core.loops import run_async
+from orchestrator_core.plugin_api import Telemetry
 from orchestrator_core.plugins import Registry, discover
 from orchestrator_core.reload import BUILTINS, open_live
 from orchestrator_core.workers.commands import Commands
 from orchestrator_core.workers.images import ordered
+from orchestrator_core.workers.process import figures_at
 
 log = structlog.get_logger("orchestrator.worker")
 
@@ -128,7 +130,9 @@ class _Worker:
                 live.opening.append(lambda configuration: mask.learn(configuration.redactor))
                 commands = Commands(live, self.sockets)
                 admin = [_bound(self.order["admin"])]
-                async with serve_live(live, [], admin, self.grace, LINGER_SECONDS, commands) as service:
+                async with serve_live(
+                    live, [], admin, self.grace, LINGER_SECONDS, commands, self.leave_figures
+                ) as service:
                     self.tell("opened", live.snapshot.problems, generation=live.snapshot.generation)
                     slots = await self.serve_on
                     self.serves = True
@@ -139,6 +143,16 @@ class _Worker:
             self.tell("failed", error.problems, message="the configuration has problems")
             with suppress(ConnectionError):  # a supervisor that has ended needs no reason, and its copies are gone
                 await self.writer.drain()
+
+    async def leave_figures(self, telemetry: Telemetry) -> None:
+        """Leave to the supervisor what was counted since it asked last."""
+        if telemetry.metrics is None:
+            return
+        try:
+            exposed = await telemetry.metrics()
+            figures_at(Path(self.order["admin"])).write_text(exposed.text, encoding="utf-8")
+        except Exception:  # a plugin's, or a full disk: it is no reason to end otherwise
+            log.exception("what the worker has counted last is lost")
 
     def tell(self, event: str, problems: Iterable[Problem] = (), **more: str) -> None:
         message = {"event": event, "problems": [problem_json(problem) for problem in problems], **more}

@@ -495,11 +495,34 @@ def test_a_rolling_restart_fails_no_request(two: Two) -> None:
     two.run(main)
 
 
-async def reloads_of(service: Process) -> list[float]:
-    """Return how many reloads the metrics tell of: swapped, failed."""
+async def counted(service: Process, name: str) -> list[float]:
+    """Return what the metrics say of each series of a name."""
     async with service.client.get(f"{service.admin_url}/metrics") as answer:
         told = (await answer.text()).splitlines()
-    return [float(line.split()[1]) for line in told if line.startswith("orchestrator_reloads_total{")]
+    return [float(line.rpartition(" ")[2]) for line in told if line.startswith(f"{name}{{")]
+
+
+async def reloads_of(service: Process) -> list[float]:
+    """Return how many reloads the metrics tell of: swapped, failed."""
+    return await counted(service, "orchestrator_reloads_total")
+
+
+def test_a_restart_loses_nothing_that_was_counted(two: Two) -> None:
+    async def main(service: Process) -> None:
+        before = sum(await counted(service, "orchestrator_requests_total"))
+        asked = 0
+        for _ in range(2):
+            load = Load(service.url, reuse=False)
+            clients = [asyncio.create_task(load.client()) for _ in range(4)]
+            await load.answered(20)
+            assert (await service.get(f"{service.admin_url}/restart", method="POST"))[0] == 200
+            load.stopped = True
+            await asyncio.gather(*clients)
+            asked += load.count
+        assert sum(await counted(service, "orchestrator_requests_total")) - before == asked
+        assert sum(await counted(service, "orchestrator_requests_total")) - before == asked
+
+    two.run(main)
 
 
 def test_metrics_count_the_reloads_of_the_service_and_not_those_that_each_worker_knows(two: Two) -> None:
