@@ -21,14 +21,10 @@ class UnfitAnswer(SourceError):
 
 
 def describe(error: BaseException) -> str:
-    """Return what a record says of an error: the message, and its type where it is a defect.
-
-    Halves of characters, which a source's message can have and JSON cannot, are question marks.
-    """
+    """Return what a record says of an error: the message, and its type where it is a defect."""
     if isinstance(error, CancelledError):
         return BROKEN_OFF
-    text = str(error) if isinstance(error, OrchestratorError) else f"{type(error).__name__}: {error}"
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    return str(error) if isinstance(error, OrchestratorError) else f"{type(error).__name__}: {error}"
 
 
 def culprit(error: BaseException, step: str) -> str:

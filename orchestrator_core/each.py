@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from attrs import field, frozen
 
-from orchestrator_core.blame import describe, request_pointer
+from orchestrator_core.blame import request_pointer
 from orchestrator_core.capture import Taken
 from orchestrator_core.errors import (
     DeadlineExceeded,
@@ -164,7 +164,7 @@ class ForEach:
         elif isinstance(blamed, InvalidRequest) and where and isinstance(error, InvalidParam | ExpressionError):
             path = self.paths.get(error.param) if isinstance(error, InvalidParam) else ""
             if path is not None:
-                blamed.errors = [{"pointer": request_pointer(where + path), "message": describe(error)}]
+                blamed.errors = [{"pointer": request_pointer(where + path), "message": str(error)}]
         return _saying(blamed, f"step '{self.name}', item {position}: {message}")
 
 

@@ -163,7 +163,7 @@ def failure_of(error: BaseException, run: Run | None, redactor: Redactor) -> Fai
     if not isinstance(error, OrchestratorError):
         log.error("defect", execution_id=run.id if run else "", step=step, exc_info=error)
         return Failure(500, "internal error", "an internal error; the log tells more under the execution id", step)
-    detail = redactor(describe(error))
+    detail = redactor(str(error))
     if step and not isinstance(error, MissingReference | InvalidRequest) and f"'{step}'" not in detail:
         detail = f"step '{step}': {detail}"
     errors = redactor.data(error.errors) if isinstance(error, InvalidRequest) else ()

@@ -337,7 +337,7 @@ class Run:
         if isinstance(error, InvalidParam):
             pointer = self.plan.request_only.get(step, {}).get(error.param)
             if pointer is not None:
-                return InvalidRequest(f"step '{step}': {error}", [{"pointer": pointer, "message": describe(error)}])
+                return InvalidRequest(f"step '{step}': {error}", [{"pointer": pointer, "message": str(error)}])
         if isinstance(error, MissingReference):
             return request_error(error)
         if isinstance(error, ExpressionError) and step in self.plan.on_request_only:
