@@ -50,7 +50,8 @@ class Commands:
         _, _, command, *values = request.path.split("/")
         match command:
             case "prepare":
-                return await self._prepare(orjson.loads(await request.read()))
+                order = await request.content.read()  # however long it is: it is the supervisor's
+                return await self._prepare(orjson.loads(order))
             case "commit":
                 return await self._commit(values[0])
             case "accept":

@@ -21,6 +21,8 @@ from orchestrator_core.documents import problem_of
 from orchestrator_core.errors import Problem, SourceUnavailable
 
 MODULE = "orchestrator_core.workers"
+LONGEST_MESSAGE = 2**30
+"""A message is one line: with all problems of a configuration, or with what its secret files said."""
 _SAFE_PATH = () if {"", os.getcwd()} & set(sys.path) else ("-P",)
 """Modules in the working directory must not be found by a worker when they are not by its supervisor."""
 PING = "/worker/ping"
@@ -97,7 +99,7 @@ class Worker:
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno(), *(one.fileno() for one in listening)],
             )
-        worker = cls(process, admin, *await asyncio.open_unix_connection(sock=ours))
+        worker = cls(process, admin, *await asyncio.open_unix_connection(sock=ours, limit=LONGEST_MESSAGE))
         await worker._tell({"plugins_dir": str(plugins_dir) if plugins_dir else None})
         return worker
 

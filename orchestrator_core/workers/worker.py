@@ -29,7 +29,7 @@ from orchestrator_core.plugins import Registry, discover
 from orchestrator_core.reload import BUILTINS, open_live
 from orchestrator_core.workers.commands import Commands
 from orchestrator_core.workers.images import ordered
-from orchestrator_core.workers.process import figures_at
+from orchestrator_core.workers.process import LONGEST_MESSAGE, figures_at
 
 log = structlog.get_logger("orchestrator.worker")
 
@@ -46,7 +46,7 @@ def work(channel: int) -> None:
 
 async def _work(channel: int) -> None:
     os.set_inheritable(channel, False)
-    reader, writer = await asyncio.open_unix_connection(sock=_inherited(channel))
+    reader, writer = await asyncio.open_unix_connection(sock=_inherited(channel), limit=LONGEST_MESSAGE)
     plugins_dir = json.loads(await reader.readline())["plugins_dir"]
     registry = discover(Path(plugins_dir) if plugins_dir else None, BUILTINS)
     line = await reader.readline()

@@ -861,6 +861,25 @@ def test_a_configuration_with_problems_is_told_once_and_not_served(run: RunFixtu
     assert "1 problem in 1 file" in told
 
 
+def test_problems_of_a_hundred_endpoints_and_secrets_of_a_megabyte_come_through(
+    run: RunFixture, tmp_path: Path
+) -> None:
+    """What supervisor and workers say to each other may be long."""
+    broken = "".join(f"  e{number}: {{response_mapping: $x}}\n" for number in range(200))
+    write_files(tmp_path, {"config/domains/d.yaml": f"endpoints:\n{broken}"})
+    _, told = run(start(tmp_path), timeout_seconds=180)
+    assert told.count("ORC502") == 200
+
+    async def main() -> None:
+        async with serving(tmp_path, {**SHARED, "key": "s" * 100_000}, *TWO) as service:
+            assert len(await pids_of(service)) == 2
+            write_files(tmp_path, {"key": "s" * 2_000_000})
+            status, told = await service.get(f"{service.admin_url}/reload", method="POST")
+            assert (status, told["swapped"]) == (200, True)
+
+    run(main(), timeout_seconds=60)
+
+
 def test_a_port_that_is_taken_is_told_also_when_it_could_be_shared(run: RunFixture, tmp_path: Path) -> None:
     write_files(tmp_path, {"config/domains/d.yaml": "endpoints: {e: {response_mapping: 1}}"})
     with socket.socket() as taken:
