@@ -384,9 +384,9 @@ class Supervisor:
             try:
                 prepared = await self._prepare(workers, taken)
             except asyncio.CancelledError:
+                await to_its_end(asyncio.ensure_future(self._abandon({*asked, *workers})))
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
-                    await to_its_end(asyncio.ensure_future(self._abandon({*asked, *workers})))
                     raise
                 log.info("reload starts over: the configuration has changed again", generation=old.generation)
                 return None
