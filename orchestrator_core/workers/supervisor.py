@@ -7,7 +7,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -373,6 +373,7 @@ class Supervisor:
             listener(taken.configuration)
         asked: set[Worker] = set()
         replies: list[Reply] = []
+        all_ended = False
         while True:
             await self._some_worker()
             async with self._lock:
@@ -381,6 +382,8 @@ class Supervisor:
                     return await to_its_end(asyncio.ensure_future(self._swap(taken, _problems(replies))))
             if not workers:
                 raise StartFailed("no worker is there to prepare the configuration")
+            if all_ended:
+                workers = workers[:1]  # it may be the configuration that ends them, and the others serve meanwhile
             try:
                 prepared = await self._prepare(workers, taken)
             except asyncio.CancelledError:
@@ -392,13 +395,22 @@ class Supervisor:
                 return None
             asked.update(workers)
             replies += prepared
+            if not replies:
+                ends = await asyncio.gather(*map(_end_of, workers))
+                if all_ended:
+                    return self._refused((_deadly(ends[0]),))
+                all_ended = True
             if refused := [reply for reply in replies if reply.status != 200]:
                 await self._abandon(asked)
-                failed = Reloaded(False, old.generation, _problems(refused))
-                if not failed.problems:
+                problems = _problems(refused)
+                if not problems:
                     raise OrchestratorError("a worker could not prepare the configuration: the log tells more")
-                tell_failed(failed)
-                return self._ended(failed)
+                return self._refused(problems)
+
+    def _refused(self, problems: tuple[Problem, ...]) -> Reloaded:
+        failed = Reloaded(False, self.taken.configuration.generation, problems)
+        tell_failed(failed)
+        return self._ended(failed)
 
     async def _prepare(self, workers: Sequence[Worker], taken: Taken) -> list[Reply]:
         preparing = asyncio.ensure_future(self._ask_all(workers, "POST", "/worker/prepare", taken.order()))
@@ -534,6 +546,28 @@ def pause_after(failures: int) -> float:
 async def _end_spare(spare: Worker) -> None:
     spare.signal(signal.SIGKILL)  # it has opened nothing
     await spare.ended()
+
+
+def _told_of(error: Exception) -> tuple[Problem, ...]:
+    return error.problems if isinstance(error, StartFailed) else ()
+
+
+def _with_problems(event: str, error: Exception) -> str:
+    return "\n".join((event, *map(str, _told_of(error))))
+
+
+async def _end_of(worker: Worker) -> str:
+    """Return how a worker ended that does not answer, once it has."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(COMMIT_SECONDS):
+            return await worker.ended()
+    return "no answer"
+
+
+def _deadly(how: str) -> Problem:
+    message = f"workers end while they open the configuration: {how}"
+    hint = "a source or model of it may crash, or take too much memory: the log tells what was said last"
+    return Problem(code="ORC601", message=message, hint=hint)
 
 
 def _problems(replies: Iterable[Reply]) -> tuple[Problem, ...]:

@@ -356,6 +356,60 @@ def test_a_worker_that_dies_during_a_reload_does_not_hold_it_up(two: Two) -> Non
     two.run(main)
 
 
+def test_a_configuration_whose_opening_ends_workers_is_refused_and_not_tried_for_ever(
+    run: RunFixture, tmp_path: Path
+) -> None:
+    """As a model does that crashes when it is loaded, or takes all memory. Somebody may have killed them all, too."""
+    files = {**FILES, "config/config.yaml": "plugins_dir: ../plugins\n"}
+    deadly = {"config/database.yaml": "slow: {sources: {default: {dies: die, opens: opens}}}"}
+
+    async def main() -> None:
+        async with serving(tmp_path, files, *TWO) as service:
+            before = await workers_of(service)
+            (tmp_path / "die").touch()
+            write_files(tmp_path, deadly)
+            found: dict[str, Any] = {"problems": []}
+            async with asyncio.timeout(60):
+                while not found["problems"]:
+                    await asyncio.sleep(0.1)
+                    status, told = await service.get(f"{service.admin_url}/config")
+                    found = told["last_reload"] if status == 200 else found  # there may be no worker to ask
+            (problem,) = found["problems"]
+            assert (found["swapped"], problem["code"]) == (False, "ORC601")
+            assert problem["message"] == "workers end while they open the configuration: exit status 3"
+            workers = await until(lambda told: states(told) == ["serving", "serving"], service)
+            assert {worker["generation"] for worker in workers} == {before[0]["generation"]}
+            assert sum(worker["restarts"] for worker in workers) == 3  # both, and then one to see whether it was that
+            await asyncio.sleep(3)  # nobody tries again before something changes
+            assert await workers_of(service) == workers
+            (tmp_path / "die").unlink()
+            assert (await service.get(f"{service.admin_url}/reload", method="POST"))[0] == 200
+
+    run(main(), timeout_seconds=120)
+
+
+def test_a_reload_that_starts_over_leaves_nothing_of_what_was_opened(run: RunFixture, tmp_path: Path) -> None:
+    """One worker has opened what is taken back while the other one still waits for it."""
+    files = {**FILES, "config/config.yaml": "plugins_dir: ../plugins\n"}
+    waiting = {
+        "config/database.yaml": "slow: {sources: {default: {first: one, opens: opens, closes: closes, waits: waits}}}"
+    }
+
+    async def main() -> None:
+        async with serving(tmp_path, files, *TWO) as service:
+            (tmp_path / "waits").touch()
+            write_files(tmp_path, waiting)
+            await told_in(tmp_path / "opens", 1)
+            await asyncio.sleep(0.5)  # nobody tells when the other one has opened
+            write_files(tmp_path, {"config/database.yaml": FILES["config/database.yaml"]})
+            async with asyncio.timeout(30):
+                while not (tmp_path / "closes").exists():  # noqa: ASYNC110  # nobody tells
+                    await asyncio.sleep(0.05)
+            assert any("reload starts over" in line for line in service.lines)
+
+    run(main(), timeout_seconds=120)
+
+
 def pids_in(file: Path) -> list[int]:
     return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
 
