@@ -290,7 +290,12 @@ class Supervisor:
                         return
                     slot.failed_starts += 1
                     slot.last_exit = str(error)
-                    log.error("worker did not start", worker=slot.index, error=str(error), tries=slot.failed_starts)
+                    log.error(
+                        _with_problems("worker did not start", error),
+                        worker=slot.index,
+                        error=str(error),
+                        tries=slot.failed_starts,
+                    )
                 else:
                     slot.restarts += 1
                     return
@@ -484,9 +489,9 @@ class Supervisor:
                     self._install(slot, await self._start(slot))
                 except (StartFailed, OSError) as error:
                     if not self.stopping:
-                        log.error("restart failed, the other workers keep serving", worker=slot.index, error=str(error))
-                    problems = error.problems if isinstance(error, StartFailed) else ()
-                    return Restarted(number, f"worker {slot.index}: {error}", tuple(problems))
+                        event = _with_problems("restart failed, the other workers keep serving", error)
+                        log.error(event, worker=slot.index, error=str(error))
+                    return Restarted(number, f"worker {slot.index}: {error}", _told_of(error))
             if old is not None:
                 await self._stop(old, self._shutdown_seconds + CLOSING_SECONDS)
         log.info("restarted", workers=len(self.slots))

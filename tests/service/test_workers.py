@@ -543,6 +543,7 @@ def test_a_rolling_restart_fails_no_request(two: Two) -> None:
         status, told = await service.get(f"{service.admin_url}/restart", method="POST")
         assert (status, told["restarted"]) == (503, 0)
         assert told["error"] == "worker 0: the configuration has problems"
+        assert sum(line.startswith("database.yaml:1:1: ORC403 `slow`") for line in two.service.lines) == 1
         assert {worker["pid"] for worker in await workers_of(service)} == after
         assert await pids_of(service) == sorted(after)
 
