@@ -140,6 +140,13 @@ class Worker:
         if self.state == "starting":  # and not told to stop meanwhile
             self.state = "serving"
 
+    async def leaves(self) -> bool:
+        """Wait until it stops or ends. Return whether it says that it stops."""
+        try:
+            return bool(await self._reader.readline())
+        except ConnectionError:
+            return False
+
     def hurry(self) -> None:
         """Have it give up the requests in flight, once it stops."""
         if not self._writer.is_closing():

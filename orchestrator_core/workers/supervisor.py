@@ -34,6 +34,7 @@ FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 1.0
 SOON_SECONDS = 1.0
 """A worker that ends sooner than this after it began to serve is started again with a pause, which grows."""
+TOLD_BY_OTHERS = "somebody told it to stop"
 LONGEST_GAP_SECONDS = 15.0
 """After so long without a worker in a place, those who wait there to be connected are left to the others."""
 COMMIT_SECONDS = 10.0
@@ -257,7 +258,8 @@ class Supervisor:
         began = loop.time()
         asking = asyncio.create_task(end_when_silent(worker, self._longest_silence), name=f"ask worker {slot.index}")
         try:
-            how = await worker.ended()
+            leaves = await worker.leaves() and worker.state == "serving"
+            how = TOLD_BY_OTHERS if leaves else await worker.ended()
         finally:
             asking.cancel()
             await asyncio.wait([asking])
@@ -268,7 +270,11 @@ class Supervisor:
             return
         slot.worker = None
         slot.last_exit = how
-        log.error("worker ended and is started again", worker=slot.index, pid=worker.pid, how=how)
+        if leaves:  # its successor serves beside it, while it finishes what it is doing
+            self._tell_to_stop(worker)
+            self._run(self._stop(worker, self._shutdown_seconds + CLOSING_SECONDS), f"stop worker {slot.index}")
+        event = "worker stops and is replaced" if leaves else "worker ended and is started again"
+        log.error(event, worker=slot.index, pid=worker.pid, how=how)
         slot.short_lives = slot.short_lives + 1 if loop.time() - began < SOON_SECONDS else 0
         await self._revive(slot, pause_after(slot.short_lives))
 

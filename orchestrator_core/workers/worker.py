@@ -139,6 +139,7 @@ class _Worker:
                     await commands.serve(service.listener, slots)
                     self.tell("serving")
                     await self.stop.wait()
+                    self.tell("stopping")
         except ConfigError as error:
             self.tell("failed", error.problems, message="the configuration has problems")
             with suppress(ConnectionError):  # a supervisor that has ended needs no reason, and its copies are gone

@@ -248,6 +248,32 @@ def test_requests_of_the_other_worker_do_not_notice_and_those_who_wait_are_serve
     two.run(main)
 
 
+def test_a_worker_that_somebody_tells_to_stop_has_a_successor_while_it_finishes(
+    run: RunFixture, tmp_path: Path
+) -> None:
+    """Those who wait at its socket do not wait for what it is doing."""
+
+    async def main() -> None:
+        async with serving(tmp_path, FILES, *TWO) as service:
+            first, second = await workers_of(service)
+            async with client_of(first["pid"], service) as client:
+                holding = asyncio.create_task(held(client, service.url, "done"))
+                await asyncio.sleep(0.3)
+                os.kill(first["pid"], signal.SIGTERM)
+                workers = await until(lambda told: told[0]["pid"] not in (None, first["pid"]), service)
+                assert (workers[0]["restarts"], workers[0]["last_exit"]) == (1, "somebody told it to stop")
+                assert await pids_of(service) == sorted([workers[0]["pid"], second["pid"]])
+                assert not holding.done()
+                (tmp_path / "done").touch()
+                assert await holding == (200, first["pid"])
+            async with asyncio.timeout(20):
+                while alive(first["pid"]):  # noqa: ASYNC110  # nobody tells
+                    await asyncio.sleep(0.05)
+            assert await workers_of(service) == workers
+
+    run(main(), timeout_seconds=60)
+
+
 def test_a_worker_that_answers_nothing_is_killed_and_those_who_wait_for_it_are_answered(
     run: RunFixture, tmp_path: Path
 ) -> None:
