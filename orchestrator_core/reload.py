@@ -189,7 +189,7 @@ class Live:
         return draft(configuration, self.registry)
 
     def _changed(self, prepared: Draft) -> bool:
-        if self.last.failed:
+        if self.last.failed or prepared.errors:
             return True
         old, new = self.snapshot.configuration, prepared.configuration
         return (old.generation, old.secrets) != (new.generation, new.secrets)

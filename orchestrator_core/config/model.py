@@ -399,3 +399,7 @@ class Configuration:
     problems: tuple[Problem, ...] = ()
     incomplete: bool = False
     texts: Mapping[str, str] = field(factory=dict, repr=False, eq=False)
+
+    @property
+    def errors(self) -> list[Problem]:
+        return [problem for problem in self.problems if problem.severity == "error"]

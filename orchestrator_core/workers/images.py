@@ -31,6 +31,10 @@ class Taken:
         """Return what two copies have in common that are worth no reload."""
         return self.configuration.generation, self.configuration.secrets
 
+    def is_like(self, served: Taken) -> bool:
+        """Return whether there is nothing to reload, where ``served`` is what serves; nor a problem to tell of."""
+        return self.identity == served.identity and not self.configuration.errors
+
     def order(self) -> dict[str, Any]:
         """Return what a worker needs to read it, as JSON; see :func:`ordered`."""
         secrets = {str(path): str(text) for path, text in self.image.secrets.items()}

@@ -350,7 +350,7 @@ class Supervisor:
             while True:
                 taken = await self._take()
                 self.secret_files = {**self.taken.configuration.secret_files, **self.secret_files}
-                if not force and not self.last.failed and taken.identity == self.taken.identity:
+                if not force and not self.last.failed and taken.is_like(self.taken):
                     taken.discard()
                     return self.last
                 try:

@@ -685,6 +685,21 @@ def test_files_that_are_not_configuration_cause_no_reload(run: RunFixture) -> No
     run(main())
 
 
+def test_a_file_that_is_not_read_is_told_though_the_configuration_is_the_same(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin, watch=True) as shop:
+            await asyncio.sleep(0.2)
+            shop.write("domains/new.yml", domain(2))
+            await until(lambda: shop.running.live.last.failed)
+            assert [problem.code for problem in shop.running.live.last.problems] == ["ORC112"]
+            (shop.folder / "domains/new.yml").unlink()
+            await until(lambda: shop.running.live.last.swapped)
+
+    run(main())
+
+
 # --- many ---------------------------------------------------------------------------------------------------------
 
 
