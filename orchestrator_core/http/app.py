@@ -35,6 +35,9 @@ from orchestrator_core.watching import outliving
 log = structlog.get_logger("orchestrator")
 
 ADMIN_GRACE_SECONDS = 1.0
+CLOSING_SECONDS = 10.0
+"""How long sources may take to close, after the requests in flight have had their time."""
+_POLL_SECONDS = 0.05
 LINGER_SECONDS = 0.5
 """How long a stop leaves connections open that have no request: time for one that is on its way."""
 
@@ -220,17 +223,28 @@ async def serve(
 
     serving = asyncio.create_task(serve_until_stopped(), name="serve")
     stopped = asyncio.create_task(stop.wait(), name="stop")
+    patience = CLOSING_SECONDS
     try:
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if opened.is_set():
-            await asyncio.wait({serving})
+        if opened.is_set() and stop.is_set():
+            await _closed(serving, grace)
+            patience = 0
     finally:
         stopped.cancel()
         if not serving.done():
             serving.cancel()
-            await asyncio.wait({serving})
-    if not serving.cancelled():
+            await asyncio.wait({serving}, timeout=patience)
+    if not serving.done():
+        log.error("stopping, though something that was opened does not close")
+    elif not serving.cancelled():
         serving.result()
+
+
+async def _closed(serving: asyncio.Task[None], grace: Grace) -> None:
+    """Wait until what serves has ended: as long as the grace says, and then for what is to be closed."""
+    while not serving.done() and grace.left:
+        await asyncio.wait({serving}, timeout=min(_POLL_SECONDS, grace.left))
+    await asyncio.wait({serving}, timeout=CLOSING_SECONDS)
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from orchestrator_core.config.at_start import waiting_for_a_start
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.documents import problem_of
 from orchestrator_core.errors import ConfigError, OrchestratorError, Problem
+from orchestrator_core.http.app import CLOSING_SECONDS
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.sockets import refuse_new
 from orchestrator_core.reload import Reloaded, tell_failed, tell_waiting, unread
@@ -40,8 +41,6 @@ LONGEST_GAP_SECONDS = 15.0
 COMMIT_SECONDS = 10.0
 SERVE_SECONDS = 10.0
 """How long a worker that has opened may take until it accepts connections: a reload waits for it then."""
-CLOSING_SECONDS = 10.0
-"""How long sources may take to close, after the requests in flight have had their time."""
 SOME_WORKER_SECONDS = 30.0
 
 

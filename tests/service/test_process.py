@@ -77,6 +77,52 @@ def test_requests_that_outlive_the_shutdown_timeout_do_not_hold_the_process(run:
     run(main())
 
 
+HANGS = """
+    import asyncio
+    from contextlib import asynccontextmanager
+    from attrs import frozen
+    from orchestrator_core.plugin_api import SourceKind, hookimpl
+
+    @frozen
+    class Options:
+        \"\"\"Nothing to configure.\"\"\"
+
+    class Hangs:
+        async def fetch(self, operation, params):
+            return None
+
+    @asynccontextmanager
+    async def opened(options, context):
+        try:
+            yield Hangs()
+        finally:
+            await asyncio.sleep(600)
+
+    @hookimpl
+    def orchestrator_source_kinds():
+        return [SourceKind("hangs", "Does not close.", Options, opened)]
+"""
+
+
+def test_a_source_that_does_not_close_does_not_hold_the_process(run: RunFixture, tmp_path: Path) -> None:
+    files = {
+        **FILES,
+        "config/config.yaml": "plugins_dir: ../plugins\n",
+        "config/database.yaml": f"{FILES['config/database.yaml']}\nhangs: {{sources: {{default: {{}}}}}}",
+        "plugins/hangs.py": HANGS,
+    }
+
+    async def main() -> None:
+        async with serving(tmp_path, files) as service:
+            service.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.5)  # else the two are one
+            service.process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(service.process.wait(), 20) == 0
+        assert any("something that was opened does not close" in line for line in service.lines)
+
+    run(main(), timeout_seconds=60)
+
+
 def test_signals_that_come_together_are_one(run: RunFixture, tmp_path: Path) -> None:
     """As who sends one to the process, and one to its group."""
 
