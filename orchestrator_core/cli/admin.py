@@ -11,6 +11,7 @@ from urllib.parse import urlencode, urlsplit
 
 import click
 
+from orchestrator_core.cli.findings import shown
 from orchestrator_core.config.load import load_configuration
 
 _ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -33,6 +34,23 @@ def admin_url(given: str | None, folder: Path) -> str:
         raise click.ClickException("admin.port is 0, any free one: say which it is with --admin")
     host = _ANY_ADDRESS.get(admin.host, admin.host)
     return f"http://[{host}]:{admin.port}" if ":" in host else f"http://{host}:{admin.port}"
+
+
+def unread(folder: Path) -> str:
+    """Return what is to be added where nothing is found, when config.yaml cannot be read, which may say another place.
+
+    It begins with a line end, or is empty.
+    """
+    configuration = load_configuration(folder)
+    problems = [
+        problem
+        for problem in configuration.errors
+        if problem.file == "config.yaml" and (configuration.app_located is None or problem.path.startswith("admin"))
+    ]
+    if not problems:
+        return ""
+    found = "\n".join(map(str, shown(problems, folder, configuration.redactor)))
+    return f"\n  = or it is where config.yaml says, which cannot be read:\n{found}"
 
 
 def _is_address(url: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from orchestrator_core.cli.admin import admin_url, ask, refused
+from orchestrator_core.cli.admin import admin_url, ask, refused, unread
 from orchestrator_core.cli.findings import refuse, render, shown
 from orchestrator_core.cli.options import admin_option, config_option
 from orchestrator_core.config.secrets import Redactor
@@ -33,10 +33,11 @@ def command(folder: Path, admin: str | None, restart: bool) -> None:
       orchestrator reload --restart
     """
     url = admin_url(admin, folder)
+    otherwise = "" if admin else unread(folder)
     if restart:
-        _restart(url, folder)
+        _restart(url, folder, otherwise)
         return
-    status, document = ask(url, "POST", "/reload", timeout_seconds=_LONGEST_RELOAD_SECONDS)
+    status, document = ask(url, "POST", "/reload", timeout_seconds=_LONGEST_RELOAD_SECONDS, otherwise=otherwise)
     if "swapped" not in document:
         raise refused(url, status, document)
     problems = [problem_of(problem) for problem in document["problems"]]
@@ -48,8 +49,8 @@ def command(folder: Path, admin: str | None, restart: bool) -> None:
     click.echo(f"generation {document['generation']} serves")
 
 
-def _restart(url: str, folder: Path) -> None:
-    status, document = ask(url, "POST", "/restart", timeout_seconds=_LONGEST_RELOAD_SECONDS)
+def _restart(url: str, folder: Path, otherwise: str) -> None:
+    status, document = ask(url, "POST", "/restart", timeout_seconds=_LONGEST_RELOAD_SECONDS, otherwise=otherwise)
     if "restarted" not in document:
         raise _not_restarted(url, status, document)
     if document["error"]:

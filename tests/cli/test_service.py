@@ -227,6 +227,25 @@ def test_nothing_listens(args: tuple[str, ...], write: Write, orchestrator: Invo
     )
 
 
+@pytest.mark.parametrize("config", ["admin: {port: 8011\n", "admin: {port: none}\n"])
+def test_nothing_listens_where_a_configuration_that_is_broken_does_not_say(
+    config: str, write: Write, orchestrator: Invoke
+) -> None:
+    """The service goes on with what it read before: its problem is what there is to be told."""
+    write({"config/config.yaml": config})
+
+    result = orchestrator("reload")
+
+    assert result.exit_code == 1
+    lines = result.output.splitlines()
+    assert lines[:3] == [
+        "Error: nothing listens on http://127.0.0.1:8001: the service does not run there",
+        "  = start it with `orchestrator serve`, or say where it is with --admin",
+        "  = or it is where config.yaml says, which cannot be read:",
+    ]
+    assert lines[3].startswith("config/config.yaml:")
+
+
 def test_where_executions_are_stored_they_can_be_read_without_the_service(write: Write, orchestrator: Invoke) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
