@@ -129,6 +129,19 @@ def test_a_port_that_is_taken_is_said(write: Write, folder: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_host_that_is_none_is_said(workers: str, write: Write, orchestrator: Invoke) -> None:
+    write(CONFIG)
+
+    result = orchestrator("serve", "--host", "nowhere.invalid", "--admin-port", "0", "--workers", workers)
+
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: cannot listen: ")
+    assert result.output.endswith(
+        "\n  = give an address of this machine with --host, or server.host and admin.host in config.yaml\n"
+    )
+
+
 def test_reload_says_which_generation_serves(service: Running, write: Write, orchestrator: Invoke) -> None:
     write({"config/domains/hello.yaml": HELLO.replace("hello {{", "good day {{")})
 
