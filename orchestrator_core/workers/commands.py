@@ -1,4 +1,4 @@
-"""What a supervisor has a worker do, as pages of the worker's private admin listener.
+"""What a supervisor has a worker do, as pages of the worker's private admin listener, with a header of its own.
 
 ``POST /worker/prepare`` with an image opens that configuration beside the one that serves: 200 with
 ``{"problems": […]}``, its warnings, or 422 with all problems. ``POST /worker/commit/{generation}`` has it serve, 409
@@ -23,6 +23,7 @@ from orchestrator_core.http.answers import JSON_TYPE, Answer
 from orchestrator_core.http.listener import Handler, Listener
 from orchestrator_core.reload import Live
 from orchestrator_core.workers.images import ordered
+from orchestrator_core.workers.process import COMMAND
 
 
 class Commands:
@@ -42,7 +43,8 @@ class Commands:
 
     def __call__(self, pages: Handler) -> Handler:
         def handle(request: web.BaseRequest) -> Awaitable[Answer]:
-            return self._answer(request) if request.path.startswith("/worker/") else pages(request)
+            commands = request.path.startswith("/worker/") and COMMAND in request.headers
+            return self._answer(request) if commands else pages(request)
 
         return handle
 

@@ -25,6 +25,8 @@ LONGEST_MESSAGE = 2**30
 """A message is one line: with all problems of a configuration, or with what its secret files said."""
 _SAFE_PATH = () if {"", os.getcwd()} & set(sys.path) else ("-P",)
 """Modules in the working directory must not be found by a worker when they are not by its supervisor."""
+COMMAND = "X-Orchestrator-Command"
+"""The header of what a supervisor has a worker do; who asks the admin listener for a page has none that arrives."""
 PING = "/worker/ping"
 PING_SECONDS = 2.0
 """Whoever only asks a worker waits for so long until it answers at all; ``silence`` says when it is killed."""
@@ -171,9 +173,9 @@ class Worker:
         return message
 
     async def ask(
-        self, method: str, target: str, body: Any = None, *, seconds: float | None = None, accept: str = "*/*"
+        self, method: str, target: str, body: Any = None, *, seconds: float | None = None, page: bool = False
     ) -> Reply:
-        """Ask its admin listener.
+        """Ask its admin listener; for a ``page`` whose path may be anybody's, and not a command.
 
         Raises :class:`WorkerGone` when there is no answer, and :class:`WorkerSilent` when there is none within
         ``seconds``.
@@ -183,9 +185,10 @@ class Worker:
         timeout = aiohttp.ClientTimeout(total=seconds)
         data = None if body is None else json.dumps(body).encode()
         url = f"http://worker{target}"
+        headers = {"Accept": "*/*"} if page else {COMMAND: "yes"}
         try:
             async with self._session.request(
-                method, url, data=data, timeout=timeout, headers={"Accept": accept}, allow_redirects=False
+                method, url, data=data, timeout=timeout, headers=headers, allow_redirects=False
             ) as answer:
                 return Reply(answer.status, answer.headers.get("Content-Type", ""), await answer.read())
         except TimeoutError as error:
@@ -194,8 +197,8 @@ class Worker:
             raise WorkerGone(f"worker {self.slot} did not answer: {error}") from error
 
     async def ask_while_there(self, method: str, target: str, *, seconds: float) -> Reply:
-        """Ask as :meth:`ask` does, but wait only as long as the worker answers at all, however long the page takes."""
-        asking = asyncio.create_task(self.ask(method, target, seconds=seconds))
+        """Ask for a page, and wait only as long as the worker answers at all, however long the page takes."""
+        asking = asyncio.create_task(self.ask(method, target, seconds=seconds, page=True))
         pinging = asyncio.create_task(self._while_there())
         try:
             await asyncio.wait({asking, pinging}, return_when=asyncio.FIRST_COMPLETED)

@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 from attrs import frozen
+from yarl import URL
 
 from orchestrator_core.testing.running import loop_factory
 from orchestrator_core.testing.service import write_files
@@ -112,8 +113,15 @@ def test_all_workers_answer_and_one_admin_listener_speaks_for_them(two: Two) -> 
         sources = (await service.get(f"{service.admin_url}/sources"))[1]["sources"]
         assert sorted(source["type"] for source in sources) == ["direct", "slow"]
         assert [sorted(source["workers"], key=str) for source in sources] == [[{"pid": pid} for pid in pids]] * 2
-        status, told = await service.get(f"{service.admin_url}/nowhere")
-        assert (status, told["detail"][:12]) == (404, "no such page")
+        for page in (
+            "nowhere",
+            "worker/ping",
+            "worker/abandon",
+            "config/%2e%2e/worker/abandon",
+        ):  # which are for workers
+            url = URL(f"{service.admin_url}/{page}", encoded=True)
+            status, told = await service.get(url, method="POST")
+            assert (status, told["detail"][:12]) == (404, "no such page")
         status, told = await service.get(f"{service.admin_url}/restart")
         assert (status, told["detail"]) == (405, "/restart takes POST, not GET")
 
