@@ -41,6 +41,17 @@ class Commands:
         for slot in slots:
             await self._accept(slot)
 
+    def accept_no_more(self) -> None:
+        """Let go of the sockets that nobody accepts on here; the listener's own end with it.
+
+        Without a supervisor the port is free then, while requests are still answered.
+        """
+        for slot, sockets in enumerate(self.sockets):
+            if slot not in self._accepting:
+                self._accepting.add(slot)
+                for one in sockets:
+                    one.close()
+
     def __call__(self, pages: Handler) -> Handler:
         def handle(request: web.BaseRequest) -> Awaitable[Answer]:
             commands = request.path.startswith("/worker/") and COMMAND in request.headers

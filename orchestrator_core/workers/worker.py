@@ -140,6 +140,7 @@ class _Worker:
                     self.tell("serving")
                     await self.stop.wait()
                     self.tell("stopping")
+                    commands.accept_no_more()
         except ConfigError as error:
             self.tell("failed", error.problems, message="the configuration has problems")
             with suppress(ConnectionError):  # a supervisor that has ended needs no reason, and its copies are gone
