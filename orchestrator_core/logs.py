@@ -92,6 +92,18 @@ def configure_logging(options: LoggingOptions, redact: Callable[[str], str]) -> 
     _take_over_libraries(to, [structlog.stdlib.add_logger_name, *dated], render, max(level, logging.WARNING))
 
 
+def configure_early_logging() -> None:
+    """Log until it is known how: without the variables that a traceback would show, which may hold secrets."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
 @contextmanager
 def logging_what_nobody_caught() -> Iterator[None]:
     """Log what ends a thread, or fails where nobody can be told, and with secrets masked: Python would print it."""

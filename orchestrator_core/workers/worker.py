@@ -22,7 +22,7 @@ from orchestrator_core.documents import problem_json
 from orchestrator_core.errors import ConfigError, Problem
 from orchestrator_core.http.app import LINGER_SECONDS, serve_live
 from orchestrator_core.http.grace import Grace
-from orchestrator_core.logs import LogMask, configure_logging, logging_what_nobody_caught
+from orchestrator_core.logs import LogMask, configure_early_logging, configure_logging, logging_what_nobody_caught
 from orchestrator_core.loops import run_async
 from orchestrator_core.plugin_api import Telemetry
 from orchestrator_core.plugins import Registry, discover
@@ -36,6 +36,7 @@ log = structlog.get_logger("orchestrator.worker")
 
 def work(channel: int) -> None:
     """Work for the supervisor at the other end of the socket with that descriptor, until it says to stop or is gone."""
+    configure_early_logging()
     with logging_what_nobody_caught():
         try:
             run_async(_work(channel))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -983,6 +986,18 @@ def test_problems_of_a_hundred_endpoints_and_secrets_of_a_megabyte_come_through(
             assert (status, told["swapped"]) == (200, True)
 
     run(main(), timeout_seconds=60)
+
+
+def test_a_worker_that_fails_before_it_knows_the_secrets_shows_none() -> None:
+    ours, theirs = socket.socketpair()
+    order = {"slot": 0, "image": {"files": "/nowhere", "secrets": {"/run/key": "a-canary"}}}  # and no sockets
+    with ours, theirs:
+        command = [sys.executable, "-m", "orchestrator_core.workers", "--channel", str(theirs.fileno())]
+        ours.sendall(f'{{"plugins_dir": null}}\n{json.dumps(order)}\n'.encode())
+        done = subprocess.run(command, pass_fds=[theirs.fileno()], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "KeyError: 'sockets'" in done.stderr
+    assert "a-canary" not in done.stderr
 
 
 def test_a_port_that_is_taken_is_told_also_when_it_could_be_shared(run: RunFixture, tmp_path: Path) -> None:
