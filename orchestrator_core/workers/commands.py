@@ -1,8 +1,9 @@
 """What a supervisor has a worker do, as pages of the worker's private admin listener, with a header of its own.
 
 ``POST /worker/prepare`` with an image opens that configuration beside the one that serves: 200 with
-``{"problems": […]}``, its warnings, or 422 with all problems. ``POST /worker/commit/{generation}`` has it serve, 409
-when it is not the one that was prepared; ``POST /worker/abandon`` closes it. ``POST /worker/accept/{slot}`` has the
+``{"problems": […]}``, its warnings, or 422 with all problems; 503 where it cannot be read at the moment.
+``POST /worker/commit/{generation}`` has it serve, 409 when it is not the one that was prepared;
+``POST /worker/abandon`` closes it. ``POST /worker/accept/{slot}`` has the
 worker accept connections for a slot that has no worker of its own. ``GET /worker/ping`` says that it is there.
 """
 
@@ -21,7 +22,7 @@ from orchestrator_core.documents import problem_json
 from orchestrator_core.errors import ConfigError
 from orchestrator_core.http.answers import JSON_TYPE, Answer
 from orchestrator_core.http.listener import Handler, Listener
-from orchestrator_core.reload import Live
+from orchestrator_core.reload import Live, unread
 from orchestrator_core.workers.images import ordered
 from orchestrator_core.workers.process import COMMAND
 
@@ -78,7 +79,10 @@ class Commands:
         return _json(200, {})
 
     async def _prepare(self, order: dict[str, Any]) -> Answer:
-        configuration = await asyncio.to_thread(load_configuration, self.live.folder, image=ordered(order))
+        try:
+            configuration = await asyncio.to_thread(load_configuration, self.live.folder, image=ordered(order))
+        except OSError as error:
+            return _json(503, {"detail": str(unread(error))})
         try:
             status, problems = 200, await self.live.prepare(configuration)
         except ConfigError as error:

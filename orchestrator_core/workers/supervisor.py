@@ -18,7 +18,7 @@ from attrs import define, field, frozen
 from orchestrator_core.config.at_start import waiting_for_a_start
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.documents import problem_of
-from orchestrator_core.errors import ConfigError, OrchestratorError, Problem
+from orchestrator_core.errors import ConfigError, OrchestratorError, Problem, SourceUnavailable
 from orchestrator_core.http.app import CLOSING_SECONDS
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.sockets import refuse_new
@@ -413,6 +413,8 @@ class Supervisor:
             if refused := [reply for reply in replies if reply.status != 200]:
                 await self._abandon(asked)
                 problems = _problems(refused)
+                if not problems and (short := next((reply for reply in refused if reply.status == 503), None)):
+                    raise SourceUnavailable(short.json["detail"])  # so that whoever watches tries again
                 if not problems:
                     raise OrchestratorError("a worker could not prepare the configuration: the log tells more")
                 return self._refused(problems)

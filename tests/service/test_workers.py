@@ -426,6 +426,42 @@ def test_a_configuration_whose_opening_ends_workers_is_refused_and_not_tried_for
     run(main(), timeout_seconds=120)
 
 
+SHORT = """
+    import errno
+    import os
+    from orchestrator_core.workers import commands
+
+    load = commands.load_configuration
+
+    def load_or_fail(*args, **named):
+        if os.path.exists("short"):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return load(*args, **named)
+
+    commands.load_configuration = load_or_fail
+"""
+
+
+def test_a_change_that_a_worker_cannot_read_for_want_of_descriptors_is_tried_again(
+    run: RunFixture, tmp_path: Path
+) -> None:
+    files = {**FILES, "config/config.yaml": "plugins_dir: ../plugins\n", "plugins/short.py": SHORT, "short": ""}
+
+    async def main() -> None:
+        async with serving(tmp_path, files, *TWO) as service:
+            status, told = await service.get(f"{service.admin_url}/reload", method="POST")
+            said = "the configuration cannot be read at the moment: [Errno 24] Too many open files"
+            assert (status, told["detail"]) == (503, said)
+            (tmp_path / "config/domains/d.yaml").write_text("endpoints: {version: {response_mapping: 2}}")
+            async with asyncio.timeout(10):
+                while not any("reload is tried again" in line for line in service.lines):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            (tmp_path / "short").unlink()
+            await service.version(2)
+
+    run(main(), timeout_seconds=60)
+
+
 def test_a_reload_that_starts_over_leaves_nothing_of_what_was_opened(run: RunFixture, tmp_path: Path) -> None:
     """One worker has opened what is taken back while the other one still waits for it."""
     files = {**FILES, "config/config.yaml": "plugins_dir: ../plugins\n"}
