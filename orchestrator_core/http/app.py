@@ -227,24 +227,24 @@ async def serve(
     try:
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if opened.is_set() and stop.is_set():
-            await _closed(serving, grace)
+            await closed_in_time(serving, grace)
             patience = 0
     finally:
         stopped.cancel()
         if not serving.done():
             serving.cancel()
             await asyncio.wait({serving}, timeout=patience)
-    if not serving.done():
-        log.error("stopping, though something that was opened does not close")
-    elif not serving.cancelled():
+    if serving.done() and not serving.cancelled():
         serving.result()
 
 
-async def _closed(serving: asyncio.Task[None], grace: Grace) -> None:
+async def closed_in_time(serving: asyncio.Task[None], grace: Grace) -> None:
     """Wait until what serves has ended: as long as the grace says, and then for what is to be closed."""
     while not serving.done() and grace.left:
         await asyncio.wait({serving}, timeout=min(_POLL_SECONDS, grace.left))
     await asyncio.wait({serving}, timeout=CLOSING_SECONDS)
+    if not serving.done():
+        log.error("stopping, though something that was opened does not close")
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ from orchestrator_core.config.load import load_configuration
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.documents import problem_json
 from orchestrator_core.errors import ConfigError, Problem
-from orchestrator_core.http.app import LINGER_SECONDS, serve_live
+from orchestrator_core.http.app import LINGER_SECONDS, closed_in_time, serve_live
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.logs import LogMask, configure_early_logging, configure_logging, logging_what_nobody_caught
 from orchestrator_core.loops import run_async
@@ -68,7 +68,7 @@ async def _work(channel: int) -> None:
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not worker.serves:
             serving.cancel()
-        await asyncio.wait({serving})
+        await closed_in_time(serving, worker.grace)  # the supervisor sees to that too, while there is one
     finally:
         stopped.cancel()
         orphaned = listening.done()
@@ -76,7 +76,7 @@ async def _work(channel: int) -> None:
         writer.close()
         if orphaned:
             shutil.rmtree(order["runtime"], ignore_errors=True)
-    if not serving.cancelled():
+    if serving.done() and not serving.cancelled():
         serving.result()
 
 

@@ -90,6 +90,36 @@ FILES = {
     """,
     "plugins/slow.py": SLOW,
 }
+HANGS = {
+    **FILES,
+    "config/database.yaml": "slow: {sources: {default: {}}}\nhangs: {sources: {default: {}}}",
+    "plugins/hangs.py": '''
+    import asyncio
+    from contextlib import asynccontextmanager
+    from attrs import frozen
+    from orchestrator_core.plugin_api import SourceKind, hookimpl
+
+    @frozen
+    class Options:
+        """Nothing to configure."""
+
+    class Hangs:
+        async def fetch(self, operation, params):
+            return None
+
+    @asynccontextmanager
+    async def opened(options, context):
+        try:
+            yield Hangs()
+        finally:
+            await asyncio.sleep(600)
+
+    @hookimpl
+    def orchestrator_source_kinds():
+        return [SourceKind("hangs", "Does not close.", Options, opened)]
+''',
+}
+"""Of its sources one does not close."""
 
 
 @define

@@ -15,7 +15,7 @@ import pytest
 from orchestrator_core.tasks import beside
 from orchestrator_core.testing.service import write_files
 from orchestrator_core.watching import watch
-from tests.service.processes import FILES, Load, serving, starting
+from tests.service.processes import FILES, HANGS, Load, serving, starting
 
 RunFixture = Callable[..., Any]
 
@@ -77,43 +77,9 @@ def test_requests_that_outlive_the_shutdown_timeout_do_not_hold_the_process(run:
     run(main())
 
 
-HANGS = """
-    import asyncio
-    from contextlib import asynccontextmanager
-    from attrs import frozen
-    from orchestrator_core.plugin_api import SourceKind, hookimpl
-
-    @frozen
-    class Options:
-        \"\"\"Nothing to configure.\"\"\"
-
-    class Hangs:
-        async def fetch(self, operation, params):
-            return None
-
-    @asynccontextmanager
-    async def opened(options, context):
-        try:
-            yield Hangs()
-        finally:
-            await asyncio.sleep(600)
-
-    @hookimpl
-    def orchestrator_source_kinds():
-        return [SourceKind("hangs", "Does not close.", Options, opened)]
-"""
-
-
 def test_a_source_that_does_not_close_does_not_hold_the_process(run: RunFixture, tmp_path: Path) -> None:
-    files = {
-        **FILES,
-        "config/config.yaml": "plugins_dir: ../plugins\n",
-        "config/database.yaml": f"{FILES['config/database.yaml']}\nhangs: {{sources: {{default: {{}}}}}}",
-        "plugins/hangs.py": HANGS,
-    }
-
     async def main() -> None:
-        async with serving(tmp_path, files) as service:
+        async with serving(tmp_path, HANGS) as service:
             service.process.send_signal(signal.SIGTERM)
             await asyncio.sleep(0.5)  # else the two are one
             service.process.send_signal(signal.SIGTERM)
