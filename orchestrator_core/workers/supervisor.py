@@ -262,20 +262,27 @@ class Supervisor:
         finally:
             asking.cancel()
             await asyncio.wait([asking])
-        if worker.figures:
-            for listener in self.left:
-                listener(worker.pid, worker.figures)
+        self._tell_figures(worker)
         if slot.worker is not worker or self.stopping:
             return
         slot.worker = None
         slot.last_exit = how
         if leaves:  # its successor serves beside it, while it finishes what it is doing
             self._tell_to_stop(worker)
-            self._run(self._stop(worker, self._shutdown_seconds + CLOSING_SECONDS), f"stop worker {slot.index}")
+            self._run(self._let_leave(worker), f"stop worker {slot.index}")
         event = "worker stops and is replaced" if leaves else "worker ended and is started again"
         log.error(event, worker=slot.index, pid=worker.pid, how=how)
         slot.short_lives = slot.short_lives + 1 if loop.time() - began < SOON_SECONDS else 0
         await self._revive(slot, pause_after(slot.short_lives))
+
+    async def _let_leave(self, worker: Worker) -> None:
+        await self._stop(worker, self._shutdown_seconds + CLOSING_SECONDS)
+        self._tell_figures(worker)
+
+    def _tell_figures(self, worker: Worker) -> None:
+        if worker.figures:
+            for listener in self.left:
+                listener(worker.pid, worker.figures)
 
     def _longest_silence(self) -> float | None:
         seconds = self.taken.configuration.app.server.worker_timeout

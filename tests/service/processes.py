@@ -142,6 +142,12 @@ class Process:
             while (await self.get(f"{self.url}/version"))[1] != number:  # noqa: ASYNC110  # it is asked, not told
                 await asyncio.sleep(0.02)
 
+    async def says(self, text: str, seconds: float = 20) -> None:
+        """Wait until a line of its log holds a text: a thread writes them, and may be a little behind."""
+        async with asyncio.timeout(seconds):
+            while not any(text in line for line in self.lines):  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.02)
+
 
 @asynccontextmanager
 async def starting(

@@ -278,9 +278,7 @@ def test_a_worker_that_somebody_tells_to_stop_has_a_successor_while_it_finishes(
                 assert not holding.done()
                 (tmp_path / "done").touch()
                 assert await holding == (200, first["pid"])
-            async with asyncio.timeout(20):
-                while alive(first["pid"]):  # noqa: ASYNC110  # nobody tells
-                    await asyncio.sleep(0.05)
+            await gone(first["pid"])
             assert await workers_of(service) == workers
 
     run(main(), timeout_seconds=60)
@@ -302,7 +300,7 @@ def test_a_worker_that_answers_nothing_is_killed_and_those_who_wait_for_it_are_a
             assert (workers[0]["restarts"], workers[0]["last_exit"]) == (1, "no answer for 1 s")
             assert workers[1] == second
             assert set(answers) == {(200, worker["pid"]) for worker in workers}
-            assert any("worker is silent" in line for line in service.lines)
+            await service.says("worker is silent")
 
     run(main())
 
@@ -453,9 +451,7 @@ def test_a_change_that_a_worker_cannot_read_for_want_of_descriptors_is_tried_aga
             said = "the configuration cannot be read at the moment: [Errno 24] Too many open files"
             assert (status, told["detail"]) == (503, said)
             (tmp_path / "config/domains/d.yaml").write_text("endpoints: {version: {response_mapping: 2}}")
-            async with asyncio.timeout(10):
-                while not any("reload is tried again" in line for line in service.lines):  # noqa: ASYNC110
-                    await asyncio.sleep(0.05)
+            await service.says("reload is tried again")
             (tmp_path / "short").unlink()
             await service.version(2)
 
@@ -479,7 +475,7 @@ def test_a_reload_that_starts_over_leaves_nothing_of_what_was_opened(run: RunFix
             async with asyncio.timeout(30):
                 while not (tmp_path / "closes").exists():  # noqa: ASYNC110  # nobody tells
                     await asyncio.sleep(0.05)
-            assert any("reload starts over" in line for line in service.lines)
+            await service.says("reload starts over")
 
     run(main(), timeout_seconds=120)
 
@@ -552,9 +548,7 @@ def test_a_reload_whose_client_goes_away_is_for_all_workers_or_for_none(run: Run
             generation = (await service.get(f"{service.admin_url}/health/live"))[1]["generation"]
             workers = await until(lambda told: {worker["generation"] for worker in told} == {generation}, service)
             assert [worker["pid"] for worker in workers] == pids
-            async with asyncio.timeout(20):
-                while not any("configuration reloaded" in line for line in service.lines):  # noqa: ASYNC110
-                    await asyncio.sleep(0.02)
+            await service.says("configuration reloaded")
 
             waits.touch()
             write_files(tmp_path, {"config/database.yaml": options("two")})
@@ -617,7 +611,8 @@ def test_a_rolling_restart_fails_no_request(two: Two) -> None:
         status, told = await service.get(f"{service.admin_url}/restart", method="POST")
         assert (status, told["restarted"]) == (503, 0)
         assert told["error"] == "worker 0: the configuration has problems"
-        assert sum(line.startswith("database.yaml:1:1: ORC403 `slow`") for line in two.service.lines) == 1
+        await service.says("ORC403 `slow`")
+        assert sum(line.startswith("database.yaml:1:1: ORC403 `slow`") for line in service.lines) == 1
         assert {worker["pid"] for worker in await workers_of(service)} == after
         assert await pids_of(service) == sorted(after)
 
@@ -650,6 +645,19 @@ def test_a_restart_loses_nothing_that_was_counted(two: Two) -> None:
             asked += load.count
         assert sum(await counted(service, "orchestrator_requests_total")) - before == asked
         assert sum(await counted(service, "orchestrator_requests_total")) - before == asked
+
+    two.run(main)
+
+
+def test_a_worker_that_somebody_tells_to_stop_leaves_what_it_counted(two: Two) -> None:
+    async def main(service: Process) -> None:
+        before = sum(await counted(service, "orchestrator_requests_total"))
+        await pids_of(service, asks=20)
+        first, _ = await workers_of(service)
+        os.kill(first["pid"], signal.SIGTERM)
+        await gone(first["pid"])
+        await until(lambda told: told[0]["pid"] not in (None, first["pid"]), service)
+        assert sum(await counted(service, "orchestrator_requests_total")) - before == 20
 
     two.run(main)
 
@@ -729,9 +737,8 @@ def test_a_second_signal_ends_a_worker_that_hears_nothing(run: RunFixture, tmp_p
             first, _ = await workers_of(service)
             os.kill(first["pid"], signal.SIGSTOP)
             service.process.send_signal(signal.SIGINT)
+            await service.says("stopping")
             async with asyncio.timeout(20):
-                while not any("stopping" in line for line in service.lines):  # noqa: ASYNC110  # nobody tells
-                    await asyncio.sleep(0.02)
                 await asyncio.sleep(0.5)  # else the two are one
                 service.process.send_signal(signal.SIGINT)
                 assert await service.process.wait() == 0  # and not after server.shutdown_timeout, which is 30 s
@@ -747,7 +754,7 @@ def test_a_worker_that_cannot_start_is_given_up_and_the_others_take_its_connecti
         workers = await until(lambda told: states(told) == ["failed", "serving"], service, 60)
         assert workers[0]["last_exit"] == "it ended before it served: exit status 3"
         assert await pids_of(service) == [second["pid"]]
-        assert any("given up until the next reload" in line for line in service.lines)
+        await service.says("given up until the next reload")
         (two.folder / "die").unlink()
         assert (await service.get(f"{service.admin_url}/reload", method="POST"))[0] == 200
         await until(lambda told: states(told) == ["serving", "serving"], service)
@@ -999,6 +1006,12 @@ def is_taken(host: str | None, port: int | None) -> bool:
 
 def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
+
+
+async def gone(pid: int) -> None:
+    async with asyncio.timeout(20):
+        while alive(pid):  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0.05)
 
 
 def start(folder: Path, *arguments: str) -> Any:
