@@ -21,7 +21,7 @@ from orchestrator_core.errors import ConfigError, Problem, SourceUnavailable
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.models import MlPlugin, Opening
 from orchestrator_core.plugins import Registry, discover
-from orchestrator_core.snapshot import Draft, Snapshot, draft, look_at_cache, open_snapshot
+from orchestrator_core.snapshot import Draft, Snapshot, draft, look_at_cache, masked, open_snapshot
 from orchestrator_core.stores import look_at_store
 from orchestrator_core.tasks import to_its_end
 from orchestrator_core.watching import watch
@@ -345,4 +345,4 @@ async def _ask_backends(prepared: Draft) -> list[Problem]:
                 await snapshot.close()
     if prepared.store is not None:
         problems += await look_at_store(prepared.store, prepared.configuration)
-    return problems
+    return masked(problems, prepared.configuration.redactor)

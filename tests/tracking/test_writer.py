@@ -510,6 +510,15 @@ def test_a_check_only_asks_the_store(store: ScriptedStore) -> None:
     assert not store.generations
 
 
+def test_what_a_check_says_of_the_store_has_no_secrets(store: ScriptedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORE_KEY", "open-sesame")
+    store.open_failure = SourceUnavailable("nobody lets in open-sesame")
+    settings = files()
+    settings["config.yaml"] += "admin: {host: '${env:STORE_KEY}'}\n"
+    (problem,) = check_problems(settings, plugins={"scripted": store})
+    assert problem.message == "the tracking store cannot be reached: nobody lets in ***"
+
+
 @pytest.mark.parametrize(
     ("failure", "found"),
     [
