@@ -7,7 +7,6 @@ import re
 import socket
 from collections.abc import Iterable
 from pathlib import Path
-from socket import gaierror
 from typing import Any
 
 import click
@@ -78,7 +77,7 @@ def command(
         refuse(error.problems, folder, configuration.redactor)
     except StartFailed as error:
         raise click.ClickException(f"a worker did not start: {configuration.redactor(str(error))}") from error
-    except gaierror as error:
+    except socket.gaierror as error:
         hint = "give an address of this machine with --host, or server.host and admin.host in config.yaml"
         raise click.ClickException(f"cannot listen: {(error.strerror or str(error)).lower()}\n  = {hint}") from error
     except OSError as error:

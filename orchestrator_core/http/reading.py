@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
-import re
 import zlib
 from urllib.parse import parse_qs
 
 import orjson
 from aiohttp import HttpVersion11, web
 
-from orchestrator_core.depth import is_deeper
+from orchestrator_core.depth import check_integers, is_deeper
 from orchestrator_core.errors import BadRequest
 from orchestrator_core.expressions import MISSING, Missing
 from orchestrator_core.http.answers import JSON_TYPE
@@ -28,8 +26,6 @@ ACCEPTED = f"Accept: {JSON_TYPE}\r\nAccept-Encoding: {', '.join(sorted(CODINGS))
 """What a 415 says of bodies that are read (RFC 9110, section 15.5.16)."""
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
 
 async def read_json(request: web.BaseRequest, timeout_seconds: float) -> JSON | Missing:
@@ -50,8 +46,7 @@ async def read_json(request: web.BaseRequest, timeout_seconds: float) -> JSON | 
         raise BadRequest(f"the body must be {JSON_TYPE}, not {content_type}", 415)
     try:
         body: JSON = orjson.loads(raw)
-        if _LONG_NUMBER.search(raw):
-            json.loads(raw, parse_int=_exact)
+        check_integers(raw)
     except ValueError as error:
         coding = request.headers.get("Content-Encoding", "identity").strip().lower()
         if coding not in CODINGS | {"identity", ""}:
@@ -118,14 +113,6 @@ def _holds_nul(value: JSON) -> bool:
     if isinstance(value, dict):
         return any("\0" in key or _holds_nul(item) for key, item in value.items())
     return isinstance(value, list) and any(map(_holds_nul, value))
-
-
-def _exact(digits: str) -> int:
-    """Refuse an integer that orjson has made a float, and so another number."""
-    number = int(digits) if len(digits) <= 20 else 2**64
-    if not -(2**63) <= number < 2**64:
-        raise ValueError("an integer in it does not fit in 64 bits")
-    return number
 
 
 def _too_deep() -> BadRequest:

@@ -50,7 +50,7 @@ from __future__ import annotations
 import pluggy
 
 from orchestrator_core.bounds import at_least_one, not_negative, positive
-from orchestrator_core.depth import check_depth
+from orchestrator_core.depth import check_depth, check_integers
 from orchestrator_core.errors import (
     EntityNotFound,
     ExpressionError,
@@ -208,6 +208,7 @@ __all__ = [
     "at_least_one",
     "check_depth",
     "check_headers",
+    "check_integers",
     "compile_value",
     "did_you_mean",
     "hold_lease",

@@ -27,6 +27,7 @@ from orchestrator_core.loops import run_async
 from orchestrator_core.plugin_api import Telemetry
 from orchestrator_core.plugins import Registry, discover
 from orchestrator_core.reload import BUILTINS, open_live
+from orchestrator_core.snapshot import masked
 from orchestrator_core.workers.commands import Commands
 from orchestrator_core.workers.images import ordered
 from orchestrator_core.workers.process import LONGEST_MESSAGE, figures_at
@@ -143,7 +144,8 @@ class _Worker:
                     self.tell("stopping")
                     commands.accept_no_more()
         except ConfigError as error:
-            self.tell("failed", error.problems, message="the configuration has problems")
+            problems = masked(error.problems, self.configuration.redactor)  # a store's words are not, yet
+            self.tell("failed", problems, message="the configuration has problems")
             with suppress(ConnectionError):  # a supervisor that has ended needs no reason, and its copies are gone
                 await self.writer.drain()
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Awaitable, Mapping
 from math import isfinite
 from typing import Any, Protocol
 
 import orjson
 
-from orchestrator_core.plugin_api import JSON, HttpResponse, InvalidParam, SourceError, check_depth
+from orchestrator_core.plugin_api import JSON, HttpResponse, InvalidParam, SourceError, check_depth, check_integers
 
 _TRANSIENT = frozenset({429, 502, 503, 504})
 _REASON_LENGTH = 200
-_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _WORDS: dict[type, str] = {dict: "an object", str: "a string", bool: "true or false", type(None): "null"}
 
 
@@ -61,20 +58,11 @@ def checked(answer: HttpResponse, call: str) -> HttpResponse:
 def decoded(answer: HttpResponse, call: str) -> Any:
     try:
         body = orjson.loads(answer.body)
-        if _LONG_NUMBER.search(answer.body):
-            json.loads(answer.body, parse_int=_exact)
+        check_integers(answer.body)
         check_depth(body, answer.body)
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{call}: the answer ({answer.status}) is not JSON: {error}") from error
     return body
-
-
-def _exact(digits: str) -> int:
-    """Refuse an integer that orjson has made a float, and so another number."""
-    number = int(digits) if len(digits) <= 20 else 2**64
-    if not -(2**63) <= number < 2**64:
-        raise ValueError("an integer in it does not fit in 64 bits")
-    return number
 
 
 def shown(value: object) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from codecs import BOM_UTF8
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
@@ -20,6 +18,7 @@ from orchestrator_core.plugin_api import (
     SourceError,
     SourceUnavailable,
     check_depth,
+    check_integers,
     compile_value,
 )
 from orchestrator_source_api.options import RESPONSE, OperationOptions
@@ -34,7 +33,6 @@ _TRANSIENT: Final = frozenset({408, 425, 429})
 _SILENT: Final = frozenset({401, 403, 407})
 _REASONS: Final = ("detail", "message", "error_description", "error", "title")
 _LONGEST_REASON: Final = 200
-_LONG_NUMBER: Final = re.compile(rb"[0-9]{19}")
 
 
 class CallTimeout(SourceError):
@@ -89,22 +87,13 @@ def _parsed(name: str, answer: HttpResponse) -> JSON:
         return None
     try:
         body: JSON = orjson.loads(raw)
-        if _LONG_NUMBER.search(raw):
-            json.loads(raw, parse_int=_exact)
+        check_integers(raw)
         check_depth(body, raw)
     except (ValueError, RecursionError) as error:
         what = answer.headers.get("content-type", "").partition(";")[0].strip()
         described = f"{answer.status}, {what}" if what.isascii() and 0 < len(what) <= _LONGEST_REASON else answer.status
         raise SourceError(f"{name}: {_call(answer)}: the answer ({described}) is not JSON: {error}") from error
     return body
-
-
-def _exact(digits: str) -> int:
-    """Refuse an integer that orjson has made a float, and so another number."""
-    number = int(digits) if len(digits) <= 20 else 2**64
-    if not -(2**63) <= number < 2**64:
-        raise ValueError("an integer in it does not fit in 64 bits")
-    return number
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
