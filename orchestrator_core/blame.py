@@ -27,6 +27,16 @@ def describe(error: BaseException) -> str:
     return str(error) if isinstance(error, OrchestratorError) else f"{type(error).__name__}: {error}"
 
 
+def is_defect(error: BaseException) -> bool:
+    """Return whether an error is one that code does not raise on purpose: its type says more than its message."""
+    return not isinstance(error, OrchestratorError | ValueError | OSError)
+
+
+def why_unusable(error: BaseException) -> str:
+    """Return why something could not be opened: the message, and the error's type where it is a defect."""
+    return f"{type(error).__name__}: {error}" if is_defect(error) else str(error)
+
+
 def culprit(error: BaseException, step: str) -> str:
     """Return the step to blame: for a field that is missing, the one that should have returned it."""
     if isinstance(error, MissingReference):
@@ -66,7 +76,9 @@ __all__ = [
     "UnfitAnswer",
     "culprit",
     "describe",
+    "is_defect",
     "located",
     "request_error",
     "request_pointer",
+    "why_unusable",
 ]

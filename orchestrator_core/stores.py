@@ -6,9 +6,10 @@ from typing import Any
 
 from attrs import field, frozen
 
+from orchestrator_core.blame import why_unusable
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.config.structure import Located, option_problem, structure
-from orchestrator_core.errors import OFFLINE_HINT, OrchestratorError, Problem, SourceUnavailable
+from orchestrator_core.errors import OFFLINE_HINT, Problem, SourceUnavailable
 from orchestrator_core.plugin_api import StoreContext, StoreKind, StoreNotMade
 from orchestrator_core.plugins import Plugin, Registry
 
@@ -70,9 +71,7 @@ async def look_at_store(spec: StoreSpec, configuration: Configuration) -> list[P
 
 def unusable_store(spec: StoreSpec, error: Exception) -> Problem:
     """Return the problem of a store that can never be used as it is."""
-    known = isinstance(error, OrchestratorError | ValueError | OSError)
-    reason = str(error) if known else f"{type(error).__name__}: {error}"
-    return spec.located.problem("ORC601", f"the tracking store cannot be used: {reason}")
+    return spec.located.problem("ORC601", f"the tracking store cannot be used: {why_unusable(error)}")
 
 
 __all__ = ["StoreSpec", "find_store", "look_at_store", "unusable_store"]

@@ -47,7 +47,7 @@ class Excess:
         """Begin with the parts; so many requests have arrived so far."""
         self._part, self._arrived, self._sustained = now, arrived, 0
 
-    def begins(self, now: float, arrived: int, usual: float) -> bool:
+    def exceeds(self, now: float, arrived: int, usual: float) -> bool:
         """Return whether too much has come since the beginning, by what is usually ended a second."""
         return arrived - self._arrived > TOO_MUCH * usual * (now - self._part)
 

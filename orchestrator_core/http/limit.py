@@ -422,7 +422,7 @@ class Limit:
 
     def _is_too_much(self, now: float) -> bool:
         """Return whether more has come in the window than the loop can end, if that is sure."""
-        return self.adaptive and self._pace.is_sure and self._excess.begins(now, self.arrived, self._pace.usual)
+        return self.adaptive and self._pace.is_sure and self._excess.exceeds(now, self.arrived, self._pace.usual)
 
     def _stands(self, now: float) -> bool:
         """Return whether the line stands in a calm of which it is sure what the loop can end in it."""

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 from attrs import evolve
 
+from orchestrator_core.blame import is_defect, why_unusable
 from orchestrator_core.catalog import SourceSpec
 from orchestrator_core.config.secrets import Redactor
-from orchestrator_core.errors import ConfigError, OrchestratorError, Problem, SourceUnavailable
+from orchestrator_core.errors import ConfigError, Problem, SourceUnavailable
 from orchestrator_core.models import Trouble, WarmUpFailed
 from orchestrator_core.plugin_api import Inspection
 
@@ -18,11 +19,9 @@ def opening_problems(spec: SourceSpec, error: BaseException, operation: str = ""
     """Return the problems of a source, or of one of its models, that could not be opened."""
     if isinstance(error, ConfigError):
         return list(error.problems)
-    if isinstance(error, OrchestratorError | ValueError | OSError):
-        message = f"{spec.label} cannot be opened: {error}"
-        hint = ""
-    else:
-        message = f"{spec.label} cannot be opened: {type(error).__name__}: {error}"
+    message = f"{spec.label} cannot be opened: {why_unusable(error)}"
+    hint = ""
+    if is_defect(error):
         where = traceback.extract_tb(error.__traceback__)[-1]
         hint = f"raised in {where.name}, line {where.lineno}: a defect of {spec.plugin}"
     place = spec.places.get(operation)
