@@ -14,6 +14,8 @@ Row = Mapping[str, JSON]
 async def predict_rows(model: Model, rows: Sequence[Row]) -> Sequence[JSON]:
     """Call the model, and hold it to one result for each row."""
     results = await model.predict(rows)
+    if not isinstance(results, list | tuple):  # a dict or a string has a length too, and would be taken for its results
+        raise SourceError(f"the model returned {type(results).__name__} and no list of results, one for each row")
     if len(results) != len(rows):
         raise SourceError(f"the model returned {len(results)} results for {len(rows)} rows")
     return results

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from orchestrator_core.errors import InvalidParam, SourceError, SourceUnavailable
 from orchestrator_core.models import Batcher, BatchOptions
+from orchestrator_core.models.batching import predict_rows
 from orchestrator_core.plugin_api import Duration, Identity, ModelFacts, ModelKind, hookimpl, option
 from orchestrator_core.testing import check_problems, service
 from orchestrator_core.testing import run as run_coroutine
@@ -174,6 +175,26 @@ def test_a_model_that_returns_too_few_results_fails_them_all(run: RunFixture) ->
         assert [str(answer) for answer in answers] == ["the model returned 0 results for 2 rows"] * 2
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        (None, "the model returned NoneType and no list of results, one for each row"),
+        ({"y": 1}, "the model returned dict and no list of results, one for each row"),
+        ("a", "the model returned str and no list of results, one for each row"),
+        (iter([1]), "the model returned list_iterator and no list of results, one for each row"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_a_model_returns_in_place_of_a_list_is_named(run: RunFixture, results: Any, message: str) -> None:
+    class Odd:
+        async def predict(self, rows: Any) -> Any:
+            return results
+
+    with pytest.raises(SourceError) as caught:
+        run(predict_rows(Odd(), [{"x": 1}]))
+    assert str(caught.value) == message
 
 
 def test_a_batch_whose_callers_are_all_gone_is_not_sent(run: RunFixture) -> None:
