@@ -33,6 +33,7 @@ from orchestrator_core.run import (
 )
 from orchestrator_core.schemas import coerce, coerce_all
 from orchestrator_core.snapshot import ReadyPlan
+from orchestrator_core.tasks import is_told_to_end
 from orchestrator_core.time_limits import NO_DEADLINE
 
 log = structlog.get_logger("orchestrator.engine")
@@ -90,10 +91,12 @@ async def execute(ready: ReadyPlan, request: Request, run: Run) -> JSON:
     run.deadline = deadline = ready.time_limit.begin(clock() - run.started)
     try:
         result = await ready.run(request, run)
-    except asyncio.CancelledError:
-        if not deadline.caused():
+    except asyncio.CancelledError as cancelled:
+        if deadline.caused():
+            raise _out_of_time(ready, run) from None
+        if type(cancelled) is not asyncio.CancelledError or is_told_to_end():
             raise
-        raise _out_of_time(ready, run) from None
+        raise _broken_off(run) from cancelled
     finally:
         ready.time_limit.end(deadline)
         run.deadline = NO_DEADLINE  # the run is kept: it must not keep the task
@@ -118,6 +121,16 @@ def _out_of_time(ready: ReadyPlan, run: Run) -> OrchestratorError:
     for step in waiting:
         run.count_failure(step, error)
     return whole
+
+
+def _broken_off(run: Run) -> SourceError:
+    """Return the error of a request in which a source without policies raised a cancellation of its own."""
+    waiting = run.unfinished()
+    run.failed_step = waiting[0] if waiting else ""
+    error = SourceError("the source broke its own call off")
+    for step in waiting:
+        run.count_failure(step, error)
+    return error
 
 
 @frozen

@@ -75,6 +75,15 @@ async def beside(doing: Coroutine[Any, Any, Any], name: str) -> AsyncIterator[No
             await task
 
 
+def is_told_to_end() -> bool:
+    """Return whether somebody cancelled the current task.
+
+    A ``CancelledError`` also comes from what it waits for, such as a connection that others have given up.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def to_its_end(future: asyncio.Future[T]) -> T:
     """Wait for the future's end, though the caller is cancelled meanwhile; that is raised then, and not at once.
 
@@ -93,4 +102,4 @@ async def to_its_end(future: asyncio.Future[T]) -> T:
     raise cancelled
 
 
-__all__ = ["Branches", "beside", "to_its_end"]
+__all__ = ["Branches", "beside", "is_told_to_end", "to_its_end"]

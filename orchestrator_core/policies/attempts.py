@@ -24,6 +24,7 @@ from orchestrator_core.policies.layers import Call, Layer, refusal
 from orchestrator_core.policies.options import RetryOptions
 from orchestrator_core.policies.policies import GuardedRun
 from orchestrator_core.policies.retry import RetryBudget, pause_seconds
+from orchestrator_core.tasks import is_told_to_end
 from orchestrator_core.time_limits import Timer
 
 __all__ = ["attempts", "is_failure"]
@@ -188,6 +189,7 @@ class _Attempts:
         try:
             result = await self.call(*values)
         except BaseException as error:
+            error = _of_source(error)
             run.note(index).attempt_failed(perf_counter() - began, error)
             if is_failure(error) or _in_time_out(error, run, timer):
                 breaker.reopen()
@@ -197,7 +199,7 @@ class _Attempts:
                 breaker.let_go()
             else:
                 breaker.rearm()
-            raise
+            raise error
         breaker.close()
         return result
 
@@ -218,6 +220,7 @@ class _Attempts:
         made = 1
         try:
             while True:
+                error = _of_source(error)
                 run.note(index).attempt_failed(seconds, error)
                 self.tell_breaker(error, run, timer, era)
                 if not await self.may_try_again(error, made, run, timer, era):
@@ -263,6 +266,15 @@ class _Attempts:
             return False
         await asyncio.sleep(pause)
         return breaker is None or breaker.era == era
+
+
+def _of_source(error: BaseException) -> BaseException:
+    """Return a failure of the source in place of a cancellation that is none of the request's."""
+    if type(error) is not asyncio.CancelledError or is_told_to_end():
+        return error
+    failure = SourceError("the source broke its own call off", transient=True)
+    failure.__cause__ = error
+    return failure
 
 
 def _in_time_out(error: BaseException, run: GuardedRun, timer: Timer | None) -> bool:

@@ -33,7 +33,7 @@ async def forever(_: Any) -> Any:
     await asyncio.Event().wait()
 
 
-def fails(error: Exception) -> Any:
+def fails(error: BaseException) -> Any:
     async def behaviour(_: Any) -> Any:
         await asyncio.sleep(0)
         raise error
@@ -240,6 +240,24 @@ def test_a_defect_of_a_source_is_raised_as_it_is(run: RunFixture) -> None:
         assert got.steps["a"].error == "ZeroDivisionError: division by zero"
 
     run(main())
+
+
+@pytest.mark.parametrize("policies", [None, {}], ids=["without policies", "with their defaults"])
+@pytest.mark.parametrize("names", [["a"], ["a", "b"], ["b", "a"]])
+def test_a_source_that_cancels_its_own_call_has_failed(
+    run_on_each_loop: RunFixture, names: list[str], policies: Any
+) -> None:
+    """The request is answered: its client has not gone away."""
+
+    async def main() -> None:
+        lab = Lab({"a": fails(asyncio.CancelledError())})
+        async with planned(lab, *map(step, names), policies=policies) as ready:
+            got = await ran(ready)
+        assert type(got.error) is SourceError
+        assert (str(got.error), got.run.failed_step) == ("the source broke its own call off", "a")
+        assert not lab.running
+
+    run_on_each_loop(main())
 
 
 # --- default, required, degraded ----------------------------------------------------------------------------------

@@ -198,6 +198,31 @@ def test_an_attempt_that_is_cancelled_has_failed_too(run: RunFixture) -> None:
     run(main())
 
 
+def test_a_cancellation_of_the_source_s_own_is_a_failure_of_it(run: RunFixture) -> None:
+    """A connection that its pool gives up, a task of its own that was cancelled: nobody has cancelled the request."""
+
+    async def main() -> None:
+        for policies, attempts in [(Policies(circuit_breaker=BREAKER), 1), (Policies(retry=RETRY), 3), (DEFAULTS, 3)]:
+            state, requests = paid_for(SourceState(LABEL)), Run()
+            ended = await outcome(guard(Backend(asyncio.CancelledError()), policies, state)(requests, 0, "x"))
+            assert ended == ("SourceError", "the source broke its own call off")
+            assert failures_of(requests) == ["the source broke its own call off"] * attempts
+
+    run(main())
+
+
+def test_a_cancellation_of_the_source_s_own_opens_the_breaker_again(run: RunFixture) -> None:
+    async def main() -> None:
+        backend = Backend(SourceUnavailable("down"))
+        call, state, _ = broken(backend)
+        backend.script = [asyncio.CancelledError()]
+        assert await outcome(call(Run(), 0, "x")) == ("SourceError", "the source broke its own call off")
+        told = state.describe()["circuit_breaker"]
+        assert (told["state"], told["opened"]) == ("open", 2)
+
+    run(main())
+
+
 def test_the_failures_of_many_items_are_noted_up_to_a_limit(run: RunFixture) -> None:
     async def main() -> None:
         requests, backend = Run(), Backend(*(SourceError(str(number)) for number in range(MOST_FAILED_ATTEMPTS + 7)))
