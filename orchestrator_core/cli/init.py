@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator_core.cli.options import config_option
+from orchestrator_core.cli.options import config_option, write_text
 
 
 @click.command()
@@ -33,8 +33,7 @@ def command(directory: Path | None, folder: Path) -> None:
         raise click.ClickException(f"{names} {verb} in the way, nothing was written\n  = {hint}")
     for name, text in starter.items():
         target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
+        write_text(target, text)
         click.echo(f"wrote {target.as_posix()}")
     at = "" if folder == Path("config") else f" --config {folder.as_posix()}"
     click.echo(

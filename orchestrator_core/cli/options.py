@@ -40,6 +40,15 @@ admin_option: Decorator = click.option(
 )
 
 
+def write_text(target: Path, text: str) -> None:
+    """Write a file, and the folders above it that are not there."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"cannot write {target.as_posix()}: {error.strerror}") from error
+
+
 def format_option(*formats: str) -> Decorator:
     """Return ``--format``; the first format is the default."""
     kind = click.Choice(formats)

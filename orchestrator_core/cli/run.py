@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -131,6 +132,10 @@ def _pairs(texts: Iterable[str], option: str) -> list[tuple[str, str]]:
         name, separator, value = text.partition("=")
         if not separator or not name:
             raise click.UsageError(f"{option} takes NAME=VALUE, got '{text}'")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # bytes that are no text, which Python keeps as halves of characters
+            raise click.UsageError(f"{option} takes UTF-8 text, got {os.fsencode(text)!r}") from error
         pairs.append((name, value))
     return pairs
 

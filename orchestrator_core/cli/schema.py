@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from orchestrator_core.cli.options import config_option, plugins_dir_option
+from orchestrator_core.cli.options import config_option, plugins_dir_option, write_text
 from orchestrator_core.config_schema import config_schemas
 from orchestrator_core.errors import did_you_mean
 from orchestrator_core.reload import make_registry
@@ -52,8 +52,7 @@ def command(file: str | None, folder: Path, output: Path | None, plugins_dir: Pa
 
 
 def _write(schemas: Mapping[str, Any], output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
     for name, schema in schemas.items():
         target = output / f"{name.removesuffix('.yaml').removesuffix('/*')}.schema.json"
-        target.write_text(json.dumps(schema, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(target, json.dumps(schema, indent=2, ensure_ascii=False) + "\n")
         click.echo(f"wrote {target.as_posix()}")

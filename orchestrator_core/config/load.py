@@ -61,6 +61,9 @@ def load_configuration(
     hint = f"make one with: orchestrator init {folder}"
     if not image.files.is_dir():
         message = f"there is no configuration folder at {folder}"
+        if image.files.is_file():
+            message = f"{folder} is a file and no configuration folder"
+            hint = f"give its folder: --config {folder.parent}"
         loader.problems.append(Problem(code="ORC100", message=message, hint=hint))
         return loader.finish()
     files = image.files

@@ -63,6 +63,20 @@ def test_a_folder_that_is_not_there(orchestrator: Invoke) -> None:
     assert result.exit_code == 1
 
 
+def test_a_file_in_place_of_a_folder(folder: Path, orchestrator: Invoke) -> None:
+    (folder / "config").mkdir()
+    (folder / "config" / "config.yaml").write_text("", encoding="utf-8")
+
+    result = orchestrator("check", "--config", "config/config.yaml")
+
+    assert result.output == (
+        "ORC100 config/config.yaml is a file and no configuration folder\n"
+        "      = give its folder: --config config\n"
+        "1 problem\n"
+    )
+    assert result.exit_code == 1
+
+
 def test_a_folder_with_nothing_in_it(folder: Path, orchestrator: Invoke) -> None:
     (folder / "config" / "domains").mkdir(parents=True)
     (folder / "config" / "notes.txt").write_text("to do\n", encoding="utf-8")

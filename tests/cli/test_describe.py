@@ -95,6 +95,17 @@ def test_an_unknown_file_names_the_one_that_was_meant(orchestrator: Invoke) -> N
     )
 
 
+def test_a_folder_that_schemas_cannot_be_written_into_is_named(folder: Path, orchestrator: Invoke) -> None:
+    (folder / "out").write_text("", encoding="utf-8")
+
+    result = orchestrator("schema", "--output", "out/schemas")
+
+    assert (result.output, result.exit_code) == (
+        "Error: cannot write out/schemas/config.schema.json: Not a directory\n",
+        1,
+    )
+
+
 def test_schemas_are_written_into_a_folder(folder: Path, orchestrator: Invoke) -> None:
     result = orchestrator("schema", "--output", "out/schemas")
 

@@ -92,6 +92,8 @@ def test_the_body_comes_from_a_file_or_standard_input(orchestrator: Invoke, writ
         (("--body", "{x}"), "--body is not JSON: "),
         (("--body", "@none.json"), "cannot read the body from none.json: No such file or directory"),
         (("--query", "count"), "--query takes NAME=VALUE, got 'count'"),
+        (("--path-param", "id=\udcff\udcfe"), r"--path-param takes UTF-8 text, got b'id=\xff\xfe'"),
+        (("--header", "x-\udcff=1"), r"--header takes UTF-8 text, got b'x-\xff=1'"),
         (("--path-param", "idd=1"), "shop.echo has no path parameter 'idd': did you mean 'id'?"),
     ],
 )
