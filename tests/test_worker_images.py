@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,11 @@ def test_a_link_to_nothing_is_a_problem_and_not_a_file_less(tmp_path: Path, name
     whole = load_configuration(folder)
     assert [(problem.file, problem.code) for problem in whole.problems[:1]] == [(name, "ORC101")]
     assert take(folder, tmp_path / "other").configuration.problems == whole.problems
+
+
+def test_a_pipe_among_the_files_is_a_problem_of_the_copy_too(tmp_path: Path) -> None:
+    """Reading it would hold the reload up for ever."""
+    write_files(tmp_path / "config", FILES)
+    os.mkfifo(tmp_path / "config/domains/pipe.yaml")
+    problems = take(tmp_path / "config", tmp_path / "copy").configuration.problems
+    assert [(problem.file, problem.code) for problem in problems] == [("domains/pipe.yaml", "ORC101")]

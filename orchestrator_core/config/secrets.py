@@ -12,7 +12,7 @@ from typing import Any
 from attrs import Factory, field, frozen
 
 from orchestrator_core.config.spellings import MASK, SHORTEST_MASKED, Spellings, passwords_in
-from orchestrator_core.config.yaml import SHORTAGES, DataPath, Document
+from orchestrator_core.config.yaml import SHORTAGES, DataPath, Document, fit_to_read
 from orchestrator_core.errors import Problem, did_you_mean
 
 CLOSE_VARIABLE = 0.8
@@ -90,7 +90,7 @@ class Resolved:
 
 def read_secret(path: Path) -> str:
     """Return what a secret file says, without the end of its last line."""
-    return path.read_text(encoding="utf-8").rstrip("\r\n")
+    return fit_to_read(path).read_text(encoding="utf-8").rstrip("\r\n")
 
 
 def resolve_secrets(
@@ -169,6 +169,9 @@ class _Resolver:
         return ""
 
     def file(self, name: str, match: re.Match[str], path: DataPath) -> str:
+        if "\0" in name:
+            self.report("ORC303", "cannot read the secret file: no path has a NUL in it", match, path)
+            return ""
         target = self.folder / name
         try:
             value = self.texts.get(target)

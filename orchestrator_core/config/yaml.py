@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 import yaml
@@ -29,6 +30,9 @@ from orchestrator_core.errors import Problem
 
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Why a file could not be read that may be read a moment later."""
+
+LONGEST_FILE = 16 * 2**20
+"""So many bytes a file may have: parsing takes many times its size."""
 
 DataPath = tuple[str | int, ...]
 
@@ -184,13 +188,26 @@ def format_path(path: DataPath) -> str:
     return text
 
 
+def fit_to_read(path: Path) -> Path:
+    """Return the path of a file that can be read to its end.
+
+    Raises ``OSError`` for what might never end, such as a pipe: nothing could stop the thread that reads it.
+    """
+    status = path.stat()
+    if not S_ISREG(status.st_mode) and not S_ISDIR(status.st_mode):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and not a file")
+    if S_ISREG(status.st_mode) and status.st_size > LONGEST_FILE:
+        raise OSError(errno.EFBIG, f"it has more than {LONGEST_FILE // 2**20} MiB")
+    return path
+
+
 def load_document(path: Path, name: str) -> Document:
     """Read one file. What is wrong with it is in the document's problems; data that could not be read is None.
 
     Raises ``OSError`` when the system is short of something for the moment, which tells nothing about the file.
     """
     try:
-        raw = path.read_bytes()
+        raw = fit_to_read(path).read_bytes()
     except OSError as error:
         if error.errno in SHORTAGES:
             raise

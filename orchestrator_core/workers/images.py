@@ -11,7 +11,7 @@ from attrs import define
 from orchestrator_core.config.load import Image, load_configuration
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.config.states import read_steadily
-from orchestrator_core.config.yaml import SHORTAGES
+from orchestrator_core.config.yaml import SHORTAGES, fit_to_read
 
 READ = (".yaml",)
 NAMED = (".yml", ".json")
@@ -98,7 +98,7 @@ def _copy(folder: Path, to: Path, only: tuple[str, ...] = ()) -> None:
 
 def _copy_file(path: Path, to: Path) -> None:
     try:
-        text = path.read_bytes()
+        text = fit_to_read(path).read_bytes()
     except OSError as error:
         if error.errno in SHORTAGES:
             raise

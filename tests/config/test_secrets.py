@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -133,6 +134,15 @@ def test_a_secret_file_that_is_not_text_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"\xff\xfe")
     (problem,) = resolved("'${file:secret}'", tmp_path).problems
     assert problem.message == "cannot read the secret file secret: it is not UTF-8 text"
+
+
+def test_a_secret_file_that_is_a_pipe_or_has_no_possible_name_is_a_problem(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (problem,) = resolved("'${file:pipe}'", tmp_path).problems
+    assert problem.message == "cannot read the secret file pipe: it is a pipe, a socket or a device, and not a file"
+    done = resolved('"${file:a\\0b}"', tmp_path)
+    assert [problem.message for problem in done.problems] == ["cannot read the secret file: no path has a NUL in it"]
+    assert not done.files
 
 
 def test_keys_and_numbers_are_left_alone() -> None:

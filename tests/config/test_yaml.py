@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from orchestrator_core.config.yaml import MAX_DEPTH, load_document, parse_document
+from orchestrator_core.config.yaml import LONGEST_FILE, MAX_DEPTH, load_document, parse_document
 
 
 def told(text: str) -> list[str]:
@@ -275,6 +276,17 @@ def test_a_file_that_is_not_utf_8_is_told_the_line_and_the_byte(tmp_path: Path) 
 def test_a_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
     document = load_document(tmp_path, "f.yaml")
     assert [str(problem) for problem in document.problems] == ["f.yaml: ORC101 cannot read: Is a directory"]
+
+
+def test_what_might_never_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "huge.yaml").touch()
+    os.truncate(tmp_path / "huge.yaml", LONGEST_FILE + 1)  # which takes no room
+    told = [str(load_document(tmp_path / name, name).problems[0]) for name in ("pipe.yaml", "huge.yaml")]
+    assert told == [
+        "pipe.yaml: ORC101 cannot read: it is a pipe, a socket or a device, and not a file",
+        "huge.yaml: ORC101 cannot read: it has more than 16 MiB",
+    ]
 
 
 def test_every_key_and_value_has_its_place() -> None:
