@@ -151,7 +151,7 @@ def _register(manager: pluggy.PluginManager, plugin: Plugin, load: Callable[[], 
     try:
         manager.register(load(), name)
         manager.check_pending()
-    except Exception:  # a plugin may fail in any way; it must not take the others with it
+    except (Exception, SystemExit):  # a plugin may fail in any way; it must not take the others with it
         if manager.has_plugin(name):
             manager.unregister(name=name)
         return Plugin(plugin.name, plugin.origin, plugin.version, traceback.format_exc(), plugin.summary)
@@ -233,7 +233,7 @@ def _answers(manager: pluggy.PluginManager, plugins: dict[str, Plugin], hook: st
         plugin = plugins[name]
         try:
             kinds = list(implementation.function())
-        except Exception:  # recorded with its traceback, as a failed import is
+        except (Exception, SystemExit):  # recorded with its traceback, as a failed import is
             error = traceback.format_exc()
             plugins[name] = Plugin(plugin.name, plugin.origin, plugin.version, error, plugin.summary)
             continue

@@ -10,6 +10,14 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+def exit_asked_for(error: SystemExit) -> str:
+    """Return what to say of a plugin or a model that calls ``sys.exit``.
+
+    It must not leave a task: the event loop would end with it, and so would the service.
+    """
+    return f"it calls sys.exit({error.code!r}), which would end the service"
+
+
 class Branches:
     """The tasks of a plan's concurrent branches: a lean ``asyncio.TaskGroup``.
 

@@ -27,6 +27,7 @@ from orchestrator_core.plugin_api import (
     SourceError,
     SourceUnavailable,
 )
+from orchestrator_core.tasks import exit_asked_for
 
 log = structlog.get_logger("orchestrator.models")
 
@@ -110,7 +111,10 @@ class Life:
 
     async def _live(self) -> None:
         async with AsyncExitStack() as stack:
-            model = await stack.enter_async_context(self.spec.kind.open(self.spec.options, self._context))
+            try:
+                model = await stack.enter_async_context(self.spec.kind.open(self.spec.options, self._context))
+            except SystemExit as error:
+                raise SourceError(exit_asked_for(error)) from error
             self.model = model
             self.slot.opened(model)
             if isinstance(model, Describes):
@@ -308,7 +312,7 @@ async def _warm_up(model: Model, index: int, row: Row) -> None:
         await predict_rows(model, (row,))
     except SourceUnavailable:
         raise
-    except Exception as error:  # a model that fails on what it was given to practise is not to be relied on
+    except (Exception, SystemExit) as error:  # a model that fails on what it was to practise is not to be relied on
         transient = isinstance(error, SourceError) and error.transient
         raise WarmUpFailed(index, words_of(error), transient=transient) from error
 

@@ -20,7 +20,7 @@ from orchestrator_core.plugin_api import Inspection, Inspects, Model, OpenContex
 from orchestrator_core.plugins import Registry
 from orchestrator_core.snapshot.drafting import Draft
 from orchestrator_core.snapshot.problems import opening_problems
-from orchestrator_core.tasks import to_its_end
+from orchestrator_core.tasks import exit_asked_for, to_its_end
 
 READY_SECONDS = 5.0
 
@@ -150,6 +150,9 @@ async def _open_source(spec: SourceSpec, opener: Opener, prepared: Draft, http: 
             opened.inspection = await source.inspect()
         except (SourceUnavailable, SourceError) as error:
             opened.unreachable = str(error)
+        except SystemExit as error:
+            await opened.release()
+            raise SourceError(exit_asked_for(error)) from error
         except BaseException:
             await opened.release()
             raise
@@ -164,6 +167,11 @@ async def _hold_open(
             if not ready.done():
                 ready.set_result(source)
             await closing.wait()
+    except SystemExit as error:
+        refused = SourceError(exit_asked_for(error))
+        if ready.done():
+            raise refused from error
+        ready.set_exception(refused)
     except Exception as error:
         if ready.done():
             raise

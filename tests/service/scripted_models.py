@@ -29,7 +29,7 @@ class Script:
     An opening waits for ``may_open``; one that is cancelled meanwhile takes ``gives_up_seconds`` to end.
     """
 
-    failures: list[Exception] = field(factory=list)
+    failures: list[BaseException] = field(factory=list)
     may_open: asyncio.Event | None = None
     gives_up_seconds: float = 0.0
     ends_at_once: bool = False

@@ -141,6 +141,7 @@ def test_models_that_never_can_be_opened_stop_the_start_all_at_once(run: RunFixt
     plugin = Plugin()
     plugin["a"].failures = [ValueError("no such image")]
     plugin["b"].failures = [SourceError("the digest is another")]
+    plugin["c"].failures = [SystemExit(7)]  # which is not to end the process
     config = {
         "integrations/ml.yaml": """
             ml:
@@ -150,6 +151,7 @@ def test_models_that_never_can_be_opened_stop_the_start_all_at_once(run: RunFixt
                     default: {type: scripted, script: fine}
                     first: {type: scripted, script: a}
                     second: {type: scripted, script: b}
+                    third: {type: scripted, script: c}
         """,
     }
 
@@ -161,6 +163,7 @@ def test_models_that_never_can_be_opened_stop_the_start_all_at_once(run: RunFixt
         assert [(problem.code, problem.line, problem.message) for problem in caught.value.problems] == [
             ("ORC601", 7, "ml.m cannot be opened: no such image"),
             ("ORC601", 8, "ml.m cannot be opened: the digest is another"),
+            ("ORC601", 9, "ml.m cannot be opened: it calls sys.exit(7), which would end the service"),
         ]
         assert plugin["fine"].open_now == 0
 

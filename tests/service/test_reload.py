@@ -7,6 +7,7 @@ import errno
 import linecache
 import os
 import shutil
+import sys
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -311,6 +312,36 @@ def test_what_fails_in_the_new_configuration_alone_never_touches_the_old_one(run
             assert [source.closed for source in plugin.opened] == [False, False, True, True]
             assert [source.users for source in shop.running.live.snapshot.sources.values()] == users
             assert (changing.closed, stable.closed) == (False, False)
+            assert (await shop.get("/orchestrator/d/e")).json == ANSWER
+
+    run(main())
+
+
+@pytest.mark.parametrize("where", ["open", "inspect"])
+def test_a_source_that_calls_sys_exit_is_refused_and_ends_nothing(run: RunFixture, where: str) -> None:
+    """It would leave its task, and the event loop with it."""
+
+    @define(eq=False)
+    class Asked(Noted):
+        async def inspect(self) -> Inspection:
+            if self.options.breaks:
+                sys.exit(7)
+            return Inspection()
+
+    class Exiting(Plugin):
+        @asynccontextmanager
+        async def open(self, options: NotedOptions, context: Any) -> AsyncIterator[Noted]:
+            if options.breaks and where == "open":
+                sys.exit(7)
+            yield Asked(options)
+
+    async def main() -> None:
+        async with serving(Exiting()) as shop:
+            shop.write("integrations/noted.yaml", sources(changing="{breaks: true}", stable="{n: 0}"))
+            answer = await shop.reload()
+            assert [problem["message"] for problem in answer.json["problems"]] == [
+                "noted.changing cannot be opened: it calls sys.exit(7), which would end the service"
+            ]
             assert (await shop.get("/orchestrator/d/e")).json == ANSWER
 
     run(main())

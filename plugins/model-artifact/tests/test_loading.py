@@ -445,6 +445,12 @@ def test_a_trusted_pickle_is_loaded(models: Path) -> None:
     assert loaded(models, "pickled", trust=True).score([ROW]) == loaded(models, "logistic").score([ROW])
 
 
+def test_a_pickle_that_calls_sys_exit_is_refused_and_ends_nothing(tmp_path: Path) -> None:
+    (tmp_path / "m.pkl").write_bytes(b"csys\nexit\n(I7\ntR.")
+    message = "m.pkl cannot be loaded: SystemExit: 7: it may have been saved with another version of a library"
+    assert refused(tmp_path, "m.pkl", trust=True) == message
+
+
 def test_a_model_file_outside_its_folder_is_refused(models: Path, tmp_path: Path) -> None:
     folder = altered(models, tmp_path, {"pickled_model": "../../model.skops"})
     assert refused(folder.parent, "altered") == (

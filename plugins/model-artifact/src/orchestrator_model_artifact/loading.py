@@ -133,7 +133,7 @@ def load(request: Request) -> LoadedModel:
             arrays = predict(rows)
         except OrchestratorError:
             raise
-        except Exception as error:  # a model can raise anything; to the request it is a backend that failed
+        except (Exception, SystemExit) as error:  # a model can raise anything: it is a backend that failed
             raise SourceError(f"the model failed: {type(error).__name__}: {error}") from error
         return fields.rows(arrays)
 
