@@ -16,6 +16,7 @@ from structlog.typing import EventDict, Processor
 from orchestrator_core.config.model import LoggingOptions
 from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.request_lines import (
+    FileStream,
     Lines,
     LineStream,
     RequestLine,
@@ -82,7 +83,7 @@ def configure_logging(options: LoggingOptions, redact: Callable[[str], str]) -> 
     ]
     lines = Lines(stream, json_dropped if is_json else text_dropped)
     line = json_line(lines.add) if is_json else text_line(lines.add, colors=colors)
-    to: Any = LineStream(lines) if may_hold_up(stream) else stream
+    to: Any = LineStream(lines) if may_hold_up(stream) else FileStream(stream)
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, *dated, *render],
         wrapper_class=structlog.make_filtering_bound_logger(level),

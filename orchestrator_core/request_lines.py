@@ -15,6 +15,7 @@ import stat
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from time import gmtime, monotonic, strftime, time
 from typing import Any, Protocol, TextIO
 
@@ -118,6 +119,21 @@ class LineStream:
 
     def flush(self) -> None:
         """It is about to be written."""
+
+
+class FileStream:
+    """A stream that takes every line at once, such as a file. Nobody fails when its disk is full."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, line: str) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.write(line)
+            self._stream.flush()
+
+    def flush(self) -> None:
+        """It is written already."""
 
 
 def may_hold_up(stream: TextIO) -> bool:

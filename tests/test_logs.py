@@ -17,7 +17,7 @@ import structlog
 from orchestrator_core.config.model import LoggingOptions
 from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.logs import LogMask, configure_logging, logging_what_nobody_caught, request_line
-from orchestrator_core.request_lines import Lines, text_dropped
+from orchestrator_core.request_lines import FileStream, Lines, text_dropped
 
 CANARY = "canary-5e8d1"
 Configure = Callable[..., Any]
@@ -275,3 +275,11 @@ def test_a_full_log_does_not_hold_up_the_end_of_the_process() -> None:
         end.join(20)
         assert not end.is_alive()
         os.close(reading)
+
+
+def test_a_log_whose_disk_is_full_fails_nobody() -> None:
+    with open("/dev/full", "w") as full:
+        stream = FileStream(full)
+        stream.write("line\n")
+        with suppress(OSError):  # what is left of the line is written when the file is closed
+            full.close()

@@ -6,6 +6,7 @@ import errno
 import re
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,17 @@ def _show(
         log.info("serving", config=folder, generation=configuration.generation, url=url, admin_url=admin_url or None)
         return
     for problem in found:
-        click.echo(render(problem), err=True)
-    click.echo(f"serving {folder} (generation {configuration.generation}) on {url}/orchestrator", err=True)
+        _say(render(problem))
+    _say(f"serving {folder} (generation {configuration.generation}) on {url}/orchestrator")
     if workers:
-        click.echo(workers, err=True)
+        _say(workers)
     if configuration.app.server.docs:
-        click.echo(f"  documentation  {url}/docs", err=True)
+        _say(f"  documentation  {url}/docs")
     if admin_url:
-        click.echo(f"  admin          {admin_url}/executions", err=True)
+        _say(f"  admin          {admin_url}/executions")
+
+
+def _say(text: str) -> None:
+    """Write a line to standard error. When nobody reads that, or its disk is full, the service serves all the same."""
+    with suppress(OSError):
+        click.echo(text, err=True)

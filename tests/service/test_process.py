@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 
 from orchestrator_core.tasks import beside
+from orchestrator_core.testing.ports import free_port
 from orchestrator_core.testing.service import write_files
 from orchestrator_core.watching import watch
 from tests.service.processes import FILES, HANGS, Load, serving, starting
@@ -192,6 +194,44 @@ def test_sigterm_under_load_fails_no_request(run: RunFixture, tmp_path: Path, wo
             assert [(load.failures, load.statuses) for load in loads] == [([], {200})] * 2
 
     run(main(), timeout_seconds=180)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_it_serves_and_stops_without_standard_input_and_output(run: RunFixture, tmp_path: Path, workers: str) -> None:
+    """What is opened in their place would be taken for them."""
+
+    async def main() -> None:
+        async with serving(tmp_path, FILES, "--workers", workers, shell="exec <&- >&-") as service:
+            await service.version(1)
+            service.process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(service.process.wait(), 20) == 0
+
+    run(main(), timeout_seconds=120)
+
+
+@pytest.mark.parametrize("how", ["2>&-", "2>/dev/full"])
+def test_it_serves_though_nobody_can_be_told_that_it_does(run: RunFixture, tmp_path: Path, how: str) -> None:
+    port = free_port()
+
+    async def answers() -> bool:
+        async with aiohttp.ClientSession() as client:
+            try:
+                async with client.get(f"http://127.0.0.1:{port}/orchestrator/d/version") as answer:
+                    return answer.status == 200
+            except aiohttp.ClientConnectionError:
+                return False
+
+    async def main() -> None:
+        async with starting(tmp_path, FILES, "--port", str(port), shell=f"exec {how}") as process:
+            async with asyncio.timeout(60):
+                while not await answers():
+                    assert process.returncode is None
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)  # in which it would end of what it has to say
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 20) == 0
+
+    run(main(), timeout_seconds=120)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
