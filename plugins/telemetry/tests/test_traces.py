@@ -19,11 +19,12 @@ from attrs import define, field, frozen
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from orchestrator_telemetry import options
 from orchestrator_telemetry.export import Export
+from orchestrator_telemetry.exporter import open_exporter
 from orchestrator_telemetry.options import TracesOptions
 from orchestrator_telemetry.recorded import Recorded
 from orchestrator_telemetry.traces import Tracer
 
-from orchestrator_core.plugin_api import EndpointInfo, HttpOptions, SourceError, SourceKind, hookimpl, option
+from orchestrator_core.plugin_api import Duration, EndpointInfo, HttpOptions, SourceError, SourceKind, hookimpl, option
 from orchestrator_core.testing import check_problems, service
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -438,6 +439,36 @@ def test_a_defect_of_the_exporter_does_not_end_the_export() -> None:
 
 def test_the_exporters_own_log_is_ours() -> None:
     assert logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").propagate is False
+
+
+@pytest.mark.parametrize("given", [f"Authorization: Bearer {CANARY}", f"Authorization=Bearer \xfc{CANARY}"])
+def test_headers_of_the_environment_that_cannot_be_read_are_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, given: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", given)
+    open_exporter(TracesOptions())
+    said = "OTEL_EXPORTER_OTLP_HEADERS: expected name=value, separated by commas and percent-encoded"
+    assert caplog.messages == [said]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", f"ada:{CANARY}@127.0.0.1:1", "No connection adapters were found for '***@127"),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", f"x-key=a%0A{CANARY}", "Invalid leading whitespace"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1", "Connection refused"),
+    ],
+)
+def test_a_failed_export_says_why_without_secrets_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    exporter, words = open_exporter(TracesOptions(timeout=Duration(2)))
+    words.begin()
+    assert exporter.export([]).name == "FAILURE"
+    exporter.shutdown()
+    assert told in words.text
+    assert CANARY not in words.text
 
 
 @pytest.mark.parametrize("there", ["", "opentelemetry"])

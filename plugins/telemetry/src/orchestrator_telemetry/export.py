@@ -109,13 +109,14 @@ class Export:
 @asynccontextmanager
 async def open_export(options: TracesOptions, context: TelemetryContext) -> AsyncIterator[Export]:
     """Export until the block is left, and then what is left, for as long as ``shutdown_timeout`` says."""
-    from orchestrator_telemetry.spans import SpanMaker, open_exporter
+    from orchestrator_telemetry.exporter import open_exporter
+    from orchestrator_telemetry.spans import SpanMaker
 
     exporter, words = await asyncio.to_thread(open_exporter, options)
     maker = SpanMaker(options, context)
 
     def send(spans: Sequence[Any]) -> str | None:
-        words.text = ""
+        words.begin()
         if exporter.export(spans).name == "SUCCESS":
             return None
         return context.redact(words.text or "the exporter says that it failed")

@@ -9,7 +9,6 @@ from typing import Any
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
@@ -17,7 +16,6 @@ from orchestrator_core.plugin_api import StepRecord, TelemetryContext, TracePare
 from orchestrator_telemetry.options import TracesOptions
 from orchestrator_telemetry.recorded import Recorded, has_span
 
-EXPORTER_LOGGER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 STATE_LOGGER = "opentelemetry.trace.span"
 NANO = 1_000_000_000
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
@@ -122,30 +120,3 @@ def _state(parent: TraceParent | None) -> TraceState | None:
 
 def _remote(parent: TraceParent, trace_id: int, state: TraceState | None) -> SpanContext:
     return SpanContext(trace_id, int(parent.parent_id, 16), True, TraceFlags(parent.flags), state)
-
-
-class LastWords(logging.Handler):
-    """Keeps what a library logs last, instead of logging it again with every failure."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.text = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.text = record.getMessage()
-
-
-def open_exporter(options: TracesOptions) -> tuple[SpanExporter, LastWords]:
-    """Return the exporter, and what it says when it fails, which it would otherwise log every time."""
-    words = LastWords()
-    if options.exporter == "console":
-        return ConsoleSpanExporter(formatter=lambda span: span.to_json(indent=None) + "\n"), words
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-    logger = logging.getLogger(EXPORTER_LOGGER)
-    logger.handlers = [words]
-    logger.propagate = False
-    exporter = OTLPSpanExporter(
-        endpoint=options.endpoint, headers=dict(options.headers), timeout=float(options.timeout)
-    )
-    return exporter, words

@@ -1,0 +1,80 @@
+"""The exporter of spans, and what it says when it fails, without what the environment's variables have told it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from urllib.parse import unquote
+
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
+
+from orchestrator_telemetry.options import TracesOptions
+
+EXPORTER_LOGGER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+HEADERS_LOGGER = "opentelemetry.util.re"
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+MASK = "***"
+
+
+class Words(logging.Handler):
+    """Keeps what a library logs of one export, instead of logging it again with every failure.
+
+    The last of it says that the export has failed, and the first why, where it was tried again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: list[str] = []
+
+    def begin(self) -> None:
+        self._said = []
+
+    @property
+    def text(self) -> str:
+        first, last = self._said[:1], self._said[-1:]
+        text = " ".join(dict.fromkeys([*last, *first]))
+        for secret in _told_by_the_environment():
+            text = text.replace(secret, MASK)
+        return text
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._said.append(record.getMessage())
+
+
+def _told_by_the_environment() -> Iterator[str]:
+    """Yield what is secret in the exporter's own variables, which no configuration knows of."""
+    for name in ENDPOINTS:
+        user, at, _ = os.environ.get(name, "").rpartition("@")
+        if at:
+            yield user.rpartition("//")[2]
+    for name in HEADERS:
+        for header in os.environ.get(name, "").split(","):
+            value = header.partition("=")[2].strip()
+            sent = unquote(value).strip()
+            yield from filter(None, (value, sent, repr(sent)[1:-1]))
+
+
+def open_exporter(options: TracesOptions) -> tuple[SpanExporter, Words]:
+    """Return the exporter, and what it says when it fails, which it would otherwise log every time."""
+    words = Words()
+    if options.exporter == "console":
+        return ConsoleSpanExporter(formatter=lambda span: span.to_json(indent=None) + "\n"), words
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    logger = logging.getLogger(EXPORTER_LOGGER)
+    logger.handlers = [words]
+    logger.propagate = False
+    logging.getLogger(HEADERS_LOGGER).addFilter(_without_the_header)
+    exporter = OTLPSpanExporter(
+        endpoint=options.endpoint, headers=dict(options.headers), timeout=float(options.timeout)
+    )
+    return exporter, words
+
+
+def _without_the_header(record: logging.LogRecord) -> bool:
+    """Say which variable cannot be read in place of what stands in it: that can be a token."""
+    given = " or ".join(name for name in HEADERS if name in os.environ)
+    record.msg, record.args = f"{given}: expected name=value, separated by commas and percent-encoded", ()
+    return True
