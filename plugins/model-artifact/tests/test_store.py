@@ -165,6 +165,10 @@ def test_a_store_that_does_not_exist_is_not_made(store: dict[str, str], run: Run
             "the MLflow store's address is not a URL: its host or port cannot be read; percent-encode what is special "
             "in a password"
         )
+        message = await refused(store, "models:/credit_risk/1", tracking_uri="http://ada:s@cret@127.0.0.1:5000")
+        assert message == (
+            "the MLflow store's address has more than one @; write %40 for each but the one before the host"
+        )
         message = await refused(store, "models:/credit_risk/1", tracking_uri="sqlite:///../nothing/mlflow.db")
         path = Path(store["root"], "nothing", "mlflow.db")
         assert message == f"the MLflow store sqlite:///{path} does not exist: looked for {path}"

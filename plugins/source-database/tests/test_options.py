@@ -12,6 +12,8 @@ from orchestrator_source_database.options import DatabaseOptions, OperationOptio
 
 from orchestrator_core.plugin_api import SourceError
 
+MORE_THAN_ONE = "connection_string has more than one @; write %40 for each but the one before the host"
+
 
 @pytest.mark.parametrize(
     ("url", "message"),
@@ -36,6 +38,8 @@ from orchestrator_core.plugin_api import SourceError
             "sqlite:///x.db?mode=ro",
             "sqlite URLs take no ?parameters here; use the options read_only, create and lock_timeout",
         ),
+        ("postgresql://u:p@geheim@h/d", MORE_THAN_ONE),
+        ("mysql://u:p@geh/e?i#m@h/d", MORE_THAN_ONE),
         ("sqlite://x.db", "a sqlite URL has no host; write sqlite:///relative/path or sqlite:////absolute/path"),
     ],
 )

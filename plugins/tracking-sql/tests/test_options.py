@@ -20,6 +20,11 @@ from orchestrator_core.testing import check_problems
         ("url: nonsense", "ORC204", "url is not a database URL; expected sqlite:///path or postgresql://user@host/database"),
         ("url: 'oracle://x/y'", "ORC204", "'oracle' is not a supported database; expected one of: postgresql, sqlite"),
         ("url: 'postgresql+asyncpg://x/y'", "ORC204", "'postgresql+asyncpg' is not a supported driver; write postgresql://"),
+        (
+            "url: 'postgresql://u:p@ss/x@h/d'",
+            "ORC204",
+            "url has more than one @; write %40 for each but the one before the host",
+        ),
         ("url: 'sqlite://'", "ORC204", "executions are kept in a file: write sqlite:///../executions.db"),
         ("url: 'sqlite://host/x.db'", "ORC204", "write sqlite:///relative/path or sqlite:////absolute/path"),
         ("lock_timeout: 0", "ORC204", "lock_timeout must be more than 0, not 0"),

@@ -200,6 +200,10 @@ def _check_reachable(uri: str) -> None:
         path = Path(unquote(parts.path)[1:] if scheme == "sqlite" else unquote(parts.path))
         if not path.exists():
             raise SourceError(f"the MLflow store {uri} does not exist: looked for {path}")
+    elif uri.count("@") > 1:  # the end of a password would be in every message
+        raise SourceError(
+            "the MLflow store's address has more than one @; write %40 for each but the one before the host"
+        )
     elif scheme in _DEFAULT_PORTS and parts.hostname:
         address = (parts.hostname, port or _DEFAULT_PORTS[scheme])
         try:

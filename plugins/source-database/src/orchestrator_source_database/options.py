@@ -90,6 +90,8 @@ def parse_address(connection_string: str) -> Address:
         raise ValueError("sqlite URLs take no ?parameters here; use the options read_only, create and lock_timeout")
     if driver is SQLITE and (url.host or url.username):
         raise ValueError("a sqlite URL has no host; write sqlite:///relative/path or sqlite:////absolute/path")
+    if driver is not SQLITE and connection_string.count("@") > 1:  # the end of a password would be in every message
+        raise ValueError("connection_string has more than one @; write %40 for each but the one before the host")
     if find_spec(driver.module) is None:
         raise ValueError(
             f"{name}:// needs the driver {driver.module}, which is not installed;"

@@ -31,6 +31,8 @@ def parse_url(text: str) -> URL:
         raise ValueError("write sqlite:///relative/path or sqlite:////absolute/path")
     if name == "sqlite" and url.database in (None, "", ":memory:"):
         raise ValueError("executions are kept in a file: write sqlite:///../executions.db")
+    if name == "postgresql" and text.count("@") > 1:  # the end of a password would be in every message
+        raise ValueError("url has more than one @; write %40 for each but the one before the host")
     if name == "postgresql" and find_spec("psycopg") is None:
         raise ValueError(
             "postgresql:// needs the driver psycopg, which is not installed;"
