@@ -21,7 +21,12 @@ _RUN = re.compile(r"[A-Za-z0-9]+")
 _HOST = re.compile(r"[A-Za-z0-9.-]+\Z")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _USER_INFO = re.compile(r"://([^:/\s{}]*):?([^/\s]*)@")
+_MORE = re.compile(r"((?:(?!://)[^\s\"'?&])*)@")
 _NAMED = re.compile(r"(?i)(?:pass(?:word|wd|phrase)?|pwd|secret|token|key|sig(?:nature)?)=([^&;\s]+)")
+_IN_QUERY = re.compile(
+    r"(?i)[?&](?:key|sig|[\w.-]*(?:passw(?:or)?d|passphrase|pwd|secret|token|(?:api|access|private|account)[_-]?key"
+    r"|signature))=(?!\$)([^&;\s\"'{}]+)"
+)
 _AUTHORIZATION = re.compile(r"(?i)\s*(basic|bearer|token|api-?key)\s+(\S+)\s*\Z")
 _TOKEN_IN_PATH = re.compile(r"[^/]{16,}")
 _NO_PASSWORDS = frozenset({"", "x", "x-oauth-basic"})
@@ -68,13 +73,24 @@ def _hint(text: str) -> str:
 
 
 def passwords_in(text: str) -> Iterator[tuple[int, int]]:
-    """Yield where the passwords of the URLs in a text begin and end.
+    """Yield where the passwords of the URLs in a text begin and end, those in their queries too, in their order.
 
-    In an HTTP URL without one that is the user: tokens are given so. Elsewhere a user is no more than that.
+    In an HTTP URL without one that is the user: tokens are given so. Elsewhere a user is no more than that. One with
+    an ``@`` or a ``/`` in it that is not percent-encoded ends at the last ``@``.
     """
+    since = 0
+    for start, end in sorted([*_in_user_info(text), *(found.span(1) for found in _IN_QUERY.finditer(text))]):
+        if start >= since:
+            yield start, end
+            since = end
+
+
+def _in_user_info(text: str) -> Iterator[tuple[int, int]]:
     for found in _USER_INFO.finditer(text):
         if found[2] not in _NO_PASSWORDS:
             yield found.span(2)
+            if more := _MORE.match(text, found.end()):
+                yield more.span(1)
         elif text[max(0, found.start() - 5) : found.start()].lower().endswith(("http", "https")):
             yield found.span(1)
 

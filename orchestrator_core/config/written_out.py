@@ -1,7 +1,8 @@
 """Secrets that stand in a configuration as they are: found by where they stand, as nobody has said what they are.
 
 That are the passwords of URLs, and the values of keys such as ``password`` and ``Authorization``. Where something of a
-file is shown or kept, they are left out of it. Placeholders, expressions and the names of types are no secrets.
+file is shown or kept, they are left out of it. Placeholders, expressions and the names of types are no secrets; the
+default of a placeholder is one, where its variable or its key is named so.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from orchestrator_core.config.spellings import passwords_in
 
 __all__ = [
     "after_properties",
+    "defaults_in",
     "is_no_secret",
     "may_name_a_secret",
     "names_a_secret",
@@ -32,6 +34,8 @@ _KEY = re.compile(rf"""(?i)(?<![\w.-])(["']?)([\w.-]*(?:{_NAMES})[\w.-]*)\1\s*:\
 _QUOTED = r""""(?:[^"\\]|\\.)*|'(?:[^']|'')*"""
 _IN_BLOCK = re.compile(rf"{_QUOTED}|\S(?:(?!\s+#|\s*$).)*")
 _IN_FLOW = re.compile(rf"{_QUOTED}|[^\s,}}\]](?:(?!\s+#|\s*$)[^,}}\]])*")
+_IN_USER_INFO = re.compile(r"[^/\s@]*:\Z")
+_DEFAULT = re.compile(r"\$\{env:([^:{}]*):-([^{}]+)\}")
 _PROPERTIES = re.compile(r"(?:[&!]\S*(?:\s+|\Z))*")
 _NO_SECRET = re.compile(  # of ``|`` alone the text is on the next lines
     r"""(?sx) ["']? (?: \s*\Z | .*(?:\$\{|\$ENV\[) | \$[A-Za-z_] )
@@ -61,11 +65,24 @@ def after_properties(value: str) -> int:
     return found.end() if found else 0
 
 
+def defaults_in(text: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+    """Yield where the defaults of the placeholders in a text, or in a part of it, begin and end."""
+    for found in _DEFAULT.finditer(text, start, len(text) if end is None else end):
+        yield found.span(2)
+
+
 def passwords_written_out(text: str) -> Iterator[tuple[int, int]]:
-    """Yield where the passwords of URLs begin and end that are no placeholders."""
+    """Yield where the passwords of URLs begin and end, of one that is a placeholder its default.
+
+    So is the default of any placeholder whose variable has the name of a secret.
+    """
     for start, end in passwords_in(text):
         if "{" not in text[start:end]:
             yield start, end
+    for found in _DEFAULT.finditer(text):
+        in_url = text[: found.start()].rpartition("://")[2]
+        if names_a_secret(found[1]) or ("://" in text[: found.start()] and _IN_USER_INFO.match(in_url)):
+            yield found.span(2)
 
 
 def secrets_in(line: str) -> Iterator[tuple[int, int]]:
@@ -78,3 +95,5 @@ def secrets_in(line: str) -> Iterator[tuple[int, int]]:
             value = (_IN_FLOW if in_flow else _IN_BLOCK).match(line, start)
             if value and not is_no_secret(value[0]):
                 yield value.start() + (value[0][0] in "\"'"), value.end()
+            elif value:
+                yield from defaults_in(line, value.start(), value.end())

@@ -21,6 +21,7 @@ from attrs import evolve, field, frozen
 from orchestrator_core.config.spellings import MASK
 from orchestrator_core.config.written_out import (
     after_properties,
+    defaults_in,
     is_no_secret,
     names_a_secret,
     passwords_written_out,
@@ -138,7 +139,9 @@ class Document:
                 end = starts[mark.end_line - 1] + mark.end_column - 1
                 start += after_properties(self.text[start:end])
                 written = self.text[start:end].rstrip()  # of a block the line end is the next thing's
-                if not is_no_secret(written):
+                if is_no_secret(written):
+                    spans += [(*span, MASK) for span in defaults_in(self.text, start, start + len(written))]
+                else:
                     spans.append((start, start + len(written), f'"{MASK}"'))
         shown, since = [], 0
         for start, end, mask in sorted(spans, key=lambda span: (span[0], -span[1])):

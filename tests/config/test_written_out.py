@@ -33,6 +33,13 @@ def masked(line: str) -> str:
         ("bearer: abc, Cookie: def", "bearer: ****************"),
         ("secret: &of_staging hunter2", "secret: &of_staging *******"),
         ('connection_string: "postgresql://ada:hunter2@db/x', 'connection_string: "postgresql://ada:*******@db/x'),
+        ("a: 'postgresql://ada@db/x?password=hunter2&b=1'", "a: 'postgresql://ada@db/x?password=*******&b=1'"),
+        ("{endpoint: /score?api_key=hunter2}", "{endpoint: /score?api_key=*******}"),
+        ('a: "postgresql://ada:h@nt/er2@db/x", to: b@c', 'a: "postgresql://ada:*@******@db/x", to: b@c'),
+        ("client_secret: ${env:CLIENT:-hunter2}", "client_secret: ${env:CLIENT:-*******}"),
+        ('{Cookie: "a=${env:SESSION:-hunter2}; b"}', '{Cookie: "a=${env:SESSION:-*******}; b"}'),
+        ("x: ${env:DB_PASSWORD:-hunter2}", "x: ${env:DB_PASSWORD:-*******}"),
+        ('u: "postgresql://ada:${env:DB:-hunter2}@db"', 'u: "postgresql://ada:${env:DB:-*******}@db"'),
     ],
 )
 def test_a_line_is_shown_without_its_secrets_and_as_long_as_it_was(line: str, shown: str) -> None:
@@ -44,6 +51,9 @@ def test_a_line_is_shown_without_its_secrets_and_as_long_as_it_was(line: str, sh
     "line",
     [
         "password: ${env:DB_PASSWORD}",
+        "base_url: http://${env:HOST:-localhost}:8080/search?sort_key=name&tokens=5",
+        "endpoint: /score?key=${env:KEY}&token=$params.token",
+        "connection_string: mysql://ada@db/x?ssl_key=certs/key.pem",
         'Authorization: "Bearer ${file:secrets/token}"',
         "password: $ENV[DB_PASSWORD]",
         "params: {token: $request.body.token, customer_id: $customer.id}",
