@@ -176,12 +176,11 @@ _BEFORE_ID, _AFTER_ID = orjson.dumps(OVERLOADED.problem("#")).decode().split("#"
 _REFUSAL_LENGTH = len(_BEFORE_ID) + len(new_execution_id()) + len(_AFTER_ID)
 
 
-def refusal(retry_after: str, waited_seconds: float) -> bytes:
+def refusal(execution_id: str, retry_after: str, waited_seconds: float) -> bytes:
     """Return :data:`OVERLOADED` as it goes over the wire, on a connection of HTTP/1.1 that stays open.
 
     It is written thousands of times a second when it is written at all.
     """
-    execution_id = new_execution_id()
     return (
         f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: {PROBLEM_TYPE}\r\nX-Execution-Id: {execution_id}\r\n"
         f"Server-Timing: engine;dur={waited_seconds * MILLI:.3f}\r\nRetry-After: {retry_after}\r\n"

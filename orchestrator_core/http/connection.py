@@ -75,6 +75,7 @@ class Connection(web.RequestHandler):
         "pending",
         "refused",
         "sending_since",
+        "unread",
         "waits",
     )
 
@@ -90,6 +91,7 @@ class Connection(web.RequestHandler):
         self.pending = 0
         self.sending_since = 0.0
         self.discarded = -1
+        self.unread = b""
 
     # --- being let in ----------------------------------------------------------------------------------------------
 
@@ -149,7 +151,9 @@ class Connection(web.RequestHandler):
         """Refuse the request that waits, or one that has not been read, in the cheapest way that there is for it."""
         if not self._messages and self.limit is not None:
             self._request_count += 1
-            self._answer_refused(self.limit, waited_seconds)
+            method, target, _ = self.unread.split(b" ", 2)
+            self.unread = b""
+            self._answer_refused(self.limit, method.decode(), target.decode(), waited_seconds)
             self.head_since = 0.0
             return
         message: Any
@@ -172,7 +176,7 @@ class Connection(web.RequestHandler):
         self._messages.popleft()
         self._parser.message_consumed()
         self.begin()
-        self._answer_refused(self.limit, waited_seconds)
+        self._answer_refused(self.limit, message.method, message.path, waited_seconds)
 
     def _refuse_unread(self, data: bytes, limit: Limit) -> bool:
         """Refuse a request without reading it, if it is to be refused and has arrived whole; return whether it was."""
@@ -187,12 +191,15 @@ class Connection(web.RequestHandler):
             or not is_whole_request(data)
         ):
             return False
+        self.unread = data
         limit.refuse(self, 0.0)
         return True
 
-    def _answer_refused(self, limit: Limit, waited_seconds: float) -> None:
+    def _answer_refused(self, limit: Limit, method: str, target: str, waited_seconds: float) -> None:
         assert self.transport is not None
-        self.transport.write(refusal(limit.retry_after, waited_seconds))
+        execution_id = new_execution_id()
+        self.transport.write(refusal(execution_id, limit.retry_after, waited_seconds))
+        limit.lines.add(execution_id, method, target, waited_seconds)
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
 
     def begin(self) -> None:

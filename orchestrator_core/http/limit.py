@@ -31,6 +31,7 @@ from orchestrator_core.config.model import LimitOptions
 from orchestrator_core.http.circle import Circle
 from orchestrator_core.http.excess import Excess
 from orchestrator_core.http.pace import MEASURED, UNKNOWN, Pace
+from orchestrator_core.http.refused import RefusedLines
 from orchestrator_core.run import clock
 from orchestrator_core.turns import Turns
 
@@ -110,7 +111,8 @@ class Limit:
     """The limit of one worker. Its figures are plain numbers, for whoever wants to show them.
 
     ``in_flight`` are the requests of endpoints under way, ``shed`` those refused so far, ``backlog`` those that were
-    read and not begun, ``connections`` the open ones, and ``connections_refused`` those that were too many. While
+    read and not begun, ``connections`` the open ones, and ``connections_refused`` those that were too many. ``lines``
+    are the log's of those refused, for whoever answers them. While
     ``engaged`` is false, nothing is asked of the limit but to count: until the backlog exceeds ``min``, a few requests
     take long, or much more comes than the loop can usually end. ``soon`` calls a function in the loop's next turn.
     """
@@ -157,6 +159,7 @@ class Limit:
         "connections_refused",
         "engaged",
         "in_flight",
+        "lines",
         "most",
         "overloaded",
         "retry_after",
@@ -181,6 +184,7 @@ class Limit:
         self.connections = 0
         self.connections_refused = 0
         self.shed = 0
+        self.lines = RefusedLines(later)
         self.engaged = False
         self.overloaded = False
         self._line: deque[tuple[float, Waiting]] = deque()

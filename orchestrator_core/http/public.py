@@ -82,6 +82,7 @@ class PublicApp:
     def stop(self) -> None:
         """Answer 503 from now on, but for the requests that wait for their turn."""
         self.limit.let_all_in()
+        self.limit.lines.tell()
         self.stopping = True
 
     def cut(self) -> None:
@@ -93,6 +94,7 @@ class PublicApp:
     def _use(self, snapshot: Snapshot) -> None:
         self._serving = Serving(snapshot, self.telemetry)
         self.limit.use(limit_of(snapshot))
+        self.limit.lines.use(self._serving.request_line, self._serving.routes)
         self.executions.resize(snapshot.configuration.app.tracking.capacity)
         self.executions.settle(snapshot.plans.values())
 
@@ -296,6 +298,7 @@ class PublicApp:
         execution_id = new_execution_id()
         answer = problem(OVERLOADED, execution_id, common_headers(execution_id, own_timing(started)), request.path)
         answer.headers += f"Retry-After: {self.limit.retry_after}\r\n"
+        self.limit.lines.add(execution_id, request.method, request._message.path, clock() - started)
         _end_body(request, answer.status)
         return answer
 

@@ -15,7 +15,10 @@ import structlog
 
 from orchestrator_core.config.model import LoggingOptions
 from orchestrator_core.config.secrets import Redactor
+from orchestrator_core.http.refused import MOST_A_SECOND, RefusedLines
 from orchestrator_core.logs import LogMask, configure_logging
+from orchestrator_core.testing import service
+from tests.engine.lab import Lab
 
 CANARY = "canary-5e8d1"
 SHOP = {
@@ -29,6 +32,7 @@ SHOP = {
             response_mapping: {text: "$greeting.text"}
         """
 }
+WAITS = "endpoints: {waits: {data_sources: [{name: waits, type: lab, operation: x}]}}"
 
 
 @pytest.fixture
@@ -127,6 +131,52 @@ async def head_of_answer(address: tuple[str, int], sent: bytes) -> bytes:
         return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
     finally:
         writer.close()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
+def test_what_is_refused_because_there_is_too_much_has_a_line_with_the_id_of_its_answer(
+    run: Any, stream: io.StringIO, method: str
+) -> None:
+    config = {"config.yaml": "server: {limit: {max: 1}}"}
+
+    async def forever(_: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        async with service({**SHOP, **config, "domains/waits.yaml": WAITS}, plugins={"lab": Lab({"x": forever})}) as it:
+            waits = asyncio.create_task(it.get("/orchestrator/waits/waits"))
+            while not it.running.live.snapshot.running:  # noqa: ASYNC110  # nobody tells of it
+                await asyncio.sleep(0.005)
+            path = "/orchestrator/shop/hello/Ada?q=secret"
+            refused = await (it.post(path, {"x": "\xe4"}) if method == "POST" else it.request(method, path))
+            waits.cancel()
+            await asyncio.gather(waits, return_exceptions=True)
+        (event,) = (event for event in lines(stream) if event["status"] == 503)
+        assert event["execution_id"] == refused.headers["X-Execution-Id"]
+        assert (event["method"], event["route"]) == (method, "/orchestrator/shop/hello/{name}")
+        assert event["error"] == "the service is overloaded"
+
+    run(main())
+
+
+def test_of_many_that_are_refused_so_many_a_second_have_a_line_and_the_others_are_counted() -> None:
+    told: list[str] = []
+    soon: list[Any] = []
+    refused = RefusedLines(lambda seconds, call: soon.append(call))
+    refused.add("before", "GET", "/", 0.0)
+    refused.use(lambda execution_id, *_, **more: told.append(execution_id), {})
+    with structlog.testing.capture_logs() as logs:
+        for number in range(MOST_A_SECOND + 7):
+            refused.add(f"{number}", "GET", "/orchestrator", 0.0)
+        assert len(told) == MOST_A_SECOND
+        soon.pop()()
+        refused.add("after", "GET", "/orchestrator/a/b?c", 0.0)
+        soon.pop()()
+    assert told[-1] == "after"
+    assert [(entry["event"], entry["count"]) for entry in logs] == [
+        ("requests were refused without a line for each: they are too many", 7)
+    ]
+    assert soon == []
 
 
 def test_they_can_be_left_out(serve: Any, stream: io.StringIO) -> None:
