@@ -52,6 +52,11 @@ SHOP = """
           - {name: partner, type: partner, operation: /fail, params: {id: "$hidden.id ?? 'y'"}}
 """
 
+FLAKY = """
+    endpoints:
+      flaky: {data_sources: [{name: score, type: partner, operation: /flaky, params: {id: x}}]}
+"""
+
 
 @frozen
 class PartnerOptions:
@@ -70,7 +75,7 @@ class PartnerSource:
     async def fetch(self, operation: str, params: Any) -> Any:
         answer = await self.origin.request("POST", operation, body=orjson.dumps(dict(params)))
         if answer.status != 200:
-            raise SourceError(f"the partner refused the token {self.token}")
+            raise SourceError(f"the partner refused the token {self.token}", transient=operation == "/flaky")
         return answer.json()
 
 
@@ -110,7 +115,7 @@ class World:
 
     async def partner(self, request: web.Request) -> web.Response:
         self.partner_calls.append((request.path, dict(request.headers)))
-        if request.path == "/fail":
+        if request.path == "/fail" or (request.path == "/flaky" and len(self.partner_calls) % 2):
             return web.Response(status=500)
         return web.json_response({"id": json.loads(await request.read())["id"]})
 
@@ -229,6 +234,34 @@ def test_the_calls_of_all_items_carry_their_steps_span(world: World, serve: Any)
     assert world.sent("/each") == [f"00-{TRACE}-{ids['score']}-01"] * 2
     (score,) = [span for span in world.spans if span.name == "score"]
     assert attributes(score)["orchestrator.items"] == 2
+
+
+def test_the_flag_of_a_random_trace_id_is_passed_on(world: World, serve: Any) -> None:
+    shop = serve(traced(world), plugins=PLUGINS)
+    for flags in ("02", "03"):
+        shop.get("/orchestrator/shop/list", headers={"traceparent": f"00-{TRACE}-{CALLER}-{flags}"})
+    assert [told[-2:] for told in world.sent("/each")] == ["02", "02", "03", "03"]
+
+
+def test_a_method_that_http_does_not_define_names_no_span(world: World, serve: Any) -> None:
+    shop = serve(traced(world), plugins=PLUGINS)
+    assert shop.request("PROPFIND", "/orchestrator/shop/list").status == 405
+    (span,) = shop.run(world.until(1))
+    assert span.name == "HTTP /orchestrator/shop/list"
+    found = attributes(span)
+    assert (found["http.request.method"], found["http.request.method_original"]) == ("_OTHER", "PROPFIND")
+
+
+def test_each_attempt_that_failed_is_an_event_of_its_step(world: World, serve: Any) -> None:
+    files = traced(world, partner=", retry: {backoff: 1ms, non_idempotent: true}")
+    shop = serve({**files, "domains/shop.yaml": FLAKY}, plugins=PLUGINS)
+    assert shop.get("/orchestrator/shop/flaky").status == 200
+    span = {span.name: span for span in shop.run(world.until(2))}["score"]
+    (event,) = span.events
+    assert (event.name, event.attributes[0].key) == ("exception", "exception.message")
+    assert "refused the token" in event.attributes[0].value.string_value
+    assert span.start_time_unix_nano < event.time_unix_nano < span.end_time_unix_nano
+    assert span.status.code == 0
 
 
 def test_a_caller_who_does_not_record_is_not_recorded_here(world: World, serve: Any) -> None:

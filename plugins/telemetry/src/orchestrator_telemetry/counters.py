@@ -9,12 +9,12 @@ from typing import TypeAlias
 import structlog
 
 from orchestrator_core.plugin_api import EndpointInfo, Finished, FinishedRun, Trace
+from orchestrator_telemetry.methods import METHODS
 
 log = structlog.get_logger("orchestrator.telemetry")
 
 Count: TypeAlias = Callable[[FinishedRun, str], None]
 
-METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 OTHER_METHOD = "other"
 SKIPPED = "skipped"
 CACHED = "cached"

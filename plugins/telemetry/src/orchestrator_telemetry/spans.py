@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from orchestrator_core.plugin_api import StepRecord, TelemetryContext, TraceParent
+from orchestrator_telemetry.methods import METHODS
 from orchestrator_telemetry.options import TracesOptions
 from orchestrator_telemetry.recorded import Recorded, has_span
 
@@ -42,8 +43,9 @@ class SpanMaker:
         trace_id = int(trace.trace_id, 16)
         context = SpanContext(trace_id, trace.span_id, False, _SAMPLED, state)
         started = round(run.started_at * NANO)
+        known = method in METHODS
         attributes: dict[str, Any] = {
-            "http.request.method": method,
+            "http.request.method": method if known else "_OTHER",
             "http.route": endpoint.route,
             "http.response.status_code": run.http_status,
             "orchestrator.domain": endpoint.domain,
@@ -51,6 +53,8 @@ class SpanMaker:
             "orchestrator.execution_id": run.id,
             "orchestrator.generation": endpoint.generation,
         }
+        if not known:
+            attributes["http.request.method_original"] = method
         if run.degraded_steps:
             attributes["orchestrator.degraded"] = run.degraded_steps
         failed = run.http_status >= 500
@@ -58,7 +62,7 @@ class SpanMaker:
             attributes["error.type"] = str(run.http_status)
         spans = [
             ReadableSpan(
-                f"{method} {endpoint.route}",
+                f"{method if known else 'HTTP'} {endpoint.route}",
                 context=context,
                 parent=None if parent is None else _remote(parent, trace_id, state),
                 resource=self._resource,
@@ -88,6 +92,7 @@ class SpanMaker:
                         "orchestrator.operation": info.operation,
                         **_outcome(record),
                     },
+                    events=self._failures(record, started),
                     kind=SpanKind.CLIENT if info.remote else SpanKind.INTERNAL,
                     status=Status(StatusCode.ERROR, error) if error else _UNSET,
                     start_time=began,
@@ -96,6 +101,17 @@ class SpanMaker:
                 )
             )
         return spans
+
+    def _failures(self, record: StepRecord, started: int) -> list[Event]:
+        """Return an event of each attempt that failed, at its end, so that one that was tried again is seen."""
+        failed = record.failed_attempts
+        times = [(attempt.start_seconds + attempt.duration_seconds, attempt.error) for attempt in failed]
+        if not times and record.error:
+            times = [(record.start_seconds + record.duration_seconds, record.error)]
+        return [
+            Event("exception", {"exception.message": self._redact(error)}, started + round(seconds * NANO))
+            for seconds, error in times
+        ]
 
 
 def _outcome(record: StepRecord) -> Mapping[str, Any]:

@@ -43,8 +43,10 @@ class RequestTrace:
         return self.lines_of(self.span_id)
 
     def lines_of(self, span_id: int) -> bytes:
-        state = "" if self.parent is None else self.parent.state
-        return trace_lines(f"00-{self.trace_id}-{span_id:016x}-{'01' if self.sampled else '00'}", state)
+        parent = self.parent
+        if parent is None:
+            return trace_lines(f"00-{self.trace_id}-{span_id:016x}-{'01' if self.sampled else '00'}", "")
+        return trace_lines(f"00-{self.trace_id}-{span_id:016x}-{parent.flags:02x}", parent.state)
 
     def step_id(self, index: int) -> int:
         return (self.span_id + index + 1) & ID_MASK or 1
