@@ -140,7 +140,12 @@ def test_a_feature_that_the_tensor_cannot_take_is_refused_before_anything_is_sen
         ({"outputs": [{"name": "p", "shape": [], "data": [1]}]}, "the output 'p' has no value for each of 1 rows"),
         ({"outputs": [{"name": "p", "data": [1]}]}, "the output 'p' has no value for each of 1 rows"),
         ({"outputs": [{"name": "p", "shape": [1], "data": 1}]}, "the output 'p' has no value for each of 1 rows"),
+        ({"outputs": [{"name": "p", "shape": [0, 2], "data": []}]}, "the output 'p' has no value for each of 1 rows"),
+        ({"outputs": [{"name": "p", "shape": [1, "2"], "data": []}]}, "the output 'p' has no value for each of 1 rows"),
         ({"outputs": ["p"]}, "the output 'p' has no value for each of 1 rows"),
+        ({"outputs": [{"name": None, "shape": [1], "data": [1]}]}, "expected a name for each output, got null"),
+        ({"outputs": [{"name": 7, "shape": [1], "data": [1]}]}, "expected a name for each output, got a number"),
+        ({"outputs": [{"name": "p", "shape": [1], "data": [1]}] * 2}, "two outputs are named 'p'"),
     ],
 )
 def test_tensors_that_are_no_result_for_each_row_are_an_error(run: Run, answer: Any, message: str) -> None:
@@ -176,6 +181,11 @@ def test_a_tensor_whose_columns_have_no_names_asks_for_features(run: Run, option
     [
         ([], "expected a model's metadata, got a list of 0"),
         ({"inputs": [{"name": "x"}]}, "the metadata names a tensor without name, datatype or shape"),
+        (
+            {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, "n"]}]},
+            "the metadata names a tensor without name, datatype or shape",
+        ),
+        ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 1]}] * 2}, "the metadata names two tensors 'x'"),
         (
             {"inputs": [{"name": "x", "datatype": "FP1", "shape": [1]}]},
             "the tensor 'x' has the datatype FP1, not in V2",

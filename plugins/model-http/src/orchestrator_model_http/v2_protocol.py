@@ -55,12 +55,15 @@ def read_metadata(answer: Any, call: str) -> Metadata:
     try:
         inputs = tuple(_tensor(each) for each in answer.get("inputs") or ())
         outputs = tuple(str(each["name"]) for each in answer.get("outputs") or ())
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SourceError(f"{call}: the metadata names a tensor without name, datatype or shape") from error
+    names = [each.name for each in inputs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise SourceError(f"{call}: the metadata names two tensors '{twice}'")
     if unknown := [each for each in inputs if each.datatype not in {*_INTEGERS, *_FLOATS, "BOOL", "BYTES"}]:
         raise SourceError(f"{call}: the tensor '{unknown[0].name}' has the datatype {unknown[0].datatype}, not in V2")
-    versions: list[Any] = list(answer.get("versions") or ())
-    return Metadata(inputs, outputs, str(versions[-1]) if len(versions) == 1 else "")
+    versions = answer.get("versions")
+    return Metadata(inputs, outputs, str(versions[0]) if isinstance(versions, list) and len(versions) == 1 else "")
 
 
 def _tensor(described: Mapping[str, Any]) -> Tensor:
@@ -213,12 +216,16 @@ class V2Protocol:
         outputs = answer.get("outputs") if isinstance(answer, dict) else None
         if not isinstance(outputs, list) or not outputs:
             raise self._exchange.unfit("{'outputs': a list of tensors}", answer)
-        columns = {}
+        columns: dict[str, list[JSON]] = {}
         for output in outputs:
+            name = output.get("name") if isinstance(output, dict) else output
+            if not isinstance(name, str):
+                raise self._exchange.unfit("a name for each output", name)
+            if name in columns:
+                raise SourceError(f"{self._exchange.call}: two outputs are named '{name}'")
             try:
-                columns[output["name"]] = _column(output["data"], output["shape"], len(rows))
+                columns[name] = _column(output["data"], output["shape"], len(rows))
             except (KeyError, TypeError, ValueError) as error:
-                name = output.get("name") if isinstance(output, dict) else output
                 raise SourceError(
                     f"{self._exchange.call}: the output '{name}' has no value for each of {len(rows)} rows"
                 ) from error
@@ -234,7 +241,7 @@ def _column(data: Any, shape: Sequence[int], count: int) -> list[JSON]:
         raise ValueError
     if width == 1:
         return flat
-    return [flat[start : start + width] for start in range(0, len(flat), width)] if width else [[] for _ in flat]
+    return [flat[row * width : (row + 1) * width] for row in range(count)]
 
 
 def _flat(data: Any) -> list[Any]:
