@@ -11,10 +11,10 @@ from database_kit import Database, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from orchestrator_source_database.options import OperationOptions
-from orchestrator_source_database.params import DECLARED, Unfit
-from orchestrator_source_database.plugin import DATABASE, DatabaseOptions
+from orchestrator_source_database.params import DECLARED, HALF_PAIR, Unfit
+from orchestrator_source_database.plugin import DATABASE, DatabaseOptions, DatabaseSource
 
-from orchestrator_core.plugin_api import InvalidParam, OperationFacts
+from orchestrator_core.plugin_api import InvalidParam, OperationFacts, OrchestratorError
 
 TYPED = "SELECT customer_id FROM customers WHERE customer_id = :id"
 
@@ -60,6 +60,29 @@ def test_an_undeclared_object_is_refused(database: Database) -> None:
         database.fetch(TYPED, id={"a": 1})
     with pytest.raises(InvalidParam, match=r"^operation: parameter 'id' expected "):
         database.fetch(TYPED, id=[1])
+
+
+@pytest.mark.parametrize("kind", [{}, {"params": {"name": "string"}}])
+def test_what_is_no_unicode_text_is_an_error_that_does_not_quote_it(database: Database, kind: Any) -> None:
+    """What a driver cannot encode: in the first read, and in a later one, which SQLite does elsewhere."""
+    query = {"query": "SELECT customer_id FROM customers WHERE name = :name", "result": "many", **kind}
+
+    async def main() -> list[str]:
+        async with database.open(operation=query) as source:
+            return [await told(source, name) for name in ("half \ud800", "ada", "half \ud800", "ada")]
+
+    async def told(source: DatabaseSource, name: str) -> str:
+        try:
+            await source.fetch("operation", {"name": name})
+        except OrchestratorError as error:
+            return str(error)
+        return ""
+
+    first, good, second, good_again = run(main())
+    assert good == good_again == ""
+    assert first == second
+    said = "operation: parameter 'name' has a value that the type text cannot hold"
+    assert first == (said if database.engine == "postgresql" else f"operation: {HALF_PAIR}")
 
 
 def test_postgresql_tells_the_types_of_undeclared_parameters(postgresql: Database) -> None:

@@ -45,6 +45,7 @@ NOT_FINITE = "operation: column 'x' holds NaN or Infinity, which JSON has no num
         (r"CAST('\\x00ff' AS bytea)", "AP8="),
         ("""CAST('{"a": [1, 2.5, null]}' AS jsonb)""", {"a": [1, 2.5, None]}),
         ("CAST('[1]' AS json)", [1]),
+        (r"""CAST('["\ud83d\ude00"]' AS json)""", ["\U0001f600"]),
         ("ARRAY[1, NULL, 3]", [1, None, 3]),
         ("ARRAY[[1.5, 2], [3, 4]]", [[1.5, 2], [3, 4]]),
         ("ARRAY[DATE '2024-02-29']", ["2024-02-29"]),
@@ -76,13 +77,17 @@ def test_postgresql_values(postgresql: Database, expression: str, expected: Any)
             """CAST('{"a": 123456789012345678901}' AS json)""",
             f"{COLUMN} holds JSON with an integer of more than 64 bits",
         ),
+        (
+            r"""CAST('{"a": ["\ud83d\ude00 \uDEAD"]}' AS json)""",
+            f"{COLUMN} holds JSON with half of a surrogate pair, which is no Unicode text",
+        ),
         ("CAST(repeat('9', 5000) AS json)", f"{COLUMN} holds JSON with an integer of more than 64 bits"),
         ("CAST(repeat('[', 201) || repeat(']', 201) AS json)", f"{COLUMN} holds JSON that is nested too deep"),
         ("CAST(repeat('[', 5000) || repeat(']', 5000) AS json)", f"{COLUMN} holds JSON that is nested too deep"),
     ],
 )
 def test_what_has_no_exact_json_form_names_its_column(postgresql: Database, expression: str, message: str) -> None:
-    expression = expression.replace('": 1', r'"\: 1')
+    expression = expression.replace('": ', r'"\: ')
     with pytest.raises(SourceError, match=f"^{re.escape(message)}$"):
         postgresql.fetch(f"SELECT {expression} AS x")
 

@@ -18,7 +18,7 @@ from orchestrator_source_database import values
 from orchestrator_source_database.findings import Catalog, finding, missing_column, missing_table
 from orchestrator_source_database.many import Different, union
 from orchestrator_source_database.options import Address, DatabaseOptions
-from orchestrator_source_database.params import JSONText, adapter, in_utc, scalar
+from orchestrator_source_database.params import HALF_PAIR, JSONText, adapter, in_utc, scalar
 from orchestrator_source_database.query import Binding, Query
 from orchestrator_source_database.values import DECIMALS, Shape
 
@@ -204,6 +204,8 @@ class MySQLConnection:
             return SourceError(f"{operation}: the database gave up: the statement took too long")
         if isinstance(error, my.MySQLError):
             return SourceError(f"{operation}: {_message(error)}", transient=self.transient(error))
+        if isinstance(error, UnicodeEncodeError):
+            return SourceError(f"{operation}: {HALF_PAIR}")
         return SourceError(f"{operation}: the answer cannot be read ({type(error).__name__})")
 
     async def columns(self, query: Query) -> tuple[str, ...] | None:

@@ -17,7 +17,7 @@ from orchestrator_core.plugin_api import InvalidParam
 from orchestrator_source_database.options import ParamType
 from orchestrator_source_database.query import Binding
 
-__all__ = ["DECLARED", "Converter", "JSONText", "Unfit", "adapter", "in_utc", "scalar"]
+__all__ = ["DECLARED", "HALF_PAIR", "Converter", "JSONText", "Unfit", "adapter", "in_utc", "scalar"]
 
 Converter: TypeAlias = Callable[[Any], Any]
 """Takes a value and returns it for the driver, or raises :class:`Unfit`. ``None`` stays ``None``."""
@@ -26,6 +26,8 @@ INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 SURE_DIGITS = 18  # so many never exceed 63 bits
 LEAST, GREATEST = -(2**63), 2**64 - 1
 SHOWN = 40
+HALF_PAIR = "a parameter is not Unicode text: it has half of a surrogate pair"
+"""What SQLite's and MySQL's drivers say with a ``UnicodeEncodeError``, which quotes the value."""
 
 
 class Unfit(Exception):

@@ -43,7 +43,7 @@ from orchestrator_source_database.findings import (
     repeated_column,
 )
 from orchestrator_source_database.options import DatabaseOptions
-from orchestrator_source_database.params import JSONText, Unfit, adapter, in_utc, scalar
+from orchestrator_source_database.params import HALF_PAIR, JSONText, Unfit, adapter, in_utc, scalar
 from orchestrator_source_database.pool import Pool
 from orchestrator_source_database.query import Binding, Query
 from orchestrator_source_database.values import Build, Shape, Unreadable, executed, finisher, row_builder
@@ -57,6 +57,7 @@ LOCK_SECONDS = 5.0
 GREATEST = 2**63 - 1
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 NOT_ON_THE_LOOP = (*BUSY, sqlite3.SQLITE_INTERRUPT)
+DRIVER_ERRORS = (sqlite3.Error, UnicodeEncodeError)
 
 
 def to_sqlite(value: Any) -> Any:
@@ -313,7 +314,7 @@ class Sqlite(AbstractAsyncContextManager["Sqlite"]):
                 self._loop_until = until = perf_counter() + LOOP_SECONDS
                 try:
                     shape, rows, _ = statement.run(self._on_loop or self._connect_on_loop(), arguments)
-                except sqlite3.Error as error:
+                except DRIVER_ERRORS as error:
                     if getattr(error, "sqlite_errorcode", 0) & 0xFF not in NOT_ON_THE_LOOP:
                         raise self._translate(error, binding) from None
                     statement.quick = False
@@ -381,7 +382,7 @@ class Sqlite(AbstractAsyncContextManager["Sqlite"]):
                 return finish(shape, rows, given)
             except OrchestratorError as error:
                 return error
-            except sqlite3.Error as error:
+            except DRIVER_ERRORS as error:
                 failed = self._translate(error, binding)
                 if getattr(error, "sqlite_errorcode", 0) & 0xFF in BUSY:
                     closed.append(failed)  # the others do not wait for the lock as well
@@ -406,7 +407,7 @@ class Sqlite(AbstractAsyncContextManager["Sqlite"]):
         worker = await pool.acquire()
         try:
             result = await start(worker)
-        except sqlite3.Error as error:
+        except DRIVER_ERRORS as error:
             pool.release(worker)
             raise self._translate(error, binding) from None  # not chained: no driver's words with values in them
         except Exception:
@@ -418,8 +419,10 @@ class Sqlite(AbstractAsyncContextManager["Sqlite"]):
         pool.release(worker)
         return result
 
-    def _translate(self, error: sqlite3.Error, binding: Binding | None) -> OrchestratorError:
+    def _translate(self, error: Exception, binding: Binding | None) -> OrchestratorError:
         operation = binding.query.operation if binding else f"database '{self._name}'"
+        if isinstance(error, UnicodeEncodeError):
+            return SourceError(f"{operation}: {HALF_PAIR}")
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in BUSY:
             seconds = self._options.lock_timeout or LOCK_SECONDS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -26,6 +27,7 @@ LEAST, GREATEST = -(2**63), 2**64 - 1
 LONGEST_INTEGER = 20
 EXACT_LENGTH: Final = 16  # 15 significant digits, which every double keeps, and the point
 KEY_SHOWN: Final = 64
+SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Unreadable(Exception):
@@ -97,6 +99,11 @@ def json_value(text: str) -> Any:
         check_depth(value, text)
     except (RecursionError, ValueError):
         raise Unreadable("holds JSON that is nested too deep") from None
+    if SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise Unreadable("holds JSON with half of a surrogate pair, which is no Unicode text") from None
     return value
 
 
