@@ -12,7 +12,7 @@ document, bounded in size and without what must not be kept, and the values are 
 of the items; a result is as the step got it, before its transforms. Some values are stood for by an object: one
 that is too large by ``{"$truncated": {"bytes": 123456, "start": "…"}}``, a number that JSON cannot hold by
 ``{"$number": "nan"}``, a result of a lesser kind by ``{"$degraded": …}``, what is no JSON, or too deep in other values,
-by ``{"$unfit": "…"}``.
+by ``{"$unfit": "…"}``. An object that has one of these names itself is ``{"$literal": {…}}``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from attrs import define, field, frozen
 from orchestrator_core import errors
 from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.depth import MOST_DEEP, is_deeper
+from orchestrator_core.errors import OrchestratorError
 from orchestrator_core.expressions import MISSING
 from orchestrator_core.plugin_api import Captured, Degraded
 from orchestrator_core.redaction import ANY, Hiding, Tree, merged, redacted, tree_of
@@ -36,6 +37,9 @@ __all__ = ["REDACTED_HEADERS", "Capture", "Taken", "make_capture", "note"]
 
 REDACTED_HEADERS = ("authorization", "cookie", "proxy-authorization", "x-api-key")
 """Headers that are always redacted."""
+
+MARKS = frozenset({"$truncated", "$number", "$degraded", "$unfit", "$literal"})
+"""The names of objects that stand for a value."""
 
 LONGEST_REPR = 200
 MOST_BITS = 1024
@@ -170,12 +174,13 @@ class Capture:
         call = redacted(call, step.redacted)
         if not isinstance(call, dict):
             return call
-        if type(result) is Degraded and "result" in call:
-            call["result"] = {"$degraded": call["result"]}
         params = call["params"]
         if isinstance(params, dict):
             call["params"] = {name: fit(value) for name, value in params.items()}
-        return call | {name: fit(call[name]) for name in ("result", "error") if name in call}
+        call |= {name: fit(call[name]) for name in ("result", "error") if name in call}
+        if type(result) is Degraded and "result" in call:
+            call["result"] = {"$degraded": call["result"]}
+        return call
 
     def _whole(self, value: Any) -> Any:
         """Return the value as JSON, in which a secret may be, unless it is larger than allowed."""
@@ -242,7 +247,8 @@ def _encoded(value: Any) -> bytes:
     try:
         encoded = orjson.dumps(value)
         deep = encoded.count(b"[") + encoded.count(b"{") > MOST_DEEP and is_deeper(value, MOST_DEEP)
-        if not deep and not (b"null" in encoded and _has_odd_number(value)):
+        odd = (b"null" in encoded and _has_odd_number(value)) or (b'"$' in encoded and _has_mark(value))
+        if not deep and not odd:
             return encoded
     except TypeError:
         pass
@@ -260,6 +266,8 @@ def _error(error: BaseException) -> dict[str, Any]:
         for name in ("param", "reference", "transient", "retry_after_seconds", "errors", "step", "status")
         if (value := vars(error).get(name)) is not None
     }
+    if isinstance(error, OrchestratorError) and error.title != getattr(errors, known).title:
+        attributes |= {"status": error.status, "title": error.title}  # such as a plugin's own kind of timeout
     return {"type": known, "message": str(error), **attributes}
 
 
@@ -271,6 +279,12 @@ def _has_odd_number(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(map(_has_odd_number, value))
 
 
+def _has_mark(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return not MARKS.isdisjoint(value) or any(map(_has_mark, value.values()))
+    return isinstance(value, list | tuple) and any(map(_has_mark, value))
+
+
 def _clean(value: Any, depth: int = 0) -> Any:
     """Return what JSON can hold in place of a value that it cannot."""
     if isinstance(value, str):
@@ -280,7 +294,8 @@ def _clean(value: Any, depth: int = 0) -> Any:
     if isinstance(value, Mapping | list | tuple) and depth == MOST_DEEP:
         return {"$unfit": f"nested more than {MOST_DEEP} deep"}
     if isinstance(value, Mapping):
-        return {str(_clean(key, depth + 1)): _clean(item, depth + 1) for key, item in value.items()}
+        cleaned = {str(_clean(key, depth + 1)): _clean(item, depth + 1) for key, item in value.items()}
+        return cleaned if MARKS.isdisjoint(cleaned) else {"$literal": cleaned}
     if isinstance(value, list | tuple):
         return [_clean(item, depth + 1) for item in value]
     try:

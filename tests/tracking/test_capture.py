@@ -210,6 +210,8 @@ def test_a_value_that_is_too_large_is_marked(shop: Callable[..., Served]) -> Non
         ([2**64 - 1, 2**64, -(10**30)], [2**64 - 1, {"$number": str(2**64)}, {"$number": str(-(10**30))}]),
         pytest.param(10**5000, {"$unfit": "<int>"}, id="of too many digits"),
         ("a\0b", "a\0b"),
+        ([{"$number": "7"}, {"a": "$number"}], [{"$literal": {"$number": "7"}}, {"a": "$number"}]),
+        ({"$literal": {"$degraded": 1}, "b": 2}, {"$literal": {"$literal": {"$literal": {"$degraded": 1}}, "b": 2}}),
         (nested(200), nested(200)),
     ],
 )

@@ -26,6 +26,13 @@ from tests.engine.lab import Lab
 RunFixture = Callable[..., Any]
 
 
+class TooLate(SourceError):
+    """A plugin's own kind of error, with an answer of its own."""
+
+    status = 504
+    title = "deadline passed"
+
+
 class Shop(Lab):
     """Fails and answers by what it is asked for; ``many`` takes all items in one call."""
 
@@ -41,12 +48,14 @@ class Shop(Lab):
             raise SourceError("it is down", transient=True)
         if of == "late":
             raise SourceUnavailable("not yet", retry_after_seconds=7)
+        if of == "too late":
+            raise TooLate("nothing came")
         if of == "unfit":
             raise InvalidParam("of", "is unfit")
         if of == "lesser":
             return Degraded({"of": of, "turn": 0})
         if of == "odd":
-            return {"of": of, "turn": math.inf, "large": 2**70, "none": None}
+            return {"of": of, "turn": math.inf, "large": 2**70, "none": None, "marked": [{"$number": "7"}]}
         self.turn += 1
         return {"of": of, "turn": self.turn, "list": [1, {"deep": (2, 3)}]}
 
@@ -112,10 +121,16 @@ CASES: dict[str, tuple[str, str, Any]] = {
     "a default": (endpoint(OR_DEFAULT + B, "response_mapping: [$b.of, $execution.degraded]"), "down", None),
     "not found": (endpoint(A + B), "nobody", None),
     "unavailable": (endpoint(A), "late", None),
+    "a plugin's own error": (endpoint(A), "too%20late", None),
     "the caller's mistake": (endpoint(A), "unfit", None),
     "a step's mistake": (endpoint("      - {name: a, type: lab, operation: get, params: {of: unfit}}\n"), "x", None),
     "a lesser result": (endpoint(A + B), "lesser", None),
     "odd numbers": (endpoint(A + B.replace("$a.turn", "$a.none"), "response_mapping: $b.turn"), "odd", None),
+    "what looks like a mark": (
+        endpoint(A + B.replace("$a.turn", "$request.body"), "response_mapping: [$b, $a.marked, $request.body]"),
+        "odd",
+        {"$degraded": [{"$literal": {"$unfit": 1}}]},
+    ),
     "a condition that holds": (endpoint(A + B.replace("}}\n", "}, condition: '$a.turn > 0'}\n")), "x", None),
     "a condition that does not": (
         endpoint(A + B.replace("}}\n", "}, condition: '$a.turn < 0'}\n"), "response_mapping: [$a.of, $b ?? 'none']"),
@@ -158,7 +173,8 @@ CASES: dict[str, tuple[str, str, Any]] = {
 async def again(ready: ReadyPlan, captured: Mapping[str, Any]) -> tuple[Run, Any]:
     """Run an execution from what was captured of it alone."""
     asked = captured["request"]
-    request = Request(asked["path_params"], asked["query_params"], asked["headers"], asked.get("body", MISSING))
+    body = restored(asked["body"]) if "body" in asked else MISSING
+    request = Request(asked["path_params"], asked["query_params"], asked["headers"], body)
     calls = {step.name: call_of(step, captured["steps"]) for step in ready.plan.steps}
     bound = ReadyPlan(ready.plan, ready.generation, calls)
     run = Run(bound, new_execution_id())
@@ -205,6 +221,8 @@ def restored(value: Any) -> Any:
         return [restored(item) for item in value]
     if not isinstance(value, dict):
         return value
+    if "$literal" in value:
+        return {name: restored(item) for name, item in value["$literal"].items()}
     if "$number" in value:
         text = value["$number"]
         return int(text) if text.lstrip("-").isdigit() else float(text)
@@ -228,7 +246,7 @@ async def compare(served: RunningService, domain: str, of: str, body: Any) -> No
     assert execution["generation"] == snapshot.generation
     run, result = await again(snapshot.plans[domain, "e"], execution["captured"])
     assert orjson.loads(orjson.dumps(known(result))) == known(answer.json), execution
-    assert known(execution["captured"]["answer"]) == known(answer.json)
+    assert known(restored(execution["captured"]["answer"])) == known(answer.json)
     record = run.record()
     assert (record.http_status, record.status) == (answer.status, execution["status"])
     assert list(record.degraded) == execution["degraded"]
