@@ -457,8 +457,11 @@ class Run:
             status, start, end, _ = step if isinstance(step, tuple) else (CANCELLED, step, self.ended or clock(), "")
             if status is SKIPPED:
                 continue
-            if notes is not None and (note := notes.get(index)) and note.fell_back and model.fallback is not None:
-                model = model.fallback
+            if notes is not None and (note := notes.get(index)):
+                if note.fell_back and model.fallback is not None:
+                    model = model.fallback
+                elif not (note.attempts or note.cached or note.fell_back):
+                    continue  # neither it nor a cache of what it said was asked
             if identity := model.answered_by(start, end):
                 found.append((name, identity, status))
         return found

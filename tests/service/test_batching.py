@@ -508,6 +508,14 @@ def test_the_items_of_for_each_are_rows_of_one_call(serve: Serve) -> None:
     first, second = reversed(shop.executions())
     assert [step["items"] for execution in (first, second) for step in execution["steps"]] == [500, 0]
     assert first["models"] == [{"name": "counting", "version": "3", "digest": "sha256:ab"}]
+    assert second["models"] == []
+
+
+def test_a_model_that_was_not_called_is_none_of_the_execution_s(serve: Serve) -> None:
+    shop = serve(FILES, plugins={"counting": Plugin()})
+    assert shop.post("/orchestrator/d/batched", {"y": 1}).status == 422
+    (execution,) = shop.executions()
+    assert (execution["steps"][0]["attempts"], execution["models"]) == (0, [])
 
 
 def test_an_unfit_row_fails_its_item_alone(serve: Serve) -> None:
