@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias
 
 import orjson
@@ -31,12 +32,14 @@ from orchestrator_core.depth import MOST_DEEP, is_deeper
 from orchestrator_core.errors import OrchestratorError
 from orchestrator_core.expressions import MISSING
 from orchestrator_core.plugin_api import Captured, Degraded
-from orchestrator_core.redaction import ANY, Hiding, Tree, merged, redacted, tree_of
+from orchestrator_core.redaction import ANY, Elsewhere, Hiding, Tree, merged, redacted, tree_of
 
 __all__ = ["REDACTED_HEADERS", "Capture", "Taken", "make_capture", "note"]
 
 REDACTED_HEADERS = ("authorization", "cookie", "proxy-authorization", "x-api-key")
 """Headers that are always redacted."""
+
+NOTHING = Elsewhere(())
 
 MARKS = frozenset({"$truncated", "$number", "$degraded", "$unfit", "$literal"})
 """The names of objects that stand for a value."""
@@ -134,8 +137,9 @@ class Capture:
         """Make the document of what was taken, once. ``failed`` says that the answer is a problem."""
         if taken.document is None:
             text = orjson.dumps(self._document(taken, self._whole, failed))
-            if self.redactor.spellings.may_be_in(text.decode()):
-                text = orjson.dumps(self._document(taken, self._without_secrets, failed))
+            said, elsewhere = text.decode(), self.hiding(taken).elsewhere()
+            if self.redactor.spellings.may_be_in(said) or elsewhere.may_be_in(said):
+                text = orjson.dumps(self._document(taken, partial(self._without_secrets, elsewhere), failed))
             taken.document = Captured(text)
             taken.request, taken.calls, taken.answer = None, [], b""
         return taken.document
@@ -185,13 +189,16 @@ class Capture:
     def _whole(self, value: Any) -> Any:
         """Return the value as JSON, in which a secret may be, unless it is larger than allowed."""
         encoded = _encoded(value)
-        return orjson.Fragment(encoded) if len(encoded) <= self.largest else self._without_secrets(value)
+        return orjson.Fragment(encoded) if len(encoded) <= self.largest else self._without_secrets(NOTHING, value)
 
-    def _without_secrets(self, value: Any) -> Any:
-        """Return the value as JSON that is no larger than allowed, with no secret in it."""
+    def _without_secrets(self, elsewhere: Elsewhere, value: Any) -> Any:
+        """Return the value as JSON that is no larger than allowed, with no secret and nothing redacted in it."""
         encoded = _encoded(value)
-        if self.redactor.spellings.may_be_in(encoded.decode()):
+        text = encoded.decode()
+        if self.redactor.spellings.may_be_in(text):
             encoded = orjson.dumps(self._masked(orjson.loads(encoded)))
+        if elsewhere.may_be_in(text):
+            encoded = orjson.dumps(elsewhere.data(orjson.loads(encoded)))
         if len(encoded) > self.largest:
             start = encoded[: self.largest].decode("utf-8", "ignore")
             return {"$truncated": {"bytes": len(encoded), "start": start}}

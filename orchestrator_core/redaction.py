@@ -8,6 +8,7 @@ from contextlib import suppress
 from itertools import chain, islice
 from typing import Any, TypeAlias
 
+import orjson
 from attrs import frozen
 
 from orchestrator_core.config.model import REQUEST_PARTS, Configuration
@@ -15,7 +16,7 @@ from orchestrator_core.config.secrets import with_texts
 from orchestrator_core.config.spellings import MASK, Spellings
 from orchestrator_core.errors import Problem, did_you_mean
 
-__all__ = ["ANY", "Hiding", "Tree", "check_redacted", "merged", "parse_path", "redacted", "tree_of"]
+__all__ = ["ANY", "Elsewhere", "Hiding", "Tree", "check_redacted", "merged", "parse_path", "redacted", "tree_of"]
 
 ANY = "*"
 CALL_PARTS = ("params", "result", "error")
@@ -28,6 +29,8 @@ MOST_VALUES = 1000
 SHORT, LONG, LONGEST = 6, 32, 1000
 """Characters of a value that is looked for as a whole word, by its beginning too, and by its beginning alone."""
 BEGINNING = 24
+FEW = 50
+"""Of so many redacted values a document is searched for each before anybody looks at its values one by one."""
 
 
 def check_redacted(configuration: Configuration) -> Iterator[Problem]:
@@ -185,6 +188,10 @@ class Hiding:
         self._tree = tree
         self._hidden: list[_Hidden] | None = None
 
+    def elsewhere(self) -> Elsewhere:
+        """Return what takes the values out of other data, which they were passed on to."""
+        return Elsewhere(_removed(self._value(), self._tree))
+
     def __call__(self, text: str) -> str:
         if not text:
             return text
@@ -200,6 +207,30 @@ class Hiding:
     def data(self, value: Any) -> Any:
         """Return JSON data with every string in it treated so."""
         return with_texts(value, self)
+
+
+class Elsewhere:
+    """Takes redacted values out of data that has them as they are, such as a parameter that one was passed on as.
+
+    Short ones stay, as they may be there for any other reason.
+    """
+
+    def __init__(self, values: Iterable[str]) -> None:
+        self._values = frozenset(value for value in values if len(value) >= SHORT)
+
+    def may_be_in(self, text: str) -> bool:
+        """Return False where none is in a JSON text, without looking closely."""
+        few = len(self._values) <= FEW
+        return any(orjson.dumps(value)[1:-1].decode() in text for value in self._values) if few else True
+
+    def data(self, value: Any) -> Any:
+        """Return JSON data without them."""
+        if isinstance(value, Mapping):
+            return {self.data(key): self.data(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.data(item) for item in value]
+        is_one = value is not None and not isinstance(value, bool) and str(value) in self._values
+        return MASK if is_one else value
 
 
 @frozen

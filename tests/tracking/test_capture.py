@@ -192,6 +192,38 @@ def test_what_is_redacted_is_not_kept(shop: Callable[..., Served], path: str, go
     assert kept == whole
 
 
+def test_what_is_redacted_of_a_request_is_not_kept_where_it_was_passed_on(serve: Serve) -> None:
+    domain = """
+        endpoints:
+          passed:
+            methods: [POST]
+            data_sources:
+              - name: step
+                type: lab
+                operation: echo
+                params:
+                  auth: $request.headers.authorization
+                  person: $request.body.person
+                  items: "$request.body.numbers"
+                  pin: $request.body.pin
+            response_mapping: {echo: $step, text: "{{ $request.body.pin }} of 123-45-6789"}
+    """
+    config = "tracking: {capture: full, redact: [request.body.person.ssn, request.body.numbers, request.body.pin]}"
+    served = serve({"config.yaml": config, "domains/d.yaml": domain}, plugins={"lab": Lab()})
+    body = {"person": {"ssn": '123-"45"-6789', "name": "Ada"}, "numbers": [4711471147, "x" * 70_000, True], "pin": 4711}
+    answer = served.post("/orchestrator/d/passed", body, headers={"Authorization": "Bearer canary"})
+    captured = served.admin("GET", f"/executions/{answer.headers['X-Execution-Id']}").json["captured"]
+    passed = {"auth": "***", "person": {"ssn": "***", "name": "Ada"}, "items": ["***", "***", True], "pin": 4711}
+    assert captured["steps"]["step"]["calls"] == [{"params": passed, "result": passed}]
+    assert captured["answer"] == {"echo": passed, "text": "4711 of 123-45-6789"}
+
+
+def test_very_many_redacted_values_are_not_kept_where_they_were_passed_on(shop: Callable[..., Served]) -> None:
+    values = [f"canary-{number}" for number in range(2000)]
+    captured = ask(shop(capture="full", redact="[request.body.more]"), more=values, income=5, pin=values[1999])
+    assert captured["captured"]["steps"]["customer"]["calls"][0]["params"] == {"id": "7", "key": "***"}
+
+
 def test_a_value_that_is_too_large_is_marked(shop: Callable[..., Served]) -> None:
     captured = ask(shop(capture="full", max_payload_size="100B"), text="x" * 200)["captured"]
     truncated = captured["request"]["body"]["$truncated"]
