@@ -271,7 +271,7 @@ def _without_proofs(value: Any) -> Any:
 
 def parse_execution_query(text: str) -> Query:
     """Return the filters of ``GET /executions``. Times are Unix seconds or ISO 8601."""
-    given = {name: values[-1] for name, values in parse_qs(text, keep_blank_values=True).items()}
+    given = parse_qs(text, keep_blank_values=True)
     known = [field.name for field in attrs.fields(Query)]
     errors = [
         {"pointer": f"/{name}", "message": f"unknown filter: {did_you_mean(name, known)}"}
@@ -279,9 +279,11 @@ def parse_execution_query(text: str) -> Query:
         if name not in known
     ]
     values: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, texts in given.items():
         try:
-            values[name] = _parsers.get(name, str)(value)
+            if len(texts) > 1:
+                raise ValueError("is given more than once, and takes one value")
+            values[name] = _parsers.get(name, str)(texts[0])
         except ValueError as error:
             errors.append({"pointer": f"/{name}", "message": str(error)})
     if errors:

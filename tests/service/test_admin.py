@@ -184,6 +184,7 @@ def test_only_the_latest_executions_are_kept(shop: Served) -> None:
         ("cursor=zzz", "/cursor expected the cursor of the page before"),
         ("status=fine", "/status expected one of ok, degraded, failed, cancelled"),
         ("domian=a", "/domian unknown filter: did you mean 'domain'?"),
+        ("status=failed&status=degraded", "/status is given more than once, and takes one value"),
     ],
 )
 def test_a_filter_that_is_none_is_422_and_says_what_is_expected(shop: Served, query: str, detail: str) -> None:
