@@ -6,13 +6,14 @@ document, bounded in size and without what must not be kept, and the values are 
     {"request": {"method": "POST", "path_params": {…}, "query_params": {…}, "headers": {…}, "body": …},
      "steps": {"customer": {"calls": [{"params": {"id": 1}, "result": {…}}]},
                "score": {"calls": [{"params": {…}, "error": {"type": "SourceError", "message": "…"}}]}},
-     "answer": …}
+     "models": {"score": {"name": "risk", "version": "7", "digest": "…"}}, "answer": …}
 
-``request`` is as expressions see it. A step has one call, and one with ``for_each`` a call for each item, in the order
-of the items; a result is as the step got it, before its transforms. Some values are stood for by an object: one
-that is too large by ``{"$truncated": {"bytes": 123456, "start": "…"}}``, a number that JSON cannot hold by
-``{"$number": "nan"}``, a result of a lesser kind by ``{"$degraded": …}``, what is no JSON, or too deep in other values,
-by ``{"$unfit": "…"}``. An object that has one of these names itself is ``{"$literal": {…}}``.
+``request`` is as expressions see it, and so is ``models``, which is there where a model answered. A step has one call,
+and one with ``for_each`` a call for each item, in the order of the items; a result is as the step got it, before its
+transforms. Some values are stood for by an object: one that is too large by ``{"$truncated": {"bytes": 123456,
+"start": "…"}}``, a number that JSON cannot hold by ``{"$number": "nan"}``, a result of a lesser kind by
+``{"$degraded": …}``, what is no JSON, or too deep in other values, by ``{"$unfit": "…"}``. An object that has one of
+these names itself is ``{"$literal": {…}}``.
 """
 
 from __future__ import annotations
@@ -133,18 +134,21 @@ class Capture:
         request = taken.request
         return Hiding(lambda: {} if request is None else _parts(request), self.request)
 
-    def seal(self, taken: Taken, *, failed: bool) -> Captured:
-        """Make the document of what was taken, once. ``failed`` says that the answer is a problem."""
+    def seal(self, taken: Taken, *, failed: bool, models: Mapping[str, Any] | None = None) -> Captured:
+        """Make the document of what was taken, once. ``failed`` says that the answer is a problem.
+
+        ``models`` is what ``$execution.models`` was.
+        """
         if taken.document is None:
-            text = orjson.dumps(self._document(taken, self._whole, failed))
+            text = orjson.dumps(self._document(taken, self._whole, failed, models))
             said, elsewhere = text.decode(), self.hiding(taken).elsewhere()
             if self.redactor.spellings.may_be_in(said) or elsewhere.may_be_in(said):
-                text = orjson.dumps(self._document(taken, partial(self._without_secrets, elsewhere), failed))
+                text = orjson.dumps(self._document(taken, partial(self._without_secrets, elsewhere), failed, models))
             taken.document = Captured(text)
             taken.request, taken.calls, taken.answer = None, [], b""
         return taken.document
 
-    def _document(self, taken: Taken, fit: Fit, failed: bool) -> dict[str, Any]:
+    def _document(self, taken: Taken, fit: Fit, failed: bool, models: Mapping[str, Any] | None) -> dict[str, Any]:
         document: dict[str, Any] = {}
         hide = self.hiding(taken)
         if taken.request is not None:
@@ -154,6 +158,8 @@ class Capture:
             step = self.steps[call.index]
             steps.setdefault(step.name, {"calls": []})["calls"].append(self._call(step, call, fit, hide))
         document["steps"] = steps
+        if models:
+            document["models"] = fit(models)
         if self.results and taken.answer:
             answer = orjson.loads(taken.answer)
             if failed:

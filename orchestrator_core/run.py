@@ -409,7 +409,7 @@ class Run:
         if not capture.values:
             self.taken = None
             return None
-        return capture.seal(taken, failed=self.http_status >= 400)
+        return capture.seal(taken, failed=self.http_status >= 400, models=self.models if self.plan.models else None)
 
     def _conceal(self, hide: Callable[[str], str]) -> None:
         redact = self.plan.redact  # of secrets first: a part of one can be what is hidden

@@ -511,6 +511,14 @@ def test_the_items_of_for_each_are_rows_of_one_call(serve: Serve) -> None:
     assert second["models"] == []
 
 
+def test_which_model_answered_which_step_is_captured(serve: Serve) -> None:
+    shop = serve({**FILES, "config.yaml": "tracking: {capture: full}"}, plugins={"counting": Plugin()})
+    for endpoint, body, steps in (("plain", {"x": 1}, ["two", "three"]), ("batched", {}, [])):
+        answer = shop.post(f"/orchestrator/d/{endpoint}", body)
+        execution = shop.admin("GET", f"/executions/{answer.headers['X-Execution-Id']}").json
+        assert execution["captured"].get("models", {}) == dict(zip(steps, execution["models"], strict=True))
+
+
 def test_a_model_that_was_not_called_is_none_of_the_execution_s(serve: Serve) -> None:
     shop = serve(FILES, plugins={"counting": Plugin()})
     assert shop.post("/orchestrator/d/batched", {"y": 1}).status == 422

@@ -395,6 +395,7 @@ def test_what_the_fallback_answered_is_captured(run: RunFixture) -> None:
                 execution: Any = await execution_of(shop, answer)
                 (call,) = execution["captured"]["steps"]["s"]["calls"]
                 assert call == {"params": {"features": {"x": 1}}, "result": {"$degraded": {"y": -1}}}
+                assert execution["captured"]["models"] == {"s": execution["models"][0]}
 
     run(main())
 
