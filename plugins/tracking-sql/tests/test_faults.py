@@ -181,6 +181,39 @@ def test_a_postgresql_that_goes_away_and_comes_back(run: Run, tmp_path: Path) ->
         assert len(Place("postgresql", url, tmp_path).ids()) == 43
 
 
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_postgresql_that_says_nothing_any_more(run: Run, tmp_path: Path, returns: bool) -> None:
+    """Its connections stay open, as when it is stopped, or behind a network that lost it."""
+
+    async def main(url: str) -> None:
+        at = URL(url)
+        relay = Relay(at.port or 5432)
+        await relay.open()
+        place = Place("postgresql", str(at.with_port(relay.port)), tmp_path)
+        settings = files(place)
+        settings["config.yaml"] = settings["config.yaml"].replace(
+            "lock_timeout", "statement_timeout: 100ms, lock_timeout"
+        )
+        async with asyncio.timeout(20):
+            async with service(settings) as shop:
+                assert await ask(shop, 3) == {200}
+                assert len((await shop.admin("GET", "/executions")).json["executions"]) == 3
+                relay.speaks.clear()
+                assert await ask(shop, 3) == {200}
+                listed = await shop.admin("GET", "/executions")  # the reader gives up too
+                assert (len(listed.json["executions"]), "incomplete" in listed.json) == (6, True)
+                found = await until(shop, lambda now: bool(now["outage"]))
+                assert found["outage"] in ("the database said nothing for 2.1 s", "connection timeout expired")
+                if returns:
+                    relay.speaks.set()
+                    found = await until(shop, lambda now: now["waiting"] == 0)
+                    assert (found["finished"], found["written"], dropped(found)) == (6, 6, 0)
+            await relay.close()  # and the service has ended though nothing was said
+
+    with postgresql() as url:
+        run(main(url))
+
+
 def test_a_table_that_is_locked_in_postgresql(run: Run, tmp_path: Path) -> None:
     async def main(url: str) -> None:
         place = Place("postgresql", url, tmp_path)

@@ -108,11 +108,13 @@ def files(place: Place, **tracking: Any) -> dict[str, str]:
 
 
 class Relay:
-    """A port before a database, which can be closed and opened again."""
+    """A port before a database, which can be closed and opened again, and says nothing while ``speaks`` is not set."""
 
     def __init__(self, port: int) -> None:
         self.to = port
         self.port = 0
+        self.speaks = asyncio.Event()
+        self.speaks.set()
         self._server: asyncio.Server | None = None
         self._relays: set[asyncio.Task[None]] = set()
 
@@ -136,8 +138,8 @@ class Relay:
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         other_reader, other_writer = await asyncio.open_connection("127.0.0.1", self.to)
         ways = [
-            asyncio.create_task(_pump(reader, other_writer)),
-            asyncio.create_task(_pump(other_reader, writer)),
+            asyncio.create_task(self._pump(reader, other_writer)),
+            asyncio.create_task(self._pump(other_reader, writer)),
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -148,11 +150,11 @@ class Relay:
                 each.transport.abort()
             await asyncio.gather(*ways, return_exceptions=True)
 
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65536):
-        writer.write(data)
-        await writer.drain()
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            await self.speaks.wait()
+            writer.write(data)
+            await writer.drain()
 
 
 async def counts(served: RunningService) -> dict[str, Any]:

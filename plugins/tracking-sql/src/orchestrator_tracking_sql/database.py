@@ -17,9 +17,13 @@ from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from orchestrator_core.plugin_api import SourceError, SourceUnavailable
 from orchestrator_tracking_sql.migrate import check, migrate
 from orchestrator_tracking_sql.options import SqlOptions, parse_url
+from orchestrator_tracking_sql.silence import Silence
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
+
+LOOK_SECONDS = 1.0
+"""How often somebody looks whether a server still says something."""
 
 __all__ = ["Database", "file_of"]
 
@@ -39,8 +43,9 @@ class Database:
         self.path = file_of(options, resolve)
         if self.path is not None:
             url = url.set(database=str(self.path))
-        self._writer = _Line("tracking-writer", _engine(url, options, durable=durable, writes=True))
-        self._reader = _Line("tracking-reader", _engine(url, options, durable=durable, writes=False))
+        timeout = options.statement_timeout if self.dialect == "postgresql" else None
+        self._writer = _Line("tracking-writer", _engine(url, options, durable=durable, writes=True), timeout)
+        self._reader = _Line("tracking-reader", _engine(url, options, durable=durable, writes=False), timeout)
         self._file: tuple[int, int] | None = None
         self._prepared = False
 
@@ -101,20 +106,32 @@ class Database:
 
 
 class _Line:
-    """An engine with one connection, used from one thread only."""
+    """An engine with one connection, used from one thread only; to a server whose statements have a time limit."""
 
-    def __init__(self, name: str, engine: Engine) -> None:
+    def __init__(self, name: str, engine: Engine, statement_timeout: float | None) -> None:
         self._engine = engine
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._silence = None if statement_timeout is None else Silence(engine, statement_timeout)
 
     async def run(self, call: Callable[[Engine, Work[T]], T], work: Work[T]) -> T:
         """Run the call in the thread. Cancelled, it still waits for the call to end: nothing can stop that."""
+        silence = self._silence
+        if silence is not None:
+            silence.begin()
         done = asyncio.get_running_loop().run_in_executor(self._thread, call, self._engine, work)
         try:
-            return await asyncio.shield(done)
+            await self._ended(done)
         except asyncio.CancelledError:
-            await asyncio.wait([done])
+            await self._ended(done)
             raise
+        if silence is not None and silence.is_over and (error := done.exception()) is not None:
+            raise SourceUnavailable(f"the database said nothing for {silence.seconds:g} s") from error
+        return done.result()
+
+    async def _ended(self, done: asyncio.Future[Any]) -> None:
+        while not (await asyncio.wait([done], timeout=LOOK_SECONDS))[0]:
+            if self._silence is not None:
+                self._silence.look()
 
     async def close(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)

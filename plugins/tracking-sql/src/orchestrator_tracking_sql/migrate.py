@@ -9,6 +9,7 @@ from sqlalchemy import Connection, inspect, text
 
 from orchestrator_core.plugin_api import StoreNotMade
 from orchestrator_tracking_sql.schema import HEAD, VERSION_TABLE
+from orchestrator_tracking_sql.silence import UNBOUNDED
 
 FOLDER = Path(__file__).parent / "migrations"
 _LOCK = 0x6F726368_65787473  # any number that nobody else locks
@@ -62,7 +63,11 @@ def _upgrade(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(text("SET LOCAL statement_timeout = 0"))  # an index of a large table takes its time
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    connection.info[UNBOUNDED] = True
+    try:
+        command.upgrade(config, "head")
+    finally:
+        connection.info.pop(UNBOUNDED, None)
 
 
 # Alembic takes long to import, and is needed once in the life of a database.

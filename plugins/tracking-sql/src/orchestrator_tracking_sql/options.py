@@ -77,7 +77,9 @@ class SqlOptions:
         Duration(3), help="How long connecting to PostgreSQL may take.", validator=_positive
     )
     statement_timeout: Duration = option(
-        Duration(5), help="How long a statement may take on PostgreSQL.", validator=_positive
+        Duration(5),
+        help="How long a statement may take on PostgreSQL; a server that says nothing for 2 s more is given up.",
+        validator=_positive,
     )
     max_size: Size | None = option(
         None, help="Largest size of the SQLite file; a full one takes no more executions.", validator=_positive
