@@ -45,7 +45,8 @@ def unread(folder: Path) -> str:
     problems = [
         problem
         for problem in configuration.errors
-        if problem.file == "config.yaml" and (configuration.app_located is None or problem.path.startswith("admin"))
+        if problem.file in ("", "config.yaml")  # "" is the folder, which is not there
+        and (configuration.app_located is None or problem.path.startswith("admin"))
     ]
     if not problems:
         return ""

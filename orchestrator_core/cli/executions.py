@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator_core.cli.admin import admin_url, ask, refused
+from orchestrator_core.cli.admin import admin_url, ask, refused, unread
 from orchestrator_core.cli.captured import draw_captured
 from orchestrator_core.cli.kept import kept_execution, kept_executions
 from orchestrator_core.cli.options import admin_option, config_option, format_option, plugins_dir_option
@@ -126,7 +126,7 @@ def _text(argument: str) -> str:
 def _asked(folder: Path, admin: str | None, path: str, query: Mapping[str, str] | None = None) -> Any:
     url = admin_url(admin, folder)
     stored = load_configuration(folder).app.tracking.store is not None
-    otherwise = ", or read what is stored with --offline" if stored else ""
+    otherwise = ", or read what is stored with --offline" if stored else "" if admin else unread(folder)
     status, document = ask(url, "GET", path, query, otherwise=otherwise)
     if status != 200:
         raise refused(url, status, document)

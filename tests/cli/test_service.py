@@ -241,13 +241,14 @@ def test_nothing_listens(args: tuple[str, ...], write: Write, orchestrator: Invo
 
 
 @pytest.mark.parametrize("config", ["admin: {port: 8011\n", "admin: {port: none}\n"])
+@pytest.mark.parametrize("command", [("reload",), ("executions", "list"), ("executions", "show", "01")])
 def test_nothing_listens_where_a_configuration_that_is_broken_does_not_say(
-    config: str, write: Write, orchestrator: Invoke
+    config: str, command: tuple[str, ...], write: Write, orchestrator: Invoke
 ) -> None:
     """The service goes on with what it read before: its problem is what there is to be told."""
     write({"config/config.yaml": config})
 
-    result = orchestrator("reload")
+    result = orchestrator(*command)
 
     assert result.exit_code == 1
     lines = result.output.splitlines()
@@ -257,6 +258,15 @@ def test_nothing_listens_where_a_configuration_that_is_broken_does_not_say(
         "  = or it is where config.yaml says, which cannot be read:",
     ]
     assert lines[3].startswith("config/config.yaml:")
+
+
+@pytest.mark.parametrize("command", [("reload",), ("executions", "list")])
+def test_nothing_listens_where_the_configuration_is_not_there(command: tuple[str, ...], orchestrator: Invoke) -> None:
+    result = orchestrator(*command, "--config", "nowhere")
+
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: nothing listens on http://127.0.0.1:8001")
+    assert "there is no configuration folder at nowhere" in result.output
 
 
 def test_where_executions_are_stored_they_can_be_read_without_the_service(write: Write, orchestrator: Invoke) -> None:
