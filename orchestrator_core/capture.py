@@ -140,19 +140,24 @@ class Capture:
         ``models`` is what ``$execution.models`` was.
         """
         if taken.document is None:
-            text = orjson.dumps(self._document(taken, self._whole, failed, models))
-            said, elsewhere = text.decode(), self.hiding(taken).elsewhere()
+            left_out: list[Any] = []
+            text = orjson.dumps(self._document(taken, self._whole, failed, models, left_out))
+            said, elsewhere = text.decode(), Elsewhere(left_out)
             if self.redactor.spellings.may_be_in(said) or elsewhere.may_be_in(said):
-                text = orjson.dumps(self._document(taken, partial(self._without_secrets, elsewhere), failed, models))
+                fit = partial(self._without_secrets, elsewhere)
+                text = orjson.dumps(self._document(taken, fit, failed, models, []))
             taken.document = Captured(text)
             taken.request, taken.calls, taken.answer = None, [], b""
         return taken.document
 
-    def _document(self, taken: Taken, fit: Fit, failed: bool, models: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _document(
+        self, taken: Taken, fit: Fit, failed: bool, models: Mapping[str, Any] | None, left_out: list[Any]
+    ) -> dict[str, Any]:
+        """Return the document, and put what is redacted of the request into a list."""
         document: dict[str, Any] = {}
         hide = self.hiding(taken)
         if taken.request is not None:
-            document["request"] = self._request(taken.method, taken.request, fit)
+            document["request"] = self._request(taken.method, taken.request, fit, left_out)
         steps: dict[str, Any] = {}
         for call in taken.calls:
             step = self.steps[call.index]
@@ -167,9 +172,9 @@ class Capture:
             document["answer"] = fit(redacted(answer, self.answer))
         return document
 
-    def _request(self, method: str, request: Requested, fit: Fit) -> dict[str, Any]:
+    def _request(self, method: str, request: Requested, fit: Fit, left_out: list[Any]) -> dict[str, Any]:
         parts = _parts(request)
-        kept = redacted(parts, self.request or dict.fromkeys(parts, self.request))
+        kept = redacted(parts, self.request or dict.fromkeys(parts, self.request), left_out.append)
         return {"method": method, **{name: fit(part) for name, part in kept.items()}}
 
     def _call(self, step: CapturedStep, taken: TakenCall, fit: Fit, hide: Hiding) -> Any:

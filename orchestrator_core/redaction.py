@@ -188,10 +188,6 @@ class Hiding:
         self._tree = tree
         self._hidden: list[_Hidden] | None = None
 
-    def elsewhere(self) -> Elsewhere:
-        """Return what takes the values out of other data, which they were passed on to."""
-        return Elsewhere(_removed(self._value(), self._tree))
-
     def __call__(self, text: str) -> str:
         if not text:
             return text
@@ -210,13 +206,13 @@ class Hiding:
 
 
 class Elsewhere:
-    """Takes redacted values out of data that has them as they are, such as a parameter that one was passed on as.
+    """Takes what was left out of a request out of other data that has it as it is, such as a parameter.
 
-    Short ones stay, as they may be there for any other reason.
+    Short values stay, as they may be there for any other reason.
     """
 
-    def __init__(self, values: Iterable[str]) -> None:
-        self._values = frozenset(value for value in values if len(value) >= SHORT)
+    def __init__(self, left_out: Sequence[Any]) -> None:
+        self._values = frozenset(text for value in left_out for text in _texts(value) if len(text) >= SHORT)
 
     def may_be_in(self, text: str) -> bool:
         """Return False where none is in a JSON text, without looking closely."""
@@ -231,6 +227,17 @@ class Elsewhere:
             return [self.data(item) for item in value]
         is_one = value is not None and not isinstance(value, bool) and str(value) in self._values
         return MASK if is_one else value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value if value.isascii() else value.encode("utf-8", "replace").decode()
+    elif isinstance(value, Mapping):
+        yield from chain.from_iterable(map(_texts, value.values()))
+    elif isinstance(value, list | tuple):
+        yield from chain.from_iterable(map(_texts, value))
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)
 
 
 @frozen
