@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from time import time
 from typing import Any
 from urllib.parse import quote
 
@@ -24,12 +26,21 @@ from orchestrator_core.config.load import load_configuration
 from orchestrator_core.documents import execution_of
 from orchestrator_core.plugin_api import Execution
 
+_AGO = re.compile(r"([0-9]+(?:\.[0-9]+)?)(s|m|h|d)\Z")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
 TITLES = ("id", "started (UTC)", "endpoint", "status", "http", "duration", "degraded or error")
 NARROWEST_ERROR = 20
 
 offline_option = click.option(
     "--offline", is_flag=True, help="Read the store that tracking.store names, without asking the service."
 )
+
+
+def _moment(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
+    """Return the time that is so long ago, in Unix seconds; any other text as it is, for whoever is asked knows it."""
+    ago = _AGO.match(text) if text else None
+    return text if ago is None else f"{time() - float(ago[1]) * _SECONDS[ago[2]]:.3f}"
 
 
 @click.group()
@@ -49,8 +60,13 @@ def command() -> None:
 @click.option("--domain", metavar="NAME", help="Only those of a domain.")
 @click.option("--endpoint", metavar="NAME", help="Only those of an endpoint.")
 @click.option("--status", type=click.Choice(tuple(COLOURS)), help="Only those that ended so.")
-@click.option("--since", metavar="TIME", help="Only those that started at or after an ISO 8601 time or Unix seconds.")
-@click.option("--until", metavar="TIME", help="Only those that started before.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    callback=_moment,
+    help="Only those that started at or after an ISO 8601 time, Unix seconds, or so long ago, such as 15m, 2h or 1d.",
+)
+@click.option("--until", metavar="TIME", callback=_moment, help="Only those that started before.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many at most.")
 @click.option("--cursor", metavar="ID", help="Go on after this execution, the last one of the list before.")
 @offline_option

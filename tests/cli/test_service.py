@@ -213,6 +213,11 @@ def test_executions_are_listed_and_shown(service: Running, orchestrator: Invoke)
     assert more == f"more: --cursor {latest}"
     rest = orchestrator("executions", "list", "--cursor", latest, "--status", "ok", *where).output.splitlines()
     assert len(rest) == 2
+    assert len(orchestrator("executions", "list", "--since", "1.5h", *where).output.splitlines()) == 3
+    for none in (("--until", "1d"), ("--since", "0s")):
+        assert orchestrator("executions", "list", *none, *where).output == "no executions\n"
+    unfit = orchestrator("executions", "list", "--since", "1 week", *where)
+    assert (unfit.exit_code, "/since expected Unix seconds or an ISO 8601 time" in unfit.output) == (1, True)
     shown = orchestrator("executions", "show", latest, *where).output
     assert re.match(rf"{latest}  hello\.greet  ok  200  [\d.]+ ms  \(engine [\d.]+ ms\)\nguest  ok  [\d.]+ ms  ", shown)
     assert orchestrator("executions", "show", latest, "--format", "json", *where).output.startswith("{\n")
