@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import struct
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -134,6 +139,50 @@ def test_an_unreachable_server_is_named_without_its_password(server: Database) -
                     assert str(caught.value) == message
 
         run(main(), loop=loop)
+
+
+@pytest.mark.parametrize("engine", ["postgresql", "mysql"])
+@pytest.mark.parametrize(
+    ("says", "reason"),
+    [
+        (None, "no answer within 0.2 s"),
+        (b"", ".+"),  # the connection is reset, at any moment of its making
+        (b"NR\0\0\0\x08\0\0\0\0R", ".+"),
+        (b"\x4a\0\0\0\x0a10.11.2-MariaDB\0\x07\0\0\0abcdefgh\0" + b"\xff" * 50, ".+"),
+    ],
+    ids=["nothing", "reset", "half an answer", "a broken greeting"],
+)
+def test_what_does_not_speak_as_a_server_is_a_source_that_cannot_be_reached(
+    engine: str, says: bytes | None, reason: str, tmp_path: Path
+) -> None:
+    taken: list[asyncio.StreamWriter] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if says is None:
+            taken.append(writer)
+            return
+        if not says:
+            raw = writer.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.write(says)
+        writer.close()
+
+    async def main() -> None:
+        listening = await asyncio.start_server(answer, "127.0.0.1", 0)
+        where = f"127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        away = Database(engine, f"{engine}://u:geheim@{where}/crm", tmp_path).having(connect_timeout=0.2)
+        message = f"^database 'default': cannot connect to \\w+ at {where}, database 'crm': {reason}$"
+        async with listening, away.open(get="SELECT 1") as source:
+            for _ in range(1 if says is None else 30):
+                with pytest.raises(SourceError, match=message) as caught:
+                    await asyncio.wait_for(source.fetch("get", {}), 5)
+                assert caught.value.transient
+        for writer in taken:
+            writer.transport.abort()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+    run(main())
 
 
 def test_an_unknown_database_is_named(server: Database) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -272,24 +274,35 @@ def connector(
         "connect_timeout": options.connect_timeout,
     }
 
-    async def open_driver() -> Any:
+    async def open_driver(settings: Callable[[str], Sequence[str]] = lambda version: ()) -> Any:
         try:
-            return await asyncmy.connect(**arguments)
-        except (my.MySQLError, OSError, TimeoutError) as error:
-            reason = str(error.args[-1]) if isinstance(error, my.MySQLError) else ""
-            if "Can't connect" in reason or isinstance(error, OSError | TimeoutError):
-                timed_out = isinstance(error.__cause__ or error, TimeoutError)
-                reason = f"no answer within {options.connect_timeout:g} s" if timed_out else "connection refused"
-            message = f"database '{context.name}': cannot connect to {address}: {reason}"
+            async with asyncio.timeout(options.connect_timeout):  # asyncmy's own ends before the greeting
+                connection = await asyncmy.connect(**arguments)
+                try:
+                    for setting in settings(connection.get_server_info()):
+                        await connection.query(f"SET SESSION {setting}")  # type: ignore[no-untyped-call]
+                except BaseException:
+                    connection.close()
+                    raise
+                return connection
+        except Exception as error:  # what asyncmy says of a server that does not speak as one can be anything
+            message = f"database '{context.name}': cannot connect to {address}: {_why_not(error, options)}"
             raise SourceError(message, transient=True) from None
 
     async def connect() -> MySQLConnection:
-        connection = await open_driver()
-        for setting in _settings(options, connection.get_server_info()):
-            await connection.query(f"SET SESSION {setting}")
-        return MySQLConnection(connection, open_driver)
+        return MySQLConnection(await open_driver(partial(_settings, options)), open_driver)
 
     return connect
+
+
+def _why_not(error: Exception, options: DatabaseOptions) -> str:
+    """Return why no connection could be made."""
+    reason = str(error.args[-1]) if isinstance(error, my.MySQLError) and error.args else ""
+    if isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError):
+        return f"no answer within {options.connect_timeout:g} s"
+    if "Can't connect" in reason or isinstance(error, OSError):
+        return "connection refused"
+    return reason or "the connection was lost, or what answers is no MariaDB or MySQL"
 
 
 def _settings(options: DatabaseOptions, version: str) -> Sequence[str]:

@@ -417,31 +417,40 @@ def connector(
     if options.read_only:
         settings["default_transaction_read_only"] = "on"
 
+    async def open_driver() -> asyncpg.Connection[Any]:
+        connection = await asyncpg.connect(
+            dsn=f"postgresql://?{urlencode(spoken, doseq=True)}",
+            **arguments,
+            timeout=options.connect_timeout,
+            server_settings=settings,
+        )
+        try:
+            await connection.set_type_codec(
+                "interval", schema="pg_catalog", encoder=as_it_is, decoder=as_it_is, format="tuple"
+            )
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
     async def connect() -> PostgresConnection:
         try:
-            connection = await asyncpg.connect(
-                dsn=f"postgresql://?{urlencode(spoken, doseq=True)}",
-                **arguments,
-                timeout=options.connect_timeout,
-                server_settings=settings,
-            )
-        except asyncpg.PostgresError as error:
-            raise _cannot_connect(context, address, error.message) from None
-        except TimeoutError:
-            reason = f"no answer within {options.connect_timeout:g} s"
-            raise _cannot_connect(context, address, reason) from None
-        except (OSError, asyncpg.InterfaceError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or type(error).__name__
-            if isinstance(error, ConnectionRefusedError) or "Connect call failed" in str(error):
-                reason = "connection refused"
-            raise _cannot_connect(context, address, reason) from None
-        await connection.set_type_codec(
-            "interval", schema="pg_catalog", encoder=as_it_is, decoder=as_it_is, format="tuple"
-        )
-        return PostgresConnection(connection)
+            async with asyncio.timeout(options.connect_timeout):
+                return PostgresConnection(await open_driver())
+        except Exception as error:  # what asyncpg says of a server that does not speak as one can be anything
+            message = f"database '{context.name}': cannot connect to {address}: {_why_not(error, options)}"
+            raise SourceError(message, transient=True) from None
 
     return connect
 
 
-def _cannot_connect(context: OpenContext, address: Address, reason: str) -> SourceError:
-    return SourceError(f"database '{context.name}': cannot connect to {address}: {reason}", transient=True)
+def _why_not(error: Exception, options: DatabaseOptions) -> str:
+    """Return why no connection could be made."""
+    if isinstance(error, TimeoutError):
+        return f"no answer within {options.connect_timeout:g} s"
+    if isinstance(error, ConnectionRefusedError) or "Connect call failed" in str(error):
+        return "connection refused"
+    if isinstance(error, asyncpg.InterfaceError | ValueError):
+        return type(error).__name__
+    reason = error.message if isinstance(error, asyncpg.PostgresError) else getattr(error, "strerror", None)
+    return reason or "the connection was lost, or what answers is no PostgreSQL"
