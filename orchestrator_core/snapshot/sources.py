@@ -23,6 +23,8 @@ from orchestrator_core.snapshot.problems import opening_problems
 from orchestrator_core.tasks import exit_asked_for, to_its_end
 
 READY_SECONDS = 5.0
+INSPECT_SECONDS = 30.0
+"""How long a source may take for what is asked of it once, at load; a table can be locked for as long as one likes."""
 
 Opener = Callable[[Any, OpenContext], AbstractAsyncContextManager[Source]]
 
@@ -147,7 +149,10 @@ async def _open_source(spec: SourceSpec, opener: Opener, prepared: Draft, http: 
     opened = OpenSource(spec, source, Inspection(), users=1, closing=closing, task=task)
     if isinstance(source, Inspects):
         try:
-            opened.inspection = await source.inspect()
+            async with asyncio.timeout(INSPECT_SECONDS):
+                opened.inspection = await source.inspect()
+        except TimeoutError:
+            opened.unreachable = f"no answer within {INSPECT_SECONDS:g} s"
         except (SourceUnavailable, SourceError) as error:
             opened.unreachable = str(error)
         except SystemExit as error:

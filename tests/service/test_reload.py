@@ -22,6 +22,7 @@ from orchestrator_core import watching
 from orchestrator_core.config.load import load_configuration
 from orchestrator_core.errors import ConfigError
 from orchestrator_core.plugin_api import Inspection, SourceError, SourceKind, SourceUnavailable, hookimpl, option
+from orchestrator_core.snapshot import sources as sources_of_snapshots
 from orchestrator_core.tasks import beside
 from orchestrator_core.testing import RunningService, leaves_nothing, service
 from orchestrator_core.testing.service import write_files
@@ -389,6 +390,35 @@ def test_a_source_that_is_missing_in_the_new_configuration_alone_is_refused(run:
             gone.add(1)
             answer = await shop.reload()
             assert (answer.status, [found["severity"] for found in answer.json["problems"]]) == (200, ["warning"])
+
+    run(main())
+
+
+def test_a_source_that_says_nothing_holds_up_no_reload_for_good(
+    run: RunFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources_of_snapshots, "INSPECT_SECONDS", 0.05)
+
+    @define(eq=False)
+    class Hanging(Noted):
+        async def inspect(self) -> Inspection:
+            if self.options.n == 2:
+                await asyncio.Event().wait()
+            return Inspection()
+
+    class Asking(Plugin):
+        @asynccontextmanager
+        async def open(self, options: NotedOptions, context: Any) -> AsyncIterator[Noted]:
+            yield Hanging(options)
+
+    async def main() -> None:
+        async with serving(Asking()) as shop:
+            shop.write("integrations/noted.yaml", sources(stable="{n: 0}", changing="{n: 2}"))
+            answer = await asyncio.wait_for(shop.reload(), 5)
+            (found,) = answer.json["problems"]
+            assert (answer.status, found["code"]) == (422, "ORC604")
+            assert found["message"] == "noted.changing cannot be reached: no answer within 0.05 s"
+            assert (await shop.get("/orchestrator/d/e")).json == ANSWER
 
     run(main())
 
