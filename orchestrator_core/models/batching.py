@@ -83,6 +83,7 @@ class Batcher:
         except InvalidParam:
             await self._one_by_one(batch)
         except Exception as error:  # it belongs to the callers, who wait for it
+            vars(error)["batch"] = object()  # a breaker counts it once, and not for each of them
             _fail(batch, error)
         else:
             for (_, answer), result in zip(batch, results, strict=True):

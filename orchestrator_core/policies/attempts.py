@@ -244,7 +244,7 @@ class _Attempts:
         if breaker is None:
             return
         if is_failure(error) or _in_time_out(error, run, timer):
-            breaker.failed(era)
+            breaker.failed(era, getattr(error, "batch", None))
         elif isinstance(error, EntityNotFound | SourceError):
             breaker.calls += 1
 

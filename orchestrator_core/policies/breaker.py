@@ -27,6 +27,9 @@ class Breaker:
     may not is refused, which :meth:`refuse` counts; but where the probe is a call of the same execution, whose id is
     ``of``, it can wait for what becomes of that: :meth:`probed`.
 
+    Rows of several requests can be one call of a model. When that fails, they all do, by one failure: each tells of
+    which ``batch`` it was.
+
     An era ends when the breaker opens. What a call of an earlier era ends with says nothing about the source now, so
     it neither opens nor closes anything.
 
@@ -36,6 +39,8 @@ class Breaker:
     __slots__ = (
         "__weakref__",
         "_eras",
+        "_failed",
+        "_failed_batch",
         "_failures",
         "_failures_to_open",
         "_next_probe",
@@ -70,7 +75,9 @@ class Breaker:
         self._failures_to_open = options.failures
         self._window = float(options.window)
         self._reset = float(options.reset)
-        self._failures: deque[tuple[float, int]] = deque(maxlen=options.failures)
+        self._failed = 0
+        self._failed_batch: object = None
+        self._failures: deque[tuple[float, int, int]] = deque(maxlen=options.failures)
         self._next_probe = 0.0
         self._probing = False
         self._probe_of = ""
@@ -80,20 +87,28 @@ class Breaker:
     def state(self) -> BreakerState:
         return "closed" if self.era else "half_open" if self._probing else "open"
 
-    def failed(self, era: int) -> None:
-        """Note that a call failed which began in the era."""
+    def failed(self, era: int, batch: object = None) -> None:
+        """Note that a call failed which began in the era: with all others of the batch, if it was of one."""
         self.calls += 1
         if era != self.era or not era:
             return
+        self._failed += 1
+        if batch is not None and batch is self._failed_batch:
+            return
+        self._failed_batch = batch
         now = self.clock()
         failures = self._failures
-        failures.append((now, self.calls))
+        failures.append((now, self.calls, self._failed))
         if len(failures) < self._failures_to_open:
             return
-        first_at, first_call = failures[0]
-        calls = self.calls - first_call + 1
-        if calls == len(failures) or (calls <= 2 * len(failures) and now - first_at <= self._window):
+        first_at, calls, failed = failures[0][0], *self._since_the_first()
+        if calls == failed or (calls <= 2 * failed and now - first_at <= self._window):
             self._open(now)
+
+    def _since_the_first(self) -> tuple[int, int]:
+        """Return how many calls there were since the first failure that counts, and how many of them failed."""
+        _, first_call, first_failed = self._failures[0]
+        return self.calls - first_call + 1, self._failed - first_failed + 1
 
     def probe(self, of: str = "") -> bool:
         """Return whether a call may be the probe, while the breaker is not closed. It is one from then on."""
@@ -155,8 +170,8 @@ class Breaker:
     def failures(self) -> int:
         """Return how many failures count now."""
         since = self.clock() - self._window
-        in_a_row = bool(self._failures) and self.calls - self._failures[0][1] + 1 == len(self._failures)
-        return len(self._failures) if in_a_row else sum(at >= since for at, _ in self._failures)
+        calls, failed = self._since_the_first() if self._failures else (1, 0)
+        return len(self._failures) if calls == failed else sum(at >= since for at, _, _ in self._failures)
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -170,6 +170,23 @@ def test_less_than_half_of_the_calls_do_not_open_it() -> None:
     assert breaker.state == "closed"
 
 
+def test_rows_that_fail_by_one_failure_are_one() -> None:
+    breaker, _ = closed(failures=3)
+    for batch in ("one", "two"):
+        for _ in range(32):
+            breaker.failed(breaker.era, batch)
+    assert (breaker.state, breaker.failures()) == ("closed", 2)
+    breaker.failed(breaker.era)
+    assert (breaker.state, breaker.failures()) == ("open", 3)
+
+    breaker, _ = closed(failures=3)
+    for batch in ("one", "two", "three"):  # and every other one succeeds
+        breaker.calls += 10
+        for _ in range(10):
+            breaker.failed(breaker.era, batch)
+    assert breaker.state == "open"
+
+
 def test_a_call_of_before_the_opening_neither_closes_nor_opens_anything() -> None:
     breaker, clock = closed(failures=1)
     era = breaker.era

@@ -391,6 +391,34 @@ def test_concurrent_requests_share_calls_and_get_their_own_answers(run: RunFixtu
     run(main())
 
 
+def test_a_call_that_fails_for_many_requests_is_one_failure_to_the_breaker(run: RunFixture) -> None:
+    class Failing(Counting):
+        async def predict(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
+            self.calls.append(len(rows))
+            await asyncio.sleep(0.01)
+            raise SourceError("the model server is down", transient=True)
+
+    failing = Failing()
+
+    class FailingPlugin(Plugin):
+        @asynccontextmanager
+        async def open(self, options: CountingOptions, context: Any) -> AsyncIterator[Any]:
+            yield failing
+
+    async def main() -> None:
+        ml = FILES["integrations/ml.yaml"].replace("5ms}}", "5ms}, circuit_breaker: {failures: 3, reset: 1h}}")
+        async with service({**FILES, "integrations/ml.yaml": ml}, plugins={"counting": FailingPlugin()}) as shop:
+            statuses = {502}
+            while 503 not in statuses and len(failing.calls) < 20:
+                asked = (shop.post("/orchestrator/d/batched", {"x": n}) for n in range(16))
+                statuses = {answer.status for answer in await asyncio.gather(*asked)}
+            assert statuses == {503}
+            assert 3 <= len(failing.calls) < 6
+            assert max(failing.calls) > 3
+
+    run(main())
+
+
 def test_models_of_one_source_are_operations_by_name(serve: Serve) -> None:
     shop = serve(FILES, plugins={"counting": Plugin()})
     assert shop.post("/orchestrator/d/plain", {"x": 7}).json == 7 * 2 * 3
