@@ -93,8 +93,6 @@ class Answers:
         try:
             try:
                 result, how = await cache.obtain(key, made, renewed, time_limit.seconds - (clock() - run.started))
-            except TimeIsUp as up:
-                raise up.error from None
             except TimeoutError:
                 message = f"the request took longer than its {time_limit.seconds:g} s"
                 raise DeadlineExceeded(message, of_request=True) from None

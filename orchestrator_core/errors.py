@@ -218,6 +218,10 @@ class NotLetThrough(Refused):
     """503: the policies around a call refused it, so that neither the source nor its fallback has been asked."""
 
 
+class TooLittleTime(NotLetThrough):
+    """503: a place came when the time that this call has left was too short. Others that wait for it may have more."""
+
+
 class NotBegun(asyncio.CancelledError):
     """A call was cancelled before it came to its source, such as while it waited for its model to be loaded."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
 
-from orchestrator_core.errors import DeadlineExceeded, OrchestratorError
+from orchestrator_core.errors import DeadlineExceeded, OrchestratorError, TooLittleTime
 from orchestrator_core.plugin_api import Degraded
 from orchestrator_core.policies.flights import Flights, TimeIsUp
 from orchestrator_core.policies.notes import Cached
@@ -116,7 +116,7 @@ class Cache:
         if stale is not None:
             self.refresh([key], lambda: self._refreshed(key, refresh))
             return stale[1], "stale"
-        (result, cached), joined = await self._flights.join(key, lambda: self._find(key, call), wait_seconds)
+        (result, cached), joined = await self._shared_call(key, lambda: self._find(key, call), wait_seconds)
         if joined:
             self.joined += 1
             return result, "shared"
@@ -139,6 +139,22 @@ class Cache:
         result = await call()
         self.keep([key], [result])
         return result, ""
+
+    async def _shared_call(
+        self, key: Hashable, call: Callable[[], Awaitable[Any]], wait_seconds: float | None = None
+    ) -> tuple[Any, bool]:
+        """Return what one call for all who ask at once returns. Who has no time for it leaves it to who has."""
+
+        async def made() -> Any:
+            try:
+                return await call()
+            except TooLittleTime as error:
+                raise TimeIsUp(error) from None
+
+        try:
+            return await self._flights.join(key, made, wait_seconds)
+        except TimeIsUp as up:
+            raise up.error from None
 
     async def _refreshed(self, key: Hashable, call: Callable[[], Awaitable[Any]]) -> None:
         async def made() -> tuple[Any, Cached]:
@@ -176,7 +192,7 @@ class Cache:
         """Return what the call for these returns, and whether it was that of another who asks for the very same."""
         if None in keys:
             return await call(), False
-        result, joined = await self._flights.join(("items", *keys), call)
+        result, joined = await self._shared_call(("items", *keys), call)
         if joined:
             self.joined += len(keys)
         return result, joined

@@ -11,7 +11,7 @@ from math import inf
 from time import perf_counter
 from typing import Any, TypeAlias
 
-from orchestrator_core.errors import NotLetThrough, SourceTimeout
+from orchestrator_core.errors import NotLetThrough, SourceTimeout, TooLittleTime
 from orchestrator_core.policies.breaker import Breaker
 from orchestrator_core.policies.concurrency import Limiter, QueueFull, TooLate
 from orchestrator_core.policies.policies import GuardedRun
@@ -67,9 +67,10 @@ def queued(layer: Layer, limiter: Limiter, breaker: Breaker | None, label: str, 
             await limiter.wait(lambda: min(run.deadline.remaining(), inf if timer is None else timer.remaining()))
         except (QueueFull, TooLate) as error:
             note.not_called(each=each)
-            message = f"{label} has {limiter.max} calls under way and {limiter.waiting} waiting, and takes no more"
             if isinstance(error, TooLate):
                 message = f"{label} had a place for the call when there was too little time left for one"
+                raise TooLittleTime(message, retry_after_seconds=1.0) from None
+            message = f"{label} has {limiter.max} calls under way and {limiter.waiting} waiting, and takes no more"
             raise NotLetThrough(message, retry_after_seconds=1.0) from None
         except asyncio.CancelledError:
             note.not_called(each=each)

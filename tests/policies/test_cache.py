@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import attrs
 import pytest
 
 from orchestrator_core.errors import EntityNotFound, Refused, SourceError, SourceUnavailable
 from orchestrator_core.plugin_api import Degraded, Duration
 from orchestrator_core.policies.notes import StepNote
-from orchestrator_core.policies.options import BreakerOptions, CacheOptions
+from orchestrator_core.policies.options import BreakerOptions, CacheOptions, ConcurrencyOptions
 from orchestrator_core.policies.policies import Policies
 from orchestrator_core.policies.state import SourceState
 from tests.policies.lab import LABEL, Backend, Clock, Run, RunFixture, future, guard, guard_at_once, outcome, turns
@@ -161,6 +162,30 @@ def test_who_waits_for_the_call_of_a_request_that_goes_away_makes_it(run: RunFix
         second.set_result("two")
         assert [await outcome(task) for task in tasks] == [("CancelledError", ""), "two", "two"]
         assert (len(backend.calls), backend.running) == (2, 0)
+
+    run(main())
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_who_has_too_little_time_for_a_call_leaves_it_to_those_who_wait_for_it(run: RunFixture, at_once: bool) -> None:
+    async def main() -> None:
+        options = ConcurrencyOptions(max=1, queue=9)
+        policies = attrs.evolve(caching(), concurrency=options)
+        first, state = future(), SourceState(LABEL)
+        backend = Backend(first, ["fine"])
+        call = guard_at_once(backend, policies, state) if at_once else guard(backend, policies, state)
+        running = asyncio.create_task(call(Run(), 0, [("a",)] if at_once else "a"))
+        await turns()
+        state.limiter(options).took(1.0)
+        late, soon, later = Run(left=0.5), Run(left=9), Run(left=9)
+        asked = [asyncio.create_task(call(each, 0, [("b",)] if at_once else "b")) for each in (late, soon, later)]
+        await turns()
+        first.set_result(["fine"])
+        await running
+        assert (await outcome(asked[0]))[0] == "TooLittleTime"
+        assert [await one for one in asked[1:]] == [["fine"], ["fine"]]
+        assert [each.note(0).attempts for each in (late, soon, later)] == [0, 0, 1]
+        assert len(backend.calls) == 2
 
     run(main())
 

@@ -672,7 +672,7 @@ def test_a_call_whose_turn_comes_too_late_is_refused_and_the_next_is_made(run: R
         first.set_result("fine")
         assert (await running, await others[1], soon.note(0).attempts) == ("fine", "fine", 1)
         assert await outcome(others[0]) == (
-            "NotLetThrough",
+            "TooLittleTime",
             "database.default had a place for the call when there was too little time left for one",
         )
         assert (late.note(0).attempts, len(backend.calls)) == (0, 2)
