@@ -41,7 +41,7 @@ _BOOLEAN_HINTS = {
     **dict.fromkeys(("no", "No", "off", "Off", "false"), ": write false"),
 }
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)\Z")
-_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(B|KiB|MiB|GiB|KB|MB|GB)\Z")
 _BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -230,7 +230,8 @@ def _duration(value: Any, _: Any) -> Duration:
             raise _Unfit(f"a duration cannot be negative, got {value}")
         return Duration(value)
     if isinstance(value, str) and (match := _DURATION.match(value)):
-        return Duration(float(match[1]) * _SECONDS[match[2]])
+        number, unit = float(match[1]), match[2]
+        return Duration(number / 1000 if unit == "ms" else number * _SECONDS[unit])  # 700 * 0.001 is not 0.7
     if isinstance(value, str):
         raise _Unfit(f"'{value}' is not a duration: write seconds, or a number with ms, s, m or h such as \"250ms\"")
     raise _expected('a duration, such as 2 (seconds) or "250ms"', value)

@@ -100,6 +100,7 @@ def read(cls: Any, text: str) -> tuple[Any, list[str]]:
         ("wait: 0", "wait", 0.0),
         ("wait: 0.5", "wait", 0.5),
         ("wait: 250ms", "wait", 0.25),
+        ("wait: 700ms", "wait", 0.7),
         ("wait: 5s", "wait", 5.0),
         ("wait: 1.5s", "wait", 1.5),
         ("wait: 2m", "wait", 120.0),
