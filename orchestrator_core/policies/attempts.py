@@ -243,8 +243,10 @@ class _Attempts:
         breaker = self.breaker
         if breaker is None:
             return
-        if is_failure(error) or _in_time_out(error, run, timer):
+        if is_failure(error):
             breaker.failed(era, getattr(error, "batch", None))
+        elif _in_time_out(error, run, timer):  # of all calls that one request's end cuts off, and says little of each
+            breaker.failed(era, run.id or None)
         elif isinstance(error, EntityNotFound | SourceError):
             breaker.calls += 1
 

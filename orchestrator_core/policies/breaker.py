@@ -27,8 +27,8 @@ class Breaker:
     may not is refused, which :meth:`refuse` counts; but where the probe is a call of the same execution, whose id is
     ``of``, it can wait for what becomes of that: :meth:`probed`.
 
-    Rows of several requests can be one call of a model. When that fails, they all do, by one failure: each tells of
-    which ``batch`` it was.
+    Rows of several requests can be one call of a model, and one request's end cuts off all of its calls. That is one
+    failure for all of them: each tells of which ``batch`` it was.
 
     An era ends when the breaker opens. What a call of an earlier era ends with says nothing about the source now, so
     it neither opens nor closes anything.
@@ -88,7 +88,7 @@ class Breaker:
         return "closed" if self.era else "half_open" if self._probing else "open"
 
     def failed(self, era: int, batch: object = None) -> None:
-        """Note that a call failed which began in the era: with all others of the batch, if it was of one."""
+        """Note that a call failed which began in the era: by one failure with all its batch, if it has one."""
         self.calls += 1
         if era != self.era or not era:
             return

@@ -507,6 +507,26 @@ def test_which_failures_open_the_breaker(run: RunFixture, error: Exception, open
     run(main())
 
 
+def test_the_calls_that_one_requests_deadline_cuts_off_are_one_failure(run: RunFixture) -> None:
+    """A list that is too long for its time says little of the source, and must not take it from all others."""
+
+    async def main() -> None:
+        state = SourceState(LABEL)
+        call = guard(Backend(*(future() for _ in range(24))), DEFAULTS, state, each=True)
+        for number in range(3):
+            request = Run(id=f"execution {number}")
+            items = [asyncio.create_task(call(request, 0, item)) for item in range(8)]
+            await turns()
+            request.passed = True
+            for item in items:
+                item.cancel()
+            await asyncio.gather(*items, return_exceptions=True)
+            told = state.describe()["circuit_breaker"]
+            assert (told["failures"], told["state"]) == (number + 1, "open" if number == 2 else "closed")
+
+    run(main())
+
+
 def test_clients_that_go_away_do_not_open_it_and_deadlines_that_pass_do(run: RunFixture) -> None:
     async def main() -> None:
         for passed in (False, True):
