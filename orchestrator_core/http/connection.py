@@ -151,9 +151,8 @@ class Connection(web.RequestHandler):
         """Refuse the request that waits, or one that has not been read, in the cheapest way that there is for it."""
         if not self._messages and self.limit is not None:
             self._request_count += 1
-            method, target, _ = self.unread.split(b" ", 2)
+            self._answer_refused(self.limit, waited_seconds)
             self.unread = b""
-            self._answer_refused(self.limit, method.decode(), target.decode(), waited_seconds)
             self.head_since = 0.0
             return
         message: Any
@@ -176,7 +175,7 @@ class Connection(web.RequestHandler):
         self._messages.popleft()
         self._parser.message_consumed()
         self.begin()
-        self._answer_refused(self.limit, message.method, message.path, waited_seconds)
+        self._answer_refused(self.limit, waited_seconds, message)
 
     def _refuse_unread(self, data: bytes, limit: Limit) -> bool:
         """Refuse a request without reading it, if it is to be refused and has arrived whole; return whether it was."""
@@ -195,11 +194,18 @@ class Connection(web.RequestHandler):
         limit.refuse(self, 0.0)
         return True
 
-    def _answer_refused(self, limit: Limit, method: str, target: str, waited_seconds: float) -> None:
+    def _answer_refused(self, limit: Limit, waited_seconds: float, message: Any = None) -> None:
         assert self.transport is not None
         execution_id = new_execution_id()
         self.transport.write(refusal(execution_id, limit.retry_after, waited_seconds))
-        limit.lines.add(execution_id, method, target, waited_seconds)
+        lines = limit.lines
+        if not lines.room:
+            lines.left_out += 1
+        elif message is None:
+            method, target, _ = self.unread.split(b" ", 2)
+            lines.add(execution_id, method.decode(), target.decode(), waited_seconds)
+        else:
+            lines.add(execution_id, message.method, message.path, waited_seconds)
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
 
     def begin(self) -> None:

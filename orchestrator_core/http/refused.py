@@ -18,43 +18,47 @@ MOST_A_SECOND = 500
 
 
 class RefusedLines:
-    """Writes them as :meth:`use` says: with no line while there is none."""
+    """Writes them as :meth:`use` says: with no line while there is none.
 
-    __slots__ = ("_later", "_left_out", "_line", "_routes", "_told")
+    ``room`` is for how many there is a line now. Who would do work to tell of another counts it as ``left_out``.
+    """
+
+    __slots__ = ("_later", "_line", "_routes", "left_out", "room")
 
     def __init__(self, later: Callable[[float, Callable[[], None]], Any]) -> None:
         self._later = later
         self._line: RequestLine | None = None
         self._routes: Mapping[tuple[str, str], Route] = {}
-        self._told = self._left_out = 0
+        self.room = self.left_out = 0
 
     def use(self, line: RequestLine | None, routes: Mapping[tuple[str, str], Route]) -> None:
         """Write lines so from now on, with the routes that are served."""
+        if line is None or self._line is None:
+            self.room, self.left_out = 0 if line is None else MOST_A_SECOND, 0
         self._line, self._routes = line, routes
 
     def add(self, execution_id: str, method: str, target: str, seconds: float) -> None:
-        if self._line is None:
+        if self._line is None or not self.room:
+            self.left_out += 1
             return
-        if self._told >= MOST_A_SECOND:
-            self._left_out += 1
-            return
-        if not self._told:
+        if self.room == MOST_A_SECOND:
             self._later(1.0, self._begin_second)
-        self._told += 1
+        self.room -= 1
         segments = target.partition("?")[0].split("/")
         route = self._routes.get((segments[2], segments[3])) if len(segments) > 3 else None
         path = "-" if route is None else route.path
         self._line(execution_id, "", method, path, OVERLOADED.status, seconds, error=OVERLOADED.detail)
 
     def _begin_second(self) -> None:
-        self._told = 0
+        if self._line is not None:
+            self.room = MOST_A_SECOND
         self.tell()
 
     def tell(self) -> None:
         """Log how many had no line since this was last told."""
-        if self._left_out:
-            log.warning("requests were refused without a line for each: they are too many", count=self._left_out)
-            self._left_out = 0
+        if self.left_out and self._line is not None:
+            log.warning("requests were refused without a line for each: they are too many", count=self.left_out)
+        self.left_out = 0
 
 
 __all__ = ["RefusedLines"]
