@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
+import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +15,9 @@ from typing import Any
 import psycopg
 import pytest
 import structlog
+from orchestrator_tracking_sql.database import Database
+from orchestrator_tracking_sql.options import SqlOptions
+from sqlalchemy import Connection
 from tracking_kit import Place, Relay, counts, files, postgresql, until
 from yarl import URL
 
@@ -212,6 +218,33 @@ def test_a_postgresql_that_says_nothing_any_more(run: Run, tmp_path: Path, retur
 
     with postgresql() as url:
         run(main(url))
+
+
+def test_what_is_cancelled_and_then_fails_is_told_to_nobody(run: Run, place: Place) -> None:
+    """Else asyncio's log says that an exception was never retrieved."""
+
+    async def main() -> None:
+        begun, told = threading.Event(), []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["message"]))
+
+        def fail(connection: Connection) -> None:
+            begun.set()
+            time.sleep(0.1)
+            connection.exec_driver_sql("SELECT nothing")
+
+        database = Database(SqlOptions(url=place.url), Path, durable=False)
+        await database.open()
+        asked = asyncio.create_task(database.read(fail))
+        await asyncio.to_thread(begun.wait)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        del asked
+        gc.collect()
+        await database.close()
+        assert told == []
+
+    run(main())
 
 
 def test_a_table_that_is_locked_in_postgresql(run: Run, tmp_path: Path) -> None:

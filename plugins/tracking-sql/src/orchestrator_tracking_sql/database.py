@@ -123,6 +123,7 @@ class _Line:
             await self._ended(done)
         except asyncio.CancelledError:
             await self._ended(done)
+            done.exception()  # nobody is there to be told: asyncio need not say so
             raise
         if silence is not None and silence.is_over and (error := done.exception()) is not None:
             raise SourceUnavailable(f"the database said nothing for {silence.seconds:g} s") from error
