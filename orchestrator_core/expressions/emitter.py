@@ -55,8 +55,9 @@ def emit(node: Node, variables: Mapping[str, str], *, exact: bool) -> str:
 
     ``variables`` has, for each root, the Python expression that holds it: cheap and without side effects, since it
     can occur twice. For ``request`` that is an object as :class:`~.runtime.Request` describes it, for ``execution``
-    one with ``id``, ``degraded`` and ``models``; for a step its result, or ``MISSING`` if it was skipped. The source
-    needs the names of :func:`~.runtime.namespace` among its globals and assigns to the local variable ``_v``.
+    one with ``id``, ``degraded``, ``models`` and ``started_at``, a Unix time; for a step its result, or ``MISSING`` if
+    it was skipped. The source needs the names of :func:`~.runtime.namespace` among its globals and assigns to the local
+    variable ``_v``.
 
     The exact source raises :class:`MissingReference` and :class:`ExpressionError` only. The optimistic one gives the
     same value or the same error, but raises ``KeyError``, ``TypeError`` or ``IndexError`` where a reference finds
@@ -111,6 +112,8 @@ def _emit(node: Node, form: _Form) -> str:
         case TemplateNode(parts=parts):
             texts = [_template_part(part, form) for part in parts]
             return f'"".join(({", ".join(texts)},))'
+        case CallNode(function="now") if "execution" in form.variables:
+            return f"_now({form.variables['execution']}.started_at)"
         case CallNode(function=function, arguments=arguments):
             return f"_{function}({_list(arguments, form)})"
         case NegateNode(operand=operand):

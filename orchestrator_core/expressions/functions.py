@@ -196,8 +196,10 @@ def date(value: Any) -> JSON:
         raise ExpressionError("date takes seconds since 1970, got a number out of range") from None
 
 
-def now() -> JSON:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def now(at: float | None = None) -> JSON:
+    """The UTC time, with milliseconds: of an execution always ``at``, the Unix time at which it began."""
+    moment = datetime.now(UTC) if at is None else datetime.fromtimestamp(at, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 FUNCTIONS: Final[dict[str, Function]] = {

@@ -34,7 +34,7 @@ def examples(language: str) -> list[tuple[str, ...]]:
 DATA: dict[str, Any] = json.loads(blocks("json"))
 ENVIRONMENT = DATA | {
     "request": SimpleNamespace(**DATA["request"]),
-    "execution": SimpleNamespace(**DATA["execution"]),
+    "execution": SimpleNamespace(**DATA["execution"], started_at=1.5),
     "partner": MISSING,
 }
 

@@ -6,6 +6,7 @@ import asyncio
 import builtins
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -118,6 +119,14 @@ CASES: dict[str, tuple[str, str, Any]] = {
     "a chain": (endpoint(A + B), "x", None),
     "computed": (endpoint(A + "      - {name: b, type: direct, params: {twice: '$a.turn * 2'}}\n"), "x", None),
     "transformed": (endpoint(A.replace("}}\n", "}, transform: [{select: [turn]}]}\n")), "x", None),
+    "the time": (
+        endpoint(
+            A + "      - {name: b, type: lab, operation: get, params: {of: '{{ $a.turn }} {{ now() }}'}}\n",
+            "response_mapping: ['{{ now() }}', '{{ date(now()) }}', $b.of]",
+        ),
+        "x",
+        None,
+    ),
     "a default": (endpoint(OR_DEFAULT + B, "response_mapping: [$b.of, $execution.degraded]"), "down", None),
     "not found": (endpoint(A + B), "nobody", None),
     "unavailable": (endpoint(A), "late", None),
@@ -170,14 +179,16 @@ CASES: dict[str, tuple[str, str, Any]] = {
 }
 
 
-async def again(ready: ReadyPlan, captured: Mapping[str, Any]) -> tuple[Run, Any]:
-    """Run an execution from what was captured of it alone."""
+async def again(ready: ReadyPlan, execution: Mapping[str, Any]) -> tuple[Run, Any]:
+    """Run an execution from what is kept of it alone."""
+    captured = execution["captured"]
     asked = captured["request"]
     body = restored(asked["body"]) if "body" in asked else MISSING
     request = Request(asked["path_params"], asked["query_params"], asked["headers"], body)
     calls = {step.name: call_of(step, captured["steps"]) for step in ready.plan.steps}
     bound = ReadyPlan(ready.plan, ready.generation, calls)
     run = Run(bound, new_execution_id())
+    run.started_at = datetime.fromisoformat(execution["started_at"]).timestamp()
     try:
         answer = await execute(bound, request, run)
         encode(answer, ready.plan)
@@ -244,7 +255,7 @@ async def compare(served: RunningService, domain: str, of: str, body: Any) -> No
     execution = (await served.admin("GET", f"/executions/{answer.headers['X-Execution-Id']}")).json
     snapshot = served.running.live.snapshot
     assert execution["generation"] == snapshot.generation
-    run, result = await again(snapshot.plans[domain, "e"], execution["captured"])
+    run, result = await again(snapshot.plans[domain, "e"], execution)
     assert orjson.loads(orjson.dumps(known(result))) == known(answer.json), execution
     assert known(restored(execution["captured"]["answer"])) == known(answer.json)
     record = run.record()
