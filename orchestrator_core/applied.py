@@ -28,6 +28,7 @@ DEFAULT = "default"
 CONFIGURED = "configured"
 OFF = "off"
 NOT_CONFIGURED = "off: not configured"
+NO_OWN_TIMEOUT = "what is left of the request's own: default"
 _CLASSES: Mapping[str, type[Any] | None] = {
     "timeout": None,
     "retry": RetryOptions,
@@ -140,7 +141,7 @@ def _policy(name: str, facts: OperationFacts, layers: list[_Layer]) -> Policy:
         options, why = None, "off: it runs in this process, where nothing is transient"
         layers = layers[1:]
     elif options is None:
-        why = NOT_CONFIGURED
+        why = NO_OWN_TIMEOUT if name == "timeout" else NOT_CONFIGURED
     places: tuple[Place, ...] = ()
     for layer in layers:
         given = layer.given(name)
