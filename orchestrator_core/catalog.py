@@ -268,7 +268,13 @@ def _operations(kind: SourceKind[Any], places: Mapping[str, Located]) -> tuple[d
     problems: list[Problem] = []
     for name, place in places.items():
         operation, found = structure(kind.operation, place)
-        problems += found
+        problems += map(_told_where_policies_stand, found)
         if operation is not None:
             operations[name] = operation
     return operations, problems
+
+
+def _told_where_policies_stand(problem: Problem) -> Problem:
+    if any(problem.message == f"unknown key '{policy}'" for policy in POLICIES):
+        return attrs.evolve(problem, hint="policies stand beside the options of the source, or on a step")
+    return problem

@@ -931,6 +931,18 @@ endpoints:
     assert problems[3].hint == "remove it; give cache to the step whose source is called"
 
 
+def test_a_policy_in_an_operation_is_told_where_policies_stand() -> None:
+    operation = "{path: /r, timeout: 1s, retry: {attempts: 2}, cache: {ttl: 1s}}"  # a timeout is the operation's own
+    source = f"api: {{sources: {{default: {{base_url: 'http://127.0.0.1:9', operations: {{r: {operation}}}}}}}}}"
+    domain = "endpoints: {e: {data_sources: [{name: s, type: api, operation: r}]}}"
+    found = check_problems({"integrations/a.yaml": source, "domains/d.yaml": domain}, offline=True)
+    hint = "policies stand beside the options of the source, or on a step"
+    assert [(problem.code, problem.message, problem.hint) for problem in found] == [
+        ("ORC201", "unknown key 'retry'", hint),
+        ("ORC201", "unknown key 'cache'", hint),
+    ]
+
+
 def test_integers_of_any_size_are_read_and_those_that_no_page_can_show_are_problems() -> None:
     source = "api: {{sources: {{default: {{base_url: 'http://127.0.0.1:9', {}, operations: {{r: {{path: /r}}}}}}}}}}"
     domain = "endpoints: {e: {data_sources: [{name: s, type: api, operation: r}]}}"
