@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Awaitable
 from decimal import Decimal
 from typing import Any
 
@@ -110,6 +111,60 @@ def test_what_has_no_exact_json_form_names_its_column(postgresql: Database, expr
 )
 def test_mysql_values(mysql: Database, expression: str, expected: Any) -> None:
     assert mysql.fetch({"query": f"SELECT {expression} AS x", "result": "value"}) == expected
+
+
+DATES = {
+    1: ("2024-02-29", "2024-02-29T00:00:00", "2024-02-29T12:30:15.000250"),
+    2: ("0001-01-01", "9999-12-31T23:59:59", "1999-12-31T23:59:59"),
+    3: (None, None, None),
+}
+ZERO_DATES = {
+    4: ("0000-00-00", "2024-02-29", "2024-02-29", "day"),
+    5: ("2024-02-00", "2024-02-29", "2024-02-29", "day"),
+    6: ("2024-02-29", "0000-00-00", "2024-02-29", "moment"),
+    7: ("2024-02-29", "2024-02-29", "0000-00-00", "stamp"),
+}
+
+
+def test_mysql_dates_that_no_calendar_has_are_no_null(mysql: Database) -> None:
+    """In the first read of a connection as in the others, and in a read of many items."""
+    rows = {**DATES, **{key: row[:3] for key, row in ZERO_DATES.items()}}
+    values = [
+        f"({key}, {', '.join('NULL' if each is None else repr(each.replace('T', ' ')) for each in row)})"
+        for key, row in rows.items()
+    ]
+
+    async def main() -> None:
+        await mysql.sql(
+            "SET SESSION sql_mode = ''",
+            "CREATE TABLE days (id int PRIMARY KEY, day date, moment datetime, stamp timestamp(6) NULL)",
+            f"INSERT INTO days VALUES {', '.join(values)}",
+        )
+        for first in rows:
+            async with mysql.open(read="SELECT day, moment, stamp FROM days WHERE id = :id") as source:
+                for key in (first, *rows):
+                    assert await told(source.fetch("read", {"id": key})) == expected(key)
+        async with mysql.open(read="SELECT day, moment, stamp FROM days WHERE id = :id") as source:
+            many = source.prepare_many("read", ["id"])
+            assert many is not None
+            for _ in range(2):
+                assert [shown(each) for each in await many([(key,) for key in rows])] == [expected(key) for key in rows]
+
+    async def told(reading: Awaitable[Any]) -> Any:
+        try:
+            return await reading
+        except SourceError as error:
+            return shown(error)
+
+    def shown(result: Any) -> Any:
+        return str(result) if isinstance(result, SourceError) else result
+
+    def expected(key: int) -> Any:
+        if key in DATES:
+            return dict(zip(("day", "moment", "stamp"), DATES[key], strict=True))
+        return f"read: column '{ZERO_DATES[key][3]}' holds a date that no calendar has, such as 0000-00-00"
+
+    run(main())
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from functools import partial
+from struct import Struct
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +23,7 @@ from orchestrator_source_database.many import Different, union
 from orchestrator_source_database.options import Address, DatabaseOptions
 from orchestrator_source_database.params import HALF_PAIR, JSONText, adapter, in_utc, scalar
 from orchestrator_source_database.query import Binding, Query
-from orchestrator_source_database.values import DECIMALS, Shape
+from orchestrator_source_database.values import DECIMALS, Shape, Unreadable
 
 __all__ = ["MySQLConnection", "connector"]
 
@@ -37,6 +38,8 @@ WHOLE = frozenset((FIELD_TYPE.TINY, FIELD_TYPE.SHORT, FIELD_TYPE.INT24, FIELD_TY
 TEXTS = frozenset((FIELD_TYPE.VARCHAR, FIELD_TYPE.VAR_STRING, FIELD_TYPE.STRING, FIELD_TYPE.BLOB))
 ONE_KIND = (WHOLE, TEXTS | {FIELD_TYPE.TINY_BLOB, FIELD_TYPE.MEDIUM_BLOB, FIELD_TYPE.LONG_BLOB})
 DECIMAL, FRACTIONS = FIELD_TYPE.NEWDECIMAL, (FIELD_TYPE.TIME, FIELD_TYPE.DATETIME, FIELD_TYPE.TIMESTAMP)
+PLAIN_TYPE, AS_BYTES = FIELD_TYPE.STRING, 0
+NO_DATE = "0000-00-00"
 UNKNOWN_TABLE, UNKNOWN_COLUMN, SYNTAX, UNKNOWN_STATEMENT = 1146, 1054, 1064, 1243
 
 
@@ -47,12 +50,67 @@ def to_mysql(value: Any) -> Any:
     return str(value) if isinstance(value, UUID | JSONText) else value
 
 
+# --- dates: https://mariadb.com/kb/en/resultset-row/#binary-resultset-row ------------------------------------------
+
+_MOMENTS = {4: Struct("<HBB"), 7: Struct("<HBBBBB"), 11: Struct("<HBBBBBI")}
+
+
+def _date(sent: bytes) -> date | str:
+    try:
+        return date(*_MOMENTS[len(sent)].unpack(sent))
+    except (KeyError, ValueError):
+        return NO_DATE
+
+
+def _datetime(sent: bytes) -> datetime | str:
+    try:
+        return datetime(*_MOMENTS[len(sent)].unpack(sent))  # noqa: DTZ001 - MySQL's have no zone
+    except (KeyError, ValueError):
+        return NO_DATE
+
+
+MOMENTS: dict[int, Callable[[bytes], Any]] = {
+    FIELD_TYPE.DATE: _date,
+    FIELD_TYPE.DATETIME: _datetime,
+    FIELD_TYPE.TIMESTAMP: _datetime,
+}
+
+
+def iso_moment(moment: date | datetime | str) -> str:
+    if isinstance(moment, str):
+        raise Unreadable("holds a date that no calendar has, such as 0000-00-00")
+    return moment.isoformat()
+
+
+async def execute(statement: Any, arguments: Sequence[Any], fields: Any, *, again: bool = True) -> Any:
+    """Execute a prepared statement whose columns were these so far; return asyncmy's result.
+
+    asyncmy makes None of 0000-00-00, which is no NULL. So it is told to hand over dates as they were sent, from when
+    it knows a statement's columns on. A read in whose rows it may have done so before is done ``again``.
+    """
+    result = await statement.execute(arguments)
+    if result.rows is None or result.fields is fields:
+        return result
+    moments = [index for index, field in enumerate(result.fields) if field.type_code in MOMENTS]
+    if moments:
+        specs = list(statement._meta[4])
+        for index in moments:
+            specs[index] = (PLAIN_TYPE, False, AS_BYTES, None, MOMENTS[result.fields[index].type_code])
+        statement._meta = (*statement._meta[:4], tuple(specs), *statement._meta[5:])
+        if again and any(row[index] is None for row in result.rows for index in moments):
+            result = await statement.execute(arguments)
+    return result
+
+
+# --- statements and connections ------------------------------------------------------------------------------------
+
+
 def column_reader(field: Any, decimals: Callable[[Any], Any]) -> Callable[[Any], Any] | None:
     code = field.type_code
     if code in (FIELD_TYPE.DECIMAL, FIELD_TYPE.NEWDECIMAL):
         return decimals
-    if code in (FIELD_TYPE.DATE, FIELD_TYPE.DATETIME, FIELD_TYPE.TIMESTAMP):
-        return lambda moment: moment if isinstance(moment, str) else moment.isoformat()
+    if code in MOMENTS:
+        return iso_moment
     if code == FIELD_TYPE.TIME:
         return values.clock_text
     if code == FIELD_TYPE.JSON:
@@ -81,12 +139,13 @@ class MySQLStatement:
         return rows or ()
 
     async def execute(self, given: Sequence[Any]) -> tuple[int, Sequence[Any] | None]:
-        result = await self._statement.execute(self.adapt(given))
+        query = self._query
+        result = await execute(self._statement, self.adapt(given), self.fields, again=not query.writes)
         rows = result.rows
         if rows is not None and result.fields is not self.fields:
-            decimals = DECIMALS[self._query.decimals]
+            decimals = DECIMALS[query.decimals]
             columns = [(field.name, column_reader(field, decimals)) for field in result.fields]
-            self.shape = Shape(self._query.operation, columns)
+            self.shape = Shape(query.operation, columns)
             self.fields = result.fields
         return result.affected_rows, rows
 
@@ -104,7 +163,7 @@ class MySQLManyStatement:
         return self._one.shape
 
     async def run(self, items: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
-        result = await self._statement.execute([argument for item in items for argument in item])
+        result = await execute(self._statement, [argument for item in items for argument in item], self._fields)
         if result.fields is not self._fields:
             if [_kind_of(field) for field in result.fields[:-1]] != [_kind_of(field) for field in self._one.fields]:
                 raise Different
