@@ -21,6 +21,7 @@ TOO_MANY_DIGITS = (
     "operation: column 'x' has more digits than a JSON number holds exactly;"
     " round it in the query, or set decimals: rounded or string"
 )
+INFINITE = f"{COLUMN} holds an infinite time, which ISO 8601 has no text for"
 NOT_FINITE = "operation: column 'x' holds NaN or Infinity, which JSON has no number for"
 
 
@@ -36,6 +37,8 @@ NOT_FINITE = "operation: column 'x' holds NaN or Infinity, which JSON has no num
         ("CAST(0.1 AS float8)", 0.1),
         ("true", True),
         ("DATE '2024-02-29'", "2024-02-29"),
+        ("DATE '9999-12-31'", "9999-12-31"),
+        ("TIMESTAMP '9999-12-31 23:59:59.999999'", "9999-12-31T23:59:59.999999"),
         ("TIME '12:30:15.25'", "12:30:15.250000"),
         ("TIMESTAMP '2024-02-29 12:30:15'", "2024-02-29T12:30:15"),
         ("TIMESTAMPTZ '2024-02-29 12:30:15+02'", "2024-02-29T10:30:15+00:00"),
@@ -71,7 +74,10 @@ def test_postgresql_values(postgresql: Database, expression: str, expected: Any)
         ("CAST('NaN' AS float8)", NOT_FINITE),
         ("CAST('-Infinity' AS float8)", NOT_FINITE),
         ("CAST('NaN' AS numeric)", NOT_FINITE),
-        ("CAST('infinity' AS timestamptz)", f"{COLUMN} holds an infinite time, which ISO 8601 has no text for"),
+        ("CAST('infinity' AS timestamptz)", INFINITE),
+        ("CAST('-infinity' AS timestamp)", INFINITE),
+        ("CAST('infinity' AS date)", INFINITE),
+        ("ARRAY[CAST('-infinity' AS date)]", INFINITE),
         ("CAST('12345678901234567890.12' AS numeric)", TOO_MANY_DIGITS),
         ("int4range(1, 5)", f"{COLUMN} has the type int4range, which has no JSON form; cast it to text in the query"),
         (

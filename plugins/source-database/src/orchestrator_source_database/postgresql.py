@@ -6,13 +6,14 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
 from urllib.parse import urlencode
 
 import asyncpg
 from asyncpg import exceptions as pg
+from asyncpg.pgproto import pgproto
 
 from orchestrator_core.plugin_api import (
     Finding,
@@ -170,16 +171,36 @@ def _units(*amounts: tuple[int | str, str]) -> str:
     return "".join(f"{amount}{unit}" for amount, unit in amounts if amount)
 
 
+INFINITE = frozenset(
+    map(
+        id,
+        (
+            pgproto.infinity_date,
+            pgproto.negative_infinity_date,
+            pgproto.infinity_datetime,
+            pgproto.negative_infinity_datetime,
+        ),
+    )
+)
+"""What asyncpg has in place of infinite times. They equal days that there are, 9999-12-31 for example."""
+
+
+def iso_moment(moment: date) -> str:
+    if id(moment) in INFINITE:
+        raise Unreadable("holds an infinite time, which ISO 8601 has no text for")
+    return moment.isoformat()
+
+
 PLAIN = frozenset(
     ("int2", "int4", "int8", "oid", "text", "varchar", "bpchar", "name", "citext", "bool", "unknown", "xml", "money")
 )
 READERS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("float4", "float8"), values.finite),
     **dict.fromkeys(("json", "jsonb"), values.json_value),
-    **dict.fromkeys(("date", "time", "timetz", "timestamp"), values.iso),
+    **dict.fromkeys(("date", "timestamp", "timestamptz"), iso_moment),
+    **dict.fromkeys(("time", "timetz"), time.isoformat),
     **dict.fromkeys(("inet", "cidr", "uuid"), str),
     **dict.fromkeys(("bit", "varbit"), lambda bits: bits.as_string()),
-    "timestamptz": values.iso_instant,
     "bytea": values.base64_text,
     "interval": iso_duration,
     "char": lambda char: char.decode("latin-1") if isinstance(char, bytes) else char,

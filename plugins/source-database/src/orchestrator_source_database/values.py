@@ -6,7 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import date, datetime, time, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from functools import lru_cache
 from math import isfinite
@@ -69,16 +69,6 @@ def decimal_text(value: Decimal) -> str:
 
 
 DECIMALS: dict[Decimals, Reader] = {"number": exact_number, "rounded": nearest_number, "string": decimal_text}
-
-
-def iso(value: date | time) -> str:
-    return value.isoformat()
-
-
-def iso_instant(value: datetime) -> str:
-    if value.tzinfo is None:  # how asyncpg hands over infinity in a column with time zone
-        raise Unreadable("holds an infinite time, which ISO 8601 has no text for")
-    return value.isoformat()
 
 
 def base64_text(value: bytes) -> str:
