@@ -60,7 +60,8 @@ def make_request(
     """Return the request as expressions see it: strings made what ``input_schema`` declares, defaults filled in.
 
     The schema is held against one object: the fields of the body, the query parameters, and those path parameters
-    that it declares. A body that is no object is held against it alone. Raises :class:`InvalidRequest`.
+    that it declares. Where two of them have one name, each value must fit. A body that is no object is held against it
+    alone. Raises :class:`InvalidRequest`.
     """
     schema = ready.plan.input
     if schema is None:
@@ -69,18 +70,27 @@ def make_request(
     declared = schema.properties
     path_params = {name: coerce(text, declared.get(name, {})) for name, text in path_params.items()}
     query = {name: coerce_all(texts, declared.get(name, {})) for name, texts in query_texts.items()}
-    known = {**query, **{name: value for name, value in path_params.items() if name in declared}}
+    in_path = {name: value for name, value in path_params.items() if name in declared}
+    known = {**query, **in_path}
+    hidden: list[Mapping[str, Any]] = []  # what expressions can still ask for by its place
     if body is MISSING or isinstance(body, dict):
         given = {**(body if isinstance(body, dict) else {}), **known}
         defaults = {name: value for name, value in schema.defaults.items() if name not in given}
         instance: Any = {**given, **defaults}
+        if in_path and not in_path.keys().isdisjoint(query):
+            hidden.append(query)
+        if isinstance(body, dict) and not known.keys().isdisjoint(body):
+            hidden.append(body)
         if defaults and isinstance(body, dict):
             body = {**body, **defaults}
         elif defaults:
             query = {**query, **defaults}
     else:
         instance = body
-    if errors := schema.errors(instance):
+    errors = schema.errors(instance)
+    if not errors and hidden:
+        errors = next(filter(None, (schema.errors({**instance, **values}) for values in hidden)), [])
+    if errors:
         what = "; ".join(f"{error['pointer'] or 'the request'} {error['message']}" for error in errors[:3])
         raise InvalidRequest(f"the request does not fit the endpoint's input_schema: {what}", errors)
     return Request(path_params, query, headers, body)

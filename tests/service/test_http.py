@@ -618,6 +618,16 @@ def test_strings_of_path_and_query_become_the_declared_types(
         ),
         ("POST", "/7", {"limit": "5"}, [{"pointer": "/limit", "message": '"5" is not of type "integer"'}]),
         ("POST", "/7", [1], [{"pointer": "", "message": '[1] is not of type "object"'}]),
+        ("POST", "/7", {"id": "x"}, [{"pointer": "/id", "message": '"x" is not of type "integer"'}]),
+        (
+            "POST",
+            "/7?limit=5",
+            {"limit": 101},
+            [{"pointer": "/limit", "message": "101 is greater than the maximum of 100"}],
+        ),
+        ("POST", "/7?flag=true", {"flag": 1}, [{"pointer": "/flag", "message": '1 is not of type "boolean"'}]),
+        ("GET", "/7?id=x", None, [{"pointer": "/id", "message": '"x" is not of type "integer"'}]),
+        ("POST", "/7?id=8", {"id": 0}, [{"pointer": "/id", "message": "0 is less than the minimum of 1"}]),
     ],
 )
 def test_a_request_that_does_not_fit_is_422_with_a_pointer_per_error(
