@@ -31,7 +31,7 @@ from orchestrator_core.run import (
     Run,
     clock,
 )
-from orchestrator_core.schemas import coerce, coerce_all
+from orchestrator_core.schemas import RequestSchema, coerce, coerce_all, pointer
 from orchestrator_core.snapshot import ReadyPlan
 from orchestrator_core.tasks import is_told_to_end
 from orchestrator_core.time_limits import NO_DEADLINE
@@ -61,7 +61,7 @@ def make_request(
 
     The schema is held against one object: the fields of the body, the query parameters, and those path parameters
     that it declares. Where two of them have one name, each value must fit. A body that is no object is held against it
-    alone. Raises :class:`InvalidRequest`.
+    alone, and so are the declared parameters beside it, each for itself. Raises :class:`InvalidRequest`.
     """
     schema = ready.plan.input
     if schema is None:
@@ -90,10 +90,20 @@ def make_request(
     errors = schema.errors(instance)
     if not errors and hidden:
         errors = next(filter(None, (schema.errors({**instance, **values}) for values in hidden)), [])
+    elif not errors and instance is body:
+        errors = _errors_beside(schema, in_path) or _errors_beside(schema, query)
     if errors:
         what = "; ".join(f"{error['pointer'] or 'the request'} {error['message']}" for error in errors[:3])
         raise InvalidRequest(f"the request does not fit the endpoint's input_schema: {what}", errors)
     return Request(path_params, query, headers, body)
+
+
+def _errors_beside(schema: RequestSchema, params: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return what of the parameters does not fit that the schema declares, beside a body that is no object."""
+    places = {pointer([name]) for name in params if name in schema.properties}
+    if not places:
+        return []
+    return [error for error in schema.errors(params) if "/".join(error["pointer"].split("/")[:2]) in places]
 
 
 async def execute(ready: ReadyPlan, request: Request, run: Run) -> JSON:

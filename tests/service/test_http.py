@@ -644,6 +644,34 @@ def test_a_request_that_does_not_fit_is_422_with_a_pointer_per_error(
     }
 
 
+def test_parameters_beside_a_body_that_is_no_object_must_fit_too(serve: Callable[..., Served]) -> None:
+    served = serve(
+        {
+            "domains/d.yaml": """
+            endpoints:
+              numbers:
+                path: "/{id}"
+                input_schema:
+                  type: array
+                  items: {type: integer}
+                  properties: {id: {type: integer}, page: {type: integer, maximum: 9}}
+                  required: [id, page]
+                response_mapping: {id: "$request.id", page: "$request.query_params.page ?? 1", body: "$request.body"}
+            """
+        }
+    )
+    answer = served.post("/orchestrator/d/numbers/7?page=2&other=x", [1, 2])
+    assert (answer.status, answer.json) == (200, {"id": 7, "page": 2, "body": [1, 2]})
+    assert served.post("/orchestrator/d/numbers/7", [1, 2]).status == 200
+    for target, name, message in (
+        ("x", "id", '"x" is not of type "integer"'),
+        ("7?page=10", "page", "10 is greater than the maximum of 9"),
+        ("7?id=x", "id", '"x" is not of type "integer"'),
+    ):
+        answer = served.post(f"/orchestrator/d/numbers/{target}", [1, 2])
+        assert (answer.status, answer.json["errors"]) == (422, [{"pointer": f"/{name}", "message": message}])
+
+
 def test_every_error_of_a_request_is_told(all_of_it: Served) -> None:
     got = all_of_it.get("/orchestrator/d/typed/x?limit=1000&flag=1&other=1")
     assert sorted(error["pointer"] for error in got.json["errors"]) == ["", "/flag", "/id", "/limit"]
