@@ -22,6 +22,7 @@ from orchestrator_source_database.findings import Catalog, finding, missing_colu
 from orchestrator_source_database.many import Different, union
 from orchestrator_source_database.options import Address, DatabaseOptions
 from orchestrator_source_database.params import HALF_PAIR, JSONText, adapter, in_utc, scalar
+from orchestrator_source_database.pool import MEND_SECONDS
 from orchestrator_source_database.query import Binding, Query
 from orchestrator_source_database.values import DECIMALS, Shape, Unreadable
 
@@ -230,19 +231,20 @@ class MySQLConnection:
 
     async def mend(self) -> bool:
         """Roll back. A cancelled statement has closed the connection, but runs on in the server: end it there."""
-        if self.alive():
-            if self._in_transaction:
-                await self._connection.query("ROLLBACK")
-                self._in_transaction = False
-            return True
-        helper = await self._connect()
-        try:
-            await helper.query(f"KILL {int(self._connection.thread_id())}")
-        except my.MySQLError:
-            pass  # it has ended by itself
-        finally:
-            await helper.ensure_closed()
-        return False
+        async with asyncio.timeout(MEND_SECONDS):
+            if self.alive():
+                if self._in_transaction:
+                    await self._connection.query("ROLLBACK")
+                    self._in_transaction = False
+                return True
+            helper = await self._connect()
+            try:
+                await helper.query(f"KILL {int(self._connection.thread_id())}")
+            except my.MySQLError:
+                pass  # it has ended by itself
+            finally:
+                await helper.ensure_closed()
+            return False
 
     async def close(self) -> None:
         self.statements.clear()

@@ -14,7 +14,10 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from orchestrator_core.plugin_api import SourceUnavailable
 
-__all__ = ["Lent", "Pool"]
+__all__ = ["MEND_SECONDS", "Lent", "Pool"]
+
+MEND_SECONDS = 0.5
+"""How long a server may take to end a given-up statement before its connection is closed: it may be hanging itself."""
 
 
 class Lent(Protocol):

@@ -27,13 +27,12 @@ from orchestrator_source_database.findings import Catalog, finding, missing_colu
 from orchestrator_source_database.many import Different, lateral
 from orchestrator_source_database.options import Address, DatabaseOptions
 from orchestrator_source_database.params import Converter, Unfit, adapter, in_utc
+from orchestrator_source_database.pool import MEND_SECONDS
 from orchestrator_source_database.query import Binding, Query
 from orchestrator_source_database.values import DECIMALS, Shape, Unreadable
 
 __all__ = ["PostgresConnection", "connector"]
 
-MEND_SECONDS = 0.5
-"""How long a server may take to end a given-up statement before its connection is closed: it may be hanging itself."""
 MOST_ITEMS = 1000
 SAME_IN_A_LIST = frozenset(
     ("int2", "int4", "int8", "float4", "float8", "numeric", "bool", "text", "varchar", "bpchar", "uuid", "bytea")
