@@ -159,6 +159,26 @@ def test_who_gives_up_waiting_does_not_take_the_token_from_the_others(run: Run) 
     run(main())
 
 
+def test_a_token_that_no_call_waits_for_any_more_is_given_up(run: Run) -> None:
+    """Half a second after the last call, so that one that comes meanwhile waits for the same."""
+
+    async def main() -> None:
+        async with issuing({"timeout": "30s"}, delay=60) as (issuer, source):
+            for _ in range(2):
+                tasks = asyncio.all_tasks()
+                for _ in range(2):
+                    with pytest.raises(TimeoutError):
+                        async with asyncio.timeout(0.1):
+                            await source.fetch("get", {"id": 1})
+                assert issuer.tokens.open == 1
+                async with asyncio.timeout(1):
+                    while issuer.tokens.open or asyncio.all_tasks() - tasks:  # noqa: ASYNC110  # nobody tells of it
+                        await asyncio.sleep(0.01)
+            assert len(issuer.tokens.seen) == 2
+
+    run(main())
+
+
 def test_a_token_that_has_expired_is_not_used(run: Run) -> None:
     async def main() -> None:
         async with issuing(expires_in=0.05) as (issuer, source):

@@ -27,6 +27,8 @@ _ERROR_CODE: Final = re.compile(r"[a-z_]{1,60}")
 _RENEW_BEFORE_SECONDS: Final = 30.0
 _RENEW_BEFORE_PART: Final = 0.2
 _RETRY_SECONDS: Final = 1.0
+_ABANDONED_SECONDS: Final = 0.5
+"""So long a token is still waited for that no call waits for any more: the next call may be glad of it."""
 
 
 @frozen
@@ -48,6 +50,7 @@ class Tokens:
         self._call = call
         self._token: Token | None = None
         self._fetching: asyncio.Task[Token] | None = None
+        self._waiting = 0
         self._not_before = -math.inf
         self._refused_not_before = -math.inf
 
@@ -81,6 +84,7 @@ class Tokens:
 
     async def _fetched(self) -> Token:
         task = self._start()
+        self._waiting += 1
         try:
             # Shielded: others wait for the same token, and one who gives up must not take it from them.
             return await asyncio.shield(task)
@@ -93,6 +97,15 @@ class Tokens:
             kind = CallTimeout if error.status == CallTimeout.status else SourceError
             wait = error.retry_after_seconds
             raise kind(str(error), transient=error.transient, retry_after_seconds=wait) from error
+        finally:
+            self._waiting -= 1
+            if not self._waiting and not task.done():
+                self._loop.call_later(_ABANDONED_SECONDS, self._give_up, task)
+
+    def _give_up(self, task: asyncio.Task[Token]) -> None:
+        if not self._waiting and not task.done():
+            self._fetching = None
+            task.cancel()
 
     def _start(self) -> asyncio.Task[Token]:
         if self._fetching is None:
@@ -101,7 +114,8 @@ class Tokens:
         return self._fetching
 
     def _done(self, task: asyncio.Task[Token]) -> None:
-        self._fetching = None
+        if self._fetching is task:
+            self._fetching = None
         if not task.cancelled() and task.exception() is None:
             self._token = task.result()
 
