@@ -672,6 +672,28 @@ def test_parameters_beside_a_body_that_is_no_object_must_fit_too(serve: Callable
         assert (answer.status, answer.json["errors"]) == (422, [{"pointer": f"/{name}", "message": message}])
 
 
+def test_what_must_not_be_there_is_told_so(serve: Callable[..., Served]) -> None:
+    schema = "{properties: {old: false, none: {type: object, additionalProperties: false}}}"
+    served = serve({"domains/d.yaml": f"endpoints: {{e: {{input_schema: {schema}, response_mapping: 1}}}}"})
+    assert served.post("/orchestrator/d/e", {"old": 1, "none": {"a": 1}}).json["errors"] == [
+        {"pointer": "/old", "message": "is not allowed"},
+        {"pointer": "/none", "message": "must have no properties"},
+    ]
+
+
+def test_a_large_body_in_which_all_is_wrong_holds_up_nobody(serve: Callable[..., Served]) -> None:
+    """All of its errors would take a minute to make, in which nobody is answered."""
+    schema = "{type: array, items: {anyOf: [{type: string}, {type: object}, {const: null}, {enum: [1, 2]}]}}"
+    served = serve({"domains/d.yaml": f"endpoints: {{e: {{input_schema: {schema}, response_mapping: 1}}}}"})
+    started = time.monotonic()
+    answer = served.post("/orchestrator/d/e", [5] * 500_000)
+    assert time.monotonic() - started < 2
+    message = "5 is not valid under any of the schemas listed in the 'anyOf' keyword"
+    assert (answer.status, answer.json["errors"]) == (422, [{"pointer": "/0", "message": message}])
+    few = served.post("/orchestrator/d/e", [5] * 50)
+    assert [error["pointer"] for error in few.json["errors"]] == [f"/{index}" for index in range(50)]
+
+
 def test_every_error_of_a_request_is_told(all_of_it: Served) -> None:
     got = all_of_it.get("/orchestrator/d/typed/x?limit=1000&flag=1&other=1")
     assert sorted(error["pointer"] for error in got.json["errors"]) == ["", "/flag", "/id", "/limit"]
