@@ -53,6 +53,9 @@ def test_predictions_become_a_result_for_each_row(
     run(main())
 
 
+TWENTY = [f"p{index}" for index in range(20)]
+
+
 @pytest.mark.parametrize(
     ("answer", "outputs", "message"),
     [
@@ -76,6 +79,16 @@ def test_predictions_become_a_result_for_each_row(
             {"predictions": [{"p": 1, "q": 2}]},
             {"s": 0},
             "outputs.s: the prediction has several outputs (p, q): give one by name",
+        ),
+        (
+            {"predictions": [{f"p{index}": 1 for index in range(100_000)}]},
+            {"s": 0},
+            f"outputs.s: the prediction has several outputs ({', '.join(TWENTY)}, and 99980 more): give one by name",
+        ),
+        (
+            {"predictions": [{f"score{index}": 1 for index in range(100_000)}]},
+            {"s": "score"},
+            "outputs.s: the prediction has no 'score'",
         ),
     ],
 )

@@ -142,6 +142,10 @@ def test_a_feature_that_the_tensor_cannot_take_is_refused_before_anything_is_sen
         ({"outputs": [{"name": "p", "shape": [1], "data": 1}]}, "the output 'p' has no value for each of 1 rows"),
         ({"outputs": [{"name": "p", "shape": [0, 2], "data": []}]}, "the output 'p' has no value for each of 1 rows"),
         ({"outputs": [{"name": "p", "shape": [1, "2"], "data": []}]}, "the output 'p' has no value for each of 1 rows"),
+        (
+            {"outputs": [{"name": "p" * 10**6, "shape": [1], "data": []}]},
+            f"the output '{'p' * 100}' has no value for each of 1 rows",
+        ),
         ({"outputs": ["p"]}, "the output 'p' has no value for each of 1 rows"),
         ({"outputs": [{"name": None, "shape": [1], "data": [1]}]}, "expected a name for each output, got null"),
         ({"outputs": [{"name": 7, "shape": [1], "data": [1]}]}, "expected a name for each output, got a number"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, TypeAlias
 
 from orchestrator_core.plugin_api import JSON, SourceError, did_you_mean
@@ -12,6 +13,8 @@ Take: TypeAlias = int | str
 """A column of the prediction by its number, or an output by its name: ``1``, ``"label"``, ``"probabilities[1]"``."""
 
 VALUE = "value"
+MOST_NAMES = 20
+"""Of a server's names so many are looked through and shown: it can send hundreds of thousands of them."""
 _PLACE = re.compile(r"(?P<name>.+?)(?:\[(?P<index>\d+)\])?\Z")
 
 
@@ -59,12 +62,13 @@ def _taken(prediction: Any, name: str | None, index: int | None, field: str) -> 
                     f"outputs.{field}: the prediction has no names, so no '{name}'; give a column by number, or 'value'"
                 )
         if name not in prediction:
-            hint = did_you_mean(name, prediction)
+            hint = did_you_mean(name, prediction) if len(prediction) <= MOST_NAMES else ""
             raise SourceError(f"outputs.{field}: the prediction has no '{name}'{f'; {hint}' if hint else ''}")
         prediction = prediction[name]
     elif isinstance(prediction, dict):
         if len(prediction) != 1:
-            names = ", ".join(prediction)
+            more = f", and {len(prediction) - MOST_NAMES} more" if len(prediction) > MOST_NAMES else ""
+            names = f"{', '.join(islice(prediction, MOST_NAMES))}{more}"
             raise SourceError(f"outputs.{field}: the prediction has several outputs ({names}): give one by name")
         (prediction,) = prediction.values()
     if index is None:

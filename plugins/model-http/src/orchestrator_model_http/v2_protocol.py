@@ -22,6 +22,8 @@ FEATURES = "features"
 MATRIX = "input-0"
 """The name of the one tensor where neither the server nor the configuration names it; servers then take any."""
 
+LONGEST_SHOWN = 100
+
 _INTEGERS = {f"{sign}INT{bits}": bits for sign in ("", "U") for bits in (8, 16, 32, 64)}
 _FLOATS = {"FP16", "FP32", "FP64", "BF16"}
 _RANGES = {
@@ -222,12 +224,13 @@ class V2Protocol:
             if not isinstance(name, str):
                 raise self._exchange.unfit("a name for each output", name)
             if name in columns:
-                raise SourceError(f"{self._exchange.call}: two outputs are named '{name}'")
+                raise SourceError(f"{self._exchange.call}: two outputs are named '{name[:LONGEST_SHOWN]}'")
             try:
                 columns[name] = _column(output["data"], output["shape"], len(rows))
             except (KeyError, TypeError, ValueError) as error:
+                shortened = name[:LONGEST_SHOWN]
                 raise SourceError(
-                    f"{self._exchange.call}: the output '{name}' has no value for each of {len(rows)} rows"
+                    f"{self._exchange.call}: the output '{shortened}' has no value for each of {len(rows)} rows"
                 ) from error
         names = list(columns)
         return [self._result(dict(zip(names, values, strict=True))) for values in zip(*columns.values(), strict=True)]
