@@ -206,6 +206,33 @@ def test_answers_that_cannot_be_used(status: int, body: str, message: str) -> No
     run(main())
 
 
+SHAPE = "get: the feature server's answer has not the shape it should have (ValueError: "
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"statuses": ["STALE"]}, f"{SHAPE}the status 'STALE')"),
+        ({"statuses": [None]}, f"{SHAPE}the status 'None')"),
+        ({"event_timestamps": ["yesterday"]}, "get: feature 'tier' has an event_timestamp that is no time"),
+        ({"event_timestamps": [1704067200]}, "get: feature 'tier' has an event_timestamp that is no time"),
+        ({"event_timestamps": [None]}, "get: feature 'tier' has an event_timestamp that is no time"),
+    ],
+)
+def test_a_feature_that_nobody_can_tell_to_be_there_is_a_source_error(told: Any, message: str) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({**GOOD, "results": [{**GOOD["results"][0], **told}]})
+
+    async def main() -> None:
+        operation = {"features": ["customer:tier"], "max_age": "24h"}
+        async with stub(answer) as url, open_server(url, {"get": operation}) as source:
+            with pytest.raises(SourceError) as caught:
+                await source.fetch("get", {"entity_id": 1})
+            assert str(caught.value) == message
+
+    run(main())
+
+
 @pytest.mark.parametrize("status", ["NOT_FOUND", "OUTSIDE_MAX_AGE"])
 def test_statuses_of_other_feature_servers_are_heeded(status: str) -> None:
     async def answer(request: web.Request) -> web.Response:

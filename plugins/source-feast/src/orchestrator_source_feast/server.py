@@ -45,6 +45,8 @@ TRANSIENT = frozenset({429, 502, 503, 504})
 NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
 ROWS_AT_ONCE = 500
 NEVER = "1970-01-01T00:00:00Z"
+STATUSES = frozenset(("PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_AGE", "INVALID"))
+"""Feast's ``FieldStatus``."""
 REASON_LENGTH = 200
 
 
@@ -293,6 +295,9 @@ def _vectors(asked: AskedOperation, answer: Any, row: Mapping[str, Any], index: 
             )
             for name, each in zip(names, answer["results"], strict=True)
         }
+        for name, vector in vectors.items():
+            if not isinstance(name, str) or vector.status not in STATUSES:
+                raise ValueError(f"the status {str(vector.status)[:40]!r}" if isinstance(name, str) else "a name")
         if asked.service:
             return [(name, "", vector) for name, vector in vectors.items() if name not in row]
         found, by_full_names = [], _ambiguous(asked)
@@ -316,7 +321,7 @@ def _result(
     result: dict[str, Any] = {}
     for field, view, vector in vectors:
         missing = vector.status in ("NOT_FOUND", "INVALID") or view not in known
-        expired = vector.status == "OUTSIDE_MAX_AGE" or _is_old(asked, vector)
+        expired = vector.status == "OUTSIDE_MAX_AGE" or _is_old(asked, field, vector)
         if (missing or expired) and not asked.allow_missing:
             entity = ", ".join(f"{key}={shown(value)}" for key, value in row.items())
             where = f"feature view '{view}'" if view else f"feature service '{asked.service}'"
@@ -328,10 +333,14 @@ def _result(
     return result
 
 
-def _is_old(asked: AskedOperation, vector: Vector) -> bool:
+def _is_old(asked: AskedOperation, field: str, vector: Vector) -> bool:
     if asked.max_age_seconds is None or vector.stamp == NEVER:
         return False
-    return datetime.fromisoformat(vector.stamp).timestamp() < time() - asked.max_age_seconds
+    try:
+        stored_at = datetime.fromisoformat(vector.stamp).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        raise SourceError(f"{asked.name}: feature '{field}' has an event_timestamp that is no time") from None
+    return stored_at < time() - asked.max_age_seconds
 
 
 def _finite(asked: AskedOperation, field: str, value: Any) -> Any:
