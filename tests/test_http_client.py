@@ -365,6 +365,22 @@ def test_json_is_parsed_and_what_is_not_json_names_the_call(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b'{"id": 123456789012345678901234567890}', "an integer in it does not fit in 64 bits"),
+        (b"[" * 201 + b"]" * 201, "it is nested more than 200 deep"),
+    ],
+)
+def test_json_that_no_answer_can_hold_is_none(run: Run, body: bytes, why: str) -> None:
+    async def scenario() -> None:
+        answer = await answer_to(always(ok(body)))
+        with pytest.raises(SourceError, match=f"the answer \\(status 200\\) is not JSON: {why}$"):
+            answer.json()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
     "answer",
     [
         ok(b"hello"),

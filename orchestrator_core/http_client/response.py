@@ -11,7 +11,7 @@ from typing import TypeAlias
 import orjson
 from attrs import field, frozen
 
-from orchestrator_core.depth import check_depth
+from orchestrator_core.depth import check_depth, check_integers
 from orchestrator_core.errors import SourceError
 from orchestrator_core.http_client.errors import HttpProtocolError, ResponseTooLarge
 from orchestrator_core.http_client.request import RequestHead
@@ -95,11 +95,15 @@ class HttpResponse:
         return min(max(1.0, seconds), LONGEST_WAIT_SECONDS)
 
     def json(self) -> JSON:
-        """Parse the body as JSON. Raises :class:`SourceError` that names the call when it is not JSON."""
+        """Parse the body as JSON. Raises :class:`SourceError` that names the call when it is not JSON.
+
+        It is none either when it is nested too deep for an answer, or has an integer of more than 64 bits.
+        """
         try:
             value: JSON = orjson.loads(self.body)
+            check_integers(self.body)
             check_depth(value, self.body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SourceError(f"{self.request.call}: the answer (status {self.status}) is not JSON: {error}") from error
         return value
 
