@@ -13,7 +13,7 @@ from attrs import field, frozen
 from orchestrator_core.config.yaml import DataPath
 
 MAX_ERRORS = 100
-MOST_VALUES = 250
+MOST_VALUES = 1000
 """Of an instance with more, the first error is told alone: jsonschema-rs makes all before it gives one, up to 0.1 ms
 for each, and nobody else is answered meanwhile."""
 FOREIGN_REFERENCE = "references to other documents are not followed"
