@@ -276,6 +276,21 @@ def test_what_a_model_raises_is_a_source_error(models: Path) -> None:
     assert str(caught.value) == "the model failed: ValueError: debt out of range"
 
 
+@pytest.mark.parametrize(
+    ("debt", "message"),
+    [
+        (-1, "the model failed: it predicted a single value, array(None, dtype=object) for 1 rows"),
+        (-2, "the model failed: it predicted an array of shape (3,) for 1 rows"),
+        (-3, "the model failed: it predicted a single value, array('high', dtype='<U4') for 1 rows"),
+        (-4, "the model failed: it predicted a single value, array({'score': [1.0]}, dtype=object) for 1 rows"),
+    ],
+)
+def test_predictions_that_are_not_one_for_each_row_are_a_source_error(models: Path, debt: int, message: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        loaded(models, "odd", trust=True).score([{"debt": debt}])
+    assert str(caught.value) == message
+
+
 # --- features --------------------------------------------------------------------------------------------------------
 
 

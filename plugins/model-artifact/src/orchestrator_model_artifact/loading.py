@@ -131,11 +131,15 @@ def load(request: Request) -> LoadedModel:
     def score(rows: Sequence[Row]) -> list[JSON]:
         try:
             arrays = predict(rows)
+            for array in arrays:
+                if array.shape[:1] != (len(rows),):
+                    found = f"an array of shape {array.shape}" if array.shape else f"a single value, {array!r:.80}"
+                    raise SourceError(f"the model failed: it predicted {found} for {len(rows)} rows")
+            return fields.rows(arrays)
         except OrchestratorError:
             raise
         except (Exception, SystemExit) as error:  # a model can raise anything: it is a backend that failed
             raise SourceError(f"the model failed: {type(error).__name__}: {error}") from error
-        return fields.rows(arrays)
 
     version = request.version or (mlmodel.version if mlmodel else "")
     return LoadedModel(
