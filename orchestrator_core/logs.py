@@ -58,6 +58,14 @@ def request_line() -> RequestLine | None:
     return factory.request_line if isinstance(factory, LineFactory) else None
 
 
+def flush_log() -> None:
+    """Write what of the log is on its way, for a process that ends without Python's leave."""
+    factory = structlog.get_config()["logger_factory"]
+    if isinstance(factory, LineFactory):
+        factory.lines.flush()
+    sys.stderr.flush()
+
+
 def configure_logging(options: LoggingOptions, redact: Callable[[str], str]) -> None:
     """Send the log to standard error, as lines for people or as JSON, with every known secret masked.
 

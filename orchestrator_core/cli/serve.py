@@ -19,6 +19,7 @@ from orchestrator_core.config.load import load_configuration
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.errors import ConfigError, Problem
 from orchestrator_core.http.app import Service, serve
+from orchestrator_core.http.grace import ending_the_process
 from orchestrator_core.logs import LogMask, configure_logging, logging_what_nobody_caught
 from orchestrator_core.loops import run_async
 from orchestrator_core.workers.process import StartFailed
@@ -71,7 +72,8 @@ def command(
         with logging_what_nobody_caught():
             if workers == 1:
                 seconds = float(configuration.app.server.shutdown_timeout)
-                run_async(serve(folder, **where, ready=_announce, mask=mask, shutdown_seconds=seconds))
+                served = serve(folder, **where, ready=_announce, mask=mask, shutdown_seconds=seconds)
+                run_async(ending_the_process(served))
             else:
                 run_async(serve_workers(folder, configuration, workers, **where, ready=_announce_workers, mask=mask))
     except ConfigError as error:

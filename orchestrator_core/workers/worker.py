@@ -21,7 +21,7 @@ from orchestrator_core.config.model import Configuration
 from orchestrator_core.documents import problem_json
 from orchestrator_core.errors import ConfigError, Problem
 from orchestrator_core.http.app import LINGER_SECONDS, closed_in_time, serve_live
-from orchestrator_core.http.grace import Grace
+from orchestrator_core.http.grace import Grace, ending_the_process
 from orchestrator_core.logs import LogMask, configure_early_logging, configure_logging, logging_what_nobody_caught
 from orchestrator_core.loops import run_async
 from orchestrator_core.plugin_api import Telemetry
@@ -40,7 +40,7 @@ def work(channel: int) -> None:
     configure_early_logging()
     with logging_what_nobody_caught():
         try:
-            run_async(_work(channel))
+            run_async(ending_the_process(_work(channel)))
         except Exception:  # Python would print it as it is, with secrets in it
             log.exception("the worker ends")
             sys.exit(1)

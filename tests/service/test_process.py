@@ -91,6 +91,57 @@ def test_a_source_that_does_not_close_does_not_hold_the_process(run: RunFixture,
     run(main(), timeout_seconds=60)
 
 
+BLOCKS = """
+    import asyncio, time
+    from contextlib import asynccontextmanager
+    from attrs import frozen
+    from orchestrator_core.plugin_api import SourceKind, hookimpl
+
+    @frozen
+    class Options:
+        \"\"\"Nothing to configure.\"\"\"
+
+    class Blocks:
+        async def fetch(self, operation, params):
+            await asyncio.to_thread(time.sleep, 600)
+
+    @asynccontextmanager
+    async def opened(options, context):
+        yield Blocks()
+
+    @hookimpl
+    def orchestrator_source_kinds():
+        return [SourceKind("blocks", "Its thread never ends.", Options, opened)]
+"""
+
+
+def test_a_thread_that_does_not_end_does_not_hold_the_process(run: RunFixture, tmp_path: Path) -> None:
+    files = {
+        **FILES,
+        "config/config.yaml": "plugins_dir: ../plugins\n",
+        "config/domains/blocking.yaml": """
+            endpoints:
+              get:
+                timeout: 200ms
+                data_sources:
+                  - {name: blocked, type: blocks, operation: get}
+        """,
+        "config/integrations/blocks.yaml": "blocks: {sources: {default: {}}}",
+        "plugins/blocks.py": BLOCKS,
+    }
+
+    async def main() -> None:
+        async with serving(tmp_path, files) as service:
+            address = urlsplit(service.url)
+            status, _ = await service.get(f"{address.scheme}://{address.netloc}/orchestrator/blocking/get")
+            assert status == 504
+            service.process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(service.process.wait(), 20) == 0
+        assert any("threads do not end" in line for line in service.lines)
+
+    run(main(), timeout_seconds=60)
+
+
 def test_signals_that_come_together_are_one(run: RunFixture, tmp_path: Path) -> None:
     """As who sends one to the process, and one to its group."""
 
