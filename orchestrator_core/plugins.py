@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
+import attrs
 import pluggy
 from attrs import field, frozen
 
@@ -100,7 +101,10 @@ class Registry:
                 return "ORC403", f"`{name}`: {plugin} is installed but failed to import: {reason}", hint
         if distribution:
             return "ORC401", f"no installed plugin provides the {label}", f"install it: pip install {distribution}"
-        return "ORC401", f"no installed plugin provides the {label}", did_you_mean(name, [*known, *installable])
+        hint = did_you_mean(name, [*known, *installable])
+        if broken := [str(plugin) for plugin in self.plugins if plugin.error]:  # one of them may provide it
+            hint += f"; {', '.join(broken)} failed to import: orchestrator plugins tells why"
+        return "ORC401", f"no installed plugin provides the {label}", hint.removeprefix("; ")
 
 
 def discover(
@@ -232,13 +236,37 @@ def _answers(manager: pluggy.PluginManager, plugins: dict[str, Plugin], hook: st
         name = implementation.plugin_name
         plugin = plugins[name]
         try:
-            kinds = list(implementation.function())
+            kinds = _kinds(hook, implementation.function())
         except (Exception, SystemExit):  # recorded with its traceback, as a failed import is
             error = traceback.format_exc()
             plugins[name] = Plugin(plugin.name, plugin.origin, plugin.version, error, plugin.summary)
             continue
         for kind in kinds:
             yield plugins[name], kind
+
+
+_KINDS: dict[str, type[Any]] = {
+    "orchestrator_source_kinds": SourceKind,
+    "orchestrator_model_kinds": ModelKind,
+    "orchestrator_transformers": TransformerKind,
+    "orchestrator_execution_stores": StoreKind,
+    "orchestrator_telemetry": TelemetryKind,
+}
+
+
+def _kinds(hook: str, answer: Any) -> list[Any]:
+    """Return what a hook has answered. Raises ``TypeError`` where that is no list of kinds."""
+    expected = _KINDS[hook]
+    if not isinstance(answer, Iterable):
+        raise TypeError(f"{hook} returned {type(answer).__name__}, expected a list of {expected.__name__}")
+    kinds = list(answer)
+    for kind in kinds:
+        if not isinstance(kind, expected):
+            raise TypeError(f"{hook} returned {type(kind).__name__} in its list, expected {expected.__name__}")
+        options = kind.options
+        if expected is not TransformerKind and not attrs.has(options) and options.__module__ != "builtins":
+            raise TypeError(f"the options of '{kind.name}' are no attrs class: is {options.__name__} marked @frozen?")
+    return kinds
 
 
 def _add(into: dict[str, Any], what: str, name: str, provided: Provided[Any], problems: list[Problem]) -> None:

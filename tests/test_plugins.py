@@ -179,6 +179,71 @@ def test_a_hook_with_a_misspelt_argument_is_told(install: Callable[..., None]) -
     assert "exection" in plugin.error
 
 
+KINDS = """
+    from contextlib import asynccontextmanager
+    from attrs import frozen
+    from orchestrator_core.plugin_api import ModelKind, SourceKind, TransformerKind, hookimpl
+
+    class Bare:
+        pass
+
+    @frozen
+    class Options:
+        pass
+
+    @asynccontextmanager
+    async def opened(options, context):
+        yield None
+
+    @hookimpl
+    def {hook}():
+        return {answer}
+"""
+
+
+@pytest.mark.parametrize(
+    ("hook", "answer", "reason"),
+    [
+        (
+            "orchestrator_transformers",
+            "['mine']",
+            "orchestrator_transformers returned str in its list, expected TransformerKind",
+        ),
+        (
+            "orchestrator_model_kinds",
+            "ModelKind('mine', 'Mine.', Options, opened)",
+            "orchestrator_model_kinds returned ModelKind, expected a list of ModelKind",
+        ),
+        (
+            "orchestrator_source_kinds",
+            "[SourceKind('mine', 'Mine.', Bare, opened)]",
+            "the options of 'mine' are no attrs class: is Bare marked @frozen?",
+        ),
+        (
+            "orchestrator_source_kinds",
+            "None",
+            "orchestrator_source_kinds returned NoneType, expected a list of SourceKind",
+        ),
+    ],
+)
+def test_a_hook_that_returns_no_kinds_is_told(
+    install: Callable[..., None], hook: str, answer: str, reason: str
+) -> None:
+    install("acme", "1", "mine", KINDS.replace("{hook}", hook).replace("{answer}", answer))
+    (told,) = check_problems({"domains/d.yaml": DOMAIN.format(type="mine")})
+    assert (told.code, told.message) == (
+        "ORC403",
+        f"`mine`: acme 1 is installed but failed to import: TypeError: {reason}",
+    )
+
+
+def test_a_type_of_a_plugin_of_another_name_that_failed_says_which_have(install: Callable[..., None]) -> None:
+    install("acme-weather", "1.2", "acme", "import no_such_library_of_mine")
+    (told,) = check_problems({"domains/d.yaml": DOMAIN.format(type="weather")})
+    assert (told.code, told.message) == ("ORC401", "no installed plugin provides the source type 'weather'")
+    assert told.hint.endswith("; acme-weather 1.2 failed to import: orchestrator plugins tells why")
+
+
 def test_one_plugin_that_fails_does_not_hide_the_others(install: Callable[..., None]) -> None:
     install("a", "1", "a", "raise ValueError('no')")
     install("b", "1", "b", SOURCE.replace("{name}", "b"))
