@@ -418,3 +418,62 @@ def test_plugins_of_one_service_are_not_those_of_another(serve: Serve) -> None:
     without = serve(files)
     assert "mine" in with_it.service.running.live.registry.sources
     assert "mine" not in without.service.running.live.registry.sources
+
+
+OPENS = """
+    from contextlib import asynccontextmanager
+    from attrs import frozen
+    from orchestrator_core.plugin_api import SourceKind, hookimpl
+
+    @frozen
+    class Options:
+        pass
+
+    class Opened:
+        async def fetch(self, operation, params):
+            return None
+
+        async def inspect(self):
+            return {inspected}
+
+    @asynccontextmanager
+    async def opened(options, context):
+        yield {opened}
+        {then}
+
+    @hookimpl
+    def orchestrator_source_kinds():
+        return [SourceKind("mine", "Mine.", Options, opened)]
+"""
+
+
+def opening(opened: str = "Opened()", inspected: str = "Inspection()", then: str = "") -> str:
+    source = OPENS.replace("import SourceKind", "import Inspection, SourceKind")
+    return source.replace("{opened}", opened).replace("{inspected}", inspected).replace("{then}", then)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (opening(opened="None"), "TypeError: what was opened has no fetch: it is a NoneType"),
+        (opening(inspected="{}"), "TypeError: inspect returned dict, expected Inspection"),
+    ],
+)
+def test_an_open_source_that_keeps_no_contract_is_a_problem_that_names_its_plugin(
+    install: Callable[..., None], source: str, reason: str
+) -> None:
+    install("acme", "1", "mine", source)
+    (told,) = check_problems({"domains/d.yaml": DOMAIN.format(type="mine")})
+    assert (told.code, told.message) == ("ORC601", f"mine.default cannot be opened: {reason}")
+    assert told.hint.endswith("a defect of acme 1")
+
+
+def test_a_source_that_fails_when_it_is_closed_is_logged_by_name(
+    install: Callable[..., None], serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("acme", "1", "mine", opening(then="raise RuntimeError('no way out')"))
+    files = {"domains/d.yaml": DOMAIN.format(type="mine"), "integrations/mine.yaml": "mine: {sources: {default: {}}}"}
+    assert check_problems(files) == []
+    said = capsys.readouterr()
+    assert "a source failed when it was closed" in said.out + said.err
+    assert "no way out" in said.out + said.err

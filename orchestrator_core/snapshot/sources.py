@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal
 
 import attrs
+import structlog
 from attrs import define, field, frozen
 
 from orchestrator_core.catalog import SourceKey, SourceSpec
@@ -21,6 +22,8 @@ from orchestrator_core.plugins import Registry
 from orchestrator_core.snapshot.drafting import Draft
 from orchestrator_core.snapshot.problems import opening_problems
 from orchestrator_core.tasks import exit_asked_for, to_its_end
+
+log = structlog.get_logger("orchestrator")
 
 READY_SECONDS = 5.0
 INSPECT_SECONDS = 30.0
@@ -71,6 +74,8 @@ class OpenSource:
         if self.users <= 0 and self._task is not None:
             self._closing.set()
             await asyncio.wait([self._task])
+            if not self._task.cancelled() and (error := self._task.exception()):
+                log.error("a source failed when it was closed", source=self.spec.label, exc_info=error)
             self._task = None
 
 
@@ -147,20 +152,25 @@ async def _open_source(spec: SourceSpec, opener: Opener, prepared: Draft, http: 
         await asyncio.wait([task])
         raise
     opened = OpenSource(spec, source, Inspection(), users=1, closing=closing, task=task)
-    if isinstance(source, Inspects):
-        try:
+    try:
+        if not callable(getattr(source, "fetch", None)):
+            raise TypeError(f"what was opened has no fetch: it is a {type(source).__name__}")
+        if isinstance(source, Inspects):
             async with asyncio.timeout(INSPECT_SECONDS):
-                opened.inspection = await source.inspect()
-        except TimeoutError:
-            opened.unreachable = f"no answer within {INSPECT_SECONDS:g} s"
-        except (SourceUnavailable, SourceError) as error:
-            opened.unreachable = str(error)
-        except SystemExit as error:
-            await opened.release()
-            raise SourceError(exit_asked_for(error)) from error
-        except BaseException:
-            await opened.release()
-            raise
+                inspection = await source.inspect()
+            if not isinstance(inspection, Inspection):
+                raise TypeError(f"inspect returned {type(inspection).__name__}, expected Inspection")
+            opened.inspection = inspection
+    except TimeoutError:
+        opened.unreachable = f"no answer within {INSPECT_SECONDS:g} s"
+    except (SourceUnavailable, SourceError) as error:
+        opened.unreachable = str(error)
+    except SystemExit as error:
+        await opened.release()
+        raise SourceError(exit_asked_for(error)) from error
+    except BaseException:
+        await opened.release()
+        raise
     return opened
 
 
