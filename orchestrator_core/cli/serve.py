@@ -27,6 +27,8 @@ from orchestrator_core.workers.serve import Ready, serve_workers
 
 log = structlog.get_logger("orchestrator")
 
+ANOTHER_HOST = "give an address of this machine with --host, or server.host and admin.host in config.yaml"
+ANOTHER_PORT = "take another with --port or --admin-port, or server.port and admin.port in config.yaml"
 _BIND = re.compile(r"address \('([^']+)', (\d+).*?\): (.+)\Z")
 _PORT = click.IntRange(0, 65535)
 
@@ -81,12 +83,13 @@ def command(
     except StartFailed as error:
         raise click.ClickException(f"a worker did not start: {configuration.redactor(str(error))}") from error
     except socket.gaierror as error:
-        hint = "give an address of this machine with --host, or server.host and admin.host in config.yaml"
-        raise click.ClickException(f"cannot listen: {(error.strerror or str(error)).lower()}\n  = {hint}") from error
+        message = f"cannot listen: {(error.strerror or str(error)).lower()}\n  = {ANOTHER_HOST}"
+        raise click.ClickException(message) from error
     except OSError as error:
-        if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+        is_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        if not is_port and error.errno != errno.EADDRNOTAVAIL and not _BIND.search(error.strerror or ""):
             raise
-        hint = "take another with --port or --admin-port, or server.port and admin.port in config.yaml"
+        hint = ANOTHER_PORT if is_port else ANOTHER_HOST
         raise click.ClickException(f"cannot listen{_where(error)}\n  = {hint}") from error
 
 

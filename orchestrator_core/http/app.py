@@ -206,6 +206,7 @@ async def serve(
     stop, grace, opened, hangup = asyncio.Event(), Grace(shutdown_seconds), asyncio.Event(), asyncio.Event()
     on_stop_signals(stop, grace)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, _cannot_restart)  # which would end the process
     where: dict[str, Any] = {"host": host, "port": port, "admin_port": admin_port, "plugins_dir": plugins_dir}
 
     async def serve_until_stopped() -> None:
@@ -236,6 +237,10 @@ async def serve(
             await asyncio.wait({serving}, timeout=patience)
     if serving.done() and not serving.cancelled():
         serving.result()
+
+
+def _cannot_restart() -> None:
+    log.warning("SIGUSR2 is ignored: one process cannot replace itself, as serve with --workers does")
 
 
 async def closed_in_time(serving: asyncio.Task[None], grace: Grace) -> None:

@@ -130,13 +130,21 @@ def test_a_port_that_is_taken_is_said(write: Write, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_host_that_is_none_is_said(workers: str, write: Write, orchestrator: Invoke) -> None:
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("nowhere.invalid", "Error: cannot listen: "),
+        ("192.0.2.1", "Error: cannot listen on 192.0.2.1:8000: cannot assign requested address\n"),
+        ("fe80::1", "Error: cannot listen on fe80::1:8000: "),  # of which network is not said
+    ],
+)
+def test_a_host_that_is_none_is_said(host: str, said: str, workers: str, write: Write, orchestrator: Invoke) -> None:
     write(CONFIG)
 
-    result = orchestrator("serve", "--host", "nowhere.invalid", "--admin-port", "0", "--workers", workers)
+    result = orchestrator("serve", "--host", host, "--port", "8000", "--admin-port", "0", "--workers", workers)
 
     assert result.exit_code == 1
-    assert result.output.startswith("Error: cannot listen: ")
+    assert result.output.startswith(said)
     assert result.output.endswith(
         "\n  = give an address of this machine with --host, or server.host and admin.host in config.yaml\n"
     )

@@ -34,6 +34,8 @@ def test_sighup_and_post_reload_swap_and_a_broken_file_does_not(run: RunFixture,
             status, told = await service.get(f"{service.admin_url}/reload", method="POST")
             assert (status, told["problems"][0]["code"]) == (422, "ORC502")
             service.process.send_signal(signal.SIGHUP)
+            service.process.send_signal(signal.SIGUSR2)
+            await service.says("SIGUSR2 is ignored")
             await asyncio.sleep(0.2)
             await service.version(2)
             path.write_text("endpoints: {version: {response_mapping: 3}}")
