@@ -159,6 +159,10 @@ class _Builder:
         except ValueError as error:
             self.problems.append(option_problem(located, str(error), error))
             return None
+        except Exception as error:  # a defect of the plugin's: the rest of the configuration is told of all the same
+            message = f"what {key[1]}.{key[2]} takes and returns cannot be told: {type(error).__name__}: {error}"
+            self.problems.append(located.problem("ORC601", message, at_key=True, hint=f"a defect of {plugin}"))
+            return None
         return SourceSpec(key, kind, plugin, options, operations, facts, places, located, policies)
 
     def models(

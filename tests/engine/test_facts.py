@@ -106,6 +106,21 @@ def test_the_operations_facts_hold_where_nothing_is_said_of_the_call() -> None:
     assert told(step) == [("ORC407", 4, "table.default read needs the parameter 'columns'", step.strip(" -"))]
 
 
+def test_a_plugin_that_fails_to_tell_them_is_a_problem_at_its_source() -> None:
+    """Else a reload would be an internal error, and tell of nothing else."""
+
+    class FailingPlugin:
+        @hookimpl
+        def orchestrator_source_kinds(self) -> list[SourceKind[Any]]:
+            return [SourceKind("table", "A table.", TableOptions, open_table, facts=lambda _, __: {}["fields"])]
+
+    files = {"integrations/table.yaml": "table:\n  sources:\n    default: {}\n"}
+    (problem,) = check_problems(files, plugins={"table": FailingPlugin()})
+    assert (problem.code, problem.line, problem.path) == ("ORC601", 3, "table.sources.default")
+    assert problem.message == "what table.default takes and returns cannot be told: KeyError: 'fields'"
+    assert problem.hint.startswith("a defect of ")
+
+
 def test_an_expression_is_no_constant_and_a_call_may_be_unknown() -> None:
     step = '      - {name: a, type: table, operation: read, params: {columns: "$request.body", other: 1}}'
     assert told(step, response="$a.whatever") == []
