@@ -112,7 +112,8 @@ async def serve_live(
 ) -> AsyncIterator[Service]:
     """Serve an open configuration at addresses, or on sockets that are bound already, until the block is left.
 
-    ``wrap_admin`` may add pages to the admin listener's. ``served`` is awaited when the last request has been answered.
+    ``wrap_admin`` may add pages to the admin listener's. ``served`` is awaited when the last request has been answered,
+    and again when the store has its execution, which it may wait for.
     """
     options = live.snapshot.configuration.app
     grace = grace or Grace(float(options.server.shutdown_timeout))
@@ -120,9 +121,11 @@ async def serve_live(
     writer = _writer(live)
     executions = ExecutionLog(options.tracking.capacity, live.registry.observers, writer)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(writing(writer, float(options.server.shutdown_timeout)))
         state = ServiceState(live, executions)
         telemetry = await stack.enter_async_context(open_telemetry(live, state))
+        if served is not None:
+            stack.push_async_callback(served, telemetry)
+        await stack.enter_async_context(writing(writer, float(options.server.shutdown_timeout)))
         if served is not None:
             stack.push_async_callback(served, telemetry)
         public = PublicApp(live, executions, telemetry)

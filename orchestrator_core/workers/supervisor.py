@@ -269,15 +269,12 @@ class Supervisor:
         slot.last_exit = how
         if leaves:  # its successor serves beside it, while it finishes what it is doing
             self._tell_to_stop(worker)
-            self._run(self._let_leave(worker), f"stop worker {slot.index}")
+            ending = self._stop(worker, self._shutdown_seconds + CLOSING_SECONDS)
+            self._run(ending, f"stop worker {slot.index}")
         event = "worker stops and is replaced" if leaves else "worker ended and is started again"
         log.error(event, worker=slot.index, pid=worker.pid, how=how)
         slot.short_lives = slot.short_lives + 1 if loop.time() - began < SOON_SECONDS else 0
         await self._revive(slot, pause_after(slot.short_lives))
-
-    async def _let_leave(self, worker: Worker) -> None:
-        await self._stop(worker, self._shutdown_seconds + CLOSING_SECONDS)
-        self._tell_figures(worker)
 
     def _tell_figures(self, worker: Worker) -> None:
         if worker.figures:
@@ -519,6 +516,7 @@ class Supervisor:
         """Have a worker end, and force it after ``seconds``. When this is cancelled, :meth:`stop` waits for the end."""
         self._tell_to_stop(worker)
         await worker.end(seconds)
+        self._tell_figures(worker)  # before metrics that are asked for meanwhile count it among the gone, with less
         self._ending.discard(worker)
 
     def _tell_to_stop(self, worker: Worker) -> None:

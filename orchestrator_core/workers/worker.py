@@ -155,7 +155,10 @@ class _Worker:
             return
         try:
             exposed = await telemetry.metrics()
-            figures_at(Path(self.order["admin"])).write_text(exposed.text, encoding="utf-8")
+            figures = figures_at(Path(self.order["admin"]))
+            whole = figures.with_suffix(".new")  # it may be killed meanwhile
+            whole.write_text(exposed.text, encoding="utf-8")
+            whole.replace(figures)
         except Exception:  # a plugin's, or a full disk: it is no reason to end otherwise
             log.exception("what the worker has counted last is lost")
 

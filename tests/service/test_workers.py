@@ -649,6 +649,30 @@ def test_a_restart_loses_nothing_that_was_counted(two: Two) -> None:
     two.run(main)
 
 
+def test_what_a_worker_writes_to_the_store_when_it_stops_is_counted(run: RunFixture, tmp_path: Path) -> None:
+    """And so is what it drops then."""
+    config = f"{FILES['config/config.yaml']}tracking: {{store: {{type: folder}}}}\n"
+    slow = STORE.replace("import pickle", "import asyncio, pickle").replace(
+        "for execution in", "await asyncio.sleep(0.3)\n            for execution in", 1
+    )
+    files = {**FILES, "config/config.yaml": config, "plugins/store.py": slow}
+
+    async def main() -> None:
+        async with serving(tmp_path, files, *TWO) as service:
+            load = Load(service.url, reuse=False)
+            clients = [asyncio.create_task(load.client()) for _ in range(2)]
+            await load.answered(20)
+            assert (await service.get(f"{service.admin_url}/restart", method="POST"))[0] == 200
+            load.stopped = True
+            await asyncio.gather(*clients)
+            await service.get(f"{service.admin_url}/executions?limit=1")  # when those that serve have written theirs
+            async with service.client.get(f"{service.admin_url}/metrics") as answer:
+                told = dict(line.rsplit(" ", 1) for line in (await answer.text()).splitlines() if line[0] != "#")
+            assert float(told["orchestrator_tracking_written_total"]) == load.count
+
+    run(main())
+
+
 def test_a_worker_that_somebody_tells_to_stop_leaves_what_it_counted(two: Two) -> None:
     async def main(service: Process) -> None:
         before = sum(await counted(service, "orchestrator_requests_total"))
