@@ -1,6 +1,15 @@
 """The metrics of several workers as one text, over the ends of workers."""
 
+import asyncio
+from types import SimpleNamespace
+from typing import cast
+
+from aiohttp import web
+
+from orchestrator_core.workers.admin import MergedAdmin
 from orchestrator_core.workers.merging import Totals
+from orchestrator_core.workers.process import Reply, WorkerGone
+from orchestrator_core.workers.supervisor import Supervisor
 
 TEXT = """\
 # HELP requests_total Requests.
@@ -56,3 +65,42 @@ def test_what_a_worker_has_left_is_counted_once_whenever_it_is_asked_for() -> No
     totals.merged({2: said(5.0, 0.5, 0.0)}, {2})  # the second with that number has died
     totals.left(1, said(2.0, 0.5, 0.0))
     assert totals.merged({2: said(5.0, 0.5, 0.0)}, {2}) == said(12.0, 2.0, 0.0)
+
+
+def test_metrics_that_are_asked_for_at_the_same_time_count_a_worker_that_dies_meanwhile_once() -> None:
+    class Fake:
+        def __init__(self, pid: int) -> None:
+            self.pid = pid
+            self.gone = False
+            self.held: list[asyncio.Event] = []
+
+        async def ask_while_there(self, method: str, target: str, *, seconds: float) -> Reply:
+            if self.gone:
+                raise WorkerGone("it has ended")
+            if self.held:
+                await self.held.pop().wait()
+            return Reply(200, "text/plain", b"# TYPE n_total counter\nn_total 10.0\n")
+
+    async def main() -> None:
+        first, second = workers = [Fake(1), Fake(2)]
+        supervisor = SimpleNamespace(left=[], serving=workers, alive={1, 2}, slots=[], reloads={})
+        request = SimpleNamespace(method="GET", path_qs="/metrics")
+        admin = MergedAdmin(cast(Supervisor, supervisor))
+
+        async def asked() -> str:
+            return (await admin._metrics(cast(web.BaseRequest, request))).body.decode()
+
+        assert "n_total 20.0" in await asked()
+        held = asyncio.Event()
+        second.held.append(held)
+        pages = [asyncio.create_task(asked())]
+        await asyncio.sleep(0.01)  # in which the first has answered, and the second has not
+        first.gone, supervisor.alive = True, {2}
+        for _ in range(2):
+            pages.append(asyncio.create_task(asked()))
+            await asyncio.sleep(0.01)
+        held.set()
+        await asyncio.gather(*pages)
+        assert "n_total 20.0" in await asked()
+
+    asyncio.run(main())

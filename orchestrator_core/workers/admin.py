@@ -62,6 +62,7 @@ class MergedAdmin:
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor
         self._totals = Totals()
+        self._counting = asyncio.Lock()
         supervisor.left.append(self._totals.left)
 
     async def handle(self, request: web.BaseRequest) -> Answer:
@@ -197,6 +198,10 @@ class MergedAdmin:
         return _json(200, _whole({**first, **last, **tracking, "workers": self._workers(generations)}, said.missing))
 
     async def _metrics(self, request: web.BaseRequest) -> Reply:
+        async with self._counting:  # one after the other, or a worker that dies meanwhile is counted twice
+            return await self._summed_metrics(request)
+
+    async def _summed_metrics(self, request: web.BaseRequest) -> Reply:
         said = (await self._ask(request, seconds=FIGURES_SECONDS)).replies
         if refused := next((reply for reply in said.values() if reply.status != 200), None):
             return refused
