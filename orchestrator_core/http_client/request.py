@@ -20,6 +20,7 @@ _FRAMING = frozenset({"connection", "content-length", "keep-alive", "te", "trail
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 _LONGEST_SHOWN = 300
 _PROOFS = re.compile(r"(?im)^[^:\r\n]*(?:auth|cookie|key|password|secret|token)[^:\r\n]*: ([^\r\n]+)")
+_PROOFS_IN_QUERY = re.compile(r"(?i)[?&][^=&]*(?:auth|key|password|secret|token|signature)[^=&]*=([^&]+)")
 _SHORTEST_PROOF = 6
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 
@@ -150,7 +151,8 @@ class RequestHead:
 
     def masked(self, words: str) -> str:
         """Return a peer's words without what this request proved itself with: some peers repeat it."""
-        for value in _PROOFS.findall(self.open_head.decode("latin-1")):
+        in_query = _PROOFS_IN_QUERY.findall(self.path)
+        for value in (*_PROOFS.findall(self.open_head.decode("latin-1")), *in_query, *map(unquote, in_query)):
             for proof in (value, *value.split()):
                 if len(proof) >= _SHORTEST_PROOF:
                     words = words.replace(proof, "***")

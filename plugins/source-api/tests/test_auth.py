@@ -7,7 +7,7 @@ import base64
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, parse_qsl
 
 import pytest
 from api_kit import Partner, Seen, ok, opened, partner
@@ -361,11 +361,14 @@ def test_the_health_check_needs_the_token_too(run: Run) -> None:
         {"auth": {"bearer": "k-0123456789"}},
         {"auth": {"basic": {"username": "ada", "password": "k-0123456789"}}},
         {"headers": {"Cookie": "session=k-0123456789"}},
+        {"query": {"api_key": "k-0123456789"}},
+        {"query": {"access_token": "k 012/3456"}},
     ],
 )
 def test_a_reason_that_repeats_what_the_request_proved_itself_with_is_masked(options: dict[str, Any], run: Run) -> None:
     def repeat(seen: Seen) -> bytes:
         sent = [seen.headers.get(name, "") for name in ("x-api-key", "authorization", "cookie")]
+        sent += [value for name, value in parse_qsl(seen.target.partition("?")[2]) if name != "id"]
         return ok({"detail": f"no access with {' '.join(filter(None, sent))}!"}, status=400)
 
     async def main() -> None:
