@@ -64,10 +64,16 @@ def _transform(reading: Reading, registry: Registry, entry: Any, located: Locate
     if problems:
         return None
     try:
-        return provided.kind.build(value)
+        built = provided.kind.build(value)
+        if not callable(built):
+            raise TypeError(f"build returned {type(built).__name__}, expected a function of a value")
+        return built
     except ValueError as error:
         reading.problems.append(option_problem(place, f"{name}: {error}", error))
-        return None
+    except Exception as error:
+        message = f"{name}: cannot be built: {type(error).__name__}: {error}"
+        reading.problems.append(place.problem("ORC204", message, hint=f"a defect of {provided.plugin}"))
+    return None
 
 
 def _unreadable_transform(value: JSON) -> JSON:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from orchestrator_core.answer_cache import Answers
+from orchestrator_core.blame import why_unusable
 from orchestrator_core.capture import Capture, make_capture, note
 from orchestrator_core.catalog import SourceKey
 from orchestrator_core.config.model import Configuration
@@ -40,6 +41,10 @@ def bind_plan(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource
             calls[step.name] = _call(source, step, memory, models.get(step.name), noted, of_step)
         except (OrchestratorError, ValueError) as error:
             problems.append(step.located.problem("ORC603", str(error), "operation"))
+        except Exception as error:
+            message = f"{step.spec.label} cannot prepare the operation '{step.operation}': {why_unusable(error)}"
+            hint = f"a defect of {step.spec.plugin}"
+            problems.append(step.located.problem("ORC603", message, "operation", hint=hint))
     configuration = prepared.configuration
     if problems:
         raise ConfigError(masked(problems, configuration.redactor))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from attrs import frozen
 
+from orchestrator_core.errors import ConfigError
 from orchestrator_core.plugin_api import (
     CallInspection,
     Finding,
@@ -16,12 +18,14 @@ from orchestrator_core.plugin_api import (
     SourceUnavailable,
     hookimpl,
 )
-from orchestrator_core.testing import check_problems
+from orchestrator_core.testing import check_problems, service
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from orchestrator_core.plugin_api import JSON, OpenContext
+
+    RunFixture = Callable[[Any], Any]
 
 COLUMNS = ("name", "size")
 
@@ -119,6 +123,39 @@ def test_a_plugin_that_fails_to_tell_them_is_a_problem_at_its_source() -> None:
     assert (problem.code, problem.line, problem.path) == ("ORC601", 3, "table.sources.default")
     assert problem.message == "what table.default takes and returns cannot be told: KeyError: 'fields'"
     assert problem.hint.startswith("a defect of ")
+
+
+def test_a_plugin_that_fails_to_prepare_an_operation_is_a_problem_at_the_step(run: RunFixture) -> None:
+    class FailingSource:
+        async def fetch(self, operation: str, params: Mapping[str, Any]) -> Any: ...
+
+        def prepare(self, operation: str, names: Sequence[str]) -> Any:
+            raise KeyError(operation)
+
+    @asynccontextmanager
+    async def open_failing(options: TableOptions, context: OpenContext) -> AsyncIterator[FailingSource]:
+        yield FailingSource()
+
+    class FailingPlugin:
+        @hookimpl
+        def orchestrator_source_kinds(self) -> list[SourceKind[Any]]:
+            return [SourceKind("table", "A table.", TableOptions, open_failing)]
+
+    async def main() -> None:
+        step = "{name: a, type: table, operation: read, params: {}}"
+        files = {
+            "integrations/table.yaml": "table:\n  sources:\n    default: {}\n",
+            "domains/shop.yaml": f"endpoints:\n  get:\n    data_sources:\n      - {step}\n",
+        }
+        with pytest.raises(ConfigError) as caught:
+            async with service(files, plugins={"table": FailingPlugin()}):
+                pass
+        (problem,) = caught.value.problems
+        assert (problem.code, problem.line) == ("ORC603", 4)
+        assert problem.message == "table.default cannot prepare the operation 'read': KeyError: 'read'"
+        assert problem.hint.startswith("a defect of ")
+
+    run(main())
 
 
 def test_an_expression_is_no_constant_and_a_call_may_be_unknown() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from orchestrator_core.errors import ConfigError
-from orchestrator_core.testing import service
+from orchestrator_core.plugin_api import TransformerKind, hookimpl
+from orchestrator_core.testing import check_problems, service
 
 from .lab import Lab, planned, ran, request, step
 
@@ -89,6 +90,26 @@ endpoints:
         assert answer.json["detail"] == "step 'a': needs_income: field 'income' is missing"
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda _: None, "TypeError: build returned NoneType, expected a function of a value"),
+        (lambda options: options["field"], "KeyError: 'field'"),
+    ],
+)
+def test_a_transformer_that_cannot_be_built_is_a_problem_that_names_its_plugin(build: Any, said: str) -> None:
+    class FailingPlugin:
+        @hookimpl
+        def orchestrator_transformers(self) -> list[TransformerKind[dict[str, str]]]:
+            return [TransformerKind("broken", "Never works.", dict[str, str], build)]
+
+    domain = "endpoints: {e: {data_sources: [{name: a, type: direct, params: {}}], transform: [broken]}}\n"
+    (problem,) = check_problems({"domains/d.yaml": domain}, plugins={"failing": FailingPlugin()})
+    assert (problem.code, problem.path) == ("ORC204", "endpoints.e.transform[0]")
+    assert problem.message == f"broken: cannot be built: {said}"
+    assert problem.hint.startswith("a defect of ")
 
 
 def test_a_step_called_response_keeps_its_transformers_beside_the_answers(run: RunFixture) -> None:

@@ -211,6 +211,19 @@ def test_a_cancellation_of_the_source_s_own_is_a_failure_of_it(run: RunFixture) 
     run(main())
 
 
+def test_a_source_that_calls_sys_exit_has_failed(run: RunFixture) -> None:
+    """It would end the event loop, and with it the service."""
+
+    async def main() -> None:
+        state, requests = paid_for(SourceState(LABEL)), Run()
+        ended = await outcome(guard(Backend(SystemExit(3)), DEFAULTS, state)(requests, 0, "x"))
+        said = "the source is at fault: it calls sys.exit(3), which would end the service"
+        assert ended == ("SourceError", said)
+        assert failures_of(requests) == [said]
+
+    run(main())
+
+
 def test_a_cancellation_of_the_source_s_own_opens_the_breaker_again(run: RunFixture) -> None:
     async def main() -> None:
         backend = Backend(SourceUnavailable("down"))
