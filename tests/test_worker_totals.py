@@ -83,7 +83,9 @@ def test_metrics_that_are_asked_for_at_the_same_time_count_a_worker_that_dies_me
 
     async def main() -> None:
         first, second = workers = [Fake(1), Fake(2)]
-        supervisor = SimpleNamespace(left=[], serving=workers, alive={1, 2}, slots=[], reloads={})
+        supervisor = SimpleNamespace(
+            left=[], serving=workers, alive={1, 2}, slots=[], reloads=SimpleNamespace(counts={})
+        )
         request = SimpleNamespace(method="GET", path_qs="/metrics")
         admin = MergedAdmin(cast(Supervisor, supervisor))
 

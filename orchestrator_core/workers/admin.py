@@ -193,7 +193,8 @@ class MergedAdmin:
         pages = _good(said)
         first = next(iter(pages.values()))
         generations = {pid: page["generation"] for pid, page in pages.items()}
-        last = {"last_reload": {"at": _moment(self.supervisor.last.at), **_reloaded(self.supervisor.last)}}
+        reloaded = self.supervisor.reloads.last
+        last = {"last_reload": {"at": _moment(reloaded.at), **_reloaded(reloaded)}}
         tracking = {"tracking": merge_tracking([page["tracking"] for page in pages.values()])}
         return _json(200, _whole({**first, **last, **tracking, "workers": self._workers(generations)}, said.missing))
 
@@ -223,7 +224,7 @@ class MergedAdmin:
             "# TYPE orchestrator_reloads_total counter\n"
             + "".join(
                 f'orchestrator_reloads_total{{outcome="{outcome}"}} {number}\n'
-                for outcome, number in self.supervisor.reloads.items()
+                for outcome, number in self.supervisor.reloads.counts.items()
             )
         )
 
@@ -254,7 +255,7 @@ class MergedAdmin:
         ]
 
     async def _reload(self) -> Reply:
-        reloaded = await self.supervisor.reload()
+        reloaded = await self.supervisor.reloads.reload()
         document = {"generation": reloaded.generation, **_reloaded(reloaded), "workers": self._workers()}
         return _json(200 if reloaded.swapped else 422, document)
 

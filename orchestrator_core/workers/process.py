@@ -28,6 +28,8 @@ _SAFE_PATH = () if {"", os.getcwd()} & set(sys.path) else ("-P",)
 COMMAND = "X-Orchestrator-Command"
 """The header of what a supervisor has a worker do; who asks the admin listener for a page has none that arrives."""
 PING = "/worker/ping"
+COMMIT_SECONDS = 10.0
+"""How long a worker may take for what takes it no time, such as to serve what it has prepared."""
 PING_SECONDS = 2.0
 """Whoever only asks a worker waits for so long until it answers at all; ``silence`` says when it is killed."""
 State = Literal["starting", "serving", "stopping", "ended"]

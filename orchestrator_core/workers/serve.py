@@ -90,16 +90,18 @@ async def serve_workers(
         stack.push_async_callback(supervisor.stop, grace)
         if not await _unless(stop, supervisor.start()):
             return
+        reloads = supervisor.reloads
         if mask:
-            supervisor.opening.append(lambda configuration: mask.learn(configuration.redactor))
+            reloads.opening.append(lambda configuration: mask.learn(configuration.redactor))
         await stack.enter_async_context(_signals(supervisor, early))
         if options.reload.watch:
-            watching = watch(supervisor.folder, lambda: supervisor.secret_files, lambda: supervisor.reload(force=False))
+            watching = watch(supervisor.folder, lambda: reloads.secret_files, lambda: reloads.reload(force=False))
             await stack.enter_async_context(beside(watching, "watch configuration"))
         if ready:
             bound = shared[0][0].getsockname()
             pids = tuple(worker.pid for worker in supervisor.serving)
-            ready(Ready(supervisor.taken.configuration, supervisor.last.problems, url_of(bound[:2]), admin_url, pids))
+            problems = reloads.last.problems
+            ready(Ready(supervisor.taken.configuration, problems, url_of(bound[:2]), admin_url, pids))
         await _unless(stop, supervisor.lost.wait())
         if not stop.is_set():
             raise StartFailed("no worker can be started any more")
@@ -163,7 +165,7 @@ async def _signals(supervisor: Supervisor, early: Collection[int]) -> AsyncItera
         if number in early:
             act()
 
-    on(signal.SIGHUP, "reload", supervisor.reload)
+    on(signal.SIGHUP, "reload", supervisor.reloads.reload)
     on(signal.SIGUSR2, "restart", supervisor.restart)
     try:
         yield
