@@ -27,9 +27,14 @@ class Options:
     """Nothing to configure."""
 
 
+class Opened:
+    async def fetch(self, operation: str, params: Any) -> Any:
+        return operation
+
+
 @asynccontextmanager
 async def opened(options: Any, context: Any) -> Any:
-    yield object()
+    yield Opened()
 
 
 _NUMBERS = count()  # a module of a test before must not be found again
@@ -73,9 +78,13 @@ PROVIDES = """
     class Options:
         pass
 
+    class Opened:
+        async def fetch(self, operation, params):
+            return operation
+
     @asynccontextmanager
     async def opened(options, context):
-        yield object()
+        yield Opened()
 
     @hookimpl
     def {hook}():
