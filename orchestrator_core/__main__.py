@@ -16,7 +16,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from orchestrator_core.cli import main as command
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    command(arguments, prog_name="orchestrator")
+    try:
+        command(arguments, prog_name="orchestrator")
+    finally:
+        _forget_what_nobody_hears()
 
 
 def _open_standard_streams() -> None:
@@ -32,6 +35,14 @@ def _open_standard_streams() -> None:
             opened = os.open(os.devnull, os.O_RDWR)  # has the lowest number that is free: this one
             os.set_inheritable(opened, True)
             setattr(sys, name, os.fdopen(opened, mode, encoding="utf-8", closefd=False))
+
+
+def _forget_what_nobody_hears() -> None:
+    """Drop what standard error has not taken, as where its disk is full: Python would end with status 120 for it."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 if __name__ == "__main__":

@@ -275,7 +275,9 @@ def test_it_serves_though_nobody_can_be_told_that_it_does(run: RunFixture, tmp_p
                 return False
 
     async def main() -> None:
-        async with starting(tmp_path, FILES, "--port", str(port), shell=f"exec {how}") as process:
+        async with starting(
+            tmp_path, FILES, "--port", str(port), shell=f"unset PYTHONUNBUFFERED; exec {how}"
+        ) as process:
             async with asyncio.timeout(60):
                 while not await answers():
                     assert process.returncode is None
