@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -35,18 +36,21 @@ from orchestrator_core.workers.process import LONGEST_MESSAGE, figures_at
 log = structlog.get_logger("orchestrator.worker")
 
 
-def work(channel: int) -> None:
-    """Work for the supervisor at the other end of the socket with that descriptor, until it says to stop or is gone."""
+def work(channel: int, begins: threading.Event) -> None:
+    """Work for the supervisor at the other end of the socket with that descriptor, until it says to stop or is gone.
+
+    ``begins`` is set when it has said what to work on.
+    """
     configure_early_logging()
     with logging_what_nobody_caught():
         try:
-            run_async(ending_the_process(_work(channel)))
+            run_async(ending_the_process(_work(channel, begins)))
         except Exception:  # Python would print it as it is, with secrets in it
             log.exception("the worker ends")
             sys.exit(1)
 
 
-async def _work(channel: int) -> None:
+async def _work(channel: int, begins: threading.Event) -> None:
     os.set_inheritable(channel, False)
     reader, writer = await asyncio.open_unix_connection(sock=_inherited(channel), limit=LONGEST_MESSAGE)
     plugins_dir = json.loads(await reader.readline())["plugins_dir"]
@@ -54,6 +58,7 @@ async def _work(channel: int) -> None:
     line = await reader.readline()
     if not line:  # a spare that was not needed
         return
+    begins.set()
     order = json.loads(line)
     structlog.contextvars.bind_contextvars(worker=order["slot"])
     sockets = [[_inherited(number) for number in slot] for slot in order["sockets"]]
