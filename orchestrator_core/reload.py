@@ -23,7 +23,7 @@ from orchestrator_core.models import MlPlugin, Opening
 from orchestrator_core.plugins import Registry, discover
 from orchestrator_core.snapshot import Draft, Snapshot, draft, look_at_cache, masked, open_snapshot
 from orchestrator_core.stores import look_at_store
-from orchestrator_core.tasks import to_its_end
+from orchestrator_core.tasks import is_told_to_end, to_its_end
 from orchestrator_core.watching import watch
 
 log = structlog.get_logger("orchestrator.reload")
@@ -209,8 +209,7 @@ class Live:
             self._opening = _Opening(prepared.configuration.generation, asyncio.create_task(opened))
             return await self._opening.ended()
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if is_told_to_end():
                 raise
             log.info("reload starts over: the configuration has changed again", generation=old.generation)
             return None

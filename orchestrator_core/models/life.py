@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from orchestrator_core.blame import is_defect
 from orchestrator_core.errors import ConfigError
 from orchestrator_core.models.batching import Batcher, Row, predict_rows
 from orchestrator_core.models.options import ModelSpec
@@ -22,7 +23,6 @@ from orchestrator_core.plugin_api import (
     Ends,
     Model,
     OpenContext,
-    OrchestratorError,
     ReadyCheck,
     SourceError,
     SourceUnavailable,
@@ -324,7 +324,7 @@ async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
 
 
 def words_of(error: BaseException) -> str:
-    if isinstance(error, OrchestratorError | ModelEnded | ConfigError | ValueError | OSError):
+    if isinstance(error, ModelEnded | ConfigError) or not is_defect(error):
         return str(error)
     where = traceback.extract_tb(error.__traceback__)[-1:]
     at = "".join(f" (in {frame.name}, line {frame.lineno})" for frame in where)

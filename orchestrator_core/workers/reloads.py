@@ -16,7 +16,7 @@ from orchestrator_core.config.model import Configuration
 from orchestrator_core.documents import problem_of
 from orchestrator_core.errors import OrchestratorError, Problem, SourceUnavailable
 from orchestrator_core.reload import Reloaded, tell_failed, tell_waiting, unread
-from orchestrator_core.tasks import to_its_end
+from orchestrator_core.tasks import is_told_to_end, to_its_end
 from orchestrator_core.workers.images import Taken, take
 from orchestrator_core.workers.process import COMMIT_SECONDS, Reply, StartFailed, Worker
 
@@ -108,8 +108,7 @@ class Reloads:
                 prepared = await self._prepare(workers, taken)
             except asyncio.CancelledError:
                 await to_its_end(asyncio.ensure_future(self._abandon({*asked, *workers})))
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
+                if is_told_to_end():
                     raise
                 log.info("reload starts over: the configuration has changed again", generation=old.generation)
                 return None
