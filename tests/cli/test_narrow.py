@@ -9,27 +9,12 @@ from rich.console import Console
 
 from orchestrator_core.cli.executions import print_executions
 from orchestrator_core.cli.timeline import draw
-from orchestrator_core.plugin_api import Execution, StepRecord
+from orchestrator_core.plugin_api import StepRecord
+from tests.cli.records import failed_execution
 
 ERROR = "bureau: GET http://127.0.0.1:9001/scores/1003: answered 503, which is not what was expected"
-FAILED = Execution(
-    id="01a205305f76d7db3b61b413c6a5cba9",
-    domain="credit_risk",
-    endpoint="predict",
-    generation="0123456789ab",
-    status="failed",
-    http_status=502,
-    started_at=1_700_000_000.125,
-    duration_seconds=0.0205,
-    engine_seconds=0.0005,
-    trace_id="",
-    degraded=(),
-    models=(),
-    steps=(
-        StepRecord("customer_data", "ok", 0.0, 0.010, 1),
-        StepRecord("bureau", "failed", 0.010, 0.010, 3, ERROR),
-    ),
-    error=ERROR,
+FAILED = failed_execution(
+    ERROR, StepRecord("customer_data", "ok", 0.0, 0.010, 1), StepRecord("bureau", "failed", 0.010, 0.010, 3, ERROR)
 )
 
 

@@ -10,25 +10,17 @@ from rich.console import Console
 from orchestrator_core.cli.captured import draw_captured
 from orchestrator_core.cli.executions import print_executions
 from orchestrator_core.cli.timeline import draw
-from orchestrator_core.plugin_api import Execution, FailedAttempt, Identity, StepRecord
+from orchestrator_core.plugin_api import FailedAttempt, Identity, StepRecord
+from tests.cli.records import failed_execution
 
 SAID = "\x1b]0;title\x07 gone\x1b[2J \x9b31mred\x7f, Zo\u00eb:\n\tand more"
 SHOWN = "\\x1b]0;title\\x07 gone\\x1b[2J \\x9b31mred\\x7f, Zo\u00eb:"
-EXECUTION = Execution(
-    id="01a205305f76d7db3b61b413c6a5cba9",
-    domain="d",
-    endpoint="e",
-    generation="0123456789ab",
-    status="failed",
-    http_status=502,
-    started_at=1_700_000_000.125,
-    duration_seconds=0.0205,
-    engine_seconds=0.0005,
-    trace_id="",
-    degraded=(),
+EXECUTION = evolve(
+    failed_execution(
+        f"step: {SAID}",
+        StepRecord("a", "failed", 0.0, 0.02, 2, SAID, failed_attempts=(FailedAttempt(0.001, 0.002, SAID),)),
+    ),
     models=(Identity("ml.risk.default", SAID),),
-    steps=(StepRecord("a", "failed", 0.0, 0.02, 2, SAID, failed_attempts=(FailedAttempt(0.001, 0.002, SAID),)),),
-    error=f"step: {SAID}",
 )
 
 
