@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from orchestrator_core.config.model import Configuration
 from orchestrator_core.config.states import read_steadily
 from orchestrator_core.direct import DirectPlugin
 from orchestrator_core.errors import ConfigError, Problem, SourceUnavailable
+from orchestrator_core.garbage import collect_young
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.models import MlPlugin, Opening
 from orchestrator_core.plugins import Registry, discover
@@ -29,9 +29,6 @@ from orchestrator_core.watching import watch
 log = structlog.get_logger("orchestrator.reload")
 
 BUILTINS: Mapping[str, object] = {"direct": DirectPlugin(), "ml": MlPlugin()}
-YOUNG_OBJECTS = 10_000
-"""So many more objects than before have the garbage collector look for cycles. Executions that wait for their store are
-a few thousand, and none."""
 
 
 def make_registry(
@@ -236,7 +233,7 @@ class Live:
         if not await old.drain(timeout):
             log.warning("closing a configuration with requests on it", generation=old.generation, running=old.running)
         await old.close()
-        gc.collect()  # quick, since it leaves out what was frozen
+        collect_young()
 
     @property
     def in_use(self) -> Sequence[Snapshot]:
@@ -276,18 +273,6 @@ def tell_waiting(reloaded: Reloaded) -> None:
         log.warning("settings have changed that are read at the start only", settings=", ".join(settings))
 
 
-def freeze() -> None:
-    """Keep the garbage collector off everything that is there at the start.
-
-    A full collection over loaded libraries takes tens of milliseconds, which requests would wait for. Configurations
-    that are swapped in later stay in the collector's hands: they are small, and they do end.
-    """
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
-
-
 @asynccontextmanager
 async def open_live(
     folder: Path,
@@ -309,7 +294,6 @@ async def open_live(
         opening = Opening(wait_seconds=prepared.configuration.app.server.preload_wait)
         live = Live(folder, registry, http, await open_snapshot(prepared, http, opening=opening))
         del prepared  # this frame lives as long as the service: it must not keep the first configuration
-        freeze()
         try:
             yield live
         finally:

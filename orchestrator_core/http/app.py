@@ -15,6 +15,7 @@ import structlog
 from attrs import evolve, frozen
 
 from orchestrator_core.config.model import ServerOptions
+from orchestrator_core.garbage import freeze
 from orchestrator_core.http.admin import AdminApp
 from orchestrator_core.http.connection import Limits
 from orchestrator_core.http.grace import Grace
@@ -79,14 +80,18 @@ async def run_service(
     plugins: Mapping[str, object] | None = None,
     grace: Grace | None = None,
     linger_seconds: float = 0.0,
+    alone: bool = False,
 ) -> AsyncIterator[Service]:
     """Open the configuration and serve it until the block is left. Arguments win over ``config.yaml``.
 
     At the end requests in flight may take as long as ``grace`` says, by default ``server.shutdown_timeout``, and
-    connections without one stay open for ``linger_seconds``. Raises :class:`ConfigError` when the configuration has
+    connections without one stay open for ``linger_seconds``. A service that is ``alone`` in its process tells the
+    garbage collector so. Raises :class:`ConfigError` when the configuration has
     errors and ``OSError`` when a port is taken.
     """
     async with open_live(folder, plugins_dir, plugins) as live:
+        if alone:
+            freeze()
         options = live.snapshot.configuration.app
         address = (host or options.server.host, options.server.port if port is None else port)
         admin_address = (options.admin.host, options.admin.port if admin_port is None else admin_port)
@@ -214,7 +219,7 @@ async def serve(
 
     async def serve_until_stopped() -> None:
         async with (
-            run_service(folder, **where, grace=grace, linger_seconds=LINGER_SECONDS) as service,
+            run_service(folder, **where, grace=grace, linger_seconds=LINGER_SECONDS, alone=True) as service,
             _reloading_on(hangup, service.live),
         ):
             opened.set()

@@ -21,6 +21,7 @@ from orchestrator_core.config.load import load_configuration
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.documents import problem_json
 from orchestrator_core.errors import ConfigError, Problem
+from orchestrator_core.garbage import freeze
 from orchestrator_core.http.app import LINGER_SECONDS, closed_in_time, serve_live
 from orchestrator_core.http.grace import Grace, ending_the_process
 from orchestrator_core.logs import LogMask, configure_early_logging, configure_logging, logging_what_nobody_caught
@@ -134,6 +135,7 @@ class _Worker:
         configure_logging(self.configuration.app.logging, mask)
         try:
             async with open_live(self.folder, registry=self.registry, image=self.image) as live:
+                freeze()
                 live.opening.append(lambda configuration: mask.learn(configuration.redactor))
                 commands = Commands(live, self.sockets)
                 admin = [_bound(self.order["admin"])]

@@ -25,6 +25,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.test_utils import make_mocked_request
 
 from orchestrator_core.engine import execute, finish, make_request, new_execution_id
+from orchestrator_core.garbage import freeze
 from orchestrator_core.http.answers import encode, run_headers
 from orchestrator_core.http.public import PublicApp
 from orchestrator_core.http_client import parse_traceparent
@@ -98,6 +99,7 @@ async def run(flow: str, folder: Path) -> None:
         make_model(Path(given.model), customers)
     ours.write_configuration(folder / "config", given)
     async with open_live(folder / "config") as live:
+        freeze()
         ready = live.snapshot.plans["bench", flow]
         executions = ExecutionLog(1000)
         app = PublicApp(live, executions)

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 SLOW = '''
     import asyncio
+    import gc
     import os
     from contextlib import asynccontextmanager
     from attrs import frozen
@@ -41,6 +42,8 @@ SLOW = '''
         async def fetch(self, operation, params):
             if operation == "pid":
                 return os.getpid()
+            if operation == "frozen":
+                return gc.get_freeze_count() > 10_000
             if operation == "held":
                 while not os.path.exists(params["until"]):
                     await asyncio.sleep(0.02)
@@ -83,6 +86,7 @@ FILES = {
         endpoints:
           version: {response_mapping: 1}
           pid: {data_sources: [{name: pid, type: slow, operation: pid}]}
+          frozen: {data_sources: [{name: frozen, type: slow, operation: frozen}]}
           held:
             timeout: 60s
             data_sources: [{name: held, type: slow, operation: held, params: {until: "$request.body"}}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -46,6 +47,18 @@ def test_sighup_and_post_reload_swap_and_a_broken_file_does_not(run: RunFixture,
             assert await asyncio.wait_for(service.process.wait(), 10) == 0
 
     run(main())
+
+
+def test_the_garbage_collector_leaves_out_what_is_there_at_the_start(run: RunFixture, tmp_path: Path) -> None:
+    """It would look at all libraries while requests wait. Of a test's own process it is not told so."""
+
+    async def main(*arguments: str) -> None:
+        async with serving(tmp_path, FILES, *arguments) as service:
+            assert await service.get(f"{service.url}/frozen") == (200, True)
+
+    run(main())
+    run(main("--workers", "1"))
+    assert not gc.get_freeze_count()
 
 
 def test_sigterm_lets_requests_in_flight_finish(run: RunFixture, tmp_path: Path) -> None:

@@ -764,11 +764,7 @@ def test_a_file_that_is_not_read_is_told_though_the_configuration_is_the_same(ru
 # --- many ---------------------------------------------------------------------------------------------------------
 
 
-def test_200_reloads_under_load_half_of_them_broken_fail_no_request_and_leave_nothing(
-    run: RunFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A full collection of a test process takes a quarter of a second, a hundred times of a service's own objects.
-    monkeypatch.setattr("orchestrator_core.reload.freeze", lambda: None)
+def test_200_reloads_under_load_half_of_them_broken_fail_no_request_and_leave_nothing(run: RunFixture) -> None:
     plugin = Plugin()
     answered = 0
     generations: set[int] = set()
