@@ -142,8 +142,9 @@ def _of_entry_point(entry_point: metadata.EntryPoint) -> Plugin:
     distribution = entry_point.dist
     if distribution is None:
         return Plugin(entry_point.name, entry_point.value)
-    summary = str(distribution.metadata.json.get("summary", ""))
-    return Plugin(entry_point.name, distribution.name, distribution.version, summary=summary)
+    told = distribution.metadata  # parsed anew each time it is asked for, also for a name or a version
+    summary = told["Summary"] if "Summary" in told else ""  # noqa: SIM401  # typeshed's has no get for Python 3.11
+    return Plugin(entry_point.name, told["Name"], told["Version"], summary=summary)
 
 
 def _key(plugins: Mapping[str, Plugin], plugin: Plugin) -> str:
