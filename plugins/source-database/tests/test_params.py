@@ -102,6 +102,22 @@ def test_postgresql_takes_numbers_for_text_and_lists_for_arrays(postgresql: Data
         postgresql.fetch({"query": query, "result": "many"}, ids=3)
 
 
+def test_postgresql_takes_a_cast_right_behind_a_parameter(postgresql: Database) -> None:
+    """For one item as for many, and not where the same characters stand in a literal."""
+    query = "SELECT :id::int::text || :x::varchar(3) AS a, ':id::int' AS b, $q$ ':id::int $q$ AS c, '1'::int AS d"
+    expected = {"a": "42abc", "b": ":id::int", "c": " ':id::int ", "d": 1}
+    assert postgresql.fetch(query, id="42", x="abcd") == expected
+
+    async def main() -> None:
+        read = "SELECT name FROM customers WHERE customer_id = :id::int"
+        async with postgresql.open(read=read) as source:
+            many = source.prepare_many("read", ["id"])
+            assert many is not None
+            assert await many([("1",), ("2",)]) == [await source.fetch("read", {"id": key}) for key in (1, 2)]
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "cast", "expected"),
     [

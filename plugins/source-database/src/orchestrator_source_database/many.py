@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from sqlalchemy import text
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from orchestrator_source_database.query import Query
-from orchestrator_source_database.sql import NO_WORDS, words
+from orchestrator_source_database.sql import NO_WORDS, statement, words
 
 __all__ = ["Different", "Rewrite", "can_be_lateral", "can_be_union", "lateral", "union"]
 
@@ -40,7 +39,7 @@ def spelled(query: Query, spell: Callable[[str], str]) -> str:
 
     dialect = DefaultDialect(paramstyle="named")
     dialect.statement_compiler = Spelling
-    return str(text(query.source).compile(dialect=dialect))
+    return str(statement(query.source).compile(dialect=dialect))
 
 
 def _is_plain_read(query: Query, marks: Sequence[str]) -> bool:

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from attrs import field, frozen
-from sqlalchemy import text
 from sqlalchemy.engine.interfaces import Dialect
 
 from orchestrator_source_database.options import Decimals, OperationOptions, ParamType
-from orchestrator_source_database.sql import param_names, words
+from orchestrator_source_database.sql import param_names, statement, words
 
 __all__ = ["Binding", "Query", "compile_query"]
 
@@ -57,7 +56,7 @@ class Binding:
 def compile_query(operation: str, options: OperationOptions, decimals: Decimals, dialect: Dialect) -> Query:
     """Let SQLAlchemy translate ``:name`` to the dialect's placeholders."""
     source = options.query.strip().removesuffix(";")
-    compiled = text(source).compile(dialect=dialect)
+    compiled = statement(source).compile(dialect=dialect)
     used: Sequence[str] = compiled.positiontup or ()
     spoken = [word.upper() for word in words(source)]
     first = spoken[0] if spoken else ""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.engine.default import DefaultDialect
 
-__all__ = ["NO_WORDS", "param_names", "words"]
+__all__ = ["NO_WORDS", "param_names", "statement", "words"]
 
 # What is no SQL word: literals, quoted names and comments, in the spellings of the supported databases.
 NO_WORDS = re.compile(
@@ -15,10 +15,18 @@ NO_WORDS = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
+CAST_PARAM = re.compile(rf"{NO_WORDS.pattern} | (?P<param>(?<![:\w\\]):\w+)(?=::)", NO_WORDS.flags)
+"""A parameter with PostgreSQL's ``::`` behind it, in which SQLAlchemy sees none; and what is to be left alone."""
+
+
+def statement(query: str) -> TextClause:
+    """Return the query for SQLAlchemy to compile."""
+    return text(CAST_PARAM.sub(lambda found: f"{found[0]} " if found["param"] else found[0], query))
+
 
 def param_names(query: str) -> tuple[str, ...]:
     """Return the names of the query's ``:name`` parameters, each once, in the order of their first use."""
-    return tuple(text(query).compile(dialect=DefaultDialect(paramstyle="named")).params)
+    return tuple(statement(query).compile(dialect=DefaultDialect(paramstyle="named")).params)
 
 
 def words(query: str) -> list[str]:
