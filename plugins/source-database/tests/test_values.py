@@ -56,6 +56,8 @@ NOT_FINITE = "operation: column 'x' holds NaN or Infinity, which JSON has no num
         ("CAST('10.0.0.1' AS inet)", "10.0.0.1"),
         ("CAST('10.0.0.0/8' AS cidr)", "10.0.0.0/8"),
         ("B'101'", "101"),
+        ("CAST('1010110101' AS varbit)", "1010110101"),
+        ("ARRAY[B'11110']", ["11110"]),
         ("CAST('x' AS \"char\")", "x"),
         ("NULL", None),
     ],

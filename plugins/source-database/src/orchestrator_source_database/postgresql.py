@@ -190,6 +190,11 @@ def iso_moment(moment: date) -> str:
     return moment.isoformat()
 
 
+def bit_text(bits: asyncpg.BitString) -> str:
+    text: str = bits.as_string()
+    return text.replace(" ", "")  # asyncpg puts a blank after each four
+
+
 PLAIN = frozenset(
     ("int2", "int4", "int8", "oid", "text", "varchar", "bpchar", "name", "citext", "bool", "unknown", "xml", "money")
 )
@@ -199,7 +204,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("date", "timestamp", "timestamptz"), iso_moment),
     **dict.fromkeys(("time", "timetz"), time.isoformat),
     **dict.fromkeys(("inet", "cidr", "uuid"), str),
-    **dict.fromkeys(("bit", "varbit"), lambda bits: bits.as_string()),
+    **dict.fromkeys(("bit", "varbit"), bit_text),
     "bytea": values.base64_text,
     "interval": iso_duration,
     "char": lambda char: char.decode("latin-1") if isinstance(char, bytes) else char,
