@@ -184,6 +184,12 @@ INFINITE = frozenset(
 """What asyncpg has in place of infinite times. They equal days that there are, 9999-12-31 for example."""
 
 
+TIMES = frozenset(
+    each for name in ("date", "time", "timetz", "timestamp", "timestamptz") for each in (name, f"{name}[]")
+)
+NO_TIME = "holds a year before 1 or after 9999, or the time 24:00, which cannot be read; cast it to text in the query"
+
+
 def iso_moment(moment: date) -> str:
     if id(moment) in INFINITE:
         raise Unreadable("holds an infinite time, which ISO 8601 has no text for")
@@ -264,6 +270,11 @@ class PostgresStatement:
     def parameters(self) -> Sequence[asyncpg.Type]:
         parameters: Sequence[asyncpg.Type] = self._prepared.get_parameters()
         return parameters
+
+    @property
+    def columns(self) -> Sequence[asyncpg.Attribute]:
+        columns: Sequence[asyncpg.Attribute] = self._prepared.get_attributes()
+        return columns
 
     async def execute(self, given: Sequence[Any]) -> tuple[int, Sequence[Any] | None]:
         rows, status, _ = await self._protocol.bind_execute(self._state, self.adapt(given), "", 0, True, None)
@@ -378,6 +389,11 @@ class PostgresConnection:
             return SourceError(f"{operation}: the database gave up: {_primary(error)}")
         if isinstance(error, asyncpg.PostgresError):
             return SourceError(f"{operation}: {_primary(error)}", transient=self.transient(error))
+        if isinstance(error, ValueError | OverflowError) and not isinstance(error, UnicodeError):
+            times = [column.name for column in self.statements[binding].columns if column.type.name in TIMES]
+            if times:
+                named = " or ".join(f"'{name}'" for name in times)
+                return SourceError(f"{operation}: column {named} {NO_TIME}")
         return SourceError(f"{operation}: the answer cannot be read ({type(error).__name__})")
 
     async def columns(self, query: Query) -> tuple[str, ...] | None:
