@@ -201,6 +201,11 @@ def test_sqlite_infinity_names_its_column(sqlite: Database) -> None:
         sqlite.fetch("SELECT 9e999 AS x")
 
 
+def test_sqlite_text_that_is_not_utf8_names_its_column_and_is_not_quoted(sqlite: Database) -> None:
+    with pytest.raises(SourceError, match=r"^operation: column 'x' holds text that is not UTF-8$"):
+        sqlite.fetch("SELECT CAST(x'636166e9' AS TEXT) AS x")
+
+
 def test_sqlite_rows_of_many_types_come_out_the_same(sqlite: Database) -> None:
     """More kinds of rows than are learnt, each of them twice, and an infinite one of a kind that is known."""
     values = [1, 1.5, "x", None]

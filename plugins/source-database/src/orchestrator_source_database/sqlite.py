@@ -58,6 +58,7 @@ GREATEST = 2**63 - 1
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 NOT_ON_THE_LOOP = (*BUSY, sqlite3.SQLITE_INTERRUPT)
 DRIVER_ERRORS = (sqlite3.Error, UnicodeEncodeError)
+NOT_UTF8 = re.compile(r"Could not decode to UTF-8 (column '.*?') with text '.*", re.DOTALL)
 
 
 def to_sqlite(value: Any) -> Any:
@@ -431,7 +432,8 @@ class Sqlite(AbstractAsyncContextManager["Sqlite"]):
             return SourceError(f"{operation}: the database gave up: the statement took too long")
         if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB):
             return SourceError(f"database '{self._name}': cannot open {self._file}: {error}", transient=True)
-        return SourceError(f"{operation}: {error}")
+        said = NOT_UTF8.sub(r"\1 holds text that is not UTF-8", str(error))
+        return SourceError(f"{operation}: {said}")
 
     async def check_ready(self) -> None:
         self._readers.refuse_if_busy()
