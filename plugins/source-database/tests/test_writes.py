@@ -156,6 +156,20 @@ def test_postgresql_errors_do_not_quote_the_value(postgresql: Database) -> None:
         postgresql.fetch(query, text="geheim")
 
 
+@pytest.mark.parametrize(
+    ("query", "value", "message"),
+    [
+        ("SELECT 18446744073709551615 + :x AS x", 987654, "BIGINT UNSIGNED value is out of range"),
+        ("SELECT EXP(800 + LENGTH(:x)) AS x", "geheim", "DOUBLE value is out of range"),
+        ("INSERT INTO accounts VALUES (:x, 'a', 0)", "geheim\nx", "Incorrect integer value: for column "),
+        ("INSERT INTO accounts VALUES (:x, 'a', 0)", "geheim' \n", "Incorrect integer value: for column "),
+    ],
+)
+def test_mysql_errors_do_not_quote_the_value(mysql: Database, query: str, value: Any, message: str) -> None:
+    with pytest.raises(SourceError, match=f"^operation: {message}(?!.*(geheim|987654))"):
+        mysql.fetch({"query": query, "result": "execute"}, x=value)
+
+
 def test_a_deadlock_is_transient(postgresql: Database) -> None:
     run(postgresql.sql("DELETE FROM accounts", "INSERT INTO accounts VALUES (1, 'a', 0), (2, 'b', 0)"))
     lock = """

@@ -314,12 +314,16 @@ def _code(error: Exception) -> int:
     return code if isinstance(code, int) else 0
 
 
+QUOTED = re.compile(r"(entry|value:?|value is out of range) (?:in )?'(?:.*'(?= for (?:key|column) )|.*)", re.DOTALL)
+
+
 def _message(error: Exception) -> str:
     """The server's message without the advice to read the manual and without what it quotes of the data."""
-    message = str(error.args[-1]).partition("\n")[0]
+    whole = str(error.args[-1])
+    message = whole.partition("\n")[0]
     if _code(error) == SYNTAX and (near := re.search(r"near '(.*)' at line \d+$", message, re.DOTALL)):
         return f"syntax error near '{near[1]}'" if near[1] else "syntax error at the end of the query"
-    return re.sub(r"(entry|value:?) '(?:.*'(?= for (?:key|column) )|.*'$)", r"\1", message)
+    return QUOTED.sub(r"\1", whole).partition("\n")[0]
 
 
 def connector(
