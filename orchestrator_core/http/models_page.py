@@ -20,6 +20,7 @@ from orchestrator_core.tracking import ExecutionLog
 DEFAULT_LINES = 100
 MAX_LINES = 10_000
 ACTIONS = ("restart", "unload", "load")
+_LINES = re.compile(r"[0-9]{1,9}\Z")
 _PATH = re.compile(r"/models/(?P<id>.+?)(/(?P<page>logs|restart|unload|load))?\Z")
 
 
@@ -144,7 +145,7 @@ def _lines(query: str) -> int:
                 f"/{name} unknown parameter", [{"pointer": f"/{name}", "message": "unknown parameter"}]
             )
     text = given.get("lines", [str(DEFAULT_LINES)])[-1]
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= MAX_LINES:
+    if not _LINES.match(text) or not 1 <= int(text) <= MAX_LINES:
         message = f"expected a number from 1 to {MAX_LINES}"
         raise InvalidRequest(f"/lines {message}", [{"pointer": "/lines", "message": message}])
     return int(text)

@@ -923,6 +923,7 @@ def test_the_output_of_a_model_can_be_read(run: RunFixture) -> None:
         ("GET", "/models/m/restart", 405, "/models/m/restart takes POST, not GET"),
         ("POST", "/models/m", 405, "/models/m takes GET and HEAD, not POST"),
         ("GET", "/models/m/logs?lines=0", 422, "/lines expected a number from 1 to 10000"),
+        ("GET", f"/models/m/logs?lines={'1' * 5000}", 422, "/lines expected a number from 1 to 10000"),
         ("GET", "/models/m/logs?tail=5", 422, "/tail unknown parameter"),
     ],
 )
