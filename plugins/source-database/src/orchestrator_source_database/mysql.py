@@ -13,7 +13,7 @@ from uuid import UUID
 
 import asyncmy
 from asyncmy import errors as my
-from asyncmy.constants import FIELD_TYPE
+from asyncmy.constants import FIELD_TYPE, FLAG
 from asyncmy.protocol import FieldDescriptorPacket
 
 from orchestrator_core.plugin_api import Finding, OpenContext, OrchestratorError, SourceError
@@ -106,6 +106,19 @@ async def execute(statement: Any, arguments: Sequence[Any], fields: Any, *, agai
 # --- statements and connections ------------------------------------------------------------------------------------
 
 
+def stored_bits(sent: bytes) -> int:
+    return int.from_bytes(sent, "big")
+
+
+def computed_bits(bits: int, sent: bytes) -> int:
+    """Return a BIT that is no column's own, such as ``MAX(flag)``: MariaDB sends some as they are, most as digits."""
+    if not sent.isdigit():
+        return stored_bits(sent)
+    if len(sent) != -(-bits // 8) or stored_bits(sent) >> bits:
+        return int(sent)
+    raise Unreadable("is a computed BIT, which the server sends in two ways; cast it to UNSIGNED in the query")
+
+
 def column_reader(field: Any, decimals: Callable[[Any], Any]) -> Callable[[Any], Any] | None:
     code = field.type_code
     if code in (FIELD_TYPE.DECIMAL, FIELD_TYPE.NEWDECIMAL):
@@ -117,7 +130,7 @@ def column_reader(field: Any, decimals: Callable[[Any], Any]) -> Callable[[Any],
     if code == FIELD_TYPE.JSON:
         return values.json_value
     if code == FIELD_TYPE.BIT:
-        return lambda bits: int.from_bytes(bits, "big")
+        return partial(computed_bits, field.length) if field.flags & FLAG.BINARY else stored_bits
     if field.charsetnr == BINARY_CHARSET:
         return lambda data: values.base64_text(data) if isinstance(data, bytes) else data
     return None
