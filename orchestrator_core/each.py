@@ -30,7 +30,7 @@ from orchestrator_core.expressions.values import kind
 from orchestrator_core.plugin_api import JSON, Degraded
 from orchestrator_core.policies.notes import Guarded
 from orchestrator_core.run import Request, Run
-from orchestrator_core.tasks import Branches
+from orchestrator_core.tasks import Branches, fault_of_exit
 from orchestrator_core.time_limits import TimeLimit, Timer
 from orchestrator_core.time_limits import within as run_within
 
@@ -229,9 +229,11 @@ class _Calls:
             answers = await self.knowing(many.call)([values for _, values in items])
             if len(answers) != len(items):
                 raise SourceError(f"the source returned {len(answers)} results for {len(items)} items")
-        except Exception as error:  # it is every item's
+        except (Exception, SystemExit) as error:  # it is every item's
             if not step.optional:
                 raise
+            if isinstance(error, SystemExit):
+                error = fault_of_exit(error)
             self.run.note_failed_items(step.index, self.run.blamed(step.name, error), len(items))
             return
         for (position, _), answer in zip(items, answers, strict=True):
@@ -261,8 +263,8 @@ class _Calls:
             position, values = todo.popleft()  # right before the call: items are captured in their order
             try:
                 answer = await call(*values)
-            except Exception as error:  # it is this item's: see fail
-                self.fail(position, error)
+            except (Exception, SystemExit) as error:  # it is this item's: see fail
+                self.fail(position, fault_of_exit(error) if isinstance(error, SystemExit) else error)
             else:
                 self.settle(position, answer)
 

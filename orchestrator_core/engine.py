@@ -33,7 +33,7 @@ from orchestrator_core.run import (
 )
 from orchestrator_core.schemas import RequestSchema, coerce, coerce_all, pointer
 from orchestrator_core.snapshot import ReadyPlan
-from orchestrator_core.tasks import is_told_to_end
+from orchestrator_core.tasks import exit_asked_for, is_told_to_end
 from orchestrator_core.time_limits import NO_DEADLINE
 
 log = structlog.get_logger("orchestrator.engine")
@@ -117,6 +117,8 @@ async def execute(ready: ReadyPlan, request: Request, run: Run) -> JSON:
         if type(cancelled) is not asyncio.CancelledError or is_told_to_end():
             raise
         raise _broken_off(run) from cancelled
+    except SystemExit as error:  # of a transformer's in the response: it would end the event loop
+        raise RuntimeError(exit_asked_for(error)) from error
     finally:
         ready.time_limit.end(deadline)
         run.deadline = NO_DEADLINE  # the run is kept: it must not keep the task

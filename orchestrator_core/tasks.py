@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
+from orchestrator_core.errors import SourceError
+
 T = TypeVar("T")
 
 
@@ -16,6 +18,13 @@ def exit_asked_for(error: SystemExit) -> str:
     It must not leave a task: the event loop would end with it, and so would the service.
     """
     return f"it calls sys.exit({error.code!r}), which would end the service"
+
+
+def fault_of_exit(error: SystemExit) -> SourceError:
+    """Return the failure of a source or model that has called ``sys.exit`` in place of an answer."""
+    failure = SourceError(f"the source is at fault: {exit_asked_for(error)}")
+    failure.__cause__ = error
+    return failure
 
 
 class Branches:
@@ -110,4 +119,4 @@ async def to_its_end(future: asyncio.Future[T]) -> T:
     raise cancelled
 
 
-__all__ = ["Branches", "beside", "is_told_to_end", "to_its_end"]
+__all__ = ["Branches", "beside", "exit_asked_for", "fault_of_exit", "is_told_to_end", "to_its_end"]

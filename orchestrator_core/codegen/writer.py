@@ -182,7 +182,7 @@ class _Writer:
         else:
             self.conditional(step, variable, index)
         self.depth -= 1
-        self.line("except Exception as error:")
+        self.line("except (Exception, SystemExit) as error:")
         self.depth += 1
         if step.optional:
             default = f"default_{variable}"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator_core.models.options import BatchOptions
 from orchestrator_core.plugin_api import JSON, InvalidParam, Model, SourceError, SourceUnavailable
+from orchestrator_core.tasks import fault_of_exit
 
 Row = Mapping[str, JSON]
 
@@ -82,7 +83,8 @@ class Batcher:
             results = await predict_rows(self._model, [row for row, _ in batch])
         except InvalidParam:
             await self._one_by_one(batch)
-        except Exception as error:  # it belongs to the callers, who wait for it
+        except (Exception, SystemExit) as raised:  # it belongs to the callers, who wait for it
+            error = fault_of_exit(raised) if isinstance(raised, SystemExit) else raised
             vars(error)["batch"] = object()  # a breaker counts it once, and not for each of them
             _fail(batch, error)
         else:
@@ -97,8 +99,8 @@ class Batcher:
                 continue
             try:
                 (result,) = await predict_rows(self._model, [row])
-            except Exception as error:  # it belongs to the caller, who waits for it
-                _fail([(row, answer)], error)
+            except (Exception, SystemExit) as raised:  # it belongs to the caller, who waits for it
+                _fail([(row, answer)], fault_of_exit(raised) if isinstance(raised, SystemExit) else raised)
             else:
                 if not answer.done():
                     answer.set_result(result)

@@ -27,7 +27,7 @@ from orchestrator_core.plugin_api import (
     SourceError,
     SourceUnavailable,
 )
-from orchestrator_core.tasks import exit_asked_for
+from orchestrator_core.tasks import exit_asked_for, fault_of_exit
 
 log = structlog.get_logger("orchestrator.models")
 
@@ -260,6 +260,8 @@ class Life:
                 await model.check_ready()
         except TimeoutError:
             return SourceUnavailable(f"the health check got no answer within {seconds:g} s")
+        except SystemExit as error:
+            return fault_of_exit(error)
         except Exception as error:  # whatever it is, nobody should rely on this model now
             return error
         return None
@@ -303,7 +305,10 @@ class Life:
 
 
 async def _ended(model: Ends) -> None:
-    how = await model.ended()
+    try:
+        how = await model.ended()
+    except SystemExit as error:
+        raise fault_of_exit(error) from error
     raise ModelEnded(f"it ended: {how}" if how else "it ended", by_others=isinstance(how, EndedByOthers))
 
 

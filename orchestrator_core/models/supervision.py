@@ -100,7 +100,7 @@ class Supervisor:
             return False
         try:
             return await model.changed()
-        except Exception as error:  # whatever it is, opening the model anew will tell it better
+        except (Exception, SystemExit) as error:  # whatever it is, opening the model anew will tell it better
             log.warning("cannot tell whether the model has changed", model=self.slot.label, error=words_of(error))
             return True
 

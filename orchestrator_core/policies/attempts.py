@@ -24,7 +24,7 @@ from orchestrator_core.policies.layers import Call, Layer, refusal
 from orchestrator_core.policies.options import RetryOptions
 from orchestrator_core.policies.policies import GuardedRun
 from orchestrator_core.policies.retry import RetryBudget, pause_seconds
-from orchestrator_core.tasks import exit_asked_for, is_told_to_end
+from orchestrator_core.tasks import fault_of_exit, is_told_to_end
 from orchestrator_core.time_limits import Timer
 
 __all__ = ["attempts", "is_failure"]
@@ -273,11 +273,10 @@ class _Attempts:
 def _of_source(error: BaseException) -> BaseException:
     """Return a failure of the source in place of a cancellation that is none of the request's, or of an exit."""
     if isinstance(error, SystemExit):
-        failure = SourceError(f"the source is at fault: {exit_asked_for(error)}")
-    elif type(error) is not asyncio.CancelledError or is_told_to_end():
+        return fault_of_exit(error)
+    if type(error) is not asyncio.CancelledError or is_told_to_end():
         return error
-    else:
-        failure = SourceError("the source broke its own call off", transient=True)
+    failure = SourceError("the source broke its own call off", transient=True)
     failure.__cause__ = error
     return failure
 

@@ -260,7 +260,7 @@ class Cache:
                 await fetch()
             except (OrchestratorError, TimeoutError):
                 self.errors += 1  # the breaker has it too, and who asks when the time is up is told why
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # a source that asks for an exit would end the loop
                 self.errors += 1
                 log.error("defect while a cached result was refreshed", exc_info=error)
             finally:

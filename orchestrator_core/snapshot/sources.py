@@ -64,7 +64,7 @@ class OpenSource:
             return Standing("busy" if busy else "unreachable", str(error))
         except TimeoutError:
             return Standing("unreachable", f"no answer within {READY_SECONDS:g} s")
-        except Exception as error:  # a source of whoever wrote it: the others are to be told of
+        except (Exception, SystemExit) as error:  # a source of whoever wrote it: the others are to be told of
             return Standing("unreachable", f"{type(error).__name__}: {error}")
         return Standing("ready")
 

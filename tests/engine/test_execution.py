@@ -56,6 +56,36 @@ def sleeps(seconds: float) -> Any:
     return behaviour
 
 
+# --- a call that asks for an exit ------------------------------------------------------------------------------------
+
+EXITS = "the source is at fault: it calls sys.exit(3), which would end the service"
+
+
+def test_a_source_without_policies_that_calls_sys_exit_fails_its_step_alone(run: RunFixture) -> None:
+    """It would end the event loop, and with it the service, in whichever task it is called."""
+
+    async def main() -> None:
+        exits = fails(SystemExit(3))
+        for steps in ([step("a")], [step("a"), step("b")], [step("b"), step("a")]):
+            async with planned(Lab({"a": exits}), *steps) as ready:
+                got = await ran(ready)
+                assert (type(got.error), str(got.error)) == (SourceError, EXITS)
+                assert (got.steps["a"].status, got.steps["a"].error, got.run.failed_step) == ("failed", EXITS, "a")
+        async with planned(Lab({"a": exits}), step("a", default=1), step("b")) as ready:
+            got = await ran(ready)
+            assert got.result == {"a": 1, "b": {}}
+            assert (got.statuses, got.run.degraded_steps) == ({"a": "default", "b": "ok"}, ("a",))
+        items = step("a", for_each=[1, 2, 3], max_concurrency=2, params={"n": "$item"})
+        async with planned(Lab({"a": exits}), items) as ready:
+            got = await ran(ready)
+            assert (type(got.error), str(got.error)) == (SourceError, f"step 'a', item 0: {EXITS}")
+        async with planned(Lab({"a": exits}), {**items, "default": 0}) as ready:
+            got = await ran(ready)
+            assert (got.result, got.run.degraded_steps) == ([0, 0, 0], ("a",))
+
+    run(main())
+
+
 # --- tasks --------------------------------------------------------------------------------------------------------
 
 

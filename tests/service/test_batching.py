@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -43,6 +44,8 @@ class Counting:
         self.calls.append(len(rows))
         for _ in range(self.turns):
             await asyncio.sleep(0)
+        if any(row.get("exits") for row in rows) and not (len(rows) > 1 and any(row.get("unfit") for row in rows)):
+            sys.exit(4)
         if any(row.get("unfit") for row in rows):
             raise InvalidParam("features", "an unfit row")
         if any(row.get("breaks") for row in rows):
@@ -165,6 +168,18 @@ def test_a_model_that_breaks_fails_the_callers_of_that_call_only(run: RunFixture
         answers = await gathered(model, [{"x": 1}, {"x": 2, "breaks": True}, {"x": 3}, {"x": 4}], max_size=2)
         assert [str(answer) for answer in answers[:2]] == ["the model broke", "the model broke"]
         assert answers[2:] == [{"y": 30}, {"y": 40}]
+
+    run(main())
+
+
+def test_a_model_that_calls_sys_exit_fails_its_callers(run: RunFixture) -> None:
+    """The call is a task of its own: the event loop would end with it."""
+
+    async def main() -> None:
+        for row in ({"x": 1, "exits": True}, {"x": 1, "exits": True, "unfit": True}):
+            answers = await gathered(Counting(), [row, {"x": 2}])
+            said = "the source is at fault: it calls sys.exit(4), which would end the service"
+            assert str(answers[0]) == said
 
     run(main())
 
