@@ -176,7 +176,9 @@ class Supervisor:
         finally:
             self._life = None
         cause = life.cause or (error if isinstance(error, Exception) else None)
-        if error is not None and error is not cause:
+        if cause is None and slot.wanted and not self._interrupted:  # nobody has asked for an end
+            cause = SourceError(words_of(error)) if error else SourceUnavailable("its load broke itself off")
+        elif error is not None and error is not cause:
             log.error("the model was not closed cleanly", model=slot.label, error=words_of(error))
         if cause is not None and not self._interrupted:
             self._missed(cause, life.ready_at)

@@ -170,6 +170,28 @@ def test_models_that_never_can_be_opened_stop_the_start_all_at_once(run: RunFixt
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("raised", "message"), [(GeneratorExit("gone"), "GeneratorExit: gone (in open, line"), (None, "its load broke")]
+)
+def test_a_load_that_ends_by_what_is_no_exception_is_not_tried_at_once_and_for_ever(
+    run: RunFixture, raised: BaseException | None, message: str
+) -> None:
+    """Such as the panic of a library that is written in Rust, or a cancellation of the load's own."""
+    plugin = Plugin()
+    plugin["m"].failures = [raised or asyncio.CancelledError() for _ in range(1000)]
+
+    async def main() -> None:
+        plugin["m"].may_open = asyncio.Event()
+        restart = "restart: {max_starts: 2, backoff: 10ms, max_backoff: 20ms}"
+        async with serving(plugin, files(restart, wait="10ms")) as shop:
+            plugin["m"].may_open.set()
+            shown = await state(shop, "failed")
+            assert shown["starts"] <= 2
+            assert shown["last_error"].startswith(message)
+
+    run(main())
+
+
 def test_the_start_goes_on_without_a_model_that_takes_long(run: RunFixture) -> None:
     plugin = Plugin()
 
