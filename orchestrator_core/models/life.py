@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from time import monotonic
 from typing import Any
 
@@ -112,7 +112,8 @@ class Life:
     async def _live(self) -> None:
         async with AsyncExitStack() as stack:
             try:
-                model = await stack.enter_async_context(self.spec.kind.open(self.spec.options, self._context))
+                async with loading(self.spec, "it was not loaded"):
+                    model = await stack.enter_async_context(self.spec.kind.open(self.spec.options, self._context))
             except SystemExit as error:
                 raise SourceError(exit_asked_for(error)) from error
             self.model = model
@@ -149,8 +150,9 @@ class Life:
 
     async def _serve(self, model: Model, stack: AsyncExitStack) -> None:
         await self._healthy_at_first(model)
-        for index, row in enumerate(self.spec.common.warm_up):
-            await _warm_up(model, index, row)
+        async with loading(self.spec, "its rows of warm_up were not scored"):
+            for index, row in enumerate(self.spec.common.warm_up):
+                await _warm_up(model, index, row)
         calls = self._bind(model, stack)
         self.ready_at = monotonic()
         self.slot.serve(calls)
@@ -304,6 +306,20 @@ class Life:
             await asyncio.sleep(0.01)
 
 
+@asynccontextmanager
+async def loading(spec: ModelSpec, failed: str) -> AsyncIterator[None]:
+    """Hold what loads a model to its time. Raises :class:`SourceUnavailable` when that is over."""
+    seconds = spec.load_seconds
+    timer = asyncio.timeout(seconds)
+    try:
+        async with timer:
+            yield
+    except TimeoutError as error:
+        if not timer.expired():
+            raise
+        raise SourceUnavailable(f"{failed} within {seconds:g} s (load_timeout)", started=True) from error
+
+
 async def _ended(model: Ends) -> None:
     try:
         how = await model.ended()
@@ -336,4 +352,4 @@ def words_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{at}"
 
 
-__all__ = ["Life", "ModelEnded", "Outcome", "WarmUpFailed", "words_of"]
+__all__ = ["Life", "ModelEnded", "Outcome", "WarmUpFailed", "loading", "words_of"]

@@ -10,6 +10,9 @@ from attrs import field, frozen
 from orchestrator_core.bounds import at_least_one, positive
 from orchestrator_core.plugin_api import Duration, ModelKind, option
 
+LOAD_SECONDS = 600.0
+"""How long a model may take to load where nothing else is said: long for one that loads, short for one that hangs."""
+
 DEFAULT_MODEL = "default"
 PREDICT = "predict"
 FEATURES = "features"
@@ -73,6 +76,12 @@ class CommonOptions:
     warm_up: list[dict[str, Any]] = option(
         factory=list, help="Rows of features that are scored before the model counts as ready."
     )
+    load_timeout: Duration | None = option(
+        None,
+        help="Longest time that a load may take, and that the rows of `warm_up` may; one that takes longer has failed. "
+        "Default: 10 minutes, and none where the type has limits of its own, such as those of a pull and of readiness.",
+        validator=positive,
+    )
     health_check: HealthOptions = option(HealthOptions(), help="Health checks.")
     restart: RestartOptions = option(RestartOptions(), help="Starts after a failure.")
     unload_after: Duration | None = option(
@@ -108,6 +117,14 @@ class ModelSpec:
     options: Any
     common: CommonOptions = field(factory=CommonOptions)
     fallback: ModelSpec | None = None
+
+    @property
+    def load_seconds(self) -> float | None:
+        """Return how long a load may take, None where it ends by limits of its own."""
+        if self.common.load_timeout is not None:
+            return self.common.load_timeout
+        limits = self.kind.limits_load
+        return None if limits is not None and limits(self.options) else LOAD_SECONDS
 
 
 @frozen

@@ -12,7 +12,7 @@ from time import monotonic, time
 import structlog
 from attrs import evolve
 
-from orchestrator_core.models.life import Life, ModelEnded, Outcome, words_of
+from orchestrator_core.models.life import Life, ModelEnded, Outcome, loading, words_of
 from orchestrator_core.models.options import ModelSpec
 from orchestrator_core.models.slot import Slot
 from orchestrator_core.plugin_api import (
@@ -107,7 +107,10 @@ class Supervisor:
     async def look(self) -> ModelFacts | None:
         """Return what can be told of the model without starting it. Raises what opening it would raise."""
         look = self.spec.kind.look
-        return await look(self.spec.options, self._context) if look is not None else None
+        if look is None:
+            return None
+        async with loading(self.spec, "it was not loaded"):
+            return await look(self.spec.options, self._context)
 
     def keeps_logs(self) -> bool | None:
         """Return whether its output can be read, None while it is not open."""

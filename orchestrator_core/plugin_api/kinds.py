@@ -95,7 +95,9 @@ class ModelKind(Generic[Options]):
     ``open`` does. A kind without it is opened and closed for that.
 
     ``idempotent`` says that asking such a model twice does no harm, and ``in_process``, of a model's options, that it
-    is scored inside this process: see :class:`OperationFacts`.
+    is scored inside this process: see :class:`OperationFacts`. ``limits_load``, of the options too, says that ``open``
+    and ``look`` end by limits of its own, such as that of a pull. Any other load that hangs is cancelled after the
+    model's ``load_timeout``.
     """
 
     name: str
@@ -106,6 +108,7 @@ class ModelKind(Generic[Options]):
     look: Callable[[Options, OpenContext], Awaitable[ModelFacts | None]] | None = None
     idempotent: bool = False
     in_process: Callable[[Options], bool] | None = None
+    limits_load: Callable[[Options], bool] | None = None
 
 
 @frozen

@@ -9,11 +9,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import pytest
+from attrs import evolve
 
 from orchestrator_core.errors import ConfigError, InvalidParam, SourceError, SourceUnavailable
-from orchestrator_core.plugin_api import EndedByOthers
+from orchestrator_core.models.options import CommonOptions, ModelSpec
+from orchestrator_core.plugin_api import Duration, EndedByOthers, ModelKind
 from orchestrator_core.testing import RunningService, check_problems, leaves_nothing, service
-from tests.service.scripted_models import Plugin, eventually, model, state
+from tests.service.scripted_models import Plugin, ScriptedOptions, eventually, model, state
 
 RunFixture = Callable[..., Any]
 T = TypeVar("T")
@@ -168,6 +170,58 @@ def test_models_that_never_can_be_opened_stop_the_start_all_at_once(run: RunFixt
         assert plugin["fine"].open_now == 0
 
     run(main())
+
+
+def test_a_load_that_hangs_ends_and_the_old_configuration_serves_on(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin) as shop:
+            plugin["new"].may_open = asyncio.Event()
+            shop.write("integrations/ml.yaml", files("load_timeout: 10ms", script="new")["integrations/ml.yaml"])
+            refused = await shop.reload()
+            (problem,) = refused.json["problems"]
+            assert (refused.status, problem["code"], problem["line"]) == (422, "ORC604", 4)
+            assert problem["message"] == "ml.m cannot be reached: it was not loaded within 0.01 s (load_timeout)"
+            assert (await score(shop)).json["y"] == 10
+            assert plugin["new"].open_now == 0
+            plugin["m"].hangs = asyncio.Event()
+            warm = "load_timeout: 10ms, warm_up: [{x: 1}]"
+            shop.write("integrations/ml.yaml", files(warm)["integrations/ml.yaml"])
+            (problem,) = (await shop.reload()).json["problems"]
+            said = "its rows of warm_up were not scored within 0.01 s (load_timeout)"
+            assert problem["message"] == f"ml.m cannot be reached: {said}"
+            plugin["m"].hangs = None
+            assert (await score(shop)).json["y"] == 10
+
+    run(main())
+
+
+def test_a_load_that_hangs_at_the_start_counts_as_a_failed_start(run: RunFixture) -> None:
+    plugin = Plugin()
+    plugin["m"].may_open = asyncio.Event()
+
+    async def main() -> None:
+        restart = "restart: {max_starts: 2, backoff: 10ms, max_backoff: 20ms}"
+        async with serving(plugin, files(f"load_timeout: 10ms, {restart}")) as shop:
+            assert (await state(shop, "failed"))["starts"] == 2
+            said = "the model ml.m is failed: it was not loaded within 0.01 s (load_timeout)"
+            assert refusal(await score(shop)) == (503, f"step 's': {said}", "s")
+
+    run(main())
+
+
+def test_a_load_has_a_limit_unless_its_type_has_one_of_its_own() -> None:
+    plain = ModelKind("plain", "Loads.", ScriptedOptions, Plugin().open)
+    pulls = evolve(plain, limits_load=lambda options: options.factor > 10)
+    for kind, factor, given, expected in [
+        (plain, 1, None, 600.0),
+        (pulls, 1, None, 600.0),
+        (pulls, 11, None, None),
+        (pulls, 11, 5.0, 5.0),
+    ]:
+        common = CommonOptions(load_timeout=None if given is None else Duration(given))
+        assert ModelSpec("m", kind, ScriptedOptions("m", factor), common).load_seconds == expected
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ ARTIFACT = ModelKind(
     open=open_artifact,
     look=look_at_artifact,
     in_process=lambda options: options.startup_command is None,
+    limits_load=lambda options: options.startup_command is not None,  # readiness.timeout
 )
 
 

@@ -28,6 +28,7 @@ DOCKER = ModelKind(
     options=DockerOptions,
     open=open_docker,
     look=look_docker,
+    limits_load=lambda options: True,  # pull_timeout and readiness.timeout
 )
 
 

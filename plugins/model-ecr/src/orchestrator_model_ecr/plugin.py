@@ -29,6 +29,7 @@ ECR = ModelKind(
     options=EcrOptions,
     open=open_ecr,
     look=look_ecr,
+    limits_load=lambda options: True,  # pull_timeout and readiness.timeout
 )
 
 
