@@ -104,6 +104,8 @@ def _make_mlflow_models(root: Path) -> None:
             import os
             import time
 
+            if self.exits and features.iloc[0, 0] < -1:
+                time.sleep(3600)
             if self.exits and features.iloc[0, 0] < 0:
                 os._exit(3)
             until = time.perf_counter() + 0.05
@@ -122,8 +124,13 @@ def _make_mlflow_models(root: Path) -> None:
             return self
 
         def predict(self, features: Any) -> Any:
+            class Silent(Exception):
+                def __str__(self) -> str:
+                    raise RuntimeError("it cannot say")
+
             if (features.debt > 1e6).any():
-                raise ValueError("debt out of range")
+                others = {2e7: GeneratorExit("gone"), 3e7: Silent()}
+                raise others.get(features.debt.iloc[0], ValueError("debt out of range"))
             shapes = {-1.0: None, -2.0: [1.0, 2.0, 3.0], -3.0: "high", -4.0: {"score": [1.0]}}
             if features.debt.iloc[0] in shapes:
                 return shapes[features.debt.iloc[0]]

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -387,6 +388,42 @@ def test_a_worker_process_that_dies_fails_its_call_and_is_replaced(models: Path,
             assert await model.predict([ROW]) == [{"label": 1}]
 
     run(test)
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_worker_process_that_hangs_is_replaced_when_nobody_waits_for_it(
+    models: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place would be lost for good otherwise: with the last of them the model would never answer again."""
+    monkeypatch.setattr("orchestrator_model_artifact.pools.GIVEN_UP_SECONDS", 0.01)
+
+    async def test() -> None:
+        async with opened(models, "exits", trust=True, run_in="process", workers=1) as model:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await model.predict([{**ROW, "credit_score": -2}])
+            assert await model.predict([ROW]) == [{"label": 1}]
+
+    run(test)
+
+
+def test_a_model_that_hangs_in_a_thread_does_not_keep_the_service_from_closing_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("orchestrator_model_artifact.pools.CLOSE_SECONDS", 0.01)
+    awake = threading.Event()
+
+    async def test() -> None:
+        async with thread_pool("ml.m", 1) as threads:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await threads.run(awake.wait)
+        assert caplog.messages == ["ml.m: a thread of the model still runs; it is left to itself"]
+
+    try:
+        run(test)
+    finally:
+        awake.set()
 
 
 def test_no_worker_process_outlives_a_service_that_is_killed(models: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -15,9 +16,17 @@ from orchestrator_model_artifact.features import Row
 from orchestrator_model_artifact.loading import LoadedModel, Request, load
 from orchestrator_model_artifact.worker import Worker, WorkerDied, start_worker
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 Loaded: TypeAlias = "tuple[ModelFacts, Identity, tuple[str, ...]]"
 """What a worker process tells of the model it has loaded: facts, identity, doubts."""
+
+GIVEN_UP_SECONDS = 30.0
+"""How long a process may go on with a call that nobody waits for any more, before it is taken for one that hangs."""
+
+CLOSE_SECONDS = 5.0
+"""How long a model that is closed is waited for while it still computes. One that hangs would never be done."""
 
 
 class Threads:
@@ -33,23 +42,27 @@ class Threads:
         future.add_done_callback(self._running.discard)
         return await asyncio.wrap_future(future)
 
-    async def idle(self) -> None:
-        """Return when nothing runs any more."""
+    async def idle(self) -> bool:
+        """Wait for what still runs, but not for long. Return whether nothing does any more."""
         if running := [asyncio.wrap_future(future) for future in set(self._running)]:
-            await asyncio.wait(running)
+            _, hanging = await asyncio.wait(running, timeout=CLOSE_SECONDS)
+            return not hanging
+        return True
 
 
 @asynccontextmanager
 async def thread_pool(name: str, workers: int) -> AsyncIterator[Threads]:
-    """Open a pool whose threads start when they are needed, and are gone when it is closed."""
+    """Open a pool whose threads start when they are needed, and are gone when it is closed, unless the model hangs."""
     executor = ThreadPoolExecutor(workers, thread_name_prefix=f"model-{name}")
     threads = Threads(executor)
     try:
         yield threads
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
-        await asyncio.shield(threads.idle())
-        executor.shutdown(wait=True)
+        if await asyncio.shield(threads.idle()):
+            executor.shutdown(wait=True)
+        else:
+            log.warning("%s: a thread of the model still runs; it is left to itself", name)
 
 
 @define
@@ -57,6 +70,11 @@ class _Slot:
     """The place of one worker process; empty after it died and until the next call needs it."""
 
     worker: Worker | None = None
+
+    def kill(self) -> None:
+        """End the process, which the call that is under way is then told."""
+        if self.worker is not None:
+            self.worker.kill()
 
 
 class Processes:
@@ -77,12 +95,18 @@ class Processes:
         call = asyncio.create_task(self._score(slot, rows))
         self._calls.add(call)
         call.add_done_callback(self._finished)
-        return await asyncio.shield(call)
+        try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:
+            if not call.done():  # were it left to hang, its place would be lost
+                late = asyncio.get_running_loop().call_later(GIVEN_UP_SECONDS, slot.kill)
+                call.add_done_callback(lambda _: late.cancel())
+            raise
 
     async def idle(self) -> None:
-        """Return when nothing runs any more."""
+        """Wait for what still runs, but not for long."""
         if self._calls:
-            await asyncio.wait(set(self._calls))
+            await asyncio.wait(set(self._calls), timeout=CLOSE_SECONDS)
 
     async def _score(self, slot: _Slot, rows: Sequence[Row]) -> list[JSON]:
         try:
