@@ -269,11 +269,15 @@ def test_a_prediction_that_is_not_finite_is_an_error_that_names_the_output(model
     assert str(caught.value) == "the model predicted a number for 'rate' that is not finite"
 
 
-def test_what_a_model_raises_is_a_source_error(models: Path) -> None:
+@pytest.mark.parametrize(
+    ("debt", "message"), [(1e7, "ValueError: debt out of range"), (2e7, "GeneratorExit: gone"), (3e7, "Silent")]
+)
+def test_whatever_a_model_raises_is_a_source_error(models: Path, debt: float, message: str) -> None:
+    """What is no ``Exception`` too, such as the panic of a library that is written in Rust."""
     model = loaded(models, "odd", trust=True)
     with pytest.raises(SourceError) as caught:
-        model.score([{"debt": 1e7}])
-    assert str(caught.value) == "the model failed: ValueError: debt out of range"
+        model.score([{"debt": debt}])
+    assert str(caught.value) == f"the model failed: {message}"
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def probed(model: M, sample: Sequence[Row]) -> M:
     """Return the model with the width of what it predicts, seen on a row; unchanged where the row does not fit it."""
     try:
         arrays = model.bind(model.heads)(sample[:1])
-    except Exception:  # a made-up row may hold a category that the model has never seen
+    except BaseException:  # a made-up row may hold a category that the model has never seen
         return model
     widths = [array.shape[1] if array.ndim > 1 else None for array in arrays]
     heads = tuple(evolve(head, width=width) for head, width in zip(model.heads, widths, strict=True))

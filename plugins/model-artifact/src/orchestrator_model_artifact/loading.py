@@ -138,8 +138,8 @@ def load(request: Request) -> LoadedModel:
             return fields.rows(arrays)
         except OrchestratorError:
             raise
-        except (Exception, SystemExit) as error:  # a model can raise anything: it is a backend that failed
-            raise SourceError(f"the model failed: {type(error).__name__}: {error}") from error
+        except BaseException as error:  # a model can raise anything: it is a backend that failed
+            raise SourceError(f"the model failed: {_words(error)}") from error
 
     version = request.version or (mlmodel.version if mlmodel else "")
     return LoadedModel(
@@ -205,6 +205,13 @@ def _model(request: Request, found: Found) -> NativeModel:
         else:
             estimator = load_estimator_file(location, location.main, str(found.format), trust)
     return sklearn_model(estimator, columns, options.features, nullable)
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # an error of the model's own can fail to say what it is
+        return type(error).__name__
 
 
 def trust_of(options: ArtifactOptions) -> Trust:

@@ -82,7 +82,7 @@ def _loaded(location: Location, trust: Trust) -> Any:
                 return mlflow.pyfunc.load_model(str(location.path))
         except SourceError:
             raise
-        except (Exception, SystemExit) as error:  # it is the model's own code that fails
+        except BaseException as error:  # it is the model's own code that fails
             raise SourceError(f"MLflow cannot load the model: {type(error).__name__}: {error}") from error
 
 
@@ -107,7 +107,7 @@ def _heads(
     """Return what the model gives, seen on a row; else what its signature says, for a made-up row may not fit it."""
     try:
         found = _named(run(gather(sample[:1])))
-    except (Exception, SystemExit):  # the model's own code can raise anything
+    except BaseException:  # the model's own code can raise anything
         return tuple(Head(name, "value") for name in (named if len(named) > 1 else (_ONLY,)))
     return tuple(Head(name, "value", array.shape[1] if array.ndim > 1 else None) for name, array in found.items())
 

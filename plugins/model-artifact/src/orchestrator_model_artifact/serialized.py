@@ -89,7 +89,7 @@ def _loading(name: str, extra: str) -> Iterator[None]:
             yield
         except (ModuleNotFoundError, SourceError):
             raise
-        except (Exception, SystemExit) as error:  # a pickle can raise anything, mostly what another version lacks
+        except BaseException as error:  # a pickle can raise anything, mostly what another version lacks
             raise SourceError(
                 f"{name} cannot be loaded: {type(error).__name__}: {error}:"
                 " it may have been saved with another version of a library"

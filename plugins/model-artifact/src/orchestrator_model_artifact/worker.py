@@ -101,7 +101,7 @@ def main() -> None:
         function, args = pickle.loads(requests.read(int.from_bytes(head, "big")))
         try:
             answer: tuple[tuple[str, str, bool] | None, Any] = (None, function(*args))
-        except Exception as error:  # the parent raises it
+        except BaseException as error:  # the parent raises it
             answer = (_encoded(error), None)
         answers.write(_frame(answer))
         answers.flush()
@@ -112,7 +112,7 @@ def _frame(value: Any) -> bytes:
     return len(body).to_bytes(8, "big") + body
 
 
-def _encoded(error: Exception) -> tuple[str, str, bool]:
+def _encoded(error: BaseException) -> tuple[str, str, bool]:
     if isinstance(error, InvalidParam):
         return "param", str(error), False
     if isinstance(error, SourceUnavailable):
