@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from orchestrator_model_artifact.pyfunc_flavor import _named
 
 from orchestrator_core.errors import InvalidParam
 
@@ -172,6 +174,14 @@ def test_a_pyfunc_model_takes_lists_and_times(boosted: Path) -> None:
     ]
     with pytest.raises(InvalidParam, match="feature 'at' must be a time as ISO 8601 writes it"):
         model.score([{"amounts": [], "at": "yesterday"}])
+
+
+def test_a_time_that_a_pyfunc_model_predicts_is_no_number_of_nanoseconds() -> None:
+    times = pd.to_datetime(["2026-03-04T05:06:07.5"])
+    expected = [datetime(2026, 3, 4, 5, 6, 7, 500_000)]  # noqa: DTZ001  # it has no zone, and is given none
+    for told in (pd.DataFrame({"at": times}), {"at": times.to_numpy()}):
+        assert _named(told)["at"].tolist() == expected
+    assert _named(pd.Series(times))["predict"].tolist() == expected
 
 
 def test_the_pyfunc_flavor_can_be_asked_for(boosted: Path) -> None:

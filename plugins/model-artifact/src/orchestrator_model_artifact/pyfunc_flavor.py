@@ -115,7 +115,7 @@ def _heads(
 def _named(result: Any) -> dict[str, Array]:
     """Return what a pyfunc returned as arrays with a row for each row: a table's columns, or one that has no name."""
     if hasattr(result, "columns") and hasattr(result, "to_numpy"):
-        return {str(name): result[name].to_numpy() for name in result.columns}
+        return {str(name): _plain(result[name].to_numpy()) for name in result.columns}
     if isinstance(result, Mapping):
         return {str(name): _plain(values) for name, values in result.items()}
     return {_ONLY: _plain(result.to_numpy() if hasattr(result, "to_numpy") else result)}
@@ -123,7 +123,8 @@ def _named(result: Any) -> dict[str, Array]:
 
 def _plain(values: Any) -> Array:
     if isinstance(values, np.ndarray):
-        return values
+        # In nanoseconds a time would become an integer without a word.
+        return values.astype(f"{values.dtype.kind}8[us]") if values.dtype.kind in "mM" else values
     try:
         array = np.asarray(values)
         if array.dtype.kind in "biuf" and array.ndim in (1, 2):
