@@ -16,7 +16,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from orchestrator_source_database.query import Query
 from orchestrator_source_database.sql import NO_WORDS, statement, words
 
-__all__ = ["Different", "Rewrite", "can_be_lateral", "can_be_union", "lateral", "union"]
+__all__ = ["CutShort", "Different", "Rewrite", "can_be_lateral", "can_be_union", "lateral", "union"]
 
 Rewrite: TypeAlias = Callable[[Query], bool]
 """Tells whether a query can be rewritten for several items."""
@@ -28,6 +28,10 @@ NOT_IN_A_UNION = LOCKS | {"UNION", "INTERSECT", "EXCEPT", "WITH", "LOCK", "PROCE
 
 class Different(Exception):
     """The columns of the rewritten statement are not those of the statement itself."""
+
+
+class CutShort(Exception):
+    """So many rows for all items together that some may be left out: the items have to be read one by one."""
 
 
 def spelled(query: Query, spell: Callable[[str], str]) -> str:
@@ -73,7 +77,7 @@ def lateral(query: Query, types: Sequence[str]) -> str:
     columns = {name: f'"_item"."p{index}"' for index, name in enumerate(query.positions)}
     arrays = ", ".join(f"${index + 1}::{type_}[]" for index, type_ in enumerate(types))
     names = ", ".join(f'"p{index}"' for index in range(len(types)))
-    fence = "OFFSET 0" if query.result == "many" else "LIMIT 2"
+    fence = f"LIMIT {query.enough_rows}" if query.enough_rows else "OFFSET 0"
     return (
         f'SELECT "_item"."number", "_one".* FROM unnest({arrays}) WITH ORDINALITY AS "_item"({names}, "number")'
         f' CROSS JOIN LATERAL (SELECT * FROM (\n{spelled(query, columns.__getitem__)}\n) AS "_row" {fence}) AS "_one"'

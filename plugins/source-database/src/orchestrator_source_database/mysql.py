@@ -19,11 +19,11 @@ from asyncmy.protocol import FieldDescriptorPacket
 from orchestrator_core.plugin_api import Finding, OpenContext, OrchestratorError, SourceError
 from orchestrator_source_database import values
 from orchestrator_source_database.findings import Catalog, finding, missing_column, missing_table
-from orchestrator_source_database.many import Different, union
+from orchestrator_source_database.many import CutShort, Different, union
 from orchestrator_source_database.options import Address, DatabaseOptions
 from orchestrator_source_database.params import HALF_PAIR, JSONText, adapter, in_utc, scalar
 from orchestrator_source_database.pool import MEND_SECONDS
-from orchestrator_source_database.query import Binding, Query
+from orchestrator_source_database.query import MOST_TO_ASK, Binding, Query
 from orchestrator_source_database.values import DECIMALS, Shape, Unreadable
 
 __all__ = ["MySQLConnection", "connector"]
@@ -167,8 +167,9 @@ class MySQLStatement:
 class MySQLManyStatement:
     """A union of the statement with itself, prepared. The number of the item is its last column."""
 
-    def __init__(self, statement: Any, one: MySQLStatement) -> None:
+    def __init__(self, statement: Any, one: MySQLStatement, most_rows: int) -> None:
         self._fields: Any = None
+        self._most_rows = most_rows
         self._one = one
         self._statement = statement
 
@@ -182,6 +183,8 @@ class MySQLManyStatement:
             if [_kind_of(field) for field in result.fields[:-1]] != [_kind_of(field) for field in self._one.fields]:
                 raise Different
             self._fields = result.fields
+        if self._most_rows and len(result.rows) >= self._most_rows:
+            raise CutShort
         found: list[list[Any]] = [[] for _ in items]
         for row in result.rows:
             found[row[-1]].append(row[:-1])
@@ -196,13 +199,17 @@ def _kind_of(field: Any) -> tuple[Any, ...]:
 
 
 class MySQLConnection:
-    """One asyncmy connection and the statements prepared on it."""
+    """One asyncmy connection and the statements prepared on it.
 
-    def __init__(self, connection: Any, connect: Callable[[], Awaitable[Any]]) -> None:
+    The server sends at most ``most_rows`` of a statement, if it is not 0: asyncmy reads all that are sent.
+    """
+
+    def __init__(self, connection: Any, connect: Callable[[], Awaitable[Any]], most_rows: int) -> None:
         self.expired = False
         self.statements: dict[Binding | tuple[Binding, int], Any] = {}
         self._connection = connection
         self._connect = connect
+        self._most_rows = most_rows
         self._in_transaction = False
 
     def alive(self) -> bool:
@@ -228,7 +235,7 @@ class MySQLConnection:
                 if self.cut_off(error):
                     raise
                 raise Different from error
-            statement = self.statements[binding, size] = MySQLManyStatement(prepared, one)
+            statement = self.statements[binding, size] = MySQLManyStatement(prepared, one, self._most_rows)
         return statement
 
     async def begin(self) -> None:
@@ -315,6 +322,7 @@ class MySQLConnection:
     async def _catalog(self) -> Catalog:
         await self._connection.query(
             "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = DATABASE()"
+            " LIMIT 1000000"  # one of its own, in place of the session's
         )
         catalog: dict[str, list[str]] = {}
         for table, column in self._connection._result.rows:
@@ -367,8 +375,11 @@ def connector(
             message = f"database '{context.name}': cannot connect to {address}: {_why_not(error, options)}"
             raise SourceError(message, transient=True) from None
 
+    most_rows = _most_rows(options, context)
+
     async def connect() -> MySQLConnection:
-        return MySQLConnection(await open_driver(partial(_settings, options)), open_driver)
+        driver = await open_driver(partial(_settings, options, most_rows))
+        return MySQLConnection(driver, open_driver, most_rows)
 
     return connect
 
@@ -383,8 +394,14 @@ def _why_not(error: Exception, options: DatabaseOptions) -> str:
     return reason or "the connection was lost, or what answers is no MariaDB or MySQL"
 
 
-def _settings(options: DatabaseOptions, version: str) -> Sequence[str]:
-    settings = []
+def _most_rows(options: DatabaseOptions, context: OpenContext) -> int:
+    """Return the rows to have sent of any statement at most, 0 for all: what its operation takes is looked at then."""
+    limits = [operation.most_rows(options) for operation in context.operations.values()]
+    return 0 if None in limits else min(max(limits, default=0), MOST_TO_ASK - 1) + 1
+
+
+def _settings(options: DatabaseOptions, most_rows: int, version: str) -> Sequence[str]:
+    settings = [f"sql_select_limit = {most_rows}"] if most_rows else []
     if options.statement_timeout and "MariaDB" in version:
         settings.append(f"max_statement_time = {options.statement_timeout:f}")
     elif options.statement_timeout:

@@ -155,6 +155,12 @@ class DatabaseOptions:
         validator=_positive,
     )
     application_name: str = option("orchestrator-api", help="Name under which a server lists the connections.")
+    max_rows: int | None = option(
+        100_000,
+        help="Most rows of one result, of each item's in a `for_each`: a query that returns more fails with 502, before"
+        " all of them are read; null for no limit.",
+        validator=_at_least(1),
+    )
     read_only: bool = option(False, help="Let the database refuse every write on this source.")
     create: bool = option(False, help="Create a SQLite file that does not exist, instead of reporting it missing.")
     decimals: Decimals = option(
@@ -211,4 +217,8 @@ class OperationOptions:
     on_missing: Literal["error", "allow"] = option(
         "error", help="When `one` or `value` finds no row: answer 404 (`error`), or go on with null (`allow`)."
     )
+    max_rows: int | None = option(None, help="The source's max_rows, for this query.", validator=_at_least(1))
     decimals: Decimals | None = option(None, help="The source's decimals, for this query.")
+
+    def most_rows(self, source: DatabaseOptions) -> int | None:
+        return source.max_rows if self.max_rows is None else self.max_rows

@@ -102,7 +102,7 @@ async def open_database(options: DatabaseOptions, context: OpenContext) -> Async
     style = {} if address.driver is POSTGRESQL else {"paramstyle": "qmark"}
     dialect = address.url.get_dialect()(**style)
     queries = {
-        name: compile_query(name, operation, options.decimals, dialect)
+        name: compile_query(name, operation, options, dialect, database=context.name)
         for name, operation in context.operations.items()
     }
     if address.driver is SQLITE:
@@ -134,10 +134,7 @@ async def open_database(options: DatabaseOptions, context: OpenContext) -> Async
 def database_facts(options: DatabaseOptions, operations: Mapping[str, OperationOptions]) -> dict[str, OperationFacts]:
     """Return what each query takes, from its text alone."""
     dialect = options.address.url.get_dialect()()
-    return {
-        name: facts_of(compile_query(name, operation, options.decimals, dialect))
-        for name, operation in operations.items()
-    }
+    return {name: facts_of(compile_query(name, operation, options, dialect)) for name, operation in operations.items()}
 
 
 DATABASE: SourceKind[Any] = SourceKind(

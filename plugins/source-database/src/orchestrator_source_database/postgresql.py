@@ -262,7 +262,7 @@ class PostgresStatement:
         self._prepared = prepared  # closes the statement on the server when it is let go
         converters = [param_converter(kind) for kind in prepared.get_parameters()]
         adapt = self.adapt = adapter(binding, converters, {to_integer})
-        limit = 2 if query.result in ("one", "value") and not query.writes else 0
+        limit = self._limit = query.enough_rows
         self.shape = _shape(query, prepared.get_attributes())
         self.run = lambda given: protocol.bind_execute(state, adapt(given), "", limit, False, None)
 
@@ -277,7 +277,7 @@ class PostgresStatement:
         return columns
 
     async def execute(self, given: Sequence[Any]) -> tuple[int, Sequence[Any] | None]:
-        rows, status, _ = await self._protocol.bind_execute(self._state, self.adapt(given), "", 0, True, None)
+        rows, status, _ = await self._protocol.bind_execute(self._state, self.adapt(given), "", self._limit, True, None)
         count = status.split()[-1] if status else b""
         return int(count) if count.isdigit() else 0, rows
 

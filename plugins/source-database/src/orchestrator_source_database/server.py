@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from orchestrator_core.plugin_api import Finding, OperationFacts, OrchestratorError, SourceError
 from orchestrator_source_database.findings import facts_of, repeated_column
-from orchestrator_source_database.many import Different, Rewrite
+from orchestrator_source_database.many import CutShort, Different, Rewrite
 from orchestrator_source_database.pool import Lent, Pool
 from orchestrator_source_database.query import Binding, Query
 from orchestrator_source_database.values import Finish, Shape, executed, finisher
@@ -45,7 +45,8 @@ class ManyStatement(Protocol):
     async def run(self, items: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
         """Take each item's arguments and return each item's rows.
 
-        Raise :class:`Different` when they are not of the kind that the statement for one item returns.
+        Raise :class:`Different` when they are not of the kind that the statement for one item returns, and
+        :class:`CutShort` when rows may be missing.
         """
         ...
 
@@ -201,6 +202,9 @@ class Server:
                 except Different:
                     possible = False
                     pool.release(connection)
+                except CutShort:
+                    pool.release(connection)
+                    break
                 except OrchestratorError:
                     pool.release(connection)
                     raise
@@ -250,7 +254,7 @@ class Server:
                 await connection.begin()
             if query.result == "execute":
                 count, rows = await statement.execute(values)
-                result: Any = executed(statement.shape, count, rows)
+                result: Any = executed(query, statement.shape, count, rows)
             else:
                 found = await statement.run(values)
                 if statement.shape is None:

@@ -130,7 +130,7 @@ class Statement:
         self.quick = False
         self._query = binding.query
         self._shape: Rows | None = None
-        self._limit = 2 if binding.query.result in ("one", "value") and not binding.query.writes else 0
+        self._limit = binding.query.enough_rows
 
     def run(self, connection: sqlite3.Connection, arguments: Sequence[Any]) -> tuple[Rows | None, list[Any], int]:
         """Return the shape, the rows and the count of changed rows."""
@@ -351,7 +351,7 @@ class Sqlite(AbstractAsyncContextManager["Sqlite"]):
         def make_result(connection: sqlite3.Connection, arguments: Sequence[Any], given: Sequence[Any]) -> Any:
             shape, rows, count = statement.run(connection, arguments)
             if query.result == "execute":
-                return executed(shape, max(count, 0) if query.writes else len(rows), rows)
+                return executed(query, shape, max(count, 0) if query.writes else len(rows), rows)
             if shape is None:
                 raise SourceError(f"{query.operation}: the statement returns no rows; use result: execute")
             return finish(shape, rows, given)

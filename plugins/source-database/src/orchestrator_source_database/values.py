@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal
 from functools import lru_cache
-from math import isfinite
+from math import inf, isfinite
 from types import CodeType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 from orchestrator_core.plugin_api import EntityNotFound, SourceError, check_depth
 from orchestrator_source_database.options import Decimals
-from orchestrator_source_database.query import Binding
+from orchestrator_source_database.query import Binding, Query
 
 __all__ = ["DECIMALS", "Build", "Shape", "Unreadable", "finisher", "row_builder"]
 
@@ -180,7 +180,12 @@ def finisher(binding: Binding) -> Finish:
     """Return what makes a read's result; for ``one`` and ``value`` it is an error when there is a second row."""
     query = binding.query
     if query.result == "many":
-        return lambda shape, rows, _: [shape.build(row) for row in rows]
+        most = inf if query.max_rows is None else query.max_rows
+
+        def many(shape: Shape, rows: Sequence[Any], _: Sequence[Any]) -> Any:
+            return [shape.build(row) for row in rows] if len(rows) <= most else _too_many(query)
+
+        return many
     if query.result == "value":
 
         def value(shape: Shape, rows: Sequence[Any], values: Sequence[Any]) -> Any:
@@ -194,12 +199,21 @@ def finisher(binding: Binding) -> Finish:
     return one
 
 
-def executed(shape: Shape | None, count: int, rows: Sequence[Any] | None) -> dict[str, Any]:
+def executed(query: Query, shape: Shape | None, count: int, rows: Sequence[Any] | None) -> dict[str, Any]:
     """Return the result of ``result: execute``."""
     result: dict[str, Any] = {"rowcount": max(count, 0)}
     if shape and rows is not None:
+        if query.max_rows is not None and len(rows) > query.max_rows:
+            _too_many(query)
         result["rows"] = [shape.build(row) for row in rows]
     return result
+
+
+def _too_many(query: Query) -> NoReturn:
+    raise SourceError(
+        f"{query.operation}: returned more than {query.max_rows} rows, the max_rows of database '{query.database}'"
+        " or of the operation; make the query pick fewer, or raise it"
+    )
 
 
 def _not_one(binding: Binding, rows: Sequence[Any], values: Sequence[Any]) -> None:
