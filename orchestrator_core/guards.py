@@ -132,6 +132,7 @@ def remember(
                     before.states.get((key, operation)), of, label, identity_of(spec, operation), shared
                 )
                 model.slot.on_ready = states[key, operation].state.recovered
+                model.slot.on_call = states[key, operation].state.called if model.spec.common.batch else None
         else:
             states[key, ""] = _kept(before.states.get((key, "")), spec, spec.label, identity_of(spec), shared)
     answers: dict[tuple[str, str], Remembered] = {}
@@ -189,7 +190,8 @@ def guard(
     step: PlannedStep, call: Call, memory: Memory, slot: Slot | None, capture: Capture | None = None
 ) -> Call | Guarded:
     """Return a step's call with its policies around it, and what captures its values; the call itself without both."""
-    make = partial(make_guard, each=step.for_each is not None)
+    batched = slot is not None and slot.spec.common.batch is not None
+    make = partial(make_guard, each=step.for_each is not None, batched=batched)
     return _around(step, call, memory, slot, capture, _Form(make, _without_key, _or_fallback))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from orchestrator_core.errors import Batch
 from orchestrator_core.models.options import BatchOptions
 from orchestrator_core.plugin_api import JSON, InvalidParam, Model, SourceError, SourceUnavailable
 from orchestrator_core.tasks import fault_of_exit
@@ -29,11 +30,12 @@ class Batcher:
     rows wait for its end, but for no longer than ``max_wait``: so a busy model gets batches as large as its traffic
     allows, and an idle one makes nobody wait. A full batch goes at once. Each caller gets its own row's answer. A call
     that fails fails all of its callers; a caller that is cancelled leaves the others alone. When all of them are, the
-    call is ended: nobody waits for it, and a model that hangs would keep it for long.
+    call is ended: nobody waits for it, and a model that hangs would keep it for long. ``called`` is told of each.
     """
 
-    def __init__(self, model: Model, options: BatchOptions) -> None:
+    def __init__(self, model: Model, options: BatchOptions, called: Callable[[], None] = lambda: None) -> None:
         self._model = model
+        self._called = called
         self._max_size = options.max_size
         self._max_wait = options.max_wait
         self._waiting: list[tuple[Row, asyncio.Future[JSON]]] = []
@@ -79,13 +81,14 @@ class Batcher:
             self._timer = asyncio.get_running_loop().call_soon(self._send)
 
     async def _call(self, batch: list[tuple[Row, asyncio.Future[JSON]]]) -> None:
+        self._called()
         try:
             results = await predict_rows(self._model, [row for row, _ in batch])
         except InvalidParam:
             await self._one_by_one(batch)
         except (Exception, SystemExit) as raised:  # it belongs to the callers, who wait for it
             error = fault_of_exit(raised) if isinstance(raised, SystemExit) else raised
-            vars(error)["batch"] = object()  # a breaker counts it once, and not for each of them
+            vars(error)["batch"] = Batch()  # it is one failure, and not one of each of them
             _fail(batch, error)
         else:
             for (_, answer), result in zip(batch, results, strict=True):
@@ -97,6 +100,7 @@ class Batcher:
         for row, answer in batch:
             if answer.done():
                 continue
+            self._called()
             try:
                 (result,) = await predict_rows(self._model, [row])
             except (Exception, SystemExit) as raised:  # it belongs to the caller, who waits for it

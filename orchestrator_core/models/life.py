@@ -176,7 +176,7 @@ class Life:
     def _bind(self, model: Model, stack: AsyncExitStack) -> tuple[PredictOne, PredictRows]:
         predict_one: Callable[[Row], Awaitable[JSON]]
         if batch := self.spec.common.batch:
-            batcher = Batcher(model, batch)
+            batcher = Batcher(model, batch, self.slot.called)
             stack.push_async_callback(batcher.close)
             predict_one = batcher.predict_one
         else:

@@ -80,7 +80,8 @@ class Slot:
 
     So a call of a ready model costs what it would cost without a slot. ``requests`` counts the calls, ``failures``
     those of them that failed for a reason of the model's. ``since``, ``last_error_at`` and ``next_try`` are Unix
-    times. ``on_ready`` is called whenever the model has become ready.
+    times. ``on_ready`` is called whenever the model has become ready, ``on_call`` for each call of one that gets
+    rows in batches.
     """
 
     def __init__(self, spec: ModelSpec, label: str) -> None:
@@ -103,6 +104,7 @@ class Slot:
         self.on_demand = False
         self.closed = False
         self.on_ready: Callable[[], None] | None = None
+        self.on_call: Callable[[], None] | None = None
         self.predict_one: PredictOne = self._one_elsewhere
         self.predict_rows: PredictRows = self._rows_elsewhere
         self._model: Model | None = None
@@ -190,6 +192,11 @@ class Slot:
         with _fallback_of(refused):
             predict: Any = self.fallback.predict_one if type(features) is dict else self.fallback.predict_rows
             return Degraded(_plain(await predict(features)))
+
+    def called(self) -> None:
+        """Note a call of the model."""
+        if self.on_call is not None:
+            self.on_call()
 
     # --- what the supervisor says ------------------------------------------------------------------------------------
 

@@ -123,7 +123,10 @@ class MlSource:
 
 async def _predict_list(slot: Slot, features: Any) -> Any:
     if type(features) is list and all(type(row) is dict for row in features):
-        return await slot.predict_rows(features) if features else []
+        if not features:
+            return []
+        slot.called()
+        return await slot.predict_rows(features)
     raise InvalidParam(FEATURES, "features must be an object, or a list of objects")
 
 

@@ -12,6 +12,8 @@ from time import perf_counter
 from typing import Any
 
 from orchestrator_core.errors import (
+    Again,
+    Batch,
     EntityNotFound,
     NotBegun,
     OrchestratorError,
@@ -55,18 +57,22 @@ def attempts(
     label: str,
     *,
     each: bool,
+    batched: bool = False,
 ) -> Layer:
-    """Return the innermost layer. ``retry`` and ``budget`` are given where the call may be tried again."""
+    """Return the innermost layer. ``retry`` and ``budget`` are given where the call may be tried again.
+
+    What is ``batched`` is counted in the budget by what makes the batches.
+    """
     if breaker is None and budget is None:
         return lambda run, index, values, timer: call(*values)
-    others = _Attempts(call, breaker, retry, budget, label, each=each)
+    others = _Attempts(call, breaker, retry, budget, label, each=each, batched=batched)
     if budget is None:
         return _with_breaker(call, breaker, others)  # type: ignore[arg-type]  # one of the two is there
     return _with_both(call, breaker, budget, others) if breaker is not None else _with_budget(call, budget, others)
 
 
 def _with_both(call: Call, breaker: Breaker, budget: RetryBudget, others: _Attempts) -> Layer:
-    clock = budget.clock
+    clock, counted = budget.clock, others.counted
 
     async def attempt(run: GuardedRun, index: int, values: tuple[Any, ...], timer: Timer | None) -> Any:
         era = breaker.era
@@ -75,7 +81,7 @@ def _with_both(call: Call, breaker: Breaker, budget: RetryBudget, others: _Attem
         began = clock()
         if began >= budget.ends_at:
             budget.renew()
-        budget.calls += 1
+        budget.calls += counted
         try:
             result = await call(*values)
         except BaseException as error:
@@ -103,13 +109,13 @@ def _with_breaker(call: Call, breaker: Breaker, others: _Attempts) -> Layer:
 
 
 def _with_budget(call: Call, budget: RetryBudget, others: _Attempts) -> Layer:
-    clock = budget.clock
+    clock, counted = budget.clock, others.counted
 
     async def attempt(run: GuardedRun, index: int, values: tuple[Any, ...], timer: Timer | None) -> Any:
         began = clock()
         if began >= budget.ends_at:
             budget.renew()
-        budget.calls += 1
+        budget.calls += counted
         try:
             return await call(*values)
         except BaseException as error:
@@ -121,7 +127,7 @@ def _with_budget(call: Call, budget: RetryBudget, others: _Attempts) -> Layer:
 class _Attempts:
     """What is done when an attempt has not simply succeeded."""
 
-    __slots__ = ("breaker", "budget", "call", "each", "label", "retry")
+    __slots__ = ("breaker", "budget", "call", "counted", "each", "label", "retry")
 
     def __init__(
         self,
@@ -132,7 +138,9 @@ class _Attempts:
         label: str,
         *,
         each: bool,
+        batched: bool,
     ) -> None:
+        self.counted = 0 if batched else 1
         self.call = call
         self.breaker = breaker
         self.retry = retry
@@ -167,7 +175,7 @@ class _Attempts:
         It is a task of its own, so that the source has a moment to answer when the request fails meanwhile by another
         step. Else an endpoint that keeps failing would give up every probe, and the breaker stay open for all others.
         """
-        if self.budget is not None:
+        if self.budget is not None and self.counted:
             self.budget.count()
         run.note(index).breaker = "half_open"
         probe = asyncio.create_task(self.probed(run, index, values, timer), name=f"probe of {self.label}")
@@ -261,13 +269,23 @@ class _Attempts:
             return False
         if breaker is not None and breaker.era != era:
             return False
-        pause = pause_seconds(retry, made, error.retry_after_seconds)
+        batch: Batch | None = getattr(error, "batch", None)
+        agreed = batch.again if batch is not None else None
+        pause = agreed.pause if agreed is not None else pause_seconds(retry, made, error.retry_after_seconds)
         if pause is None or run.deadline.remaining() <= pause or (timer is not None and timer.remaining() <= pause):
             return False
-        if not budget.take():
+        if batch is not None and agreed is None:
+            agreed = batch.again = Again(pause, granted=self.is_granted(budget))
+        if not (self.is_granted(budget) if agreed is None else agreed.granted):
             return False
-        await asyncio.sleep(pause)
+        await (asyncio.sleep(pause) if agreed is None else agreed.moment.wait())
         return breaker is None or breaker.era == era
+
+    def is_granted(self, budget: RetryBudget) -> bool:
+        granted = budget.take()
+        if granted and not self.counted:
+            budget.owe()  # the batcher will count it
+        return granted
 
 
 def _of_source(error: BaseException) -> BaseException:

@@ -35,6 +35,7 @@ def make_guard(
     names: Sequence[str],
     idempotent: bool,
     each: bool = False,
+    batched: bool = False,
     or_else: Callable[[Call], Call] | None = None,
 ) -> Guarded | Call:
     """Return the call with its policies around it, or the call itself when there are none.
@@ -42,13 +43,14 @@ def make_guard(
     ``call(*values)`` is the source's, with values in the order of ``names``; what is returned in :class:`Guarded` is
     ``call(run, index, *values)``, with ``run`` a :class:`GuardedRun`. ``label`` is the source's in messages,
     ``database.default``. ``idempotent`` says that a second attempt does no harm. ``each`` says that it is called for
-    each item of a ``for_each``: the note is then that of several calls. ``or_else`` makes of the guarded call one that
+    each item of a ``for_each``: the note is then that of several calls. ``batched`` says that a call may be one with
+    those of others: what makes it tells ``state``. ``or_else`` makes of the guarded call one that
     does something else where that fails; what is captured is what it returns.
 
     It raises what the call raises, :class:`NotLetThrough` when the breaker is open or the queue full,
     :class:`SourceTimeout` when an attempt took too long, ``TimeoutError`` when the step did.
     """
-    layer = _layers(call, policies, state, label=label, idempotent=idempotent, each=each)
+    layer = _layers(call, policies, state, label=label, idempotent=idempotent, each=each, batched=batched)
 
     def from_cache(inner: Layer, options: CacheOptions) -> Call:
         cache = state.cache(options, operation, names)
@@ -109,7 +111,14 @@ def _whole(
 
 
 def _layers(
-    call: Call, policies: Policies, state: SourceState, *, label: str, idempotent: bool, each: bool
+    call: Call,
+    policies: Policies,
+    state: SourceState,
+    *,
+    label: str,
+    idempotent: bool,
+    each: bool,
+    batched: bool = False,
 ) -> Layer | None:
     """Return what is around each call that is really made; None when there is nothing."""
     retry = policies.retry
@@ -119,7 +128,7 @@ def _layers(
     if policies.timeout is not None:
         call = timed(call, policies.timeout, label)
     budget = None if retry is None else state.budget()
-    layer = attempts(call, breaker, retry, budget, label, each=each)
+    layer = attempts(call, breaker, retry, budget, label, each=each, batched=batched)
     if policies.concurrency is not None:
         return queued(layer, state.limiter(policies.concurrency), breaker, label, each=each)
     return None if breaker is None and budget is None and policies.timeout is None else layer

@@ -44,7 +44,17 @@ class RetryBudget:
     an open breaker refuses is none: the source has not seen it, and bears no attempts for it.
     """
 
-    __slots__ = ("_calls_before", "_older", "_retries_before", "calls", "clock", "ends_at", "refused", "retries")
+    __slots__ = (
+        "_again",
+        "_calls_before",
+        "_older",
+        "_retries_before",
+        "calls",
+        "clock",
+        "ends_at",
+        "refused",
+        "retries",
+    )
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
@@ -54,12 +64,20 @@ class RetryBudget:
         self.ends_at = clock() + BUDGET_WINDOW_SECONDS
         self._calls_before = self._retries_before = 0
         self._older = (0, 0)
+        self._again = 0
 
     def count(self) -> None:
         """Note that a call is made."""
         if self.clock() >= self.ends_at:
             self.renew()
-        self.calls += 1
+        if self._again:
+            self._again -= 1
+        else:
+            self.calls += 1
+
+    def owe(self) -> None:
+        """Note that one of the next calls that are counted is a further attempt, which earns none itself."""
+        self._again += 1
 
     def renew(self) -> None:
         """Begin another half of the window. Counts are totals: a half is what there were more than at its start."""
@@ -69,6 +87,7 @@ class RetryBudget:
         else:
             self._older = (self._calls_before, self._retries_before)
         self._calls_before, self._retries_before = self.calls, self.retries
+        self._again = 0  # what has not been made by now never will be: nobody waits for it any more
         self.ends_at = now + BUDGET_WINDOW_SECONDS
 
     def take(self) -> bool:

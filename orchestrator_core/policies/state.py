@@ -111,6 +111,11 @@ class SourceState:
             found = self._caches[of] = Cache(options, self.clock, self.own, self.shared, name, fits)
         return found
 
+    def called(self) -> None:
+        """Note a call for several rows, each of which is guarded by itself."""
+        if self._budget is not None:
+            self._budget.count()
+
     def recovered(self) -> None:
         """Close the breakers: it is known by other ways that the source is well again."""
         for breaker in list(self._breakers.values()):

@@ -80,6 +80,7 @@ def guard(
     names: Sequence[str] = ("id",),
     idempotent: bool = True,
     each: bool = False,
+    batched: bool = False,
 ) -> Callable[..., Any]:
     """Return the guarded call."""
     guarded = make_guard(
@@ -91,6 +92,7 @@ def guard(
         names=names,
         idempotent=idempotent,
         each=each,
+        batched=batched,
     )
     assert isinstance(guarded, Guarded)
     return guarded.call

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -20,6 +20,7 @@ from orchestrator_core.errors import (
     SourceError,
     SourceUnavailable,
 )
+from orchestrator_core.models import Batcher, BatchOptions
 from orchestrator_core.plugin_api import Duration
 from orchestrator_core.policies.guard import make_guard, make_guard_at_once
 from orchestrator_core.policies.notes import MOST_FAILED_ATTEMPTS, StepNote
@@ -289,6 +290,59 @@ def test_calls_that_an_open_breaker_refuses_earn_no_further_attempts(run: RunFix
         backend.script = ["well again"]
         assert await call(Run(), 0, "x") == "well again"
         assert (len(backend.calls), state.describe()["retry"]["calls"]) == (2, 2)
+
+    run(main())
+
+
+class InBatches:
+    """A model behind a batcher, guarded row by row; ``fails`` is how many calls do, ``calls`` each one's rows."""
+
+    def __init__(self, fails: int, retry: RetryOptions = RETRY) -> None:
+        self.calls: list[int] = []
+        self.state = SourceState(LABEL)
+        self._fails = fails
+        batcher = Batcher(self, BatchOptions(max_size=16), self.state.called)
+        self._call = guard(batcher.predict_one, Policies(retry=retry), self.state, batched=True)
+
+    async def predict(self, rows: Sequence[Any]) -> Sequence[Any]:
+        self.calls.append(len(rows))
+        if len(self.calls) <= self._fails:
+            raise transient()
+        return rows
+
+    async def ask(self, *runs: Run) -> list[Any]:
+        asked = (outcome(self._call(run, 0, {"x": row})) for row, run in enumerate(runs))
+        return list(await asyncio.gather(*asked))
+
+
+def test_the_rows_of_a_batch_that_fails_for_a_while_are_one_batch_again(run: RunFixture) -> None:
+    async def main() -> None:
+        model = InBatches(fails=1)
+        assert await model.ask(*(Run() for _ in range(16))) == [{"x": row} for row in range(16)]
+        assert model.calls == [16, 16]
+        told = model.state.describe()["retry"]
+        assert (told["calls"], told["retries"], told["refused_by_budget"]) == (1, 1, 0)
+
+    run(main())
+
+
+def test_a_row_without_time_for_the_pause_is_left_out_of_the_batch_s_further_attempt(run: RunFixture) -> None:
+    async def main() -> None:
+        model = InBatches(fails=1)
+        assert await model.ask(Run(left=0.0), Run(), Run()) == [("SourceError", "down"), {"x": 1}, {"x": 2}]
+        assert model.calls == [3, 2]
+
+    run(main())
+
+
+def test_a_model_that_always_fails_bears_a_fifth_more_calls_however_many_rows_they_have(run: RunFixture) -> None:
+    async def main() -> None:
+        model = InBatches(fails=1000, retry=RetryOptions(attempts=3, backoff=Duration(0.0001)))
+        for _ in range(50):
+            assert set(await model.ask(*(Run() for _ in range(16)))) == {("SourceError", "down")}
+        assert model.calls == [16] * 60
+        told = model.state.describe()["retry"]
+        assert (told["calls"], told["retries"]) == (50, 10)
 
     run(main())
 

@@ -434,6 +434,38 @@ def test_a_call_that_fails_for_many_requests_is_one_failure_to_the_breaker(run: 
     run(main())
 
 
+def test_calls_that_fail_for_many_requests_are_tried_again_within_a_fifth_of_the_calls(run: RunFixture) -> None:
+    """Rows were counted: each call of 16 earned three further ones, and each row made its own."""
+
+    class Failing(Counting):
+        async def predict(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
+            self.calls.append(len(rows))
+            await asyncio.sleep(0.001)
+            raise SourceError("the model server is down", transient=True)
+
+    failing = Failing()
+
+    class FailingPlugin(Plugin):
+        @asynccontextmanager
+        async def open(self, options: CountingOptions, context: Any) -> AsyncIterator[Any]:
+            yield failing
+
+    async def main() -> None:
+        said = "circuit_breaker: false, retry: {non_idempotent: true, attempts: 2, backoff: 2ms}"
+        ml = FILES["integrations/ml.yaml"].replace("max_wait: 5ms}", f"max_wait: 1s}}, {said}")
+        async with service({**FILES, "integrations/ml.yaml": ml}, plugins={"counting": FailingPlugin()}) as shop:
+            for _ in range(20):
+                asked = (shop.post("/orchestrator/d/batched", {"x": n}) for n in range(16))
+                assert {answer.status for answer in await asyncio.gather(*asked)} == {502}
+            sources = (await shop.admin("GET", "/sources")).json["sources"]
+            (policies,) = [source["policies"] for source in sources if source["source_id"] == "one"]
+            retry = policies["predict"]["retry"]
+            assert retry["calls"] + retry["retries"] == len(failing.calls)
+            assert 1 <= retry["retries"] <= retry["calls"] / 5
+
+    run(main())
+
+
 def test_models_of_one_source_are_operations_by_name(serve: Serve) -> None:
     shop = serve(FILES, plugins={"counting": Plugin()})
     assert shop.post("/orchestrator/d/plain", {"x": 7}).json == 7 * 2 * 3
