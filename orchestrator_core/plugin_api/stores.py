@@ -82,7 +82,11 @@ class ExecutionStore(Protocol):
         ...
 
     async def add_generation(self, generation: Generation) -> None:
-        """Keep a configuration that serves now, unless it is there already."""
+        """Keep a configuration that serves now, unless it is there already.
+
+        The core calls this about once a minute while it serves, and when another one has taken its place: one that
+        nobody told of for longer has answered no execution since, and may go with the last one of those before.
+        """
         ...
 
     async def get_generation(self, generation_id: str) -> Generation | None: ...

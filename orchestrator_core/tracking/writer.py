@@ -91,6 +91,7 @@ class Writer:
         self._flushes: list[_Flush] = []
         self._commits: dict[str, asyncio.Future[bool]] = {}
         self._generations: deque[Generation] = deque()
+        self._serving: Generation | None = None
         self._told_generation = ""
 
     # --- what requests do ---------------------------------------------------------------------------------------
@@ -139,7 +140,11 @@ class Writer:
         return ""
 
     def serve(self, generation: Generation) -> None:
-        """Have the store keep a configuration that serves from now on."""
+        """Have the store keep a configuration that serves from now on, and know when the one before did last."""
+        before = self._serving
+        if before is not None and before.id != generation.id and before not in self._generations:
+            self._generations.append(before)
+        self._serving = generation
         self._generations.append(generation)
         self._something.set()
 
@@ -184,13 +189,13 @@ class Writer:
     async def run(self) -> None:
         """Write until :meth:`stop` is called and all is written, or given up."""
         async with AsyncExitStack() as stack:
-            pruning: asyncio.Task[None] | None = None
+            keeping: asyncio.Task[None] | None = None
             try:
                 while not (self._stopping.is_set() and not self._queue) and not self._given_up.is_set():
                     if self._store is None and not await self._open(stack):
                         continue
-                    if pruning is None and self._prunes:
-                        pruning = asyncio.create_task(self._prune(), name="prune executions")
+                    if keeping is None:
+                        keeping = asyncio.create_task(self._keep_up(), name="prune executions")
                     await self._gather()
                     await self._note_generations()
                     if self._queue:
@@ -199,9 +204,9 @@ class Writer:
             except Exception:  # requests go on without: whoever reads the log must know
                 log.exception("executions are no longer written")
             finally:
-                if pruning is not None:
-                    pruning.cancel()
-                    await asyncio.wait([pruning])
+                if keeping is not None:
+                    keeping.cancel()
+                    await asyncio.wait([keeping])
                 left = len(self._queue)
                 self.counts.stopped += left
                 self._settled([self._queue.popleft() for _ in range(left)], stored=False)
@@ -227,8 +232,8 @@ class Writer:
     async def _gather(self) -> None:
         """Wait for runs; when nobody waits for them, a little longer, so that they go in larger batches."""
         if not self._queue and not self._stopping.is_set():
-            self._something.clear()
             await self._something.wait()
+            self._something.clear()  # and not before: it may have come while something was written
         if not self.durable and not self._stopping.is_set() and len(self._queue) < BATCH and not self._flushes:
             with suppress(TimeoutError):
                 async with asyncio.timeout(GATHER_SECONDS):
@@ -359,23 +364,30 @@ class Writer:
     def _prunes(self) -> bool:
         return self.options.retention is not None or self.options.max_executions is not None
 
-    async def _prune(self) -> None:
+    async def _keep_up(self) -> None:
+        """Delete what is too old, and say which configuration still serves, now and then."""
         while True:
-            try:
-                deleted = 1
-                while self._store is not None and self._prunes and deleted:
-                    options = self.options  # a reload can change them
-                    before = None if options.retention is None else time() - options.retention
-                    deleted = await self._store.prune(before, options.max_executions)
-                    await asyncio.sleep(PRUNE_PAUSE_SECONDS)
-            except SourceUnavailable as error:
-                if self.outage is None:  # else that is told already
-                    name = self.spec.kind.name
-                    log.warning("old executions are not deleted; it is tried again", store=name, error=str(error))
-            except Exception:  # executions are written all the same
-                log.exception("old executions cannot be deleted")
+            await self._prune()
             # Several processes share a store: they should not all come at once.
             await asyncio.sleep(PRUNE_EVERY_SECONDS * random.uniform(0.5, 1.5))
+            if self._serving is not None and self._serving not in self._generations:
+                self._generations.append(self._serving)
+            self._something.set()
+
+    async def _prune(self) -> None:
+        try:
+            deleted = 1
+            while self._store is not None and self._prunes and deleted:
+                options = self.options  # a reload can change them
+                before = None if options.retention is None else time() - options.retention
+                deleted = await self._store.prune(before, options.max_executions)
+                await asyncio.sleep(PRUNE_PAUSE_SECONDS)
+        except SourceUnavailable as error:
+            if self.outage is None:  # else that is told already
+                name = self.spec.kind.name
+                log.warning("old executions are not deleted; it is tried again", store=name, error=str(error))
+        except Exception:  # executions are written all the same
+            log.exception("old executions cannot be deleted")
 
     # --- the end ------------------------------------------------------------------------------------------------
 

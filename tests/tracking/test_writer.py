@@ -394,6 +394,27 @@ def test_how_long_executions_are_kept_changes_with_a_reload(
     run(main())
 
 
+def test_the_store_is_told_which_configuration_serves_and_when_it_did_last(
+    run: Any, store: ScriptedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator_core.tracking.writer.PRUNE_EVERY_SECONDS", 0.01)
+
+    async def main() -> tuple[str, str]:
+        async with service(files(retention="null"), plugins={"scripted": store}) as shop:
+            await happens(lambda: len(store.generations) > 2)
+            first = (await shop.admin("GET", "/config")).json["generation"]
+            shop.write("config.yaml", files(retention="1h")["config.yaml"])
+            await shop.reload()
+            second = (await shop.admin("GET", "/config")).json["generation"]
+            await happens(lambda: [each.id for each in store.generations[-2:]] == [second, second])
+            return first, second
+
+    first, second = run(main())
+    told = [each.id for each in store.generations]
+    assert told == [first] * told.count(first) + [second] * told.count(second)
+    assert first != second
+
+
 # --- durable ----------------------------------------------------------------------------------------------------------
 
 

@@ -80,6 +80,19 @@ def test_an_older_schema_is_brought_up_to_date_with_what_is_in_it(run: Run, plac
     assert revision(place) == [(HEAD,)]
 
 
+def test_configurations_of_an_older_schema_stay_as_long_as_what_they_may_have_answered(run: Run, place: Place) -> None:
+    alembic(place, "0003")
+    place.ask("INSERT INTO orchestrator_generations (id, served_at, files, texts) VALUES ('abc', 1.5, '{}', '{}')")
+
+    async def main() -> None:
+        async with place.open() as store:
+            await store.add([execution(1)])  # which it may have answered, like any other until now
+            assert await store.prune(None, 10) == 0
+            assert await store.get_generation("abc") == Generation("abc", 1.5, {})
+
+    run(main())
+
+
 def test_a_later_schema_is_refused(run: Run, place: Place) -> None:
     alembic(place, "head")
     place.ask(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")

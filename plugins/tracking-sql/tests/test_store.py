@@ -177,6 +177,32 @@ def test_generations(run: Run, place: Place) -> None:
     run(main())
 
 
+def test_a_configuration_goes_with_the_last_execution_that_it_answered(run: Run, place: Place) -> None:
+    async def main() -> None:
+        async with place.open() as store:
+
+            async def kept(before: float | None, keep: int | None) -> str:
+                while await store.prune(before, keep):
+                    pass
+                return "".join([id_ for id_ in "abcd" if await store.get_generation(id_)])
+
+            for number, id_ in enumerate("abcd"):
+                started_at = STARTED_AT + 1000 * number
+                await store.add_generation(Generation(id_, started_at, {}))
+                await store.add([execution(1000 * number, generation=id_)])
+                last = f"UPDATE orchestrator_generations SET last_served_at = {started_at - 10} WHERE id = '{id_}'"
+                place.ask(last)  # the execution came after the core had last told of it
+            assert await kept(None, 2) == "cd"
+            assert await kept(STARTED_AT + 2500, None) == "d"
+            await store.add_generation(Generation("d", STARTED_AT, {}))  # it still serves, though nobody asks
+            assert await kept(STARTED_AT + 5000, None) == "d"
+            assert place.ids() == []
+            place.ask(f"UPDATE orchestrator_generations SET last_served_at = {STARTED_AT}")
+            assert await kept(STARTED_AT + 5000, None) == ""
+
+    run(main())
+
+
 def test_json_columns_can_be_queried(run: Run, place: Place) -> None:
     async def main() -> None:
         async with place.open() as store:

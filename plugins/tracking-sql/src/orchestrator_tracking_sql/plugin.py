@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from operator import attrgetter
+from time import time
 from typing import Any, TypeVar
 
 import orjson
@@ -29,12 +30,26 @@ from orchestrator_tracking_sql.insert import INSERTS
 from orchestrator_tracking_sql.options import SqlOptions
 from orchestrator_tracking_sql.rows import Row, RowsOfRuns, execution_of, generation_of, row_of
 from orchestrator_tracking_sql.schema import executions as table
-from orchestrator_tracking_sql.statements import INSERT_GENERATION, before_id, found, one, one_generation
+from orchestrator_tracking_sql.schema import generations
+from orchestrator_tracking_sql.statements import (
+    INSERT_GENERATION,
+    STILL_SERVES,
+    answers,
+    before_id,
+    found,
+    one,
+    one_generation,
+    past,
+)
 
 T = TypeVar("T", Execution, StorableRun)
 
 PRUNED_AT_ONCE = 500
 ROWS_AT_ONCE = 50
+GENERATIONS_AT_ONCE = 20
+TOLD_SECONDS = 120.0
+"""How long a generation can go on serving after the core last said that it does: it says so more often."""
+
 _id = attrgetter("id")
 
 __all__ = ["SQL", "SqlStore", "orchestrator_execution_stores"]
@@ -86,6 +101,9 @@ class SqlStore:
                 beyond = connection.execute(newest.offset(keep).limit(1)).scalar()
                 if beyond is not None:
                     deleted += _delete(connection, select(table.c.row_id).where(table.c.id <= beyond))
+            if not deleted:  # only then the oldest execution is one that stays
+                now = time()
+                _delete_generations(connection, min(before or now, now - TOLD_SECONDS))
             return deleted
 
         return await self._database.write(work)
@@ -94,12 +112,15 @@ class SqlStore:
         values = {
             "id": generation.id,
             "served_at": generation.served_at,
+            "last_served_at": time(),
             "files": orjson.dumps(dict(generation.files)).decode(),
             "texts": orjson.dumps(dict(generation.texts)).decode(),
         }
 
         def work(connection: Connection) -> None:
-            connection.execute(INSERT_GENERATION, values)
+            still = {name: values[name] for name in ("id", "last_served_at")}
+            if not connection.execute(STILL_SERVES, still).rowcount:
+                connection.execute(INSERT_GENERATION, values)
 
         await self._database.write(work)
 
@@ -119,6 +140,13 @@ def _is_nowhere(*asked: str | None) -> bool:
 def _delete(connection: Connection, rows: Any) -> int:
     deleted: int = connection.execute(delete(table).where(table.c.row_id.in_(rows.limit(PRUNED_AT_ONCE)))).rowcount
     return deleted
+
+
+def _delete_generations(connection: Connection, before: float) -> None:
+    """Delete configurations that have answered none of the executions that are kept."""
+    for id_, last_served_at in connection.execute(past(before, GENERATIONS_AT_ONCE)).all():
+        if connection.execute(answers(id_, last_served_at + TOLD_SECONDS)).first() is None:
+            connection.execute(delete(generations).where(generations.c.id == id_))
 
 
 def check_sql(options: SqlOptions, context: StoreContext) -> None:

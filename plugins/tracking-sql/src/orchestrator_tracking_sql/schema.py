@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, BigInteger, Column, Float, Index, Integer, MetaData, Table, Text, text
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest revision in ``migrations/versions``."""
 
 VERSION_TABLE = "orchestrator_tracking_version"
@@ -50,6 +50,7 @@ generations = Table(
     metadata,
     Column("id", Text, primary_key=True),
     Column("served_at", Float(53), nullable=False),
+    Column("last_served_at", Float(53)),
     Column("files", _Json, nullable=False),
     Column("texts", _Json, nullable=False),
 )

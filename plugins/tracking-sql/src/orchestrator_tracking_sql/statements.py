@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, Text, cast, select, text
+from sqlalchemy import Select, Text, cast, func, select, text
 
 from orchestrator_core.plugin_api import Query
 from orchestrator_tracking_sql.rows import COLUMNS, JSON_COLUMNS
@@ -73,9 +73,28 @@ def one_generation(generation_id: str) -> Select[Any]:
     )
 
 
-INSERT_GENERATION = text(
-    f"INSERT INTO {generations.name} (id, served_at, files, texts) VALUES (:id, :served_at, :files, :texts)"
-    " ON CONFLICT (id) DO NOTHING"
-)
+def past(before: float, limit: int) -> Select[Any]:
+    """Return the select of generations that were last known to serve before the Unix time, and before all executions.
 
-__all__ = ["INSERT_GENERATION", "before_id", "found", "one", "one_generation"]
+    Looking for the executions of each would take an index, which each execution would pay for.
+    """
+    oldest = select(executions.c.started_at).order_by(executions.c.id).limit(1).scalar_subquery()
+    columns = generations.c
+    last = columns.last_served_at
+    statement = select(columns.id, last).where(last < before, last < func.coalesce(oldest, before))
+    return statement.order_by(last).limit(limit)
+
+
+def answers(generation_id: str, until: float) -> Select[Any]:
+    """Return the select of an execution of a generation that started before the Unix time, or a little later."""
+    columns = executions.c
+    return select(columns.id).where(columns.generation == generation_id, columns.id < before_id(until)).limit(1)
+
+
+INSERT_GENERATION = text(
+    f"INSERT INTO {generations.name} (id, served_at, last_served_at, files, texts)"
+    " VALUES (:id, :served_at, :last_served_at, :files, :texts) ON CONFLICT (id) DO NOTHING"
+)
+STILL_SERVES = text(f"UPDATE {generations.name} SET last_served_at = :last_served_at WHERE id = :id")
+
+__all__ = ["INSERT_GENERATION", "STILL_SERVES", "answers", "before_id", "found", "one", "one_generation", "past"]
