@@ -126,6 +126,28 @@ def test_a_file_that_is_deleted_is_made_anew(run: Run, tmp_path: Path) -> None:
     assert len(place.ids()) == 4
 
 
+def test_a_backup_that_takes_the_place_of_the_file_is_gone_on_with(run: Run, tmp_path: Path) -> None:
+    place, backup = sqlite(tmp_path), tmp_path / "backup.db"
+
+    async def main() -> None:
+        async with service(files(place)) as shop:
+            assert await ask(shop, 3) == {200}
+            assert len(await shop.executions()) == 3
+            with closing(sqlite3.connect(tmp_path / "executions.db")) as one, closing(sqlite3.connect(backup)) as other:
+                one.backup(other)
+            assert await ask(shop, 5) == {200}
+            await until(shop, lambda now: now["written"] == 8)
+            backup.replace(tmp_path / "executions.db")
+            assert await ask(shop, 4) == {200}
+            found = await until(shop, lambda now: now["waiting"] == 0)
+            assert (found["written"], dropped(found)) == (12, 0)
+            assert len(await shop.executions()) == 3 + 4
+
+    run(main())
+    assert place.ask("PRAGMA integrity_check") == [("ok",)]
+    assert len(place.ids()) == 3 + 4
+
+
 def test_a_folder_that_is_not_there_is_waited_for(run: Run, tmp_path: Path) -> None:
     place = sqlite(tmp_path / "later")
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from orchestrator_core.plugin_api import SourceError, SourceUnavailable
 from orchestrator_tracking_sql.migrate import check, migrate
@@ -47,6 +48,7 @@ class Database:
         self._writer = _Line("tracking-writer", _engine(url, options, durable=durable, writes=True), timeout)
         self._reader = _Line("tracking-reader", _engine(url, options, durable=durable, writes=False), timeout)
         self._file: tuple[int, int] | None = None
+        self._log: tuple[int, int] | None = None
         self._prepared = False
 
     async def open(self) -> None:
@@ -86,12 +88,10 @@ class Database:
             if now is None or self._file not in (None, now):
                 # SQLite goes on writing into a file that has been deleted or replaced.
                 raise SourceUnavailable(f"{self.path.name} was deleted while it was written")
-            self._file = now
+            self._file, self._log = now, _identity(_beside(self.path, "-wal"))
         return result
 
     def _read(self, engine: Engine, work: Work[T]) -> T:
-        if self.path is not None and self._file != _identity(self.path):
-            engine.dispose()
         try:
             with engine.connect() as connection:
                 return work(connection)
@@ -99,10 +99,19 @@ class Database:
             raise _translated(error, self.path) from error
 
     def _find_file(self, engine: Engine) -> None:
-        """Begin anew with the file that is there now, or none, if it is another than before."""
+        """Begin anew with the file that is there now, or none, if it is another than before.
+
+        SQLite leaves the log of the one before beside it, and would put what is in that into the one that is there now.
+        """
         if self.path is not None and self._file is not None and self._file != _identity(self.path):
             engine.dispose()
-            self._file, self._prepared = None, False
+            if self._log is not None and self._log == _identity(_beside(self.path, "-wal")):
+                try:
+                    for suffix in ("-wal", "-shm"):
+                        _beside(self.path, suffix).unlink(missing_ok=True)
+                except OSError as error:
+                    raise SourceUnavailable(f"the log of the file before cannot be deleted: {error}") from error
+            self._file, self._log, self._prepared = None, None, False
 
 
 class _Line:
@@ -139,6 +148,10 @@ class _Line:
         self._thread.shutdown()
 
 
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name}{suffix}")
+
+
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
         stat = os.stat(path)
@@ -152,7 +165,9 @@ def _engine(url: URL, options: SqlOptions, *, durable: bool, writes: bool) -> En
         return _postgresql(url, options, durable=durable)
     # One thread uses it, though not the one that closes it when the service ends early.
     arguments = {"timeout": float(options.lock_timeout), "isolation_level": None, "check_same_thread": False}
-    engine = create_engine(url, connect_args=arguments, pool_size=1, max_overflow=0, pool_reset_on_return=None)
+    # Who reads keeps no connection: it would be one to a file that somebody may have put another in the place of.
+    pool: Any = {"pool_size": 1, "max_overflow": 0} if writes else {"poolclass": NullPool}
+    engine = create_engine(url, connect_args=arguments, pool_reset_on_return=None, **pool)
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _: Any) -> None:
