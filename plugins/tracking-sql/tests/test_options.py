@@ -25,6 +25,11 @@ from orchestrator_core.testing import check_problems
             "ORC204",
             "url has more than one @; write %40 for each but the one before the host",
         ),
+        (
+            "url: 'postgresql://u@one:5432,other:5432/d'",
+            "ORC204",
+            "url names several servers; write postgresql://user@/database?host=one:5432&host=other:5432",
+        ),
         ("url: 'sqlite://'", "ORC204", "executions are kept in a file: write sqlite:///../executions.db"),
         ("url: 'sqlite://host/x.db'", "ORC204", "write sqlite:///relative/path or sqlite:////absolute/path"),
         ("lock_timeout: 0", "ORC204", "lock_timeout must be more than 0, not 0"),

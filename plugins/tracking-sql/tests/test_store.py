@@ -251,6 +251,18 @@ def test_ids_are_in_their_order_whatever_the_language_of_the_database(run: Run, 
         run(main())
 
 
+def test_a_database_of_postgresql_without_an_encoding(run: Run, tmp_path: Path) -> None:
+    with postgresql("TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'") as url:
+        kept = execution(1, error="it is down: \U0001f600", captured=captured({"answer": "\u0416"}))
+
+        async def main() -> None:
+            async with Place("postgresql", url, tmp_path).open() as store:
+                await store.add([kept])
+                assert await store.get(kept.id) == kept
+
+        run(main())
+
+
 def test_what_the_url_sets_holds_on_postgresql(run: Run, tmp_path: Path) -> None:
     with postgresql() as url:
         place = Place("postgresql", url, tmp_path)

@@ -204,6 +204,7 @@ def _postgresql(url: URL, options: SqlOptions, *, durable: bool) -> Engine:
             [*((own,) if isinstance(own, str) else own), *(f"-c {name}={value}" for name, value in settings.items())]
         ),
         "tcp_user_timeout": round(options.statement_timeout * 1000),
+        "client_encoding": "utf8",  # the driver makes bytes of every text where it is SQL_ASCII, as the server's can be
         "application_name": url.query.get("application_name", "orchestrator tracking"),
     }
     # A connection that was ended while nobody used it, as by a restart of the server, is no failure of the store.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,6 +12,8 @@ from sqlalchemy.exc import ArgumentError
 
 from orchestrator_core.plugin_api import Duration, OptionError, Size, did_you_mean, option
 
+_SEVERAL = re.compile(r"postgresql[^/]*://(?:[^@/]*@)?[^@/]*,")
+
 DIALECTS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
 
 
@@ -19,6 +22,10 @@ def parse_url(text: str) -> URL:
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
+        if _SEVERAL.match(text):
+            raise ValueError(
+                "url names several servers; write postgresql://user@/database?host=one:5432&host=other:5432"
+            ) from None
         raise ValueError(
             "url is not a database URL; expected sqlite:///path or postgresql://user@host/database"
         ) from None
