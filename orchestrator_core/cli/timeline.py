@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import IO
 
 from rich.bar import Bar
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -31,6 +32,20 @@ _CONTROLS = {
     code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (ord("\n"), ord("\t"))
 }
 COLOURS: dict[ExecutionStatus, str] = {"ok": "green", "degraded": "yellow", "failed": "red", "cancelled": "magenta"}
+
+
+class _Bar(Bar):
+    """A bar, of ``#`` where the encoding is not UTF-8: of rich's, only question marks would be left there."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if not options.ascii_only:
+            yield from super().__rich_console__(console, options)
+            return
+        width = min(self.width or options.max_width, options.max_width)
+        begin = min(int(self.begin / self.size * width), width - 1)
+        end = max(round(self.end / self.size * width), begin + 1)
+        yield Segment(f"{' ' * begin}{'#' * (end - begin)}".ljust(width), console.get_style(self.style))
+        yield Segment.line()
 
 
 def console(file: IO[str]) -> Console:
@@ -120,9 +135,9 @@ def _failed_attempts(step: StepRecord) -> Iterator[str]:
         yield f"{step.failed_attempts_left_out} more attempt{plural} failed"
 
 
-def _bar(step: StepRecord, whole: float, colour: str) -> Bar:
+def _bar(step: StepRecord, whole: float, colour: str) -> _Bar:
     """Return the step's bar, wide enough to be seen."""
     shortest = whole * _NARROWEST
     begin = min(step.start_seconds, whole - shortest)
     end = max(step.start_seconds + step.duration_seconds, begin + shortest)
-    return Bar(size=whole or 1, begin=begin, end=end, width=BAR_WIDTH, color=colour)
+    return _Bar(size=whole or 1, begin=begin, end=end, width=BAR_WIDTH, color=colour)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 
 from attrs import evolve
 from rich.console import Console
@@ -55,3 +55,18 @@ def test_every_step_that_took_time_has_a_bar() -> None:
     lines = [line.split() for line in file.getvalue().splitlines()[1:]]
     assert [line[0] for line in lines] == [step.name for step in steps]
     assert [line[0] for line in lines if not line[-1].isascii()] == ["called", "waited", "joined", "cached"]
+
+
+def test_bars_are_of_number_signs_where_the_encoding_has_no_blocks() -> None:
+    steps = (
+        StepRecord("first", "ok", 0.0, 0.01025, 1),
+        StepRecord("tiny", "ok", 0.0205, 0.0, 1),
+        StepRecord("then", "failed", 0.01025, 0.01025, 1),
+    )
+    file = TextIOWrapper(BytesIO(), encoding="latin-1", write_through=True)
+    draw(evolve(EXECUTION, steps=steps, error="", models=()), Console(file=file, width=200, no_color=True))
+    assert [line.rstrip() for line in file.buffer.getvalue().decode("latin-1").splitlines()[1:]] == [
+        f"first  ok      10.25 ms  {'#' * 20}",
+        f"tiny   ok       0.00 ms  {' ' * 39}#",
+        f"then   failed  10.25 ms  {' ' * 20}{'#' * 20}",
+    ]
