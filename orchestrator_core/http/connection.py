@@ -77,6 +77,7 @@ class Connection(web.RequestHandler):
         "sending_since",
         "unread",
         "waits",
+        "waits_since",
     )
 
     def __init__(self, server: web.Server, limit: Limit | None, malformed: Malformed, **options: Any) -> None:
@@ -85,7 +86,7 @@ class Connection(web.RequestHandler):
         self.malformed = malformed
         self.closing = False
         self.waits = self.passed = self.refused = False
-        self.head_since = self._loop.time()
+        self.head_since = self.waits_since = self._loop.time()
         self.head_began = False
         self.odd = False
         self.pending = 0
@@ -115,6 +116,7 @@ class Connection(web.RequestHandler):
                 limit.read(came)
                 if waiter is not None and not self.waits:
                     if self._is_for_endpoint():
+                        self.waits_since = self._loop.time()
                         limit.ask(self)
                     else:
                         self._take_up()
@@ -280,6 +282,9 @@ class Connection(web.RequestHandler):
             self.limit.connections += 1
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        if self.waits and self.limit is not None and self._messages:
+            message: Any = self._messages[0][0]
+            self.limit.lines.gone(message.method, message.path, self._loop.time() - self.waits_since)
         self.waits = False
         if self.limit is not None:
             self.limit.connections -= 1

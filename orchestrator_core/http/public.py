@@ -289,7 +289,7 @@ class PublicApp:
         started = clock()
         if connection.refused:
             connection.refused = False
-        elif await self.limit.turn():
+        elif await self._turn(request, started):
             serving = self._serving  # what came while the request waited, and its route: the old one may be closed
             route = serving.routes.get((segments[2], segments[3]))
             if route is None:
@@ -301,6 +301,13 @@ class PublicApp:
         self.limit.lines.add(execution_id, request.method, request._message.path, clock() - started)
         _end_body(request, answer.status)
         return answer
+
+    async def _turn(self, request: web.BaseRequest, started: float) -> bool:
+        try:
+            return await self.limit.turn()
+        except asyncio.CancelledError:
+            self.limit.lines.gone(request.method, request._message.path, clock() - started)
+            raise
 
     # --- everything else -------------------------------------------------------------------------------------------
 

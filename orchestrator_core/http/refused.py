@@ -1,4 +1,7 @@
-"""The log's lines of requests that are refused because there is too much: of so many a second, and how many more."""
+"""The log's lines of requests that never have their turn because there is too much.
+
+They are refused, or their clients go while they wait. So many a second have a line, and one line counts the others.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ from typing import Any
 
 import structlog
 
+from orchestrator_core.engine import CLIENT_CLOSED_REQUEST, new_execution_id
 from orchestrator_core.http.answers import OVERLOADED
 from orchestrator_core.http.routing import Route
 from orchestrator_core.request_lines import RequestLine
 
 log = structlog.get_logger("orchestrator.http")
 
+GONE = "the client has gone while the request waited for its turn"
 MOST_A_SECOND = 500
 """An overload has tens of thousands, and a line for each would cost those who are answered a tenth of the time."""
 
@@ -38,6 +43,13 @@ class RefusedLines:
         self._line, self._routes = line, routes
 
     def add(self, execution_id: str, method: str, target: str, seconds: float) -> None:
+        self._add(execution_id, method, target, seconds, OVERLOADED.status, OVERLOADED.detail)
+
+    def gone(self, method: str, target: str, seconds: float) -> None:
+        """Tell of a request whose client went while it waited for its turn."""
+        self._add(new_execution_id(), method, target, seconds, CLIENT_CLOSED_REQUEST, GONE)
+
+    def _add(self, execution_id: str, method: str, target: str, seconds: float, status: int, error: str) -> None:
         if self._line is None or not self.room:
             self.left_out += 1
             return
@@ -47,7 +59,7 @@ class RefusedLines:
         segments = target.partition("?")[0].split("/")
         route = self._routes.get((segments[2], segments[3])) if len(segments) > 3 else None
         path = "-" if route is None else route.path
-        self._line(execution_id, "", method, path, OVERLOADED.status, seconds, error=OVERLOADED.detail)
+        self._line(execution_id, "", method, path, status, seconds, error=error)
 
     def _begin_second(self) -> None:
         if self._line is not None:

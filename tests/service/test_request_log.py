@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ import structlog
 
 from orchestrator_core.config.model import LoggingOptions
 from orchestrator_core.config.secrets import Redactor
+from orchestrator_core.http.limit import Limit
 from orchestrator_core.http.refused import MOST_A_SECOND, RefusedLines
 from orchestrator_core.logs import LogMask, configure_logging
 from orchestrator_core.testing import service
@@ -157,6 +158,49 @@ def test_what_is_refused_because_there_is_too_much_has_a_line_with_the_id_of_its
         assert event["error"] == "the service is overloaded"
 
     run(main())
+
+
+def test_a_client_that_goes_while_its_request_waits_for_its_turn_has_a_line(
+    run: Any, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Limit, "_let_some_in", lambda *_: None)
+    goes_on = asyncio.Event()
+
+    async def waits(_: Any) -> None:
+        await goes_on.wait()
+
+    async def main() -> None:
+        async with service({**SHOP, "domains/waits.yaml": WAITS}, plugins={"lab": Lab({"x": waits})}) as it:
+            limit = it.running.limit
+
+            async def until(holds: Callable[[], bool]) -> None:
+                async with asyncio.timeout(5):
+                    while not holds():  # noqa: ASYNC110  # nobody tells of it
+                        await asyncio.sleep(0.005)
+
+            async def ask(*paths: str) -> asyncio.StreamWriter:
+                _, writer = await asyncio.open_connection(*it.running.public)
+                writer.write(b"".join(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for path in paths))
+                return writer
+
+            behind_another = await ask("/orchestrator/waits/waits", "/orchestrator/shop/hello/Ada?q=secret")
+            await until(lambda: it.running.live.snapshot.running == 1)
+            limit.engaged = True
+            goes_on.set()
+            await until(lambda: limit.waiting == 1)
+            behind_another.close()
+            await until(lambda: limit.connections == 0)
+            first = await ask("/orchestrator/shop/hello/Bob")
+            await until(lambda: limit.waiting == 2)  # the one that has gone is counted still
+            first.close()
+            await until(lambda: len([event for event in lines(stream) if event["status"] == 499]) == 2)
+
+    run(main())
+    gone = [event for event in lines(stream) if event["status"] == 499]
+    assert len({event["execution_id"] for event in gone}) == 2
+    assert [(event["method"], event["route"], event["error"]) for event in gone] == [
+        ("GET", "/orchestrator/shop/hello/{name}", "the client has gone while the request waited for its turn")
+    ] * 2
 
 
 def test_of_many_that_are_refused_so_many_a_second_have_a_line_and_the_others_are_counted() -> None:
