@@ -5,21 +5,23 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from orchestrator_tracking_sql.migrate import FOLDER
+from orchestrator_tracking_sql.migrate import FOLDER, LOCK
 from orchestrator_tracking_sql.options import parse_url
 from orchestrator_tracking_sql.schema import HEAD, VERSION_TABLE, metadata
 from sqlalchemy import create_engine
-from tracking_kit import Place, captured, execution
+from tracking_kit import Place, captured, execution, postgresql
 
-from orchestrator_core.plugin_api import Generation, Query
+from orchestrator_core.plugin_api import Generation, Query, SourceUnavailable
 
 Run = Callable[..., Any]
 
@@ -91,6 +93,18 @@ def test_configurations_of_an_older_schema_stay_as_long_as_what_they_may_have_an
             assert await store.get_generation("abc") == Generation("abc", 1.5, {})
 
     run(main())
+
+
+def test_a_process_that_waits_too_long_for_the_one_that_makes_the_tables_says_so(run: Run, tmp_path: Path) -> None:
+    with postgresql() as url, psycopg.connect(url) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
+
+        async def main() -> None:
+            async with Place("postgresql", url, tmp_path).open(lock_timeout=0.05):
+                raise AssertionError("it opens")
+
+        with pytest.raises(SourceUnavailable, match="another process makes its tables, or brings them up to date"):
+            run(main())
 
 
 def test_a_later_schema_is_refused(run: Run, place: Place) -> None:

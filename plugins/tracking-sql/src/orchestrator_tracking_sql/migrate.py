@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import OperationalError
 
-from orchestrator_core.plugin_api import StoreNotMade
+from orchestrator_core.plugin_api import SourceUnavailable, StoreNotMade
 from orchestrator_tracking_sql.schema import HEAD, VERSION_TABLE
 from orchestrator_tracking_sql.silence import UNBOUNDED
 
 FOLDER = Path(__file__).parent / "migrations"
-_LOCK = 0x6F726368_65787473  # any number that nobody else locks
+LOCK_NOT_AVAILABLE = "55P03"
+LOCK = 0x6F726368_65787473  # any number that nobody else locks
 
 
 def migrate(connection: Connection) -> None:
@@ -23,10 +25,19 @@ def migrate(connection: Connection) -> None:
     if version(connection) == HEAD:
         return
     if connection.dialect.name == "postgresql":
-        connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+        _wait_for_others(connection)
         if version(connection) == HEAD:  # another process was first
             return
     _upgrade(connection)
+
+
+def _wait_for_others(connection: Connection) -> None:
+    try:
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
+    except OperationalError as error:
+        if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+            raise
+        raise SourceUnavailable("another process makes its tables, or brings them up to date") from error
 
 
 def check(connection: Connection) -> None:
@@ -93,4 +104,4 @@ def _later(revision: str) -> str:
     )
 
 
-__all__ = ["check", "migrate", "version"]
+__all__ = ["LOCK", "check", "migrate", "version"]
