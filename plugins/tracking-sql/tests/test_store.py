@@ -164,6 +164,32 @@ def test_old_executions_go_in_small_batches(run: Run, place: Place) -> None:
     run(main())
 
 
+def test_of_very_many_executions_the_newest_are_counted_in_parts_and_once(
+    run: Run, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator_tracking_sql.plugin.COUNTED_AT_ONCE", 300)
+    read: list[Any] = []
+
+    async def main() -> None:
+        async with place.open() as store:
+            await store.add([execution(number) for number in range(1700)])
+            reads = store._database.read
+
+            async def counted(work: Any) -> Any:
+                read.append(await reads(work))
+                return read[-1]
+
+            monkeypatch.setattr(store._database, "read", counted)
+            assert [await store.prune(None, 700) for _ in range(3)] == [500, 500, 0]
+            assert read == [execution(number).id for number in (1699 - 300, 1699 - 600, 1699 - 700)]
+            assert place.ids() == [execution(number).id for number in range(1000, 1700)]
+            assert await store.prune(None, 1000) == 0
+            assert read[3:] == [execution(1699 - 300).id, execution(1699 - 600).id, None]
+            assert await store.prune(None, 600) == 100
+
+    run(main())
+
+
 def test_generations(run: Run, place: Place) -> None:
     first = Generation("aaa", 1.5, {"config.yaml": "12"}, {"config.yaml": "tracking: {}\n"})
 

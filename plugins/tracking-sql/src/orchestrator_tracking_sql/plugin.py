@@ -37,6 +37,7 @@ from orchestrator_tracking_sql.statements import (
     answers,
     before_id,
     found,
+    newest,
     one,
     one_generation,
     past,
@@ -45,6 +46,7 @@ from orchestrator_tracking_sql.statements import (
 T = TypeVar("T", Execution, StorableRun)
 
 PRUNED_AT_ONCE = 500
+COUNTED_AT_ONCE = 200_000
 ROWS_AT_ONCE = 50
 GENERATIONS_AT_ONCE = 20
 TOLD_SECONDS = 120.0
@@ -61,6 +63,7 @@ class SqlStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._insert = INSERTS[database.dialect]
+        self._beyond: tuple[int, str | None] | None = None
 
     async def add(self, executions: Sequence[Execution]) -> None:
         await self._add(executions, row_of)
@@ -91,22 +94,40 @@ class SqlStore:
         return None if row is None else execution_of(row)
 
     async def prune(self, before: float | None, keep: int | None) -> int:
+        beyond = None if keep is None else await self._newest_beyond(keep)
+
         def work(connection: Connection) -> int:
             deleted = 0
             if before is not None:
                 old = select(table.c.row_id).where(table.c.started_at < before, table.c.id < before_id(before))
                 deleted += _delete(connection, old.order_by(table.c.id))
-            if keep is not None:
-                newest = select(table.c.id).order_by(table.c.id.desc())
-                beyond = connection.execute(newest.offset(keep).limit(1)).scalar()
-                if beyond is not None:
-                    deleted += _delete(connection, select(table.c.row_id).where(table.c.id <= beyond))
+            if beyond is not None:
+                deleted += _delete(connection, select(table.c.row_id).where(table.c.id <= beyond))
             if not deleted:  # only then the oldest execution is one that stays
                 now = time()
                 _delete_generations(connection, min(before or now, now - TOLD_SECONDS))
             return deleted
 
-        return await self._database.write(work)
+        deleted = await self._database.write(work)
+        if not deleted:
+            self._beyond = None  # the next time others are beyond
+        return deleted
+
+    async def _newest_beyond(self, keep: int) -> str | None:
+        """Return the id of the newest execution beyond so many, if there are more; the same until all those are gone.
+
+        Many are counted in parts, each a statement of its own, and where nobody waits for it to write.
+        """
+        if self._beyond is None or self._beyond[0] != keep:
+            found, left = await self._at(None, min(keep, COUNTED_AT_ONCE)), keep - COUNTED_AT_ONCE
+            while found is not None and left > 0:
+                found, left = await self._at(found, min(left, COUNTED_AT_ONCE)), left - COUNTED_AT_ONCE
+            self._beyond = keep, found
+        return self._beyond[1]
+
+    async def _at(self, until: str | None, offset: int) -> str | None:
+        statement = newest(until, offset)
+        return await self._database.read(lambda connection: connection.execute(statement).scalar())
 
     async def add_generation(self, generation: Generation) -> None:
         values = {

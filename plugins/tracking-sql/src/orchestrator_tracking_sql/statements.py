@@ -53,6 +53,12 @@ def _first_id(moment: float) -> str:
     return f"{milliseconds:012x}"
 
 
+def newest(until: str | None, offset: int) -> Select[Any]:
+    """Return the select of the id that is so many before the newest, or before the one that is given."""
+    statement = select(executions.c.id).order_by(executions.c.id.desc()).offset(offset).limit(1)
+    return statement if until is None else statement.where(executions.c.id <= until)
+
+
 def one(execution_id: str) -> Select[Any]:
     return _selected(COLUMNS).where(executions.c.id == execution_id)
 
@@ -97,4 +103,14 @@ INSERT_GENERATION = text(
 )
 STILL_SERVES = text(f"UPDATE {generations.name} SET last_served_at = :last_served_at WHERE id = :id")
 
-__all__ = ["INSERT_GENERATION", "STILL_SERVES", "answers", "before_id", "found", "one", "one_generation", "past"]
+__all__ = [
+    "INSERT_GENERATION",
+    "STILL_SERVES",
+    "answers",
+    "before_id",
+    "found",
+    "newest",
+    "one",
+    "one_generation",
+    "past",
+]
