@@ -118,11 +118,13 @@ class CapturedStep:
 class Capture:
     """What is kept of an endpoint's executions: ``steps`` in the plan's order, ``largest`` a value's size in bytes.
 
-    Without ``values`` nothing is: the request is only noted for what its errors must not name.
+    Without ``values`` nothing is: the request is only noted for what its errors must not name. ``hides_request`` says
+    that something of it must not be named, besides the headers that never are.
     """
 
     values: bool
     results: bool
+    hides_request: bool
     steps: tuple[CapturedStep, ...]
     largest: int
     request: Tree
@@ -234,7 +236,8 @@ def make_capture(
 
     That is None for ``none``, unless something of the request is redacted.
     """
-    if level == "none" and not any(path.startswith("request") for path in redact):
+    hides_request = any(path.startswith("request") for path in redact)
+    if level == "none" and not hides_request:
         return None
     tree = tree_of([*redact, *(f"request.headers.{name}" for name in REDACTED_HEADERS)])
     of_steps = tree.get("steps")
@@ -245,7 +248,7 @@ def make_capture(
         for name, params in steps
     )
     values, results = level != "none", level == "full"
-    return Capture(values, results, captured, largest, tree["request"], tree.get("answer"), redactor)
+    return Capture(values, results, hides_request, captured, largest, tree["request"], tree.get("answer"), redactor)
 
 
 def _parts(request: Requested) -> dict[str, Any]:

@@ -180,7 +180,7 @@ class Run:
     there is something, and never changed in place; ``kept`` says the same of the whole answer. ``taken`` are its values
     where they are captured. ``deadline`` is the request's own while it is being executed: a call that is cancelled
     learns from ``deadline.passed`` whether time is up or the client has gone. ``turns`` are those of the loop that it
-    runs on.
+    runs on. ``target`` is that of its HTTP request, where telemetry is told of the run.
     """
 
     __slots__ = (
@@ -201,6 +201,7 @@ class Run:
         "started_at",
         "steps",
         "taken",
+        "target",
         "trace_id",
         "turns",
     )
@@ -225,6 +226,7 @@ class Run:
         self.failure: Exception | None = None
         self.error = ""
         self.http_status = 200
+        self.target = ""
 
     @property
     def degraded(self) -> bool:

@@ -223,6 +223,7 @@ class PublicApp:
     def _ended(self, request: web.BaseRequest, serving: Serving, route: Route, run: Run, trace: Trace | None) -> None:
         """Tell of a request whose status is certain."""
         if route.finished is not None:
+            run.target = route.path if route.hides_path else request._message.path
             try:
                 route.finished(run, request.method, trace)
             except Exception:  # telemetry must not fail a request

@@ -20,6 +20,7 @@ class Route:
     """An endpoint's route. ``template`` has, for each segment after the endpoint, a word or a parameter's name.
 
     ``path`` is the whole of it as one text, and ``finished`` what telemetry is told each finished run with, or None.
+    ``hides_path`` says that nobody is told the path itself, since something of the request is redacted.
     """
 
     ready: ReadyPlan
@@ -29,6 +30,7 @@ class Route:
     path: str
     only_parameter: str | None = None
     finished: Finished | None = None
+    hides_path: bool = False
 
     def match(self, segments: list[str]) -> dict[str, str] | None:
         """Return the path parameters, or None if the segments are not the route's."""
@@ -70,7 +72,8 @@ def make_route(ready: ReadyPlan, finished: Finished | None = None) -> Route:
     if "GET" in methods:
         methods.add("HEAD")
     only = template[0][1] if len(template) == 1 and template[0][0] else None
-    return Route(ready, frozenset(methods), template, plan.bare, paths(plan)[0], only, finished)
+    hides_path = ready.capture is not None and ready.capture.hides_request
+    return Route(ready, frozenset(methods), template, plan.bare, paths(plan)[0], only, finished, hides_path)
 
 
 def make_routes(

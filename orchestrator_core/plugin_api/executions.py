@@ -149,7 +149,9 @@ class FinishedRun(Protocol):
     ``started`` and ``ended`` are moments of ``perf_counter``, ``started_at`` is ``started`` as a Unix time; all in
     seconds. ``steps`` has for each step ``None`` if it was never begun, its start if the run ended before it did, else
     its status, start, end and the message of its failure, which may hold secrets. ``error`` holds none. ``notes`` has
-    what policies noted, by the step's place: None, or no entry, where a step was called once as usual.
+    what policies noted, by the step's place: None, or no entry, where a step was called once as usual. ``target`` is
+    that of the HTTP request as the client has sent it, which may hold secrets; the route's template in its place where
+    something of requests is redacted.
     """
 
     @property
@@ -162,6 +164,8 @@ class FinishedRun(Protocol):
     def ended(self) -> float: ...
     @property
     def http_status(self) -> int: ...
+    @property
+    def target(self) -> str: ...
     @property
     def error(self) -> str: ...
     @property

@@ -186,6 +186,8 @@ def test_a_request_and_its_steps_are_spans_of_the_callers_trace(world: World, se
         "http.request.method": "GET",
         "http.route": "/orchestrator/shop/cart/{id}",
         "http.response.status_code": 200,
+        "url.scheme": "http",
+        "url.path": "/orchestrator/shop/cart/7",
         "orchestrator.domain": "shop",
         "orchestrator.endpoint": "cart",
         "orchestrator.execution_id": answer.headers["X-Execution-Id"],
@@ -205,6 +207,34 @@ def test_a_request_and_its_steps_are_spans_of_the_callers_trace(world: World, se
     }
     assert len({span.span_id for span in world.spans}) == 5
     assert shop.executions()[0]["trace_id"] == TRACE
+
+
+@pytest.mark.parametrize(
+    ("config", "sent", "told"),
+    [
+        ("", "/orchestrator/shop/cart/a%2Fb?token=x", "/orchestrator/shop/cart/a%2Fb"),
+        ("", "http://shop.example/orchestrator/shop/cart/7?token=x", "/orchestrator/shop/cart/7"),
+        ("", f"/orchestrator/shop/cart/{CANARY}", "/orchestrator/shop/cart/***"),
+        ("tracking: {redact: [request.path_params.id]}", "/orchestrator/shop/cart/7", "/orchestrator/shop/cart/{id}"),
+        ("tracking: {capture: full}", "/orchestrator/shop/cart/7", "/orchestrator/shop/cart/7"),
+    ],
+)
+def test_a_request_span_has_the_path_without_its_query_and_what_nobody_is_to_know(
+    world: World, serve: Any, monkeypatch: pytest.MonkeyPatch, config: str, sent: str, told: str
+) -> None:
+    monkeypatch.setenv("PARTNER_TOKEN", CANARY)
+    files = traced(world, partner=", token: '${env:PARTNER_TOKEN}'")
+    shop = serve({**files, "config.yaml": f"{files['config.yaml']}\n{config}"}, plugins=PLUGINS)
+
+    async def ask() -> None:
+        reader, writer = await asyncio.open_connection(*shop.service.running.public)
+        writer.write(f"GET {sent} HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n".encode())
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+    shop.run(ask())
+    (request,) = [span for span in shop.run(world.until(5)) if span.kind == 2]
+    assert attributes(request)["url.path"] == told
 
 
 def test_a_partner_is_told_the_span_of_the_step_that_calls_it(world: World, serve: Any) -> None:

@@ -48,6 +48,8 @@ class SpanMaker:
             "http.request.method": method if known else "_OTHER",
             "http.route": endpoint.route,
             "http.response.status_code": run.http_status,
+            "url.scheme": "http",
+            "url.path": self._redact(_path(run.target)),
             "orchestrator.domain": endpoint.domain,
             "orchestrator.endpoint": endpoint.endpoint,
             "orchestrator.execution_id": run.id,
@@ -128,6 +130,12 @@ def _outcome(record: StepRecord) -> Mapping[str, Any]:
     if record.error:
         found["error.type"] = record.status
     return found
+
+
+def _path(target: str) -> str:
+    """Return the path of a request's target, which a proxy sends with a scheme and a host."""
+    path = target.partition("?")[0]
+    return path if path[:1] == "/" else "/" + path.partition("://")[2].partition("/")[2]
 
 
 def _state(parent: TraceParent | None) -> TraceState | None:
