@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import structlog
@@ -66,9 +67,10 @@ def flush_log() -> None:
     sys.stderr.flush()
 
 
-def configure_logging(options: LoggingOptions, redact: Callable[[str], str]) -> None:
+def configure_logging(options: LoggingOptions, redact: Callable[[str], str], **bound: int) -> None:
     """Send the log to standard error, as lines for people or as JSON, with every known secret masked.
 
+    What is ``bound`` is in every line, such as the place of a worker.
     What libraries log comes with it: from warnings on, since what they say below that may hold a secret that no
     configuration has, such as the token that a login was answered with. Where the stream can be held up by whoever
     reads it, all of it is written by a thread.
@@ -86,11 +88,12 @@ def configure_logging(options: LoggingOptions, redact: Callable[[str], str]) -> 
         else structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback),
     ]
     dated: list[Processor] = [
+        lambda logger, name, event: {**bound, **event},
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    lines = Lines(stream, json_dropped if is_json else text_dropped)
-    line = json_line(lines.add) if is_json else text_line(lines.add, colors=colors)
+    lines = Lines(stream, partial(json_dropped if is_json else text_dropped, **bound))
+    line = json_line(lines.add, **bound) if is_json else text_line(lines.add, colors=colors, **bound)
     to: Any = LineStream(lines) if may_hold_up(stream) else FileStream(stream)
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, *dated, *render],

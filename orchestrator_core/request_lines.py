@@ -14,7 +14,7 @@ import select
 import stat
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from time import gmtime, monotonic, strftime, time
 from typing import Any, Protocol, TextIO
@@ -196,8 +196,11 @@ class _Clock:
         return f"{self._prefix}.{int((now - second) * 1_000_000):06d}Z"
 
 
-def json_line(add: Callable[[str], None]) -> RequestLine:
-    """Return what adds a request's line as a JSON object, with the keys that structlog gives its lines."""
+def json_line(add: Callable[[str], None], **bound: int) -> RequestLine:
+    """Return what adds a request's line as a JSON object, with the keys that structlog gives its lines.
+
+    What is ``bound`` is in each of them.
+    """
     now = _Clock()
 
     def line(
@@ -212,6 +215,7 @@ def json_line(add: Callable[[str], None]) -> RequestLine:
             "status": status,
             "milliseconds": round(seconds * 1000, 3),
             **more,
+            **bound,
             "level": "info",
             "timestamp": now(),
         }
@@ -232,18 +236,22 @@ def _json(value: Any) -> str:
     return text if text.isascii() or text.isprintable() else json.dumps(value)
 
 
-def json_dropped(count: int) -> str:
-    event = {"event": DROPPED, "count": count, "level": "warning", "timestamp": _Clock()()}
+def json_dropped(count: int, **bound: int) -> str:
+    event = {"event": DROPPED, "count": count, **bound, "level": "warning", "timestamp": _Clock()()}
     return f"{_json(event)}\n"
 
 
-def text_dropped(count: int) -> str:
-    return f"{_Clock()()} [warning  ] {DROPPED} count={count}\n"
+def text_dropped(count: int, **bound: int) -> str:
+    return f"{_Clock()()} [warning  ] {DROPPED} count={count}{_told(bound)}\n"
 
 
-def text_line(add: Callable[[str], None], *, colors: bool) -> RequestLine:
-    """Return what adds a request's line as people read it."""
-    now = _Clock()
+def _told(bound: Mapping[str, int]) -> str:
+    return "".join(f" {name}={value}" for name, value in bound.items())
+
+
+def text_line(add: Callable[[str], None], *, colors: bool, **bound: int) -> RequestLine:
+    """Return what adds a request's line as people read it. What is ``bound`` is in each of them."""
+    now, always = _Clock(), _told(bound)
     bold, plain = ("\x1b[1m", "\x1b[0m") if colors else ("", "")
 
     def line(
@@ -255,7 +263,7 @@ def text_line(add: Callable[[str], None], *, colors: bool) -> RequestLine:
                 told += f" {name}={_json(value)}"
         add(
             f"{now()} [info     ] {bold}request{plain} {method} {route} {status} in {seconds * 1000:.3f} ms"
-            f" execution_id={execution_id}{told}\n"
+            f" execution_id={execution_id}{told}{always}\n"
         )
 
     return line

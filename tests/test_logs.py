@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import warnings
@@ -177,6 +178,23 @@ def test_the_line_of_a_request_for_people(configure: Configure) -> None:
         "[info     ] request GET /orchestrator/shop/hello 200 in 1.234 ms "
         f'execution_id={"0a" * 16} error="two\\nlines"\n'
     )
+
+
+@pytest.mark.parametrize(("log_format", "told"), [("json", '"worker":1'), ("console", "worker=1")])
+def test_every_line_of_a_worker_says_which_it_is(configure: Configure, log_format: Any, told: str) -> None:
+    stream = configure()
+    configure_logging(LoggingOptions(format=log_format), LogMask(Redactor.of([CANARY])), worker=1)
+    line = request_line()
+    assert line is not None
+    line("0a" * 16, "", "GET", "/orchestrator/shop/hello", 200, 0.001)
+    structlog.get_logger("x").info("event of ours")
+    logging.getLogger("some.library").warning("of a library")
+    lines = structlog.get_config()["logger_factory"].lines
+    lines._dropped += 1
+    lines.flush()
+    found = stream.getvalue().splitlines()
+    assert len(found) == 4
+    assert [told in re.sub(r"\x1b\[\d*m|(?<=:) ", "", each) for each in found] == [True] * 4
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])

@@ -61,7 +61,6 @@ async def _work(channel: int, begins: threading.Event) -> None:
         return
     begins.set()
     order = json.loads(line)
-    structlog.contextvars.bind_contextvars(worker=order["slot"])
     sockets = [[_inherited(number) for number in slot] for slot in order["sockets"]]
     loop = asyncio.get_running_loop()
     stop, serve_on = asyncio.Event(), loop.create_future()
@@ -132,7 +131,7 @@ class _Worker:
 
     async def serve(self) -> None:
         mask = LogMask(self.configuration.redactor)
-        configure_logging(self.configuration.app.logging, mask)
+        configure_logging(self.configuration.app.logging, mask, worker=self.order["slot"])
         try:
             async with open_live(self.folder, registry=self.registry, image=self.image) as live:
                 freeze()
