@@ -77,10 +77,9 @@ async def _work(channel: int, begins: threading.Event) -> None:
         await closed_in_time(serving, worker.grace)  # the supervisor sees to that too, while there is one
     finally:
         stopped.cancel()
-        orphaned = listening.done()
         listening.cancel()
         writer.close()
-        if orphaned:
+        if worker.alone:
             shutil.rmtree(order["runtime"], ignore_errors=True)
     if serving.done() and not serving.cancelled():
         serving.result()
@@ -104,6 +103,7 @@ async def _hear(reader: asyncio.StreamReader, worker: _Worker) -> None:
                 worker.serve_on.set_result(message["serve"])
     except ConnectionError:
         pass
+    worker.alone = True
     worker.stop.set()
 
 
@@ -124,6 +124,7 @@ class _Worker:
         self.serve_on = serve_on
         self.stop = stop
         self.serves = False
+        self.alone = False
         self.image = ordered(order["image"])
         self.folder = Path(order["folder"])
         self.configuration: Configuration = load_configuration(self.folder, image=self.image)
@@ -157,7 +158,7 @@ class _Worker:
 
     async def leave_figures(self, telemetry: Telemetry) -> None:
         """Leave to the supervisor what was counted since it asked last."""
-        if telemetry.metrics is None:
+        if telemetry.metrics is None or self.alone:  # whose folder the first one to end has removed
             return
         try:
             exposed = await telemetry.metrics()

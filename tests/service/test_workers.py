@@ -826,19 +826,22 @@ def test_the_pause_before_a_worker_is_started_again_grows_to_a_second() -> None:
 def test_workers_end_with_their_supervisor_however_it_ends(run: RunFixture, tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(tmp_path, FILES, *TWO) as service:
-            pids = [worker["pid"] for worker in await workers_of(service)]
-            slow = [asyncio.create_task(service.get(f"{service.url}/slow", method="POST", json=3)) for _ in range(4)]
-            await asyncio.sleep(0.2)
-            service.process.kill()
-            address = urlsplit(service.url)
-            async with asyncio.timeout(2):
-                while is_taken(address.hostname, address.port):  # noqa: ASYNC110  # nobody tells
-                    await asyncio.sleep(0.05)
-            assert not any(task.done() for task in slow)  # and whoever starts the service again can
-            assert await asyncio.gather(*slow) == [(200, {"seconds": 3})] * 4
-            async with asyncio.timeout(60):
-                while any(map(alive, pids)):  # noqa: ASYNC110  # nobody tells
-                    await asyncio.sleep(0.05)
+            first, second = [worker["pid"] for worker in await workers_of(service)]
+            async with client_of(first, service) as one, client_of(second, service) as other:
+                held_by_first = asyncio.create_task(held(one, service.url, "first"))
+                held_by_second = asyncio.create_task(held(other, service.url, "second"))
+                await asyncio.sleep(0.2)
+                service.process.kill()
+                address = urlsplit(service.url)
+                async with asyncio.timeout(2):
+                    while is_taken(address.hostname, address.port):  # noqa: ASYNC110  # nobody tells
+                        await asyncio.sleep(0.05)
+                assert not held_by_first.done()  # and whoever starts the service again can
+                for holding, pid, name in ((held_by_first, first, "first"), (held_by_second, second, "second")):
+                    (tmp_path / name).touch()
+                    assert await holding == (200, pid)
+                    await gone(pid)
+            assert not [line for line in service.lines if "[error" in line]
 
     run(main(), timeout_seconds=180)
 
