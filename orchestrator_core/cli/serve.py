@@ -16,7 +16,7 @@ import structlog
 from orchestrator_core.cli.findings import refuse, render, shown
 from orchestrator_core.cli.options import config_option, plugins_dir_option
 from orchestrator_core.config.load import load_configuration
-from orchestrator_core.config.model import Configuration
+from orchestrator_core.config.model import MOST_WORKERS, Configuration
 from orchestrator_core.errors import ConfigError, Problem
 from orchestrator_core.http.app import Service, serve
 from orchestrator_core.http.grace import ending_the_process
@@ -40,7 +40,7 @@ _PORT = click.IntRange(0, 65535)
 @click.option("--admin-port", type=_PORT, help="Port of the admin listener; wins over config.yaml.")
 @click.option(
     "--workers",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_WORKERS),
     metavar="N",
     help="How many processes serve; wins over config.yaml. With several, one more looks after them.",
 )

@@ -101,6 +101,16 @@ def _a_second(instance: Any, attribute: Any, value: float | None) -> None:
         raise ValueError("expected at least 1 s: a worker may be busy for a moment")
 
 
+MOST_WORKERS = 512
+"""More than one for each core of the largest machines. A port that stands there by mistake would end any machine."""
+
+
+def _workers(instance: Any, attribute: Any, value: int) -> None:
+    at_least_one(instance, attribute, value)
+    if value > MOST_WORKERS:
+        raise ValueError(f"expected at most {MOST_WORKERS}, got {value}: one for each core is a good number")
+
+
 @frozen
 class ServerOptions:
     """The public listener."""
@@ -138,7 +148,7 @@ class ServerOptions:
     )
     docs: bool = option(True, help="Serve /docs and /openapi.json.")
     workers: int = option(
-        1, help="How many processes serve. With several, one more looks after them.", validator=at_least_one
+        1, help="How many processes serve, at most 512. With several, one more looks after them.", validator=_workers
     )
     worker_timeout: Duration | None = option(
         Duration(30),

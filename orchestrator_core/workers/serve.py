@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine
@@ -32,6 +33,8 @@ from orchestrator_core.workers.supervisor import Supervisor
 
 log = structlog.get_logger("orchestrator.workers")
 
+MOST_FOR_A_CORE = 4
+"""Of more workers than that for each core nobody has more than memory and connections to lose."""
 LONGEST_FOLDER = 60
 """A Unix socket's path has 107 bytes at most."""
 
@@ -65,6 +68,8 @@ async def serve_workers(
     configuration, ``OSError`` when a port is taken, and :class:`StartFailed` when the workers end by themselves.
     """
     options = configuration.app
+    if workers > MOST_FOR_A_CORE * (cores := os.cpu_count() or 1):
+        log.warning("so many workers take turns at few cores", workers=workers, cores=cores)
     stop, grace = asyncio.Event(), Grace(float(options.server.shutdown_timeout))
     on_stop_signals(stop, grace)
     early: list[int] = []

@@ -115,6 +115,22 @@ def test_serve_does_not_serve_a_configuration_with_problems(write: Write, orches
     )
 
 
+def test_so_many_workers_that_one_must_be_mistaken_are_refused(write: Write, orchestrator: Invoke) -> None:
+    write({"config/config.yaml": "server: {workers: 8080}\n"})
+
+    asked = orchestrator("serve", "--workers", "513")
+    configured = orchestrator("serve")
+
+    assert (asked.exit_code, asked.stderr.splitlines()[-1]) == (
+        2,
+        "Error: Invalid value for '--workers': 513 is not in the range 1<=x<=512.",
+    )
+    assert configured.exit_code == 1
+    assert configured.stderr.splitlines()[0] == (
+        "config/config.yaml:1:19: ORC204 expected at most 512, got 8080: one for each core is a good number"
+    )
+
+
 def test_a_port_that_is_taken_is_said(write: Write, folder: Path) -> None:
     write(CONFIG)
     with socket.create_server(("127.0.0.1", 0)) as taken:
