@@ -7,7 +7,7 @@ from typing import cast
 from aiohttp import web
 
 from orchestrator_core.workers.admin import MergedAdmin
-from orchestrator_core.workers.merging import Totals
+from orchestrator_core.workers.merging import totals_of_metrics, totals_of_tracking
 from orchestrator_core.workers.process import Reply, WorkerGone
 from orchestrator_core.workers.supervisor import Supervisor
 
@@ -35,12 +35,12 @@ def said(requests: float, seconds: float, running: float) -> str:
 
 
 def test_series_are_summed_and_information_is_not() -> None:
-    merged = Totals().merged({1: said(3.0, 0.5, 1.0), 2: said(4.0, 0.25, 2.0)}, {1, 2})
+    merged = totals_of_metrics().merged({1: said(3.0, 0.5, 1.0), 2: said(4.0, 0.25, 2.0)}, {1, 2})
     assert merged == said(7.0, 0.75, 3.0).replace("{{", "{")
 
 
 def test_what_a_worker_counted_stays_when_it_has_ended() -> None:
-    totals = Totals()
+    totals = totals_of_metrics()
     totals.merged({1: said(3.0, 0.5, 1.0), 2: said(4.0, 0.25, 2.0)}, {1, 2})
     assert totals.merged({2: said(5.0, 0.5, 0.0)}, {2, 3}) == said(8.0, 1.0, 0.0)
     assert totals.merged({2: said(5.0, 0.5, 0.0), 3: said(1.0, 0.5, 4.0)}, {2, 3}) == said(9.0, 1.5, 4.0)
@@ -48,14 +48,14 @@ def test_what_a_worker_counted_stays_when_it_has_ended() -> None:
 
 
 def test_one_that_did_not_answer_this_time_counts_as_it_last_did() -> None:
-    totals = Totals()
+    totals = totals_of_metrics()
     totals.merged({1: said(3.0, 0.5, 1.0), 2: said(4.0, 0.25, 2.0)}, {1, 2})
     assert totals.merged({2: said(5.0, 0.25, 2.0)}, {1, 2}) == said(8.0, 0.75, 3.0)
     assert totals.merged({1: said(4.0, 0.5, 1.0), 2: said(5.0, 0.25, 2.0)}, {1, 2}) == said(9.0, 0.75, 3.0)
 
 
 def test_what_a_worker_has_left_is_counted_once_whenever_it_is_asked_for() -> None:
-    totals = Totals()
+    totals = totals_of_metrics()
     totals.merged({1: said(3.0, 0.5, 1.0), 2: said(4.0, 0.25, 2.0)}, {1, 2})
     totals.left(1, said(6.0, 1.0, 0.0))
     answered_before_it_ended = {1: said(5.0, 0.75, 0.0), 2: said(4.0, 0.25, 2.0)}
@@ -65,6 +65,21 @@ def test_what_a_worker_has_left_is_counted_once_whenever_it_is_asked_for() -> No
     totals.merged({2: said(5.0, 0.5, 0.0)}, {2})  # the second with that number has died
     totals.left(1, said(2.0, 0.5, 0.0))
     assert totals.merged({2: said(5.0, 0.5, 0.0)}, {2}) == said(12.0, 2.0, 0.0)
+
+
+def tracked(finished: int, written: int, waiting: int, outage: str = "") -> dict[str, object]:
+    dropped = {"queue_full": finished - written - waiting, "store_failed": 0, "refused": 0, "stopped": 0}
+    counts = {"finished": finished, "written": written, "waiting": waiting, "dropped": dropped}
+    return {"store": "sql", "mode": "buffered", **counts, "outage": outage}
+
+
+def test_what_became_of_executions_of_a_worker_stays_known_when_it_has_ended() -> None:
+    totals = totals_of_tracking()
+    assert totals.merged({1: tracked(9, 5, 3, "locked"), 2: tracked(1, 1, 0)}, {1, 2}) == tracked(10, 6, 3, "locked")
+    totals.left(2, tracked(4, 2, 0))
+    # Of what the first had still waiting when it died nobody knows what became.
+    assert totals.merged({3: tracked(2, 1, 1)}, {3}) == tracked(12, 8, 1)
+    assert totals.merged({3: tracked(3, 3, 0)}, {3}) == tracked(13, 10, 0)
 
 
 def test_metrics_that_are_asked_for_at_the_same_time_count_a_worker_that_dies_meanwhile_once() -> None:

@@ -113,7 +113,7 @@ async def serve_live(
     grace: Grace | None = None,
     linger_seconds: float = 0.0,
     wrap_admin: Callable[[Handler], Handler] = lambda pages: pages,
-    served: Callable[[Telemetry], Awaitable[None]] | None = None,
+    served: Callable[[Telemetry, ExecutionLog], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Service]:
     """Serve an open configuration at addresses, or on sockets that are bound already, until the block is left.
 
@@ -129,10 +129,10 @@ async def serve_live(
         state = ServiceState(live, executions)
         telemetry = await stack.enter_async_context(open_telemetry(live, state))
         if served is not None:
-            stack.push_async_callback(served, telemetry)
+            stack.push_async_callback(served, telemetry, executions)
         await stack.enter_async_context(writing(writer, float(options.server.shutdown_timeout)))
         if served is not None:
-            stack.push_async_callback(served, telemetry)
+            stack.push_async_callback(served, telemetry, executions)
         public = PublicApp(live, executions, telemetry)
         state.limit = public.limit
         admin = None

@@ -21,8 +21,8 @@ from orchestrator_core.http.answers import JSON_TYPE, Answer, common_headers, ow
 from orchestrator_core.http.models_page import parse_model_path
 from orchestrator_core.reload import Reloaded
 from orchestrator_core.run import clock
-from orchestrator_core.workers.merging import Totals, merge_entries, merge_executions, merge_tracking
-from orchestrator_core.workers.process import Reply, Worker, WorkerGone, WorkerSilent
+from orchestrator_core.workers.merging import merge_entries, merge_executions, totals_of_metrics, totals_of_tracking
+from orchestrator_core.workers.process import Figures, Reply, Worker, WorkerGone, WorkerSilent
 from orchestrator_core.workers.supervisor import Supervisor
 
 ASK_SECONDS = 30.0
@@ -61,9 +61,18 @@ class MergedAdmin:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor
-        self._totals = Totals()
-        self._counting = asyncio.Lock()
-        supervisor.left.append(self._totals.left)
+        self._metric_totals = totals_of_metrics()
+        self._tracking_totals = totals_of_tracking()
+        # Each is counted by one after the other, or a worker that dies meanwhile is counted twice.
+        self._counting_metrics = asyncio.Lock()
+        self._counting_tracking = asyncio.Lock()
+        supervisor.left.append(self._left)
+
+    def _left(self, pid: int, figures: Figures) -> None:
+        if figures.metrics:
+            self._metric_totals.left(pid, figures.metrics)
+        if figures.tracking is not None:
+            self._tracking_totals.left(pid, figures.tracking)
 
     async def handle(self, request: web.BaseRequest) -> Answer:
         started, execution_id = clock(), new_execution_id()
@@ -189,17 +198,23 @@ class MergedAdmin:
         return _json(200, _whole(page, (*missing, *said.missing)))
 
     async def _config(self, request: web.BaseRequest) -> Reply:
+        async with self._counting_tracking:
+            return await self._summed_config(request)
+
+    async def _summed_config(self, request: web.BaseRequest) -> Reply:
         said = await self._ask(request)
         pages = _good(said)
         first = next(iter(pages.values()))
         generations = {pid: page["generation"] for pid, page in pages.items()}
         reloaded = self.supervisor.reloads.last
         last = {"last_reload": {"at": _moment(reloaded.at), **_reloaded(reloaded)}}
-        tracking = {"tracking": merge_tracking([page["tracking"] for page in pages.values()])}
-        return _json(200, _whole({**first, **last, **tracking, "workers": self._workers(generations)}, said.missing))
+        stores = {pid: page["tracking"] for pid, page in pages.items() if page["tracking"] is not None}
+        tracking = self._tracking_totals.merged(stores, self.supervisor.alive) if stores else None
+        page = {**first, **last, "tracking": tracking, "workers": self._workers(generations)}
+        return _json(200, _whole(page, said.missing))
 
     async def _metrics(self, request: web.BaseRequest) -> Reply:
-        async with self._counting:  # one after the other, or a worker that dies meanwhile is counted twice
+        async with self._counting_metrics:
             return await self._summed_metrics(request)
 
     async def _summed_metrics(self, request: web.BaseRequest) -> Reply:
@@ -207,7 +222,7 @@ class MergedAdmin:
         if refused := next((reply for reply in said.values() if reply.status != 200), None):
             return refused
         texts = {pid: reply.body.decode() for pid, reply in said.items() if reply.body}
-        text = self._totals.merged(texts, self.supervisor.alive)
+        text = self._metric_totals.merged(texts, self.supervisor.alive)
         content_type = next(iter(said.values())).content_type
         return Reply(200, content_type, (text + self._own_metrics()).encode())
 

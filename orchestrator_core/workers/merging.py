@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 Entry = Mapping[str, Any]
+Counted = TypeVar("Counted")
 
 # --- sources and models -------------------------------------------------------------------------------------------
 
@@ -55,11 +56,8 @@ def merge_executions(pages: Sequence[Mapping[str, Any]], limit: int) -> dict[str
 # --- what became of executions ------------------------------------------------------------------------------------
 
 
-def merge_tracking(said: Sequence[Entry | None]) -> dict[str, Any] | None:
-    """Return the counts of all workers as one, and every outage once. A worker without a store says None."""
-    stores = [tracking for tracking in said if tracking is not None]
-    if not stores:
-        return None
+def merge_tracking(stores: Sequence[Entry]) -> Entry:
+    """Return the counts of all workers' stores as one, and every outage once."""
     counts = {name: sum(tracking[name] for tracking in stores) for name in ("finished", "written", "waiting")}
     dropped = {reason: sum(tracking["dropped"][reason] for tracking in stores) for reason in stores[0]["dropped"]}
     outages = dict.fromkeys(tracking["outage"] for tracking in stores if tracking["outage"])
@@ -136,37 +134,54 @@ def _number(value: float) -> str:
 _GROWING = ("counter", "histogram", "summary")
 
 
-class Totals:
+class Totals(Generic[Counted]):
     """What each worker said last, and the sum of what those had counted that are gone.
 
     To Prometheus a counter that falls has begun anew, and all of its value is an increase: one worker that is replaced
     would look like a burst of everything it ever did. What a worker that dies has counted since it was asked last is
-    lost with it; one that is told to end leaves that.
+    lost with it; one that is told to end leaves that. ``merge`` makes one of what several say, and ``kept`` makes of
+    what one has said that is gone what stays true.
     """
 
-    def __init__(self) -> None:
-        self._latest: dict[int, str] = {}
-        self._gone = ""
+    def __init__(self, merge: Callable[[Sequence[Counted]], Counted], kept: Callable[[Counted], Counted]) -> None:
+        self._merge = merge
+        self._kept = kept
+        self._latest: dict[int, Counted] = {}
+        self._gone: list[Counted] = []
+        """One, which is the sum, once somebody is gone."""
         self._added: set[int] = set()
         """Whose figures are among those of the gone, of the workers that may have answered all the same."""
 
-    def left(self, pid: int, text: str) -> None:
+    def left(self, pid: int, counted: Counted) -> None:
         """Take what a worker said when it ended."""
         if pid not in self._added:
-            self._latest[pid] = text
+            self._latest[pid] = counted
             self._add(pid)
 
-    def merged(self, said: Mapping[int, str], alive: Collection[int]) -> str:
-        """Return the sums in Prometheus' format. ``said`` is by process id; ``alive`` may yet answer the next time."""
-        self._latest |= {pid: text for pid, text in said.items() if pid not in self._added}
+    def merged(self, said: Mapping[int, Counted], alive: Collection[int]) -> Counted:
+        """Return the sums. ``said`` is by process id; ``alive`` may yet answer the next time."""
+        self._latest |= {pid: counted for pid, counted in said.items() if pid not in self._added}
         self._added &= said.keys()
         for pid in [pid for pid in self._latest if pid not in said and pid not in alive]:
             self._add(pid)
-        return merge_metrics([*self._latest.values(), self._gone])
+        return self._merge([*self._latest.values(), *self._gone])
 
     def _add(self, pid: int) -> None:
-        self._gone = merge_metrics([self._gone, "\n".join(_growing(self._latest.pop(pid)))])
+        self._gone = [self._merge([*self._gone, self._kept(self._latest.pop(pid))])]
         self._added.add(pid)
+
+
+def totals_of_metrics() -> Totals[str]:
+    return Totals(merge_metrics, lambda text: "\n".join(_growing(text)))
+
+
+def totals_of_tracking() -> Totals[Entry]:
+    return Totals(merge_tracking, _known_of)
+
+
+def _known_of(tracking: Entry) -> Entry:
+    """Return what is certain of what became of a dead worker's executions: not of those that it had still waiting."""
+    return {**tracking, "finished": tracking["finished"] - tracking["waiting"], "waiting": 0, "outage": ""}
 
 
 def _growing(text: str) -> Iterator[str]:

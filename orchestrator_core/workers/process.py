@@ -64,6 +64,14 @@ class Reply:
         return json.loads(self.body)
 
 
+@frozen
+class Figures:
+    """What a worker has counted: its metrics, empty without telemetry, and what became of executions for a store."""
+
+    metrics: str
+    tracking: Mapping[str, Any] | None
+
+
 class Worker:
     """A process that serves. It is told what to do over a socket, at whose end it stops."""
 
@@ -82,8 +90,8 @@ class Worker:
         self.generation = ""
         self.store: Mapping[str, Any] | None = None
         """Where it keeps executions: the store that was configured when it started, or its own memory."""
-        self.figures = ""
-        """The metrics that it has left, once it has ended as it was told to."""
+        self.figures: Figures | None = None
+        """What it has left, once it has ended as it was told to."""
         self.killed_for = ""
         """Why its supervisor killed it, if it did."""
         self.problems: tuple[Problem, ...] = ()
@@ -242,15 +250,15 @@ class Worker:
             await self._session.close()
         figures = figures_at(self._admin)
         with suppress(OSError):
-            self.figures = figures.read_text(encoding="utf-8")
+            self.figures = Figures(**json.loads(figures.read_bytes()))
             figures.unlink()
         with suppress(FileNotFoundError):
             os.unlink(self._admin)
 
 
 def figures_at(admin: Path) -> Path:
-    """Return where a worker with this socket leaves its metrics when it ends."""
-    return admin.with_suffix(".metrics")
+    """Return where a worker with this socket leaves what it has counted when it ends, as JSON."""
+    return admin.with_suffix(".figures")
 
 
 def _line(message: Mapping[str, Any]) -> bytes:

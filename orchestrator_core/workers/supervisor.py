@@ -20,7 +20,7 @@ from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.sockets import refuse_new
 from orchestrator_core.reload import Reloaded
 from orchestrator_core.workers.images import Taken
-from orchestrator_core.workers.process import COMMIT_SECONDS, Reply, StartFailed, Worker, WorkerGone
+from orchestrator_core.workers.process import COMMIT_SECONDS, Figures, Reply, StartFailed, Worker, WorkerGone
 from orchestrator_core.workers.reloads import Reloads
 from orchestrator_core.workers.silence import end_when_silent
 from orchestrator_core.workers.spare import Spare
@@ -76,8 +76,8 @@ class Supervisor:
         self.plugins_dir = plugins_dir
         self.taken = taken
         self.reloads = Reloads(self)
-        self.left: list[Callable[[int, str], None]] = []
-        """Are told the process id and the metrics of each worker that has ended and left them."""
+        self.left: list[Callable[[int, Figures], None]] = []
+        """Are told the process id and the figures of each worker that has ended and left them."""
         self.stopping = False
         self.lost = asyncio.Event()
         self._numbers = count()
@@ -229,7 +229,7 @@ class Supervisor:
         await self._revive(slot, pause_after(slot.short_lives))
 
     def _tell_figures(self, worker: Worker) -> None:
-        if worker.figures:
+        if worker.figures is not None:
             for listener in self.left:
                 listener(worker.pid, worker.figures)
 

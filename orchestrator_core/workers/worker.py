@@ -30,6 +30,7 @@ from orchestrator_core.plugin_api import Telemetry
 from orchestrator_core.plugins import Registry, discover
 from orchestrator_core.reload import BUILTINS, open_live
 from orchestrator_core.snapshot import masked
+from orchestrator_core.tracking import ExecutionLog, tracking_json
 from orchestrator_core.workers.commands import Commands
 from orchestrator_core.workers.images import ordered
 from orchestrator_core.workers.process import LONGEST_MESSAGE, figures_at
@@ -156,15 +157,15 @@ class _Worker:
             with suppress(ConnectionError):  # a supervisor that has ended needs no reason, and its copies are gone
                 await self.writer.drain()
 
-    async def leave_figures(self, telemetry: Telemetry) -> None:
+    async def leave_figures(self, telemetry: Telemetry, executions: ExecutionLog) -> None:
         """Leave to the supervisor what was counted since it asked last."""
-        if telemetry.metrics is None or self.alone:  # whose folder the first one to end has removed
+        if self.alone:  # the first one to end has removed the folder
             return
         try:
-            exposed = await telemetry.metrics()
+            metrics = (await telemetry.metrics()).text if telemetry.metrics is not None else ""
             figures = figures_at(Path(self.order["admin"]))
             whole = figures.with_suffix(".new")  # it may be killed meanwhile
-            whole.write_text(exposed.text, encoding="utf-8")
+            whole.write_text(json.dumps({"metrics": metrics, "tracking": tracking_json(executions)}))
             whole.replace(figures)
         except Exception:  # a plugin's, or a full disk: it is no reason to end otherwise
             log.exception("what the worker has counted last is lost")

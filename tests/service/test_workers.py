@@ -669,6 +669,8 @@ def test_what_a_worker_writes_to_the_store_when_it_stops_is_counted(run: RunFixt
             async with service.client.get(f"{service.admin_url}/metrics") as answer:
                 told = dict(line.rsplit(" ", 1) for line in (await answer.text()).splitlines() if line[0] != "#")
             assert float(told["orchestrator_tracking_written_total"]) == load.count
+            tracking = (await service.get(f"{service.admin_url}/config"))[1]["tracking"]
+            assert (tracking["finished"], tracking["written"]) == (load.count, load.count)
 
     run(main())
 
