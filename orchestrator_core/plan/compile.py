@@ -86,7 +86,8 @@ class _Compiler:
         input_schema = self.schema(config.input_schema, located, "input_schema")
         output_schema = self.schema(config.output_schema, located, "output_schema")
         ordered = in_order(self.reading, planned, steps)
-        if self.reading.broken or self.endpoint.unreadable:
+        unplanned = len(planned) < len(steps)  # such as one whose source is broken, which its own file is told of
+        if self.reading.broken or self.endpoint.unreadable or unplanned:
             return Compiled(None, tuple(self.reading.problems), tuple(planned), response, located)
         asked = tuple(reference for reference, _, _ in self.reading.references if reference.root == "request")
         plan = Plan(

@@ -388,6 +388,28 @@ def test_an_endpoint_with_problems_shows_them_and_another_is_still_drawn(write: 
     assert good.stderr == "note: the configuration has 1 problem elsewhere, see: orchestrator check\n"
 
 
+def test_an_endpoint_whose_source_is_broken_is_neither_drawn_nor_run(write: Write, orchestrator: Invoke) -> None:
+    write(
+        {
+            "config/database.yaml": "store: {sources: {default: {url: 1}}, operations: {get: {query: one}}}\n",
+            "config/domains/shop.yaml": """
+                endpoints:
+                  bad: {data_sources: [{name: score, type: store, operation: get}]}
+                """,
+        }
+    )
+
+    for command in ("plan", "run"):
+        result = orchestrator(command, "shop.bad", "--plugins-dir", "plugins")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == (
+            "config/database.yaml:1:34: ORC202 expected a string, got an integer 1: put it in quotes\n"
+            "    1 | store: {sources: {default: {url: 1}}, operations: {get: {query: one}}}\n"
+            "      |                                  ^\n"
+            "1 problem in 1 file\n"
+        )
+
+
 EACH = {
     "config/domains/shop.yaml": """
         endpoints:
