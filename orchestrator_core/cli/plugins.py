@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from orchestrator_core.cli.masking import Mask, mask_of
 from orchestrator_core.cli.options import config_option, format_option, plugins_dir_option
 from orchestrator_core.plugins import Provided, Registry
 from orchestrator_core.reload import make_registry
@@ -29,40 +30,41 @@ def command(folder: Path, form: str, plugins_dir: Path | None) -> None:
       orchestrator plugins --plugins-dir plugins --format json
     """
     registry = make_registry(folder, plugins_dir)
-    document = _document(registry)
+    document = _document(registry, mask_of(folder))
     if form == "json":
         click.echo(json.dumps(document, indent=2, ensure_ascii=False))
     else:
         click.echo("\n".join(_text(document)))
 
 
-def _document(registry: Registry) -> dict[str, Any]:
+def _document(registry: Registry, mask: Mask) -> dict[str, Any]:
+    telemetry = registry.telemetry
     return {
-        "source_types": _kinds(registry.sources),
-        "model_types": _kinds(registry.models),
-        "transformers": _kinds(registry.transformers),
-        "tracking_stores": _kinds(registry.stores),
-        "telemetry": _kinds({} if registry.telemetry is None else {registry.telemetry.kind.name: registry.telemetry}),
+        "source_types": _kinds(registry.sources, mask),
+        "model_types": _kinds(registry.models, mask),
+        "transformers": _kinds(registry.transformers, mask),
+        "tracking_stores": _kinds(registry.stores, mask),
+        "telemetry": _kinds({telemetry.kind.name: telemetry} if telemetry is not None else {}, mask),
         "failed": [
             {
                 "plugin": plugin.name,
-                "provider": plugin.origin,
+                "provider": mask(plugin.origin),
                 "version": plugin.version,
-                "reason": plugin.error.strip().splitlines()[-1],
-                "traceback": plugin.error,
+                "reason": mask(plugin.error).strip().splitlines()[-1],
+                "traceback": mask(plugin.error),
             }
             for plugin in registry.plugins
             if plugin.error
         ],
-        "problems": [problem.message for problem in registry.problems],
+        "problems": [mask(problem.message) for problem in registry.problems],
     }
 
 
-def _kinds(provided: Mapping[str, Provided[Any]]) -> list[dict[str, str]]:
+def _kinds(provided: Mapping[str, Provided[Any]], mask: Mask) -> list[dict[str, str]]:
     return [
         {
             "name": name,
-            "provider": entry.plugin.origin,
+            "provider": mask(entry.plugin.origin),
             "version": entry.plugin.version,
             "summary": entry.kind.summary if name == entry.kind.name else f"The same as {entry.kind.name}.",
         }

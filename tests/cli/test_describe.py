@@ -68,6 +68,26 @@ def test_the_configuration_may_name_the_plugins_folder(write: Write, orchestrato
     assert "\n  store   config/../plugins/store.py  " in orchestrator("plugins").output
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_secret_in_the_name_of_the_plugins_folder_is_not_shown(
+    write: Write, orchestrator: Invoke, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    monkeypatch.setenv("CANARY", "canary-4711")
+    folder = "canary-4711" if there else "elsewhere"
+    write(
+        {
+            "config/config.yaml": "plugins_dir: '../${env:CANARY}'\n",
+            f"{folder}/broken.py": "raise ValueError(__file__)\n",
+            f"{folder}/good.py": (Path(__file__).with_name("store_plugin.py")).read_text(),
+        }
+    )
+    for form in ("text", "json"):
+        result = orchestrator("plugins", "--format", form)
+        assert result.exit_code == 0
+        assert "canary" not in result.output
+        assert ("config/../***/good.py" if there else "there is no plugins folder at config/../***") in result.output
+
+
 def test_schemas_of_all_files_include_the_options_of_plugins(orchestrator: Invoke) -> None:
     result = orchestrator("schema", *PLUGINS)
 
