@@ -184,6 +184,8 @@ class _Loader:
             self.problems.append(root.problem("ORC202", f"expected a mapping, got {kind_of(root.data)}"))
             return
         core = {key: value for key, value in root.data.items() if key in CORE_KEYS}
+        if any(problem.path == "plugins_dir" for problem in resolved.problems):
+            del core["plugins_dir"]  # what is left of it is another folder, whose files would be run
         if core and path == self.folder / "config.yaml":
             self.app_located = Located(document, (), core)
             app, problems = salvage(AppConfig, self.app_located)

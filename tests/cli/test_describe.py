@@ -88,6 +88,17 @@ def test_a_secret_in_the_name_of_the_plugins_folder_is_not_shown(
         assert ("config/../***/good.py" if there else "there is no plugins folder at config/../***") in result.output
 
 
+def test_a_plugins_folder_whose_name_lacks_a_variable_is_not_another_one(write: Write, orchestrator: Invoke) -> None:
+    write({"config/config.yaml": "plugins_dir: '../plugins/${env:NOT_SET_HERE}'\n"})
+    write({"plugins/ran.py": "from pathlib import Path\nPath('ran').touch()\n", "config/domains/d.yaml": "{}"})
+
+    checked = orchestrator("check")
+
+    assert checked.exit_code == 1
+    assert "ORC301 the environment variable NOT_SET_HERE is not set" in checked.output
+    assert not Path("ran").exists()
+
+
 def test_schemas_of_all_files_include_the_options_of_plugins(orchestrator: Invoke) -> None:
     result = orchestrator("schema", *PLUGINS)
 
