@@ -16,7 +16,7 @@ import structlog
 from orchestrator_core.cli.findings import refuse, render, shown
 from orchestrator_core.cli.options import config_option, plugins_dir_option
 from orchestrator_core.config.load import load_configuration
-from orchestrator_core.config.model import MOST_WORKERS, Configuration
+from orchestrator_core.config.model import MOST_WORKERS, AppConfig, Configuration
 from orchestrator_core.errors import ConfigError, Problem
 from orchestrator_core.http.app import Service, serve
 from orchestrator_core.http.grace import ending_the_process
@@ -82,15 +82,19 @@ def command(
         refuse(error.problems, folder, configuration.redactor)
     except StartFailed as error:
         raise click.ClickException(f"a worker did not start: {configuration.redactor(str(error))}") from error
-    except socket.gaierror as error:
-        message = f"cannot listen: {(error.strerror or str(error)).lower()}\n  = {ANOTHER_HOST}"
-        raise click.ClickException(message) from error
     except OSError as error:
         is_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
         if not is_port and error.errno != errno.EADDRNOTAVAIL and not _BIND.search(error.strerror or ""):
             raise
         hint = ANOTHER_PORT if is_port else ANOTHER_HOST
+        if error.errno == errno.EADDRINUSE and _share_a_port(configuration.app, port, admin_port):
+            hint = f"the public listener and the admin listener are both to have this port: {ANOTHER_PORT}"
         raise click.ClickException(f"cannot listen{_where(error)}\n  = {hint}") from error
+
+
+def _share_a_port(app: AppConfig, port: int | None, admin_port: int | None) -> bool:
+    public = app.server.port if port is None else port
+    return app.admin.enabled and public == (app.admin.port if admin_port is None else admin_port)
 
 
 def _where(error: OSError) -> str:

@@ -25,6 +25,7 @@ from orchestrator_core.http.connection import (
 )
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.limit import Limit
+from orchestrator_core.http.sockets import of_no_address
 
 log = structlog.get_logger("orchestrator.http")
 
@@ -148,7 +149,11 @@ class Listener:
     async def bind(self, host: str, port: int) -> None:
         """Bind the address and accept connections on it. Raises ``OSError``."""
         loop = asyncio.get_running_loop()
-        self._accept(await loop.create_server(self._server, host, port, backlog=BACKLOG), own=True)
+        try:
+            accepting = await loop.create_server(self._server, host, port, backlog=BACKLOG)
+        except socket.gaierror as error:
+            raise of_no_address(host, port, error) from None
+        self._accept(accepting, own=True)
 
     async def accept_on(self, sockets: Sequence[socket.socket]) -> None:
         """Accept connections on sockets that are bound already, and that others may accept on too."""

@@ -91,7 +91,10 @@ def bind_shared(host: str, port: int, count: int) -> list[list[socket.socket]]:
     The kernel spreads connections over the sockets. With port 0 all get the same free one. Raises ``OSError`` when the
     address is taken, also by another service that would share it.
     """
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise of_no_address(host, port, error) from None
     addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
     shared: list[list[socket.socket]] = [[] for _ in range(count)]
     try:
@@ -109,6 +112,16 @@ def bind_shared(host: str, port: int, count: int) -> list[list[socket.socket]]:
     return shared
 
 
+def of_no_address(host: str, port: int, error: socket.gaierror) -> OSError:
+    """Return the error of a host that stands for no address, which names it as those of addresses do."""
+    return _unbound(error, (host, port))
+
+
+def _unbound(error: OSError, address: tuple[str | int, ...]) -> OSError:
+    what = (error.strerror or str(error)).lower()
+    return OSError(error.errno, f"error while attempting to bind on address {address!r}: {what}")
+
+
 def _bound(family: int, address: tuple[str | int, ...], *, alone: bool) -> socket.socket:
     one = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -121,7 +134,5 @@ def _bound(family: int, address: tuple[str | int, ...], *, alone: bool) -> socke
         one.bind(address)
     except OSError as error:
         one.close()
-        what = (error.strerror or str(error)).lower()
-        message = f"error while attempting to bind on address {address!r}: {what}"
-        raise OSError(error.errno, message) from None
+        raise _unbound(error, address) from None
     return one

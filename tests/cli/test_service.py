@@ -21,6 +21,7 @@ from attrs import frozen
 from orchestrator_core.documents import execution_json, execution_of, problem_json, problem_of
 from orchestrator_core.errors import Problem
 from orchestrator_core.plugin_api import Execution, Identity, StepRecord
+from orchestrator_core.testing.ports import free_port
 
 from .conftest import Invoke, Write
 
@@ -146,10 +147,25 @@ def test_a_port_that_is_taken_is_said(write: Write, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_that_both_listeners_are_to_have_is_said(workers: str, write: Write, orchestrator: Invoke) -> None:
+    port = free_port()
+    write(CONFIG | {"config/config.yaml": f"server: {{port: {port}}}\nadmin: {{port: {port}}}\n"})
+
+    result = orchestrator("serve", "--workers", workers)
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: cannot listen on 127.0.0.1:{port}: address already in use\n"
+        "  = the public listener and the admin listener are both to have this port: "
+        "take another with --port or --admin-port, or server.port and admin.port in config.yaml\n"
+    )
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize(
     ("host", "said"),
     [
-        ("nowhere.invalid", "Error: cannot listen: "),
+        ("nowhere.invalid", "Error: cannot listen on nowhere.invalid:8000: "),
         ("192.0.2.1", "Error: cannot listen on 192.0.2.1:8000: cannot assign requested address\n"),
         ("fe80::1", "Error: cannot listen on fe80::1:8000: "),  # of which network is not said
     ],
