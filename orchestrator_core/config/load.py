@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -29,6 +30,8 @@ from orchestrator_core.errors import Problem, did_you_mean
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 """Endings of files that are read, and of those that are told to have the wrong ending."""
+CLOSE_NAME = 0.85
+"""How alike the name of a file has to be to that of one that is read: ``databse.yaml``, not ``config.example.yaml``."""
 CORE_KEYS = tuple(attribute.name for attribute in attrs.fields(AppConfig))
 
 
@@ -117,9 +120,12 @@ def _yaml_files(folder: Path, loader: _Loader) -> list[Path]:
         if path.suffix == ".yaml":
             found.append(path)
         elif path.suffix in _SUFFIXES:
-            message = f"only files that end in .yaml are read, not {path.suffix}"
-            loader.problems.append(Problem(loader.name(path), code="ORC112", message=message, hint="rename it"))
+            loader.unread(path, _other_ending(path))
     return found
+
+
+def _other_ending(path: Path) -> str:
+    return f"only files that end in .yaml are read, not {path.suffix}"
 
 
 @define
@@ -165,12 +171,34 @@ class _Loader:
 
     def read_folder(self, scope: str, folder: Path) -> None:
         """Read ``config.yaml`` (global only), ``database.yaml`` and ``integrations/*.yaml``."""
-        files = [folder / "database.yaml", *_yaml_files(folder / "integrations", self)]
-        if not scope:
-            files.insert(0, folder / "config.yaml")
-        for path in files:
+        names = ["database.yaml"] if scope else ["config.yaml", "database.yaml"]
+        self.look_for_unread(folder, names)
+        for path in (*(folder / name for name in names), *_yaml_files(folder / "integrations", self)):
             if path.exists() or path.is_symlink():
                 self.sectioned(scope, path, self.read(path))
+
+    def look_for_unread(self, folder: Path, names: Sequence[str]) -> None:
+        """Tell of files beside those that are read whose names say that they are meant to be."""
+        try:
+            paths = sorted(folder.iterdir())
+        except OSError as error:
+            if error.errno in SHORTAGES:
+                raise
+            return  # those that are read tell what is wrong
+        for path in paths:
+            if path.suffix not in _SUFFIXES or path.name in names or _hidden(path) or path.is_dir():
+                continue
+            if f"{path.stem}.yaml" in names:
+                self.unread(path, _other_ending(path))
+            elif path.name == "config.yaml":
+                self.unread(path, "a domain has no config.yaml of its own", "remove it, or say this in config.yaml")
+            elif close := difflib.get_close_matches(path.name, names, n=1, cutoff=CLOSE_NAME):
+                hint = f"did you mean '{close[0]}'?"
+                problem = Problem(self.name(path), code="ORC112", message="no file of this name is read", hint=hint)
+                self.problems.append(problem.as_warning())
+
+    def unread(self, path: Path, message: str, hint: str = "rename it") -> None:
+        self.problems.append(Problem(self.name(path), code="ORC112", message=message, hint=hint))
 
     def sectioned(self, scope: str, path: Path, document: Document) -> None:
         resolved = resolve_secrets(document, self.place, self.environment, self.secret_texts)
