@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -181,13 +181,14 @@ class _Builder:
         for name, (path, data) in found.models.items():
             place = Located(located.document, (*located.path, *path), data)
             spec, more = self.model(name, place, options.base_url, policies)
-            problems += more
+            problems += [each for each in _of_base_url(more, place, located) if each not in problems]
             if spec:
                 operations[operation_of(name)] = spec
             places[operation_of(name)] = place
         if found.fallback is not None:
             spec, more = self.fallback(found.fallback, located, options.base_url)
-            problems += more
+            path, data = found.fallback
+            problems += _of_base_url(more, Located(located.document, (*located.path, *path), data), located)
             if spec and PREDICT in operations:
                 operations[PREDICT] = attrs.evolve(operations[PREDICT], fallback=spec)
         return operations, places, problems
@@ -242,6 +243,17 @@ class _Builder:
             nothing_to_say = attrs.has(options) and not attrs.fields(options)
             if nothing_to_say and key not in self.specs and key not in self.broken:
                 self.specs[key] = SourceSpec(key, provided.kind, provided.plugin, options(), {}, {}, {})
+
+
+def _of_base_url(problems: Iterable[Problem], model: Located, source: Located) -> list[Problem]:
+    """Return the problems of a model, those of a ``base_url`` that it has from its source where the source gives it."""
+    if "base_url" in model.data:
+        return list(problems)
+    inherited = model.problem("", "", "base_url").path
+    return [
+        source.problem(each.code, each.message, "base_url", hint=each.hint) if each.path == inherited else each
+        for each in problems
+    ]
 
 
 def _without_policies(

@@ -21,6 +21,7 @@ from orchestrator_model_http.plugin import HTTP, orchestrator_model_kinds
 from orchestrator_core.errors import InvalidParam, SourceError
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.plugin_api import Duration, Identified, Identity, OpenContext, ReadyCheck, Size
+from orchestrator_core.testing import check_problems
 
 ROW = {"tenure": 12, "monthly_charges": 70.5}
 
@@ -382,3 +383,16 @@ def test_an_option_that_makes_no_sense_is_refused(options: dict[str, Any], messa
     with pytest.raises(ValueError, match="expected") as caught:
         HttpModelOptions(**options)
     assert str(caught.value) == message
+
+
+def test_a_base_url_of_the_source_that_is_none_is_told_once_where_the_source_gives_it() -> None:
+    integration = """
+        ml:
+          sources:
+            churn_model:
+              base_url: "127.0.0.1:9002"
+              models: {default: {endpoint: /churn}, recommender: {endpoint: /recommend}}
+        """
+    (problem,) = check_problems({"integrations/models.yaml": integration}, offline=True)
+    assert (problem.line, problem.column, problem.path) == (5, 17, "ml.sources.churn_model.base_url")
+    assert problem.message == "expected a URL that starts with http:// or https://"
