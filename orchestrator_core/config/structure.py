@@ -192,6 +192,8 @@ def _step(error: BaseException) -> DataPath:
 def _expected(what: str, value: Any, hint: str = "") -> _Unfit:
     shown = f" {value!r}" if isinstance(value, int | float | str) and len(str(value)) <= LONGEST_SHOWN else ""
     shown = {" True": " true", " False": " false"}.get(shown, shown)
+    if isinstance(value, Secret):
+        shown, hint = "", ": what a placeholder stands for is text"
     return _Unfit(f"expected {what}, got {kind_of(value)}{shown}{hint}")
 
 

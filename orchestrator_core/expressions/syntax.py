@@ -57,6 +57,7 @@ _STARTS_OPERAND: Final = frozenset(
 )
 _WORD_OPERATORS: Final = {"and": "&&", "or": "||", "not": "!", "AND": "&&", "OR": "||", "NOT": "!", "is": "=="}
 _WORD_LITERALS: Final = {"None": "null", "nil": "null", "NULL": "null", "True": "true", "False": "false"}
+_READ_ELSEWHERE: Final = "is read in config.yaml, database.yaml and integrations only"
 _FOREIGN: Final = {
     "=": ("'=' is not an operator", "compare with '=='"),
     "&": ("'&' is not an operator", "write '&&'"),
@@ -246,7 +247,7 @@ def _foreign_character(text: str, position: int, base: int) -> ExpressionSyntaxE
     char = text[position]
     message, hint = _FOREIGN.get(char, (f"unexpected character {char!r}", ""))
     if text.startswith("${", position):
-        hint = "'${...}' is read in config.yaml, database.yaml and integrations only"
+        hint = f"'${{...}}' {_READ_ELSEWHERE}"
     return ExpressionSyntaxError(message, base + position, 1, hint)
 
 
@@ -314,4 +315,6 @@ def _unknown_word(tokens: Sequence[Token], position: int) -> ExpressionSyntaxErr
     hint = f"write '{_short(word)}' for a text, or ${_short(word)} for a step"
     if position >= 2 and tokens[position - 1].type == "MINUS" and tokens[position - 2].type in ("FIELD", "ROOT"):
         hint = "a field with a dash in its name is written ['odd-key']"
+    if position >= 2 and tokens[position - 2] == "$ENV":
+        hint = f"'$ENV[...]' {_READ_ELSEWHERE}"
     return _error(word, f"unknown word '{_short(word)}'", hint)

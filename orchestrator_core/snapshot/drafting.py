@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from attrs import frozen
 
@@ -19,6 +19,8 @@ from orchestrator_core.snapshot.problems import masked
 from orchestrator_core.stores import StoreSpec, find_store
 from orchestrator_core.telemetry import ConfiguredTelemetry, configure_telemetry
 
+UNRESOLVED = ("ORC301", "ORC302", "ORC303")
+"""What a placeholder stands for is not known."""
 PlanKey = tuple[str, str]
 
 
@@ -60,8 +62,16 @@ def draft(configuration: Configuration, registry: Registry) -> Draft:
         endpoints.append(compiled)
         if compiled.plan and not unfit:
             plans[endpoint.domain, endpoint.name] = compiled.plan
-    found = tuple(masked(problems, configuration.redactor))
+    found = tuple(masked(_without_consequences(problems), configuration.redactor))
     return Draft(configuration, registry, catalog, tuple(endpoints), plans, found, store, telemetry)
+
+
+def _without_consequences(problems: Sequence[Problem]) -> list[Problem]:
+    """Return the problems without those of values that are unfit because a placeholder in them stands for nothing."""
+    unresolved = {(problem.file, problem.path) for problem in problems if problem.code in UNRESOLVED}
+    return [
+        problem for problem in problems if problem.code in UNRESOLVED or (problem.file, problem.path) not in unresolved
+    ]
 
 
 def _declared_facts(step: PlannedStep) -> CallInspection:

@@ -257,8 +257,16 @@ def test_one_of_a_few_words_may_come_from_the_environment(tmp_path: Path) -> Non
     assert (logging_options.level, logging_options.format) == ("warning", "json")
 
 
-def test_a_domain_file_holds_no_secrets_and_says_where_they_belong() -> None:
-    domain = "endpoints: {e: {response_mapping: '${env:NAME}'}}"
+@pytest.mark.parametrize(("written", "named"), [("${env:NAME}", "${...}"), ("$ENV[NAME]", "$ENV[...]")])
+def test_a_domain_file_holds_no_secrets_and_says_where_they_belong(written: str, named: str) -> None:
+    domain = f"endpoints: {{e: {{response_mapping: '{written}'}}}}"
     (problem,) = check_problems({"domains/d.yaml": domain})
     assert problem.code == "ORC501"
-    assert problem.hint == "'${...}' is read in config.yaml, database.yaml and integrations only"
+    assert problem.hint == f"'{named}' is read in config.yaml, database.yaml and integrations only"
+
+
+@pytest.mark.parametrize("written", ["${env:NOT_THERE_AT_ALL}", "${file:/not/there}", "${vault:url}"])
+def test_what_is_wrong_with_a_placeholder_is_not_told_of_its_value_too(written: str) -> None:
+    (problem,) = check_problems({"config.yaml": f"cache: {{url: '{written}'}}"}, offline=True)
+    assert problem.code in ("ORC301", "ORC302", "ORC303")
+    assert problem.path == "cache.url"

@@ -298,7 +298,7 @@ def test_secrets_are_masked_on_every_page_in_every_answer_and_record(
     refused = shop.reload()
     assert refused.status == 422
     (problem,) = refused.json["problems"]
-    assert problem["message"] == "expected an integer, got a string '***'"
+    assert problem["message"] == "expected an integer, got a string: what a placeholder stands for is text"
     seen += [refused.json, shop.admin("GET", "/config").json]
     assert "sesame-open" not in json.dumps(seen)
     assert "sesame-open" not in "".join(capsys.readouterr())
