@@ -9,7 +9,7 @@ from pathlib import Path
 from time import time
 
 import structlog
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from orchestrator_core.config.at_start import waiting_for_a_start
 from orchestrator_core.config.load import Image, load_configuration
@@ -38,10 +38,16 @@ def make_registry(
 
     ``plugins`` are modules or objects with hooks, by name, besides those that are installed.
     """
-    if plugins_dir is None:
-        named = load_configuration(folder).app.plugins_dir
-        plugins_dir = folder / named if named else None
-    return discover(plugins_dir, BUILTINS, plugins)
+    if plugins_dir is not None:
+        return discover(plugins_dir, BUILTINS, plugins)
+    configuration = load_configuration(folder)
+    named, config_yaml = configuration.app.plugins_dir, configuration.app_located
+    registry = discover(folder / named if named else None, BUILTINS, plugins)
+    problems = [
+        config_yaml.problem(each.code, each.message, "plugins_dir") if config_yaml and each.code == "ORC404" else each
+        for each in registry.problems
+    ]
+    return evolve(registry, problems=tuple(problems))
 
 
 @frozen

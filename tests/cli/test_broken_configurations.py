@@ -90,9 +90,9 @@ def test_a_folder_with_nothing_in_it(folder: Path, orchestrator: Invoke) -> None
 
 
 def test_a_plugins_folder_that_is_not_there(orchestrator: Invoke, write: Write) -> None:
-    write({"config/config.yaml": "plugins_dir: ../plugin\n"})
+    write({"config/config.yaml": "plugins_dir: ../plugins\n"})
 
-    result = orchestrator("check", "--offline")
+    result = orchestrator("check", "--offline", "--plugins-dir", "plugin")
 
-    assert result.output == "ORC404 there is no plugins folder at config/../plugin\n1 problem\n"
+    assert result.output == "ORC404 there is no plugins folder at plugin\n1 problem\n"
     assert result.exit_code == 1
