@@ -17,9 +17,7 @@ from attrs import evolve, field, frozen
 
 __all__ = [
     "OFFLINE_HINT",
-    "Again",
     "BadRequest",
-    "Batch",
     "ConfigError",
     "DeadlineExceeded",
     "EntityNotFound",
@@ -107,31 +105,6 @@ class OrchestratorError(Exception):
     title: ClassVar[str] = "internal error"
     retry_after_seconds: float | None = None
     transient: bool = False
-
-
-class Again:
-    """Whether a call for several callers is made once more, and the moment for it: their rows are one call again."""
-
-    __slots__ = ("granted", "moment", "pause")
-
-    def __init__(self, pause: float, *, granted: bool) -> None:
-        self.pause = pause
-        self.granted = granted
-        self.moment = asyncio.Event()
-        if granted:
-            asyncio.get_running_loop().call_later(pause, self.moment.set)
-
-
-class Batch:
-    """One call for the rows of several callers. The error that it failed with, and that all of them get, has it.
-
-    ``again`` is what the first of them that may try again decides for all.
-    """
-
-    __slots__ = ("again",)
-
-    def __init__(self) -> None:
-        self.again: Again | None = None
 
 
 class BadRequest(OrchestratorError):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from orchestrator_core.errors import Batch
 from orchestrator_core.models.options import BatchOptions
 from orchestrator_core.plugin_api import JSON, InvalidParam, Model, SourceError, SourceUnavailable
+from orchestrator_core.policies.batches import mark
 from orchestrator_core.tasks import fault_of_exit
 
 Row = Mapping[str, JSON]
@@ -88,7 +88,7 @@ class Batcher:
             await self._one_by_one(batch)
         except (Exception, SystemExit) as raised:  # it belongs to the callers, who wait for it
             error = fault_of_exit(raised) if isinstance(raised, SystemExit) else raised
-            vars(error)["batch"] = Batch()  # it is one failure, and not one of each of them
+            mark(error)
             _fail(batch, error)
         else:
             for (_, answer), result in zip(batch, results, strict=True):

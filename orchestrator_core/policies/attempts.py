@@ -12,8 +12,6 @@ from time import perf_counter
 from typing import Any
 
 from orchestrator_core.errors import (
-    Again,
-    Batch,
     EntityNotFound,
     NotBegun,
     OrchestratorError,
@@ -21,6 +19,7 @@ from orchestrator_core.errors import (
     SourceError,
     SourceUnavailable,
 )
+from orchestrator_core.policies.batches import Again, batch_of
 from orchestrator_core.policies.breaker import Breaker
 from orchestrator_core.policies.layers import Call, Layer, refusal
 from orchestrator_core.policies.options import RetryOptions
@@ -252,7 +251,7 @@ class _Attempts:
         if breaker is None:
             return
         if is_failure(error):
-            breaker.failed(era, getattr(error, "batch", None))
+            breaker.failed(era, batch_of(error))
         elif _in_time_out(error, run, timer):  # of all calls that one request's end cuts off, and says little of each
             breaker.failed(era, run.id or None)
         elif isinstance(error, EntityNotFound | SourceError):
@@ -269,7 +268,7 @@ class _Attempts:
             return False
         if breaker is not None and breaker.era != era:
             return False
-        batch: Batch | None = getattr(error, "batch", None)
+        batch = batch_of(error)
         agreed = batch.again if batch is not None else None
         pause = agreed.pause if agreed is not None else pause_seconds(retry, made, error.retry_after_seconds)
         if pause is None or run.deadline.remaining() <= pause or (timer is not None and timer.remaining() <= pause):
