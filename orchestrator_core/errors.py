@@ -33,6 +33,7 @@ __all__ = [
     "SourceTimeout",
     "SourceUnavailable",
     "did_you_mean",
+    "has_begun",
 ]
 
 Severity = Literal["error", "warning"]
@@ -142,7 +143,8 @@ class SourceError(OrchestratorError):
     """502: the source failed, or answered what cannot be used.
 
     ``transient`` says that the same call may succeed when tried again. ``answered`` says of such a failure that the
-    source did answer, if with nothing that can be used, such as half an answer: it is not down.
+    source did answer, if with nothing that can be used, such as half an answer: it is not down. Neither is one that is
+    ``busy``: the call never came to it, since others had all connections for as long as it might take.
     ``retry_after_seconds`` is how long the source asked to wait, as by the header ``Retry-After``: it is not called
     again for this request before, and the client is told.
     """
@@ -156,11 +158,13 @@ class SourceError(OrchestratorError):
         *,
         transient: bool = False,
         answered: bool = False,
+        busy: bool = False,
         retry_after_seconds: float | None = None,
     ) -> None:
         super().__init__(message)
         self.transient = transient
         self.answered = answered
+        self.busy = busy
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -170,8 +174,8 @@ class SourceTimeout(SourceError):
     status = 504
     title = "deadline passed"
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, transient=True)
+    def __init__(self, message: str, *, busy: bool = False) -> None:
+        super().__init__(message, transient=True, busy=busy)
 
 
 class SourceUnavailable(OrchestratorError):
@@ -224,6 +228,15 @@ class TooLittleTime(NotLetThrough):
 
 class NotBegun(asyncio.CancelledError):
     """A call was cancelled before it came to its source, such as while it waited for its model to be loaded."""
+
+
+def has_begun(error: BaseException) -> bool:
+    """Return whether a call that was cancelled may have come to its source, or would have if that were well.
+
+    Who waits for a connection while others are served says so by ``begun = False`` on the error. It does not raise
+    :class:`NotBegun`, since ``asyncio.timeout`` makes a ``TimeoutError`` of ``CancelledError`` itself only.
+    """
+    return not isinstance(error, NotBegun) and getattr(error, "begun", True)
 
 
 class DeadlineExceeded(OrchestratorError):

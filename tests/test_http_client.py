@@ -949,6 +949,40 @@ def test_waiting_for_a_connection_ends_with_the_time_of_the_call(run: Run) -> No
     run(scenario())
 
 
+def test_who_waits_in_vain_for_a_connection_is_told_whether_others_were_served(run: Run) -> None:
+    async def scenario() -> None:
+        async with connected(always(ok()), HttpOptions(max_connections=1)) as (_, origin):
+            pool, seconds = origin._pool, 60.0
+            head = origin._forms.build("GET", None, None).head("/")
+
+            async def begun() -> Any:
+                try:
+                    return await pool.acquire(head, asyncio.get_running_loop().time() + seconds, seconds)
+                except asyncio.CancelledError as error:
+                    return vars(error)["begun"]
+                except HttpTimeout as error:
+                    return not error.busy
+
+            lent = await begun()
+            in_vain, timed_in_vain, served, late, timed = (asyncio.create_task(begun()) for _ in range(5))
+            await eventually(lambda: origin.stats.waiting == 5)
+            waiters = list(pool._waiters)
+            in_vain.cancel()
+            waiters[1].set_exception(Expired())
+            assert [await in_vain, await timed_in_vain] == [True, True]
+            pool._hand_over(lent)
+            assert await served is lent
+            too_late = HttpTimeout(head.call, "total", seconds)
+            pool.gave_up(lent, too_late)  # it waited for longer than it had the connection
+            assert too_late.busy
+            late.cancel()
+            waiters[4].set_exception(Expired())
+            assert [await late, await timed] == [False, False]
+            pool.release(lent)
+
+    run(scenario())
+
+
 def test_a_slot_that_comes_free_when_the_time_of_a_waiting_call_is_up_is_not_for_it(run: Run) -> None:
     async def scenario() -> None:
         async with connected(never_answers, HttpOptions(max_connections=1)) as (server, origin):

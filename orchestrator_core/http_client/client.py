@@ -206,7 +206,12 @@ class HttpOrigin:
         try:
             return await answer
         except Expired:
-            raise HttpTimeout(head.call, "total", seconds) from None
+            timeout = HttpTimeout(head.call, "total", seconds)
+            self._pool.gave_up(connection, timeout)
+            raise timeout from None
+        except asyncio.CancelledError as error:
+            self._pool.gave_up(connection, error)
+            raise
         finally:
             self._deadlines.forget(answer)
             self._pool.release(connection)

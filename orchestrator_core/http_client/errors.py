@@ -33,13 +33,13 @@ class HttpTimeout(SourceError):
     status = 504
     title = "deadline passed"
 
-    def __init__(self, call: str, phase: Phase, seconds: float) -> None:
+    def __init__(self, call: str, phase: Phase, seconds: float, *, busy: bool = False) -> None:
         waited_for = {
             "pool": "no connection of the pool was free",
             "connect": "no connection was made",
             "total": "no complete answer came",
         }
-        super().__init__(f"{call}: {waited_for[phase]} within {seconds:g} s", transient=True)
+        super().__init__(f"{call}: {waited_for[phase]} within {seconds:g} s", transient=True, busy=busy)
         self.phase = phase
         self.seconds = seconds
 

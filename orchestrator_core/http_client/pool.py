@@ -88,6 +88,8 @@ class Pool:
         self._live: set[Connection] = set()
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
         self._sweep_timer: asyncio.TimerHandle | None = None
+        self._handed_on = 0
+        self._late: dict[Connection, tuple[float, float]] = {}
         self._closed = False
         self._emptied = asyncio.Event()
 
@@ -113,19 +115,39 @@ class Pool:
     ) -> Connection:
         """A new connection, or in turn, unless it must be ``fresh``, one that another caller was just answered on."""
         self._refuse_if_closed(head)
+        since, handed_on = self._loop.time(), self._handed_on
+        connection: Connection | None = None
         if self._slots < self._options.max_connections:
             self._slots += 1
         else:
             connection = await self._wait_in_line(head, deadline, total_seconds)
-            if connection is not None:
-                if not fresh:
-                    return connection
-                connection.abort()
-        try:
-            return await self._connect(head, deadline, total_seconds)
-        except BaseException:
-            self._free_slot()
-            raise
+        got_at = self._loop.time()
+        if connection is not None and fresh:
+            connection.abort()
+            connection = None
+        waited = got_at - since if self._handed_on > handed_on else 0.0
+        if connection is None:
+            try:
+                connection = await self._connect(head, deadline, total_seconds)
+            except BaseException as error:
+                self._free_slot()
+                self._tell_if_late(error, got_at, waited)
+                raise
+        if waited:
+            self._late[connection] = got_at, waited
+        return connection
+
+    def gave_up(self, connection: Connection, error: BaseException) -> None:
+        """Have the error say so if the call came too late: it had the connection for less long than it had waited."""
+        self._tell_if_late(error, *self._late.pop(connection, (0.0, 0.0)))
+
+    def _tell_if_late(self, error: BaseException, got_at: float, waited: float) -> None:
+        """The peer is not down for such a call, as for one that waited in vain while others were answered."""
+        if self._loop.time() - got_at < waited:
+            if isinstance(error, HttpTimeout):
+                error.busy = error.phase == "total"
+            elif isinstance(error, asyncio.CancelledError):
+                vars(error)["begun"] = False
 
     def release(self, connection: Connection) -> None:
         """Give the slot back; the connection stays open only if it is fit for another request."""
@@ -133,6 +155,8 @@ class Pool:
             connection.abort()
             self._free_slot()
         elif not self._hand_over(connection):
+            if self._late:
+                self._late.pop(connection, None)
             connection.idle_since = self._loop.time()
             self._idle.append(connection)
             if self._sweep_timer is None:
@@ -153,7 +177,11 @@ class Pool:
             await self._emptied.wait()
 
     async def _wait_in_line(self, head: RequestHead, deadline: float, total_seconds: float) -> Connection | None:
-        """Wait for a slot; with it comes the connection, unless that has meanwhile closed."""
+        """Wait for a slot; with it comes the connection, unless that has meanwhile closed.
+
+        Who waits in vain while others are answered has only come too late: the peer is not down for that.
+        """
+        handed_on = self._handed_on
         waiter: asyncio.Future[Connection | None] = self._loop.create_future()
         self._waiters.append(waiter)
         self._deadlines.watch(waiter, deadline)
@@ -162,9 +190,10 @@ class Pool:
         except Expired:
             if waiter in self._waiters:  # else a slot that came free in the same moment has passed it by
                 self._waiters.remove(waiter)
-            raise HttpTimeout(head.call, "pool", total_seconds) from None
-        except asyncio.CancelledError:
+            raise HttpTimeout(head.call, "pool", total_seconds, busy=self._handed_on > handed_on) from None
+        except asyncio.CancelledError as error:
             self._leave_line(waiter)
+            vars(error)["begun"] = self._handed_on == handed_on
             raise
         finally:
             self._deadlines.forget(waiter)
@@ -211,6 +240,7 @@ class Pool:
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
+                self._handed_on += connection is not None
                 waiter.set_result(connection)
                 return True
         return False
@@ -221,6 +251,7 @@ class Pool:
 
     def _lost(self, connection: Connection) -> None:
         self._live.discard(connection)
+        self._late.pop(connection, None)
         if connection in self._idle:
             self._idle.remove(connection)
             self._free_slot()

@@ -270,7 +270,7 @@ def _fallback_of(refused: SourceUnavailable) -> Iterator[None]:
             raise SourceTimeout(message) from error
         wait = error.retry_after_seconds
         raise SourceError(
-            message, transient=error.transient, answered=error.answered, retry_after_seconds=wait
+            message, transient=error.transient, answered=error.answered, busy=error.busy, retry_after_seconds=wait
         ) from error
     except SourceUnavailable as error:
         wait = min(refused.retry_after_seconds or 1.0, error.retry_after_seconds or 1.0)

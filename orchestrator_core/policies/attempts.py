@@ -13,11 +13,11 @@ from typing import Any
 
 from orchestrator_core.errors import (
     EntityNotFound,
-    NotBegun,
     OrchestratorError,
     Refused,
     SourceError,
     SourceUnavailable,
+    has_begun,
 )
 from orchestrator_core.policies.batches import Again, batch_of
 from orchestrator_core.policies.breaker import Breaker
@@ -42,7 +42,7 @@ def is_failure(error: object) -> bool:
     slow calls the source is as well as before.
     """
     if isinstance(error, SourceError):
-        return error.transient and not error.answered
+        return error.transient and not error.answered and not error.busy
     if isinstance(error, SourceUnavailable):
         return not isinstance(error, Refused) and (error.transient or not error.busy)
     return isinstance(error, TimeoutError)
@@ -200,9 +200,9 @@ class _Attempts:
             run.note(index).attempt_failed(perf_counter() - began, error)
             if is_failure(error) or _in_time_out(error, run, timer):
                 breaker.reopen()
-            elif isinstance(error, EntityNotFound | SourceError):  # it did answer
+            elif _is_answer(error):
                 breaker.close()
-            elif isinstance(error, Exception):
+            elif isinstance(error, Exception) or not has_begun(error):
                 breaker.let_go()
             else:
                 breaker.rearm()
@@ -254,7 +254,7 @@ class _Attempts:
             breaker.failed(era, batch_of(error))
         elif _in_time_out(error, run, timer):  # of all calls that one request's end cuts off, and says little of each
             breaker.failed(era, run.id or None)
-        elif isinstance(error, EntityNotFound | SourceError):
+        elif _is_answer(error):
             breaker.calls += 1
 
     async def may_try_again(
@@ -298,9 +298,14 @@ def _of_source(error: BaseException) -> BaseException:
     return failure
 
 
+def _is_answer(error: BaseException) -> bool:
+    """Return whether the source is there, as to say what it did."""
+    return isinstance(error, EntityNotFound) or (isinstance(error, SourceError) and not error.busy)
+
+
 def _in_time_out(error: BaseException, run: GuardedRun, timer: Timer | None) -> bool:
     """Return whether a call was cancelled because the time of its request or step was up."""
-    return isinstance(error, asyncio.CancelledError) and not isinstance(error, NotBegun) and _is_up(run, timer)
+    return isinstance(error, asyncio.CancelledError) and has_begun(error) and _is_up(run, timer)
 
 
 def _is_up(run: GuardedRun, timer: Timer | None) -> bool:

@@ -11,7 +11,7 @@ from math import inf
 from time import perf_counter
 from typing import Any, TypeAlias
 
-from orchestrator_core.errors import NotLetThrough, SourceTimeout, TooLittleTime
+from orchestrator_core.errors import NotLetThrough, SourceTimeout, TooLittleTime, has_begun
 from orchestrator_core.policies.breaker import Breaker
 from orchestrator_core.policies.concurrency import Limiter, QueueFull, TooLate
 from orchestrator_core.policies.policies import GuardedRun
@@ -32,9 +32,11 @@ def timed(call: Call, seconds: float, label: str) -> Call:
         timer = limit.begin()
         try:
             return await call(*values)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             if timer.caused():
-                raise SourceTimeout(f"{label} did not answer within {seconds:g} s") from None
+                busy = not has_begun(error)
+                how = "had no connection free" if busy else "did not answer"
+                raise SourceTimeout(f"{label} {how} within {seconds:g} s", busy=busy) from None
             raise
         finally:
             limit.end(timer)

@@ -574,6 +574,54 @@ def test_which_failures_open_the_breaker(run: RunFixture, error: Exception, open
     run(main())
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_call_that_waited_in_vain_while_others_were_served_is_no_failure(run: RunFixture, begun: bool) -> None:
+    """More calls than connections is no reason to leave a source alone that answers all it is asked."""
+
+    async def waits(*values: Any) -> None:
+        try:
+            await future()
+        except asyncio.CancelledError as error:
+            vars(error)["begun"] = begun
+            raise
+
+    async def main() -> None:
+        told = "did not answer" if begun else "had no connection free"
+        for timeout in (0.001, None):
+            state = SourceState(LABEL)
+            call = guard(waits, Policies(timeout=timeout, circuit_breaker=BREAKER), state)
+            for number in range(4):
+                request = Run(id=str(number))
+                task = asyncio.create_task(outcome(call(request, 0, "x")))
+                if timeout is None:
+                    await turns()
+                    request.passed = True
+                    task.cancel()
+                    assert (await task)[0] in ("CancelledError", "NotLetThrough")
+                elif number < 3:
+                    assert await task == ("SourceTimeout", f"{LABEL} {told} within 0.001 s")
+                else:
+                    assert (await task)[0] == ("NotLetThrough" if begun else "SourceTimeout")
+            assert state.describe()["circuit_breaker"]["state"] == ("open" if begun else "closed")
+
+    run(main())
+
+
+def test_a_probe_that_waited_in_vain_leaves_its_place_to_the_next(run: RunFixture) -> None:
+    async def main() -> None:
+        clock = Clock()
+        busy = SourceError("no connection was free", transient=True, busy=True)
+        state, backend = SourceState(LABEL, clock=clock), Backend(transient(), busy, "well again")
+        call = guard(backend, Policies(circuit_breaker=BreakerOptions(failures=1, reset=Duration(5))), state)
+        assert await outcome(call(Run(), 0, "x")) == ("SourceError", "down")
+        clock.now += 5
+        assert await outcome(call(Run(), 0, "x")) == ("SourceError", "no connection was free")
+        assert state.describe()["circuit_breaker"]["state"] == "open"
+        assert await call(Run(), 0, "x") == "well again"
+
+    run(main())
+
+
 def test_the_calls_that_one_requests_deadline_cuts_off_are_one_failure(run: RunFixture) -> None:
     """A list that is too long for its time says little of the source, and must not take it from all others."""
 

@@ -352,6 +352,36 @@ def test_a_slow_sqlite_read_moves_off_the_loop(sqlite: Database) -> None:
     run(main())
 
 
+def test_a_waiter_that_is_cancelled_tells_whether_others_were_served(server: Database) -> None:
+    """A database with more calls than connections is not down, and one that gives none of them back may be."""
+
+    async def main() -> None:
+        async with server.having(pool_size=1).open(get=GET) as source:
+            pool = source._database._pool  # type: ignore[union-attr]
+
+            async def begun() -> Any:
+                try:
+                    return await pool.acquire()
+                except asyncio.CancelledError as error:
+                    return vars(error)["begun"]
+
+            lent = await pool.acquire()
+            in_vain, served, late = (asyncio.create_task(begun()) for _ in range(3))
+            await asyncio.sleep(0)
+            in_vain.cancel()
+            assert await in_vain is True
+            await asyncio.sleep(0.05)
+            pool.release(lent)
+            assert await served is lent
+            late.cancel()
+            assert await late is False
+            cut_off = asyncio.CancelledError()
+            pool.mend(lent, cut_off)  # it waited for longer than it had the connection
+            assert vars(cut_off) == {"begun": False}
+
+    run(main())
+
+
 def test_a_waiter_that_is_cancelled_loses_no_connection(server: Database) -> None:
     async def main() -> None:
         async with server.having(pool_size=1).open(get=GET) as source:

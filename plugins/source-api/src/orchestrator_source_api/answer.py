@@ -45,8 +45,13 @@ class CallTimeout(SourceError):
 def named(operation: str, error: SourceError) -> SourceError:
     """Return an error of the HTTP client as the operation's own."""
     kind = CallTimeout if error.status == CallTimeout.status else SourceError
-    wait = error.retry_after_seconds
-    return kind(f"{operation}: {error}", transient=error.transient, answered=error.answered, retry_after_seconds=wait)
+    return kind(
+        f"{operation}: {error}",
+        transient=error.transient,
+        answered=error.answered,
+        busy=error.busy,
+        retry_after_seconds=error.retry_after_seconds,
+    )
 
 
 def reader(request: Request, options: OperationOptions) -> Read:

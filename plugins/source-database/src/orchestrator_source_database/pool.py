@@ -63,6 +63,8 @@ class Pool(Generic[C]):
         self._recycle_seconds = recycle_seconds
         self._count = 0
         self._opening = 0
+        self._passed_on = 0
+        self._late: dict[C, tuple[float, float]] = {}
         self._waiting: deque[tuple[float, asyncio.Future[C | None]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -97,8 +99,9 @@ class Pool(Generic[C]):
             self.discard(connection)
         if self._count < self._size and not self._waiting:
             return await self._open()
-        loop = self._loop
-        until = loop.time() + self._timeout_seconds
+        loop, passed_on = self._loop, self._passed_on
+        since = loop.time()
+        until = since + self._timeout_seconds
         entry: tuple[float, asyncio.Future[C | None]] = (until, loop.create_future())
         _, waiter = entry
         self._waiting.append(entry)
@@ -112,6 +115,7 @@ class Pool(Generic[C]):
                     self._waiting.remove(entry)
             elif waiter.exception() is None:
                 self._pass_on(waiter.result())
+            self._tell_if_late(error, self._passed_on > passed_on)
             if isinstance(error, TimeoutError):
                 raise SourceUnavailable(
                     f"database '{self._name}': all {self._size} connections are in use, and none came free"
@@ -119,7 +123,21 @@ class Pool(Generic[C]):
                     busy=True,
                 ) from None
             raise
-        return await self._open(counted=True) if lent is None else lent
+        served = self._passed_on > passed_on
+        try:
+            connection = await self._open(counted=True) if lent is None else lent
+        except asyncio.CancelledError as error:
+            self._tell_if_late(error, served)
+            raise
+        if served:
+            now = loop.time()
+            self._late[connection] = now, now - since
+        return connection
+
+    def _tell_if_late(self, error: BaseException, is_late: bool) -> None:
+        """Say of a call that it has only come too late, while others were served: the database is not down for that."""
+        if isinstance(error, asyncio.CancelledError):
+            vars(error)["begun"] = not is_late
 
     def _end_waits(self) -> None:
         """End the waits whose time is over. One timer serves all: who came first is over first."""
@@ -156,6 +174,8 @@ class Pool(Generic[C]):
         elif self._waiting:
             self._pass_on(connection)
         else:
+            if self._late:
+                self._late.pop(connection, None)
             self.free.append(connection)
 
     def discard(self, connection: C) -> None:
@@ -167,8 +187,14 @@ class Pool(Generic[C]):
         while self.free:
             self.discard(self.free.pop())
 
-    def mend(self, connection: C) -> None:
-        """Give back a connection on which a call was given up half way: it is used again once it is at rest."""
+    def mend(self, connection: C, error: BaseException | None = None) -> None:
+        """Give back a connection on which a call was given up half way: it is used again once it is at rest.
+
+        A call that ``error`` cut off has come too late too when it had the connection for less long than it waited.
+        """
+        got_at, waited = self._late.pop(connection, (0.0, 0.0))
+        if error is not None and self._loop.time() - got_at < waited:
+            self._tell_if_late(error, is_late=True)
         self._start(self._mend(connection))
 
     async def _mend(self, connection: C) -> None:
@@ -182,6 +208,7 @@ class Pool(Generic[C]):
             await self._close(connection)
 
     async def _close(self, connection: C) -> None:
+        self._late.pop(connection, None)
         try:
             await connection.close()
         finally:
@@ -198,6 +225,7 @@ class Pool(Generic[C]):
         while self._waiting:
             _, waiter = self._waiting.popleft()
             if not waiter.done():
+                self._passed_on += lent is not None
                 waiter.set_result(lent)
                 return
         if lent is None:

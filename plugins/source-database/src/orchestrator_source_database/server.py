@@ -170,8 +170,8 @@ class Server:
                     if last or lost or not again:
                         # Not chained: the drivers' messages quote parameters and rows.
                         raise connection.translate(error, binding) from None
-                except BaseException:
-                    pool.mend(connection)
+                except BaseException as error:
+                    pool.mend(connection, error)
                     raise
                 else:
                     pool.release(connection)
@@ -215,8 +215,8 @@ class Server:
                         break  # one item's values are enough to fail the statement: see which
                     if last or lost or not again:
                         raise connection.translate(error, binding) from None
-                except BaseException:
-                    pool.mend(connection)
+                except BaseException as error:
+                    pool.mend(connection, error)
                     raise
                 else:
                     pool.release(connection)
@@ -279,8 +279,8 @@ class Server:
                     pool.mend(connection)
                     if last or not outdated:
                         raise connection.translate(error, binding) from None  # as in read
-                except BaseException:
-                    pool.mend(connection)
+                except BaseException as error:
+                    pool.mend(connection, error)
                     raise
                 else:
                     pool.release(connection)

@@ -414,8 +414,8 @@ class Sqlite(AbstractAsyncContextManager["Sqlite"]):
         except Exception:
             pool.release(worker)
             raise
-        except BaseException:
-            pool.mend(worker)
+        except BaseException as error:
+            pool.mend(worker, error)
             raise
         pool.release(worker)
         return result
