@@ -9,8 +9,9 @@ from typing import Any
 import psycopg
 import pytest
 from attrs import evolve
-from orchestrator_tracking_sql.options import SqlOptions
-from orchestrator_tracking_sql.plugin import open_sql
+from orchestrator_tracking_sql.options import SqlOptions, parse_url
+from orchestrator_tracking_sql.plugin import open_sql, select_of
+from sqlalchemy import create_engine
 from tracking_kit import STARTED_AT, Place, captured, execution, postgresql
 
 from orchestrator_core.plugin_api import Execution, Generation, Query, StoreContext
@@ -92,6 +93,55 @@ def test_filters(run: Run, place: Place) -> None:
                 assert found(await store.find(query)) == [kept[number] for number in numbers], query
 
     run(main())
+
+
+@pytest.mark.parametrize("most", [100, 2])
+def test_pages_of_a_domain_or_of_an_endpoint_alone(
+    run: Run, place: Place, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr("orchestrator_tracking_sql.statements.MOST_PAGES", most)
+    kept = [
+        execution(number, domain=f"d{number % 3}", endpoint=f"e{number % 4}", status="ok" if number % 5 else "failed")
+        for number in range(60)
+    ]
+
+    async def main() -> None:
+        async with place.open() as store:
+            await store.add(kept)
+            for name, value in (("domain", "d1"), ("endpoint", "e3"), ("endpoint", "none"), ("domain", "none")):
+                for status in (None, "ok"):
+                    query = Query(**{name: value}, status=status, since=STARTED_AT + 10, until=STARTED_AT + 55, limit=4)
+                    seen: list[Execution] = []
+                    while True:
+                        page = await store.find(query)
+                        seen += page.executions
+                        if page.cursor is None:
+                            break
+                        query = evolve(query, cursor=page.cursor)
+                    wanted = [one for one in kept[54:9:-1] if getattr(one, name) == value]
+                    assert seen == [one for one in wanted if status in (None, one.status)], query
+
+    run(main())
+
+
+def test_a_page_of_a_domain_looks_at_little_of_it(run: Run, tmp_path: Path) -> None:
+    place = Place("sqlite", f"sqlite:///{tmp_path / 'executions.db'}", tmp_path)
+
+    async def main() -> None:
+        async with place.open() as store:
+            await store.add([execution(number, endpoint=f"e{number % 3}") for number in range(5000)])
+
+    run(main())
+    engine = create_engine(parse_url(place.url))
+    with engine.connect() as connection:
+        hundreds: list[None] = []
+        driver: Any = connection.connection.driver_connection
+        driver.set_progress_handler(lambda: hundreds.append(None), 100)  # of instructions of SQLite's machine
+        for query in (Query(domain="credit", limit=5), Query(endpoint="e1", limit=5), Query(endpoint="none", limit=5)):
+            connection.execute(select_of(connection, query)).all()
+            assert len(hundreds) < 50, query
+            hundreds.clear()
+    engine.dispose()
 
 
 def test_a_text_that_no_row_can_have_finds_nothing(run: Run, place: Place) -> None:

@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, Text, cast, func, select, text
+from sqlalchemy import Connection, Select, Text, cast, func, select, text, union_all
 
 from orchestrator_core.plugin_api import Query
 from orchestrator_tracking_sql.rows import COLUMNS, JSON_COLUMNS
 from orchestrator_tracking_sql.schema import executions, generations
 
+MOST_PAGES = 100
 CLOCK_STEPS_SECONDS = 60.0
 """How far an execution's start may be from the time in its id: the clock can be set in between."""
 
@@ -21,8 +22,32 @@ def found(query: Query) -> Select[Any]:
 
     What was captured, the last column, may be large: it is for those who ask for one execution.
     """
+    return _filtered(_selected(COLUMNS[:-1]), query)
+
+
+def found_of_each(connection: Connection, query: Query) -> Select[Any] | None:
+    """Return the same for a query of a domain or of an endpoint alone, which none of the indexes is in the order of.
+
+    The page is made of the pages of each endpoint of the domain, or of the endpoint in each domain: to sort all of a
+    domain takes a second a million. None where there are too many.
+    """
     columns = executions.c
-    statement = _selected(COLUMNS[:-1]).order_by(columns.id.desc()).limit(query.limit + 1)
+    other = columns.endpoint if query.endpoint is None else columns.domain
+    of_domain = [] if query.domain is None else [columns.domain == query.domain]
+    names: list[str] = []
+    step = select(other).where(*of_domain).order_by(other).limit(1)
+    while (name := connection.execute(step.where(other > names[-1]) if names else step).scalar()) is not None:
+        names.append(name)
+        if len(names) > MOST_PAGES:
+            return None
+    pages = [_filtered(select(columns.id), query).where(other == name).subquery() for name in names]
+    ids: Any = union_all(*[select(page.c.id) for page in pages]) if pages else []
+    return _selected(COLUMNS[:-1]).where(columns.id.in_(ids)).order_by(columns.id.desc()).limit(query.limit + 1)
+
+
+def _filtered(statement: Select[Any], query: Query) -> Select[Any]:
+    columns = executions.c
+    statement = statement.order_by(columns.id.desc()).limit(query.limit + 1)
     if query.domain is not None:
         statement = statement.where(columns.domain == query.domain)
     if query.endpoint is not None:
@@ -109,6 +134,7 @@ __all__ = [
     "answers",
     "before_id",
     "found",
+    "found_of_each",
     "newest",
     "one",
     "one_generation",
