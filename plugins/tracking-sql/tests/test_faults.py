@@ -148,6 +148,22 @@ def test_a_backup_that_takes_the_place_of_the_file_is_gone_on_with(run: Run, tmp
     assert len(place.ids()) == 3 + 4
 
 
+def test_a_row_that_is_damaged_is_told_of_as_a_store_that_fails(run: Run, tmp_path: Path) -> None:
+    place = sqlite(tmp_path)
+
+    async def main() -> None:
+        async with service(files(place)) as shop:
+            assert await ask(shop, 2) == {200}
+            (first, _) = await shop.executions()
+            place.ask(f"UPDATE orchestrator_executions SET steps = '[{{' WHERE id = '{first['id']}'")
+            said = f"the execution store fails: the row of the execution {first['id']} is damaged: "
+            listed = await shop.admin("GET", "/executions")
+            assert (listed.status, len(listed.json["executions"])) == (200, 2)  # from memory
+            assert listed.json["incomplete"].startswith(said)
+
+    run(main())
+
+
 def test_a_folder_that_is_not_there_is_waited_for(run: Run, tmp_path: Path) -> None:
     place = sqlite(tmp_path / "later")
 

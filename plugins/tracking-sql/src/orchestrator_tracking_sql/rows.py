@@ -18,6 +18,7 @@ from orchestrator_core.plugin_api import (
     Generation,
     Identity,
     RunPlan,
+    SourceUnavailable,
     StepRecord,
     StorableRun,
 )
@@ -189,8 +190,16 @@ def _valid(value: Any) -> Any:
 def execution_of(row: sqlalchemy.Row[Any]) -> Execution:
     """Return the execution of a row, which may be without ``captured``.
 
-    Fields that a later version has added to its JSON are left out.
+    Fields that a later version has added to its JSON are left out. Raises ``SourceUnavailable`` for what this plugin
+    has never written: the file is damaged, or somebody has changed the row.
     """
+    try:
+        return _execution_of(row)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise SourceUnavailable(f"the row of the execution {row.id} is damaged: {error}") from error
+
+
+def _execution_of(row: sqlalchemy.Row[Any]) -> Execution:
     captured = getattr(row, "captured", None)
     return Execution(
         id=row.id,
