@@ -316,6 +316,30 @@ def test_threads_are_bounded_and_slow_ones_are_given_up(sqlite: Made, monkeypatc
     run(main())
 
 
+def test_a_registry_that_hangs_does_not_keep_the_source_from_closing(
+    sqlite: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It kept a service that is to stop, and a source that a reload replaces, for minutes."""
+    for module in ("source", "threads"):
+        monkeypatch.setattr(f"orchestrator_source_feast.{module}.CLOSE_SECONDS", 0.05)
+    reading, go_on = threading.Event(), threading.Event()
+
+    async def main() -> None:
+        async with sqlite.open(VISITS, registry_refresh="10ms") as source:
+            monkeypatch.setattr(source._repository, "refresh", lambda: reading.set() or go_on.wait(20))
+            await asyncio.to_thread(reading.wait, 10)
+            began = time.monotonic()
+        assert time.monotonic() - began < 5
+        assert "feast 'default': a thread still waits for the store or its registry; it is left to itself" in (
+            caplog.messages
+        )
+
+    try:
+        run(main())
+    finally:
+        go_on.set()
+
+
 def test_a_connection_is_not_closed_under_a_call_that_uses_it(sqlite: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         options = {"direct_reads": False, "timeout": "30s"}

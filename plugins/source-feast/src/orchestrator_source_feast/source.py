@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -31,7 +31,7 @@ from orchestrator_source_feast.many import Answers, CallMany, again, in_turns, o
 from orchestrator_source_feast.options import FeastOptions
 from orchestrator_source_feast.repository import Repository
 from orchestrator_source_feast.stores import Found, Store
-from orchestrator_source_feast.threads import Threads
+from orchestrator_source_feast.threads import CLOSE_SECONDS, Threads
 from orchestrator_source_feast.values import Unreadable, from_bytes, from_message
 
 __all__ = ["FeastSource", "open_repository"]
@@ -394,7 +394,7 @@ async def open_repository(options: FeastOptions, context: OpenContext) -> AsyncI
             Threads(name, options.pool_size, wait_seconds=options.pool_timeout, call_seconds=options.timeout)
         )
         repository = await registry_thread.run(partial(Repository, name, path))
-        stack.push_async_callback(registry_thread.run, repository.close)
+        stack.push_async_callback(_close, repository, registry_thread)
         store = repository.open_store(options, threads)
         if store is not None:
             stack.push_async_callback(store.close)
@@ -403,6 +403,13 @@ async def open_repository(options: FeastOptions, context: OpenContext) -> AsyncI
         refreshing = asyncio.create_task(source.refresh_for_ever(seconds), name=f"feast {name} registry")
         stack.push_async_callback(_end, refreshing)
         yield source
+
+
+async def _close(repository: Repository, registry_thread: Threads) -> None:
+    """Close the repository, unless its registry hangs: the thread that reads it is then left to itself."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await registry_thread.run(repository.close)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

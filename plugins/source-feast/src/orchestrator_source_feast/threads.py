@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 from orchestrator_source_feast.places import Places
 from orchestrator_source_feast.stores import NoAnswer
 
-__all__ = ["Threads"]
+__all__ = ["CLOSE_SECONDS", "Threads"]
 
 T = TypeVar("T")
 CLOSE_SECONDS = 5.0
@@ -43,7 +43,9 @@ class Threads:
                 for _ in range(self._free.size):
                     await self._free.acquire()
         except TimeoutError:
-            log.warning("feast '%s': a thread still waits for the online store; it is left to itself", self._name)
+            log.warning(
+                "feast '%s': a thread still waits for the store or its registry; it is left to itself", self._name
+            )
             return
         await asyncio.to_thread(self._executor.shutdown)  # the threads have nothing left to do but end
 
