@@ -26,6 +26,9 @@ from orchestrator_core.tasks import exit_asked_for, to_its_end
 log = structlog.get_logger("orchestrator")
 
 READY_SECONDS = 5.0
+OPEN_SECONDS = 600.0
+"""How long a source may take to open: long for one that opens, short for one that hangs. A model has its own limit."""
+
 INSPECT_SECONDS = 30.0
 """How long a source may take for what is asked of it once, at load; a table can be locked for as long as one likes."""
 
@@ -146,10 +149,15 @@ async def _open_source(spec: SourceSpec, opener: Opener, prepared: Draft, http: 
     held = _hold_open(opener(spec.options, context), ready, closing)
     task = asyncio.create_task(held, name=f"source {spec.label}")
     try:
-        source = await asyncio.shield(ready)
-    except asyncio.CancelledError:
+        async with asyncio.timeout(None if spec.kind is ML else OPEN_SECONDS):
+            source = await asyncio.shield(ready)
+    except (asyncio.CancelledError, TimeoutError) as error:
+        if isinstance(error, TimeoutError) and ready.done():
+            raise  # it is the source's own
         task.cancel()
         await asyncio.wait([task])
+        if isinstance(error, TimeoutError):
+            raise SourceUnavailable(f"it did not open within {OPEN_SECONDS:g} s") from None
         raise
     opened = OpenSource(spec, source, Inspection(), users=1, closing=closing, task=task)
     try:

@@ -348,6 +348,34 @@ def test_a_source_that_calls_sys_exit_is_refused_and_ends_nothing(run: RunFixtur
     run(main())
 
 
+def test_a_source_that_hangs_while_it_is_opened_is_refused(run: RunFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It held the reload for good."""
+    given_up: list[bool] = []
+
+    class Hanging(Plugin):
+        @asynccontextmanager
+        async def open(self, options: NotedOptions, context: Any) -> AsyncIterator[Noted]:
+            if options.breaks:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    given_up.append(True)
+            yield Noted(options)
+
+    async def main() -> None:
+        async with serving(Hanging()) as shop:
+            monkeypatch.setattr("orchestrator_core.snapshot.sources.OPEN_SECONDS", 0.01)
+            shop.write("integrations/noted.yaml", sources(changing="{breaks: true}", stable="{n: 0}"))
+            answer = await shop.reload()
+            assert [problem["message"] for problem in answer.json["problems"]] == [
+                "noted.changing cannot be opened: it did not open within 0.01 s"
+            ]
+            assert given_up == [True]
+            assert (await shop.get("/orchestrator/d/e")).json == ANSWER
+
+    run(main())
+
+
 def test_a_source_that_is_missing_in_the_new_configuration_alone_is_refused(run: RunFixture) -> None:
     """If the one that serves is missing as well, nothing is lost by the change: its backend may come back."""
     gone: set[int] = set()
