@@ -20,6 +20,7 @@ from orchestrator_core.errors import (
     InvalidParam,
     InvalidRequest,
     MissingReference,
+    NotLetThrough,
     OrchestratorError,
 )
 from orchestrator_core.expressions import MISSING, Missing
@@ -101,7 +102,7 @@ class Running(RunPlan, Protocol):
     def redact(self) -> Callable[[str], str]: ...
 
 
-_NOT_THE_MODELS = (InvalidParam, InvalidRequest, MissingReference, ExpressionError)
+_NOT_THE_MODELS = (InvalidParam, InvalidRequest, MissingReference, ExpressionError, NotLetThrough)
 
 LONGEST_ATTEMPT_ERROR = 500
 """Characters that are kept of the message of an attempt that failed."""

@@ -76,6 +76,21 @@ def test_what_a_model_says_is_kept_where_its_source_or_the_model_has_a_cache(run
     run(main())
 
 
+def test_a_call_that_its_policies_refuse_is_no_failure_of_the_model(run: RunFixture) -> None:
+    """It would have more failures than requests."""
+    plugin = Plugin()
+    plugin["m"].unfit = lambda row: SourceError("it broke", transient=True)
+
+    async def main() -> None:
+        policies = ", retry: false, circuit_breaker: {failures: 1, window: 1h, reset: 1h}"
+        async with serving(plugin, files(beside=policies)) as shop:
+            assert [(await score(shop)).status for _ in range(4)] == [502, 503, 503, 503]
+            shown = await model(shop)
+            assert (shown["state"], shown["requests"], shown["failures"]) == ("ready", 1, 1)
+
+    run(main())
+
+
 # --- the start ----------------------------------------------------------------------------------------------------
 
 
