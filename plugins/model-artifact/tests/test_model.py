@@ -311,6 +311,25 @@ def test_other_content_at_the_path_is_a_change_and_other_times_are_none(models: 
     run(test)
 
 
+def test_a_change_is_told_while_the_model_hangs_in_all_its_threads(models: Path, run: Run) -> None:
+    """A reload asks for it, and would wait for good."""
+    awake = threading.Event()
+
+    async def test() -> None:
+        async with opened(models, "matrix.onnx", run_in="thread", workers=1, **MATRIX) as model:
+            assert isinstance(model.runner, InThreads)
+            hanging = asyncio.create_task(model.runner._threads.run(awake.wait, 20))
+            await asyncio.sleep(0)
+            try:
+                async with asyncio.timeout(10):
+                    assert not await model.changed()
+            finally:
+                awake.set()
+                await hanging
+
+    run(test)
+
+
 def test_a_pinned_model_stays_what_it_was_whatever_lies_at_its_path(models: Path, tmp_path: Path, run: Run) -> None:
     async def test() -> None:
         (tmp_path / "config").mkdir()

@@ -42,7 +42,8 @@ async def prepare(
 
     async def changed() -> bool:
         # Other content than what is pinned would be refused: what was loaded stays right.
-        return not options.sha256 and await threads.run(has_changed, original, options, context.config_dir)
+        # Not in the model's own threads, all of which can be in a model that hangs: a reload would wait for them.
+        return not options.sha256 and await asyncio.to_thread(has_changed, original, options, context.config_dir)
 
     return Request(context.name, options, location), changed
 
