@@ -27,6 +27,9 @@ from orchestrator_core.plugin_api import (
 
 log = structlog.get_logger("orchestrator.models")
 
+CHANGED_SECONDS = 300.0
+"""How long a model may take to tell whether it has changed, which a reload waits for."""
+
 SOON_SECONDS = 4.0
 """The longest pause before the next start of a model that somebody else has ended."""
 
@@ -99,7 +102,8 @@ class Supervisor:
         if not isinstance(model, Changes):
             return False
         try:
-            return await model.changed()
+            async with asyncio.timeout(CHANGED_SECONDS):
+                return await model.changed()
         except (Exception, SystemExit) as error:  # whatever it is, opening the model anew will tell it better
             log.warning("cannot tell whether the model has changed", model=self.slot.label, error=words_of(error))
             return True

@@ -27,6 +27,7 @@ class Script:
     """What the models of one name do. ``failures`` are raised by the next openings, one each.
 
     An opening waits for ``may_open``; one that is cancelled meanwhile takes ``gives_up_seconds`` to end.
+    ``has_changed`` is None for one that never tells.
     """
 
     failures: list[BaseException] = field(factory=list)
@@ -37,7 +38,7 @@ class Script:
     hangs: asyncio.Event | None = None
     unfit: Callable[[Mapping[str, Any]], Exception | None] = lambda row: None
     digest: str = "sha256:1"
-    has_changed: bool = False
+    has_changed: bool | None = False
     output: str = "listening\n"
     opens: int = 0
     open_now: int = 0
@@ -103,7 +104,9 @@ class Scripted:
             raise self.script.sick
 
     async def changed(self) -> bool:
-        return self.script.has_changed
+        if self.script.has_changed is None:
+            await asyncio.Event().wait()
+        return bool(self.script.has_changed)
 
 
 @define

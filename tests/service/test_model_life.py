@@ -914,12 +914,17 @@ def test_a_watched_folder_is_reloaded_though_an_earlier_change_waits_for_a_model
     run(main())
 
 
-def test_a_model_whose_content_changed_under_the_same_options_is_loaded_anew(run: RunFixture) -> None:
+@pytest.mark.parametrize("told", [True, None])
+def test_a_model_whose_content_changed_under_the_same_options_is_loaded_anew(
+    run: RunFixture, monkeypatch: pytest.MonkeyPatch, told: bool | None
+) -> None:
+    """Nor is one relied on that does not tell in time: the reload would wait for it for good."""
     plugin = Plugin()
+    monkeypatch.setattr("orchestrator_core.models.supervision.CHANGED_SECONDS", 5 if told else 0.01)
 
     async def main() -> None:
         async with serving(plugin) as shop:
-            plugin["m"].has_changed = True
+            plugin["m"].has_changed = told
             assert (await shop.reload()).status == 200
             assert (await model(shop))["identity"]["version"] == "2"
             await eventually(lambda: plugin["m"].open_now == 1, "the old one closed")
