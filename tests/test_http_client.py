@@ -34,7 +34,9 @@ from orchestrator_core.http_client import (
     ResponseTooLarge,
     TlsOptions,
 )
+from orchestrator_core.http_client.errors import StaleConnection
 from orchestrator_core.http_client.pool import Expired
+from orchestrator_core.http_client.resends import FEW, Resends
 from tests.hostile_server import (
     Behaviour,
     Peer,
@@ -817,6 +819,33 @@ def test_a_request_that_is_sent_again_is_not_handed_a_connection_that_others_kep
             assert server.connections == 3
 
     run(scenario())
+
+
+def test_a_server_that_closes_each_connection_on_its_second_request_is_not_sent_everything_twice(run: Run) -> None:
+    async def scenario() -> None:
+        async with connected(answers_then_closes_on_next_request(ok())) as (server, origin):
+            failed = 0
+            for _ in range(100):
+                try:
+                    await origin.request("GET", "/")
+                except StaleConnection:
+                    failed += 1
+            assert (failed, len(server.requests)) == (45, 110)
+
+    run(scenario())
+
+
+def test_how_often_a_request_may_be_sent_again_goes_by_what_was_answered_of_late() -> None:
+    resends = Resends(now=0.0)
+
+    def taken(now: float, answers: int) -> int:
+        return sum(resends.take(now, answers) for _ in range(1000))
+
+    assert taken(1.0, 1000) == FEW  # nobody knows yet what is usual
+    assert taken(10.5, 2100) == 400  # a fifth of those that were answered in ten seconds
+    assert taken(20.0, 9000) == 0
+    assert taken(3620.5, 363_200) == 200  # an hour later, of whose answers as many count
+    assert taken(7220.5, 363_220) == FEW
 
 
 def test_a_get_that_fails_on_a_fresh_connection_is_not_sent_again(run: Run) -> None:

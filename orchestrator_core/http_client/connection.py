@@ -52,10 +52,10 @@ class Connection(asyncio.Protocol):
         "_transport",
         "_unsent",
         "_until_close",
+        "answers",
         "closed",
         "idle_since",
         "lost",
-        "reused",
     )
 
     def __init__(
@@ -70,7 +70,7 @@ class Connection(asyncio.Protocol):
         self._unsent: memoryview | None = None
         self.closed = False
         self.lost = False
-        self.reused = False
+        self.answers = 0
         self.idle_since = 0.0
 
     # -- its caller ----------------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ class Connection(asyncio.Protocol):
                 self._fail(answer, error)
                 return
         self._answer = None
-        self.reused = True
+        self.answers += 1
         answer.set_result(HttpResponse(self._status, Headers(self._headers), body, self._head))
         self._chunks, self._headers = [], []
         if self._head.form.has_no_answer_body:
@@ -296,7 +296,7 @@ class Connection(asyncio.Protocol):
                 transient=True,
                 answered=True,
             )
-        if self.reused:
+        if self.answers:
             again = "" if self._head.form.may_resend else ", and the request must not be sent twice"
             return StaleConnection(
                 self._head.call, f"the peer closed the kept-alive connection without an answer{again}{because}"

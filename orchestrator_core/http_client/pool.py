@@ -17,6 +17,7 @@ from orchestrator_core.http_client.egress import EgressRefused
 from orchestrator_core.http_client.errors import HttpConnectError, HttpTimeout, fail_future
 from orchestrator_core.http_client.options import HttpOptions
 from orchestrator_core.http_client.request import RequestHead
+from orchestrator_core.http_client.resends import Resends
 
 Dial = Callable[[Connection], Awaitable[None]]
 
@@ -90,6 +91,8 @@ class Pool:
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._handed_on = 0
         self._late: dict[Connection, tuple[float, float]] = {}
+        self._resends = Resends(loop.time())
+        self._answers_before = 0
         self._closed = False
         self._emptied = asyncio.Event()
 
@@ -249,8 +252,14 @@ class Pool:
         if not self._hand_over(None):
             self._slots -= 1
 
+    def may_resend(self) -> bool:
+        """Return whether a request may be sent again whose connection had been closed; it is counted then."""
+        answers = self._answers_before + sum(connection.answers for connection in self._live)
+        return self._resends.take(self._loop.time(), answers)
+
     def _lost(self, connection: Connection) -> None:
         self._live.discard(connection)
+        self._answers_before += connection.answers
         self._late.pop(connection, None)
         if connection in self._idle:
             self._idle.remove(connection)
