@@ -23,7 +23,6 @@ JSON_TYPE = "application/json"
 PROBLEM_TYPE = "application/problem+json"
 SERVER = "orchestrator"
 MILLI = 1000.0
-DRAIN_ABOVE = 64 * 1024
 DEEPEST_PLACE = 20
 """A value that is unfit for being too deep, or for being within itself, has no place."""
 
@@ -106,7 +105,7 @@ class Answer:
                 keep_alive=keep_alive, old=request.version is not HttpVersion11, bodiless=request.method == "HEAD"
             )
         )
-        if len(self.body) > DRAIN_ABOVE:
+        if request._protocol.writing_paused:  # a client that pipelines and does not read is not answered into memory
             await writer.drain()
 
     def written(self, *, keep_alive: bool, old: bool = False, bodiless: bool = False) -> bytes:

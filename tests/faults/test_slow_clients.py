@@ -65,6 +65,32 @@ def told(raw: bytes) -> tuple[bytes, dict[str, Any]]:
     return head.partition(b"\r\n")[0], problem
 
 
+MEDIUM = """
+    endpoints:
+      medium: {response_mapping: {text: "%s"}}
+""" % ("x" * 50_000)
+
+
+def test_a_client_that_pipelines_and_does_not_read_is_not_answered_into_memory(run: Run) -> None:
+    """Small answers wait for it as well as large ones."""
+
+    async def main() -> None:
+        async with service({"domains/d.yaml": MEDIUM}) as served:
+            reader, writer = await asyncio.open_connection(*served.running.public)
+            count = 400
+            writer.write(b"GET /orchestrator/d/medium HTTP/1.1\r\nHost: x\r\n\r\n" * count)
+            for _ in range(5 * count):  # turns of the loop in which all of them would be answered
+                await asyncio.sleep(0)
+            (connection,) = served.running.listener._server.connections
+            assert connection.transport is not None
+            waiting = connection.transport.get_write_buffer_size()  # type: ignore[attr-defined]
+            await reader.readexactly(2**20)
+            writer.transport.abort()
+            assert 0 < waiting < 2**20
+
+    run(main())
+
+
 def test_a_head_that_drips_is_ended(run: Run) -> None:
     async def main() -> None:
         async with service(FILES) as served:
