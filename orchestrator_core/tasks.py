@@ -20,6 +20,21 @@ def exit_asked_for(error: SystemExit) -> str:
     return f"it calls sys.exit({error.code!r}), which would end the service"
 
 
+def is_panic(error: BaseException) -> bool:
+    """Return whether a source or model raised what is no ``Exception`` and nobody's wish to end something.
+
+    Such as the panic of a library that is written in Rust.
+    """
+    return not isinstance(error, Exception | asyncio.CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit)
+
+
+def fault_of_panic(error: BaseException) -> SourceError:
+    """Return the failure of a source or model that has raised such a thing."""
+    failure = SourceError(f"the source is at fault: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
+
+
 def fault_of_exit(error: SystemExit) -> SourceError:
     """Return the failure of a source or model that has called ``sys.exit`` in place of an answer."""
     failure = SourceError(f"the source is at fault: {exit_asked_for(error)}")
@@ -119,4 +134,13 @@ async def to_its_end(future: asyncio.Future[T]) -> T:
     raise cancelled
 
 
-__all__ = ["Branches", "beside", "exit_asked_for", "fault_of_exit", "is_told_to_end", "to_its_end"]
+__all__ = [
+    "Branches",
+    "beside",
+    "exit_asked_for",
+    "fault_of_exit",
+    "fault_of_panic",
+    "is_panic",
+    "is_told_to_end",
+    "to_its_end",
+]

@@ -86,6 +86,23 @@ def test_a_source_without_policies_that_calls_sys_exit_fails_its_step_alone(run:
     run(main())
 
 
+class Panic(BaseException):
+    """As PyO3's ``PanicException``, which is no ``Exception``."""
+
+
+def test_a_source_without_policies_that_panics_has_failed_the_request(run: RunFixture) -> None:
+    """The client's connection was closed without an answer, and the record told of one."""
+
+    async def main() -> None:
+        for blamed, *steps in (("a", step("a")), ("", step("a"), step("b")), ("", step("b"), step("a"))):
+            async with planned(Lab({"a": fails(Panic("index out of bounds")), "b": forever}), *steps) as ready:
+                got = await ran(ready)
+                said = "the source is at fault: Panic: index out of bounds"
+                assert (type(got.error), str(got.error), got.run.failed_step) == (SourceError, said, blamed)
+
+    run(main())
+
+
 # --- tasks --------------------------------------------------------------------------------------------------------
 
 

@@ -225,6 +225,21 @@ def test_a_source_that_calls_sys_exit_has_failed(run: RunFixture) -> None:
     run(main())
 
 
+def test_a_source_that_panics_has_failed(run: RunFixture) -> None:
+    """As a library that is written in Rust does: what it raises is no ``Exception``."""
+
+    class Panic(BaseException):
+        pass
+
+    async def main() -> None:
+        state, requests = paid_for(SourceState(LABEL)), Run()
+        ended = await outcome(guard(Backend(Panic("out of bounds")), DEFAULTS, state)(requests, 0, "x"))
+        assert ended == ("SourceError", "the source is at fault: Panic: out of bounds")
+        assert failures_of(requests) == ["the source is at fault: Panic: out of bounds"]
+
+    run(main())
+
+
 def test_a_cancellation_of_the_source_s_own_opens_the_breaker_again(run: RunFixture) -> None:
     async def main() -> None:
         backend = Backend(SourceUnavailable("down"))
