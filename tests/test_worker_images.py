@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from orchestrator_core.config.load import load_configuration
 from orchestrator_core.config.states import read_steadily
 from orchestrator_core.testing.service import write_files
-from orchestrator_core.workers.images import take
+from orchestrator_core.workers.images import ordered, take
 
 FILES = {
     "config.yaml": "server: {port: 1}",
@@ -31,6 +32,18 @@ def test_a_copy_is_the_same_configuration_and_stays_it(tmp_path: Path) -> None:
     write_files(tmp_path / "config", {"domains/d.yaml": "endpoints: {"})
     again = load_configuration(tmp_path / "config", image=taken.image)
     assert again.generation == whole.generation
+
+
+@pytest.mark.parametrize("gone", ["config.yaml", "domains/d.yaml", "domains", "integrations/b.yaml", ""])
+def test_what_somebody_has_cleaned_up_of_a_copy_is_there_again_for_the_next_worker(tmp_path: Path, gone: str) -> None:
+    write_files(tmp_path / "config", {**FILES, "domains/x.yml": ""})
+    (tmp_path / "config/integrations/b.yaml").symlink_to("nowhere")  # which cannot be read, and that is told
+    taken = take(tmp_path / "config", tmp_path / "runtime/copy")
+    place = tmp_path / "runtime" / "copy" / gone if gone else tmp_path / "runtime"
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    again = load_configuration(tmp_path / "config", image=ordered(taken.order()))
+    assert again.generation == taken.configuration.generation
+    assert again.problems == taken.configuration.problems
 
 
 def test_a_link_that_is_turned_while_the_folder_is_read_mixes_nothing(

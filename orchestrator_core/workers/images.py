@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from attrs import define
+from attrs import define, field
 
 from orchestrator_core.config.load import Image, load_configuration
 from orchestrator_core.config.model import Configuration
@@ -20,10 +20,14 @@ NAMED = (".yml", ".json")
 
 @define(eq=False)
 class Taken:
-    """A configuration folder as it was taken: the copy and what was read from it. ``users`` are starting workers."""
+    """A configuration folder as it was taken: the copy and what was read from it. ``users`` are starting workers.
+
+    ``contents`` is what the copy consists of: a file's bytes, where a link leads, or None for a folder.
+    """
 
     image: Image
     configuration: Configuration
+    contents: dict[Path, bytes | Path | None] = field(repr=False)
     users: int = 0
 
     @property
@@ -36,7 +40,13 @@ class Taken:
         return self.identity == served.identity and not self.configuration.errors
 
     def order(self) -> dict[str, Any]:
-        """Return what a worker needs to read it, as JSON; see :func:`ordered`."""
+        """Return what a worker needs to read it, as JSON; see :func:`ordered`.
+
+        What is gone of the copy is written again: whoever cleans up ``/tmp`` takes files that nobody has read for days.
+        """
+        for path, content in self.contents.items():
+            if not (path.is_symlink() or path.exists()):
+                _write(path, content)
         secrets = {str(path): str(text) for path, text in self.image.secrets.items()}
         return {"files": str(self.image.files), "secrets": secrets}
 
@@ -68,7 +78,24 @@ def _take(folder: Path, copy: Path) -> Taken:
             _copy(folder / "domains" / scoped.name / "integrations", scoped / "integrations")
     configuration = load_configuration(folder, image=Image(copy))
     secrets = {path: str(text) for path, text in configuration.secret_files.items() if text is not None}
-    return Taken(Image(copy, secrets), configuration)
+    return Taken(Image(copy, secrets), configuration, {path: _read(path) for path in sorted(copy.rglob("*"))})
+
+
+def _read(path: Path) -> bytes | Path | None:
+    if path.is_symlink():
+        return path.readlink()
+    return None if path.is_dir() else path.read_bytes()
+
+
+def _write(path: Path, content: bytes | Path | None) -> None:
+    if content is None:
+        path.mkdir(parents=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, Path):
+        path.symlink_to(content)
+    else:
+        path.write_bytes(content)
 
 
 def _folders(folder: Path) -> list[Path]:

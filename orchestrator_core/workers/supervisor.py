@@ -131,6 +131,8 @@ class Supervisor:
             with self._in_use() as taken:
                 worker.store = taken.configuration.app.tracking.store
                 await worker.open(slot.index, self._order(taken))
+                if worker.generation != taken.configuration.generation:
+                    raise StartFailed("it has opened another configuration than the others serve")
             while not await self._serves(worker, slot, taken):
                 with self._in_use() as taken:
                     await worker.change_to(taken.order(), taken.configuration.generation)
