@@ -185,6 +185,8 @@ class _Resolver:
             self.files[target] = None
             return ""
         self.files[target] = Secret(value)
+        if not value:  # as while somebody writes it anew, who empties it first
+            self.report("ORC303", f"cannot read the secret file {name}: it is empty", match, path)
         self.secrets.append(value)
         return value
 

@@ -120,7 +120,7 @@ def test_every_problem_of_a_file_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "value"), [("s3cret\n", "s3cret"), ("s3cret\r\n", "s3cret"), (" a \n b ", " a \n b "), ("", "")]
+    ("content", "value"), [("s3cret\n", "s3cret"), ("s3cret\r\n", "s3cret"), (" a \n b ", " a \n b ")]
 )
 def test_a_secret_file_is_read_without_its_last_line_end(tmp_path: Path, content: str, value: str) -> None:
     (tmp_path / "secret").write_bytes(content.encode())
@@ -128,6 +128,15 @@ def test_a_secret_file_is_read_without_its_last_line_end(tmp_path: Path, content
         done = resolved(f"'${{file:{name}}}'", tmp_path)
         assert done.data == {"key": value}
         assert [path.name for path in done.files] == ["secret"]
+
+
+@pytest.mark.parametrize("content", ["", "\n"])
+def test_a_secret_file_that_is_empty_is_a_problem(tmp_path: Path, content: str) -> None:
+    """Whoever writes it anew empties it first: a reload must not send requests without it meanwhile."""
+    (tmp_path / "secret").write_text(content)
+    done = resolved("'${file:secret}'", tmp_path)
+    assert [problem.message for problem in done.problems] == ["cannot read the secret file secret: it is empty"]
+    assert done.files == {tmp_path / "secret": ""}
 
 
 def test_a_secret_file_that_is_not_text_is_a_problem(tmp_path: Path) -> None:
