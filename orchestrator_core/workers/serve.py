@@ -136,7 +136,9 @@ def _runtime() -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(prefix="workers-", dir=_base())
     except OSError as error:
         hint = "workers share a folder: set ORCHESTRATOR_RUNTIME_DIR to one that can be written"
-        raise StartFailed(f"{error.strerror or error}\n  = {hint}") from error
+        reason = error.strerror or str(error)
+        message = f"{error.filename}: {reason}" if error.filename else reason
+        raise StartFailed(f"{message}\n  = {hint}") from error
 
 
 def _base() -> Path:

@@ -1112,6 +1112,6 @@ def test_a_folder_that_cannot_be_written_is_told(
     monkeypatch.setenv("ORCHESTRATOR_RUNTIME_DIR", str(tmp_path / "file" / "run"))
     _, told = run(start(tmp_path), timeout_seconds=180)
     assert told == (
-        "Error: a worker did not start: Not a directory\n"
+        f"Error: a worker did not start: {tmp_path / 'file' / 'run'}: Not a directory\n"
         "  = workers share a folder: set ORCHESTRATOR_RUNTIME_DIR to one that can be written\n"
     )
