@@ -7,7 +7,7 @@ from typing import Any
 from attrs import frozen
 
 from orchestrator_core.config.model import Configuration
-from orchestrator_core.config.structure import structure
+from orchestrator_core.config.structure import kind_of, structure
 from orchestrator_core.errors import Problem
 from orchestrator_core.plugin_api import TelemetryKind
 from orchestrator_core.plugins import Registry
@@ -45,5 +45,8 @@ def configure_telemetry(
         return None, [located.problem(code, message, at_key=True, hint=hint)]
     if located is None or data is None or data is True:
         return ConfiguredTelemetry(provided.kind, provided.kind.options()), []
+    if not isinstance(data, dict):
+        message = f"expected a mapping, or true or false, got {kind_of(data)}"
+        return None, [located.problem("ORC202", message, hint="write false" if data in ("no", "off") else "")]
     options, problems = structure(provided.kind.options, located)
     return (None if options is None else ConfiguredTelemetry(provided.kind, options)), problems

@@ -149,6 +149,12 @@ def test_switched_off_it_is_not_opened(serve: Any) -> None:
     assert shop.service.running.live.snapshot.telemetry is None
 
 
+def test_a_word_that_is_no_section_is_told_what_to_write() -> None:
+    (problem,) = check_problems({**SHOP, "config.yaml": "telemetry: no"}, plugins={"recorder": Recorder()})
+    assert problem.message == "expected a mapping, or true or false, got a string"
+    assert problem.hint == "write false"
+
+
 def test_one_that_fails_is_logged_and_harms_no_request(serve: Any) -> None:
     recorder = Recorder(failing=True)
     shop = serve(SHOP, plugins={"recorder": recorder})
