@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from orchestrator_model_artifact.pyfunc_flavor import _named
 
-from orchestrator_core.errors import InvalidParam
+from orchestrator_core.errors import InvalidParam, SourceError
 
 from .opening import loaded as load
 from .opening import refused
@@ -182,6 +183,22 @@ def test_a_time_that_a_pyfunc_model_predicts_is_no_number_of_nanoseconds() -> No
     for told in (pd.DataFrame({"at": times}), {"at": times.to_numpy()}):
         assert _named(told)["at"].tolist() == expected
     assert _named(pd.Series(times))["predict"].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "predicted",
+    [
+        pd.to_datetime(["2026-03-04", None]),
+        pd.DataFrame({"at": pd.to_datetime([None])}),
+        pd.Series([pd.NaT], dtype=object),
+        {"at": [np.datetime64("NaT")]},
+        [{"at": [pd.NaT]}],
+        [np.timedelta64("NaT")],
+    ],
+)
+def test_a_time_that_is_none_is_no_null(predicted: object) -> None:
+    with pytest.raises(SourceError, match="the model predicted NaT, which is no time"):
+        _named(predicted)
 
 
 def test_the_pyfunc_flavor_can_be_asked_for(boosted: Path) -> None:

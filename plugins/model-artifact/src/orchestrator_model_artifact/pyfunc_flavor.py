@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -123,8 +124,12 @@ def _named(result: Any) -> dict[str, Array]:
 
 def _plain(values: Any) -> Array:
     if isinstance(values, np.ndarray):
-        # In nanoseconds a time would become an integer without a word.
-        return values.astype(f"{values.dtype.kind}8[us]") if values.dtype.kind in "mM" else values
+        if values.dtype.kind in "mM":
+            if np.isnat(values).any():
+                raise _not_a_time()
+            return values.astype(f"{values.dtype.kind}8[us]")  # in nanoseconds it would become an integer
+        if values.dtype.kind != "O" or values.ndim != 1:
+            return values
     try:
         array = np.asarray(values)
         if array.dtype.kind in "biuf" and array.ndim in (1, 2):
@@ -146,4 +151,10 @@ def _without_numpy(item: Any) -> Any:
         return {str(key): _without_numpy(value) for key, value in item.items()}
     if isinstance(item, list | tuple):
         return [_without_numpy(value) for value in item]
+    if isinstance(item, np.datetime64 | np.timedelta64 | datetime | timedelta) and item != item:  # as NaN is not NaN
+        raise _not_a_time()
     return item.tolist() if isinstance(item, np.generic | np.ndarray) else item
+
+
+def _not_a_time() -> SourceError:
+    return SourceError("the model predicted NaT, which is no time; JSON has no value for it")
