@@ -185,17 +185,36 @@ class _Loader:
             if error.errno in SHORTAGES:
                 raise
             return  # those that are read tell what is wrong
+        folders = ["integrations"] if "config.yaml" not in names else ["integrations", "domains"]
         for path in paths:
-            if path.suffix not in _SUFFIXES or path.name in names or _hidden(path) or path.is_dir():
+            if _hidden(path):
+                continue
+            if path.is_dir():
+                self.look_at_folder(path, folders)
+                continue
+            if path.suffix not in _SUFFIXES or path.name in names:
                 continue
             if f"{path.stem}.yaml" in names:
                 self.unread(path, _other_ending(path))
             elif path.name == "config.yaml":
                 self.unread(path, "a domain has no config.yaml of its own", "remove it, or say this in config.yaml")
             elif close := difflib.get_close_matches(path.name, names, n=1, cutoff=CLOSE_NAME):
-                hint = f"did you mean '{close[0]}'?"
-                problem = Problem(self.name(path), code="ORC112", message="no file of this name is read", hint=hint)
-                self.problems.append(problem.as_warning())
+                self.passed_over(path, "no file of this name is read", f"did you mean '{close[0]}'?")
+            elif "config.yaml" not in names:  # a folder that is a domain's has nothing else in it
+                hint = "endpoints stand in the domain's own file, sources in database.yaml and integrations/"
+                self.passed_over(path, "no file of this name is read", hint)
+
+    def look_at_folder(self, path: Path, names: Sequence[str]) -> None:
+        """Tell of a folder that is meant to be read and is not, or has one in it that is not."""
+        if path.name == "integrations":
+            for inner in sorted({file.parent for suffix in _SUFFIXES for file in path.glob(f"*/*{suffix}")}):
+                if not _hidden(inner):
+                    self.passed_over(inner, "folders in integrations/ are not read", "put the files in integrations/")
+        elif path.name not in names and (close := difflib.get_close_matches(path.name, names, n=1, cutoff=CLOSE_NAME)):
+            self.passed_over(path, "no folder of this name is read", f"did you mean '{close[0]}'?")
+
+    def passed_over(self, path: Path, message: str, hint: str) -> None:
+        self.problems.append(Problem(self.name(path), code="ORC112", message=message, hint=hint).as_warning())
 
     def unread(self, path: Path, message: str, hint: str = "rename it") -> None:
         self.problems.append(Problem(self.name(path), code="ORC112", message=message, hint=hint))
