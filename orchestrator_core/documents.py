@@ -13,6 +13,26 @@ from orchestrator_core.applied import Applied
 from orchestrator_core.errors import Problem
 from orchestrator_core.plugin_api import Captured, Execution, FailedAttempt, Identity, StepRecord
 
+LATEST = 253_402_300_800.0
+"""The end of the year 9999, in Unix seconds: ISO 8601 times end there too."""
+
+
+def moment_of(text: str) -> float:
+    """Return the Unix time of a text that says one in seconds or as ISO 8601. Raises ``ValueError`` for any other."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        pass
+    else:
+        if abs(seconds) <= LATEST:
+            return seconds
+    try:
+        # The + of an offset that is not escaped in a URL arrives as a space.
+        moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
+    except ValueError:
+        raise ValueError("expected Unix seconds or an ISO 8601 time") from None
+    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+
 
 def execution_json(execution: Execution) -> dict[str, Any]:
     """Return the execution with times in milliseconds; ``started_at`` is ISO 8601 in UTC.

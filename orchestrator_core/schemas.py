@@ -50,13 +50,15 @@ class RequestSchema:
         """
         if self.validator.is_valid(instance):
             return []
-        found = []
+        found: list[dict[str, str]] = []
         for error in self._first(instance) if _is_large(instance) else self._all(instance):
             path = list(error.instance_path)
             name = getattr(error.kind, "property", None)
             if isinstance(name, str):
                 path.append(name)
-            found.append({"pointer": pointer(path), "message": _message(error)})
+            told = {"pointer": pointer(path), "message": _message(error)}
+            if told not in found:  # several branches of a schema may ask for the same
+                found.append(told)
         return found
 
     def _all(self, instance: Any) -> Iterable[Any]:

@@ -23,7 +23,7 @@ from orchestrator_core.cli.kept import kept_execution, kept_executions
 from orchestrator_core.cli.options import admin_option, config_option, format_option, plugins_dir_option
 from orchestrator_core.cli.timeline import COLOURS, console, draw, milliseconds, natural_width, plain
 from orchestrator_core.config.load import load_configuration
-from orchestrator_core.documents import execution_of
+from orchestrator_core.documents import execution_of, moment_of
 from orchestrator_core.plugin_api import Execution
 
 _AGO = re.compile(r"([0-9]+(?:\.[0-9]+)?)(s|m|h|d)\Z")
@@ -38,9 +38,16 @@ offline_option = click.option(
 
 
 def _moment(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
-    """Return the time that is so long ago, in Unix seconds; any other text as it is, for whoever is asked knows it."""
-    ago = _AGO.match(text) if text else None
-    return text if ago is None else f"{time() - float(ago[1]) * _SECONDS[ago[2]]:.3f}"
+    """Return the time in Unix seconds where it is so long ago, else as it was written."""
+    if text is None:
+        return None
+    if ago := _AGO.match(text):
+        return f"{time() - float(ago[1]) * _SECONDS[ago[2]]:.3f}"
+    try:
+        moment_of(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}, or how long ago it was, such as 15m, 2h or 1d") from None
+    return text
 
 
 @click.group()

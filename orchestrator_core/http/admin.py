@@ -17,7 +17,7 @@ from orchestrator_core.applied import applied, defaults_of
 from orchestrator_core.catalog import SourceSpec
 from orchestrator_core.config.secrets import MASK, Secret, without_passwords
 from orchestrator_core.config.written_out import may_name_a_secret
-from orchestrator_core.documents import execution_json, policies_json, problem_json
+from orchestrator_core.documents import execution_json, moment_of, policies_json, problem_json
 from orchestrator_core.engine import failure_of, new_execution_id
 from orchestrator_core.errors import (
     BadRequest,
@@ -47,8 +47,6 @@ METRICS = "/metrics"
 _GENERATION = re.compile(r"/generations/([^/]+)\Z")
 TEXT_TYPE = "text/plain; charset=utf-8"
 STATUSES = ("ok", "degraded", "failed", "cancelled")
-LATEST = 253_402_300_800.0
-"""The end of the year 9999, in Unix seconds: ISO 8601 times end there too."""
 _LIMIT = re.compile(r"[0-9]{1,9}\Z")
 _CURSOR = re.compile(r"[0-9a-f]{32}\Z")
 
@@ -297,22 +295,6 @@ def _limit(text: str) -> int:
     return int(text)
 
 
-def _time(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        pass
-    else:
-        if abs(seconds) <= LATEST:
-            return seconds
-    try:
-        # The + of an offset that is not escaped in a URL arrives as a space.
-        moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
-    except ValueError:
-        raise ValueError("expected Unix seconds or an ISO 8601 time") from None
-    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
-
-
 def _cursor(text: str) -> str:
     if not _CURSOR.match(text):
         raise ValueError("expected the cursor of the page before")
@@ -325,4 +307,10 @@ def _status(text: str) -> str:
     return text
 
 
-_parsers: Mapping[str, Any] = {"limit": _limit, "since": _time, "until": _time, "status": _status, "cursor": _cursor}
+_parsers: Mapping[str, Any] = {
+    "limit": _limit,
+    "since": moment_of,
+    "until": moment_of,
+    "status": _status,
+    "cursor": _cursor,
+}
