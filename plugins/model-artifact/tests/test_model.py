@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from orchestrator_model_artifact.options import ArtifactOptions
 from orchestrator_model_artifact.plugin import ARTIFACT
 from orchestrator_model_artifact.pools import Processes, thread_pool
 from orchestrator_model_artifact.runners import SLOW_CALLS, InThreads, Measured, OnLoop, measured
+from orchestrator_model_artifact.worker import Worker, start_worker
 
 from orchestrator_core.errors import InvalidParam, SourceError, SourceUnavailable
 from orchestrator_core.http_client import HttpClient
@@ -390,21 +390,66 @@ def test_a_cancelled_prediction_leaves_the_model_usable(models: Path, run: Run, 
     run(test)
 
 
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
+    """The worker processes that were started, in their order."""
+    workers: list[Worker] = []
+
+    async def start() -> Worker:
+        workers.append(await start_worker())
+        return workers[-1]
+
+    monkeypatch.setattr("orchestrator_model_artifact.pools.start_worker", start)
+    return workers
+
+
 @pytest.mark.usefixtures("nothing_left_behind")
-def test_a_worker_process_that_dies_fails_its_call_and_is_replaced(models: Path, run: Run) -> None:
+def test_a_worker_process_that_dies_fails_its_call_and_is_replaced(
+    models: Path, run: Run, started: list[Worker]
+) -> None:
     async def test() -> None:
-        others = set(children())  # other tests' servers, which are to live on
         async with opened(models, "exits", trust=True, run_in="process", workers=1) as model:
             with pytest.raises(SourceUnavailable) as caught:
                 await model.predict([{**ROW, "credit_score": -1}])
-            assert str(caught.value) == "the worker process ended with code 3: the next call starts another"
+            assert str(caught.value) == "the worker process ended with code 3: another one is started"
             assert await model.predict([ROW]) == [{"label": 1}]
-            for child in set(children()) - others:
-                os.kill(child, signal.SIGKILL)
-            with pytest.raises(SourceUnavailable) as caught:
+            started[-1].kill()
+            while not started[-1].has_ended:  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.01)
+            assert await model.predict([ROW]) == [{"label": 1}]  # it was at no call, so none has failed
+            assert len(started) == 3
+
+    run(test)
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_worker_process_is_replaced_while_the_others_answer(models: Path, run: Run, started: list[Worker]) -> None:
+    async def test() -> None:
+        async with opened(models, "exits", trust=True, run_in="process", workers=2) as model:
+            with pytest.raises(SourceUnavailable):
+                await model.predict([{**ROW, "credit_score": -1}])
+            assert await model.predict([ROW]) == [{"label": 1}]
+            assert len(started) <= 3  # the third has not loaded the model yet, nor has anybody waited for that
+
+    run(test)
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_worker_process_that_cannot_be_replaced_leaves_its_place_to_the_next_call(
+    models: Path, run: Run, started: list[Worker], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        shutil.copytree(models / "exits", models / "going")
+        async with opened(models, "going", trust=True, run_in="process", workers=1) as model:
+            (models / "going").rename(models / "elsewhere")
+            with pytest.raises(SourceUnavailable):
+                await model.predict([{**ROW, "credit_score": -1}])
+            with pytest.raises(SourceError, match="MLmodel cannot be read"):
                 await model.predict([ROW])
-            assert str(caught.value) == "the worker process ended with code -9: the next call starts another"
+            assert "a worker process that died cannot be replaced: " in caplog.text
+            (models / "elsewhere").rename(models / "going")
             assert await model.predict([ROW]) == [{"label": 1}]
+            assert [worker.has_ended for worker in started] == [True, True, True, False]
 
     run(test)
 

@@ -67,9 +67,20 @@ async def thread_pool(name: str, workers: int) -> AsyncIterator[Threads]:
 
 @define
 class _Slot:
-    """The place of one worker process; empty after it died and until the next call needs it."""
+    """The place of one worker process; empty after one that could not be replaced, until a call needs it."""
 
     worker: Worker | None = None
+
+    async def fill(self, request: Request) -> None:
+        """Start a process and load the model in it. Raises :class:`WorkerDied` or what the load raised."""
+        worker = self.worker = await start_worker()
+        try:
+            await worker.call(load_in_worker, request)
+        except BaseException:
+            self.worker = None
+            worker.kill()
+            await asyncio.shield(worker.end())
+            raise
 
     def kill(self) -> None:
         """End the process, which the call that is under way is then told."""
@@ -78,19 +89,23 @@ class _Slot:
 
 
 class Processes:
-    """A bounded pool of worker processes that each hold the model."""
+    """A bounded pool of worker processes that each hold the model. One that dies is replaced at once."""
 
     def __init__(self, request: Request, slots: Sequence[_Slot], loaded: Loaded) -> None:
         self.facts, self.identity, self.doubts = loaded
         self._request = request
         self._idle: asyncio.LifoQueue[_Slot] = asyncio.LifoQueue()
         self._calls: set[asyncio.Task[list[JSON]]] = set()
+        self._replacing: set[asyncio.Task[None]] = set()
         for slot in slots:
             self._idle.put_nowait(slot)
 
     async def run(self, rows: Sequence[Row]) -> list[JSON]:
         """Score the rows in the next free process. Raises :class:`SourceUnavailable` when that process dies."""
         slot = await self._idle.get()
+        while slot.worker is not None and slot.worker.has_ended:  # while it had nothing to do, as for want of memory
+            self._replace(slot)
+            slot = await self._idle.get()
         # The answer has to be read even when the caller has given up: a task of its own does.
         call = asyncio.create_task(self._score(slot, rows))
         self._calls.add(call)
@@ -105,18 +120,41 @@ class Processes:
 
     async def idle(self) -> None:
         """Wait for what still runs, but not for long."""
-        if self._calls:
-            await asyncio.wait(set(self._calls), timeout=CLOSE_SECONDS)
+        for task in self._replacing:
+            task.cancel()
+        if running := {*self._calls, *self._replacing}:
+            await asyncio.wait(running, timeout=CLOSE_SECONDS)
 
     async def _score(self, slot: _Slot, rows: Sequence[Row]) -> list[JSON]:
+        is_free = True
         try:
-            if slot.worker is None:
-                slot.worker = await start_worker()
-                await slot.worker.call(load_in_worker, self._request)
-            return await slot.worker.call(score_in_worker, rows)
-        except WorkerDied as died:
-            slot.worker = None
-            raise SourceUnavailable(f"{died}: the next call starts another") from died
+            try:
+                if slot.worker is None:
+                    await slot.fill(self._request)
+            except WorkerDied as died:
+                raise SourceUnavailable(f"{died}: the next call starts another") from died
+            assert slot.worker is not None
+            try:
+                return await slot.worker.call(score_in_worker, rows)
+            except WorkerDied as died:
+                is_free = False
+                self._replace(slot)
+                raise SourceUnavailable(f"{died}: another one is started") from died
+        finally:
+            if is_free:
+                self._idle.put_nowait(slot)
+
+    def _replace(self, slot: _Slot) -> None:
+        slot.worker = None
+        task = asyncio.create_task(self._replaced(slot))
+        self._replacing.add(task)
+        task.add_done_callback(self._replacing.discard)
+
+    async def _replaced(self, slot: _Slot) -> None:
+        try:
+            await slot.fill(self._request)
+        except Exception as error:  # the call that gets the empty place tries again, and is told
+            log.warning("%s: a worker process that died cannot be replaced: %s", self._request.name, error)
         finally:
             self._idle.put_nowait(slot)
 

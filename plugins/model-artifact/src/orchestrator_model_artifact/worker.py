@@ -53,6 +53,10 @@ class Worker:
         done: T = result
         return done
 
+    @property
+    def has_ended(self) -> bool:
+        return self._process.returncode is not None
+
     def kill(self) -> None:
         """End the process at once; a call that is under way then raises :class:`WorkerDied`."""
         with suppress(ProcessLookupError):
