@@ -90,8 +90,8 @@ class HttpOrigin:
     """One pool for one ``scheme://host:port``. Any number of tasks of one event loop may call it at the same time.
 
     A cancelled call closes its connection. A call whose kept-alive connection turns out to be closed by the peer is
-    sent again, once, if its method is idempotent; a POST never is, unless the caller says ``idempotent=True``. A peer
-    that does so again and again is not: see ``resends.py``.
+    sent again, once, if its method is idempotent; a POST never is, unless the caller says ``idempotent=True``. The
+    connections of a peer that does so again and again are used once each, for a while: see ``resends.py``.
     """
 
     def __init__(self, forms: FormBuilder, options: HttpOptions, dial: Callable[[Connection], Awaitable[None]]) -> None:
@@ -194,8 +194,9 @@ class HttpOrigin:
         try:
             return await self._exchange(connection, head, body, deadline, seconds)
         except StaleConnection:
-            if not head.form.may_resend or not self._pool.may_resend():
+            if not head.form.may_resend:
                 raise
+        self._pool.note_resend()
         connection = await self._pool.acquire(head, deadline, seconds, fresh=True)
         return await self._exchange(connection, head, body, deadline, seconds)
 

@@ -17,7 +17,7 @@ from orchestrator_core.http_client.egress import EgressRefused
 from orchestrator_core.http_client.errors import HttpConnectError, HttpTimeout, fail_future
 from orchestrator_core.http_client.options import HttpOptions
 from orchestrator_core.http_client.request import RequestHead
-from orchestrator_core.http_client.resends import Resends
+from orchestrator_core.http_client.resends import WINDOW_SECONDS, Resends
 
 Dial = Callable[[Connection], Awaitable[None]]
 
@@ -93,6 +93,7 @@ class Pool:
         self._late: dict[Connection, tuple[float, float]] = {}
         self._resends = Resends(loop.time())
         self._answers_before = 0
+        self._trusts_again: asyncio.TimerHandle | None = None
         self._closed = False
         self._emptied = asyncio.Event()
 
@@ -157,6 +158,9 @@ class Pool:
         if not connection.usable or self._closed:
             connection.abort()
             self._free_slot()
+        elif self._trusts_again is not None:
+            connection.close()
+            self._free_slot()
         elif not self._hand_over(connection):
             if self._late:
                 self._late.pop(connection, None)
@@ -169,8 +173,9 @@ class Pool:
         """Close every connection, those in use too, and return when their sockets are closed."""
         self._closed = True
         self._deadlines.close()
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
+        for timer in (self._sweep_timer, self._trusts_again):
+            if timer is not None:
+                timer.cancel()
         while self._hand_over(None):
             self._slots += 1
         for connection in list(self._live):
@@ -252,10 +257,19 @@ class Pool:
         if not self._hand_over(None):
             self._slots -= 1
 
-    def may_resend(self) -> bool:
-        """Return whether a request may be sent again whose connection had been closed; it is counted then."""
+    def note_resend(self) -> None:
+        """Note that a request is sent again whose connection had been closed. After too many none is kept for a while.
+
+        What closes its connections without a word would be sent most requests twice.
+        """
         answers = self._answers_before + sum(connection.answers for connection in self._live)
-        return self._resends.take(self._loop.time(), answers)
+        if not self._resends.take(self._loop.time(), answers) and self._trusts_again is None:
+            self._trusts_again = self._loop.call_later(WINDOW_SECONDS, self._trust)
+            for connection in list(self._idle):
+                connection.close()
+
+    def _trust(self) -> None:
+        self._trusts_again = None
 
     def _lost(self, connection: Connection) -> None:
         self._live.discard(connection)

@@ -1,7 +1,7 @@
 """How many requests may be sent again below all policies, because their kept-alive connection turned out to be closed.
 
 That is the protocol's own affair (RFC 9112, 9.3.1) as long as it is rare. A peer that answers a request on each
-connection and closes it on the next would be sent everything twice.
+connection and closes it on the next would be sent everything twice: its connections are then used once each.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Resends:
         self._allowed = FEW
 
     def take(self, now: float, answers: int) -> bool:
-        """Return whether one more may be sent; so many requests have been answered by now, in all."""
+        """Count one more, of an origin that has answered so many by now; return whether that is no more than usual."""
         passed = now - self._began_at
         if passed > WINDOW_SECONDS:
             of_a_window = (answers - self._answers) * WINDOW_SECONDS / passed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,8 +27,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(plugins.metadata, "entry_points", lambda **_: ())
     (tmp_path / "plugins").mkdir()
     shutil.copy(Path(__file__).with_name("store_plugin.py"), tmp_path / "plugins" / "store.py")
+    threshold = gc.get_threshold()
     yield tmp_path
     structlog.reset_defaults()
+    gc.unfreeze()  # `serve` takes the process for its own
+    gc.set_threshold(*threshold)
 
 
 @pytest.fixture
