@@ -10,13 +10,21 @@ import pytest
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 IN_CI = os.environ.get("CI") == "true"
 ROOT = Path(__file__).parent
-SLOW = (ROOT / "tests/bench", ROOT / "tests/chaos", ROOT / "plugins/model-docker", ROOT / "plugins/model-ecr")
-"""What takes minutes comes last, so that a mistake shows soon."""
+SLOW = (
+    *(ROOT / "tests/faults", ROOT / "tests/service", ROOT / "tests/example"),
+    *(ROOT / "plugins/model-docker", ROOT / "plugins/model-ecr"),
+    *(ROOT / "tests/bench", ROOT / "tests/chaos"),
+)
+"""What runs whole services, containers and load takes minutes: it comes last, so that a mistake shows soon."""
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: any(map(item.path.is_relative_to, SLOW)))
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    return next((rank for rank, folder in enumerate(SLOW, 1) if item.path.is_relative_to(folder)), 0)
 
 
 @pytest.hookimpl(wrapper=True)

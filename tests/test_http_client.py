@@ -70,10 +70,14 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     async def guarded(scenario: Coroutine[Any, Any, None]) -> None:
         complaints: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-        async with asyncio.timeout(30):
-            await scenario
-        await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()})
-        gc.collect()
+        gc.freeze()  # the libraries of other tests take a collection longer than a scenario takes
+        try:
+            async with asyncio.timeout(30):
+                await scenario
+            await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+            gc.collect()
+        finally:
+            gc.unfreeze()
         assert complaints == []
 
     with asyncio.Runner(loop_factory=request.param) as runner:
