@@ -30,7 +30,7 @@ from orchestrator_core.expressions.values import kind
 from orchestrator_core.plugin_api import JSON, Degraded
 from orchestrator_core.policies.notes import Guarded
 from orchestrator_core.run import Request, Run
-from orchestrator_core.tasks import Branches, fault_of_exit
+from orchestrator_core.tasks import Branches, fault_of
 from orchestrator_core.time_limits import TimeLimit, Timer
 from orchestrator_core.time_limits import within as run_within
 
@@ -232,9 +232,7 @@ class _Calls:
         except (Exception, SystemExit) as error:  # it is every item's
             if not step.optional:
                 raise
-            if isinstance(error, SystemExit):
-                error = fault_of_exit(error)
-            self.run.note_failed_items(step.index, self.run.blamed(step.name, error), len(items))
+            self.run.note_failed_items(step.index, self.run.blamed(step.name, fault_of(error)), len(items))
             return
         for (position, _), answer in zip(items, answers, strict=True):
             self.settle(position, answer)
@@ -264,7 +262,7 @@ class _Calls:
             try:
                 answer = await call(*values)
             except (Exception, SystemExit) as error:  # it is this item's: see fail
-                self.fail(position, fault_of_exit(error) if isinstance(error, SystemExit) else error)
+                self.fail(position, fault_of(error))
             else:
                 self.settle(position, answer)
 

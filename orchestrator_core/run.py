@@ -37,7 +37,7 @@ from orchestrator_core.plugin_api import (
     StepStatus,
 )
 from orchestrator_core.policies.notes import HIT, Cached, StepNote
-from orchestrator_core.tasks import fault_of_exit
+from orchestrator_core.tasks import fault_of
 from orchestrator_core.time_limits import NO_DEADLINE, NoDeadline, Timer
 from orchestrator_core.turns import NO_TURNS, Turns
 
@@ -254,15 +254,14 @@ class Run:
             return result.result
         return result  # type: ignore[return-value]  # mypy does not narrow by the exact type
 
-    def failed(self, index: int, started: float, error: Exception | SystemExit) -> Exception:
+    def failed(self, index: int, started: float, raised: Exception | SystemExit) -> Exception:
         """Note that a required step failed, and return the exception to raise.
 
         When several steps fail in the same moment, each raises the first one's: the answer's error and the step
         that it blames belong together, whichever of them is heard of first.
         """
         name = self.plan.step_names[index]
-        if isinstance(error, SystemExit):
-            error = fault_of_exit(error)
+        error = fault_of(raised)
         self.count_failure(name, error)
         self._note_uncalled(index, error)
         error = self.blamed(name, error)
@@ -272,11 +271,10 @@ class Run:
             self.failed_step = culprit(error, name)
         return self.failure
 
-    def fallback(self, index: int, started: float, error: Exception | SystemExit, default: JSON) -> JSON:
+    def fallback(self, index: int, started: float, raised: Exception | SystemExit, default: JSON) -> JSON:
         """Note that a step failed which the request can do without, and return its default."""
         name = self.plan.step_names[index]
-        if isinstance(error, SystemExit):
-            error = fault_of_exit(error)
+        error = fault_of(raised)
         self.count_failure(name, error)
         self._note_uncalled(index, error)
         error = self.blamed(name, error)

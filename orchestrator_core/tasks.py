@@ -42,6 +42,11 @@ def fault_of_exit(error: SystemExit) -> SourceError:
     return failure
 
 
+def fault_of(error: Exception | SystemExit) -> Exception:
+    """Return an error as it is, and in place of an exit the failure that it is."""
+    return fault_of_exit(error) if isinstance(error, SystemExit) else error
+
+
 class Branches:
     """The tasks of a plan's concurrent branches: a lean ``asyncio.TaskGroup``.
 
@@ -138,6 +143,7 @@ __all__ = [
     "Branches",
     "beside",
     "exit_asked_for",
+    "fault_of",
     "fault_of_exit",
     "fault_of_panic",
     "is_panic",

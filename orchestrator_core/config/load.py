@@ -128,6 +128,12 @@ def _other_ending(path: Path) -> str:
     return f"only files that end in .yaml are read, not {path.suffix}"
 
 
+def _meant(path: Path, names: Sequence[str]) -> str:
+    """Return a hint at the one of the names that a path's is much alike, or nothing."""
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=CLOSE_NAME)
+    return f"did you mean '{close[0]}'?" if close else ""
+
+
 @define
 class _Parts:
     """A section while its files are being read."""
@@ -185,12 +191,12 @@ class _Loader:
             if error.errno in SHORTAGES:
                 raise
             return  # those that are read tell what is wrong
-        folders = ["integrations"] if "config.yaml" not in names else ["integrations", "domains"]
+        of_domain = "config.yaml" not in names
         for path in paths:
             if _hidden(path):
                 continue
             if path.is_dir():
-                self.look_at_folder(path, folders)
+                self.look_at_folder(path, ["integrations"] if of_domain else ["integrations", "domains"])
                 continue
             if path.suffix not in _SUFFIXES or path.name in names:
                 continue
@@ -198,9 +204,9 @@ class _Loader:
                 self.unread(path, _other_ending(path))
             elif path.name == "config.yaml":
                 self.unread(path, "a domain has no config.yaml of its own", "remove it, or say this in config.yaml")
-            elif close := difflib.get_close_matches(path.name, names, n=1, cutoff=CLOSE_NAME):
-                self.passed_over(path, "no file of this name is read", f"did you mean '{close[0]}'?")
-            elif "config.yaml" not in names:  # a folder that is a domain's has nothing else in it
+            elif hint := _meant(path, names):
+                self.passed_over(path, "no file of this name is read", hint)
+            elif of_domain:  # its folder has nothing else in it
                 hint = "endpoints stand in the domain's own file, sources in database.yaml and integrations/"
                 self.passed_over(path, "no file of this name is read", hint)
 
@@ -210,8 +216,8 @@ class _Loader:
             for inner in sorted({file.parent for suffix in _SUFFIXES for file in path.glob(f"*/*{suffix}")}):
                 if not _hidden(inner):
                     self.passed_over(inner, "folders in integrations/ are not read", "put the files in integrations/")
-        elif path.name not in names and (close := difflib.get_close_matches(path.name, names, n=1, cutoff=CLOSE_NAME)):
-            self.passed_over(path, "no folder of this name is read", f"did you mean '{close[0]}'?")
+        elif path.name not in names and (hint := _meant(path, names)):
+            self.passed_over(path, "no folder of this name is read", hint)
 
     def passed_over(self, path: Path, message: str, hint: str) -> None:
         self.problems.append(Problem(self.name(path), code="ORC112", message=message, hint=hint).as_warning())

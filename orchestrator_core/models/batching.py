@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from orchestrator_core.models.options import BatchOptions
 from orchestrator_core.plugin_api import JSON, InvalidParam, Model, SourceError, SourceUnavailable
 from orchestrator_core.policies.batches import mark
-from orchestrator_core.tasks import fault_of_exit
+from orchestrator_core.tasks import fault_of
 
 Row = Mapping[str, JSON]
 
@@ -87,7 +87,7 @@ class Batcher:
         except InvalidParam:
             await self._one_by_one(batch)
         except (Exception, SystemExit) as raised:  # it belongs to the callers, who wait for it
-            error = fault_of_exit(raised) if isinstance(raised, SystemExit) else raised
+            error = fault_of(raised)
             mark(error)
             _fail(batch, error)
         else:
@@ -104,7 +104,7 @@ class Batcher:
             try:
                 (result,) = await predict_rows(self._model, [row])
             except (Exception, SystemExit) as raised:  # it belongs to the caller, who waits for it
-                _fail([(row, answer)], fault_of_exit(raised) if isinstance(raised, SystemExit) else raised)
+                _fail([(row, answer)], fault_of(raised))
             else:
                 if not answer.done():
                     answer.set_result(result)

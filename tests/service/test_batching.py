@@ -406,23 +406,35 @@ def test_concurrent_requests_share_calls_and_get_their_own_answers(run: RunFixtu
     run(main())
 
 
+@define
+class Failing(Counting):
+    """A model whose server is down, which takes so long to show."""
+
+    seconds: float = 0.0
+
+    async def predict(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
+        self.calls.append(len(rows))
+        await asyncio.sleep(self.seconds)
+        raise SourceError("the model server is down", transient=True)
+
+
+@define
+class Always(Plugin):
+    """Opens the model that it is given."""
+
+    model: Counting = field(kw_only=True)
+
+    @asynccontextmanager
+    async def open(self, options: CountingOptions, context: Any) -> AsyncIterator[Any]:
+        yield self.model
+
+
 def test_a_call_that_fails_for_many_requests_is_one_failure_to_the_breaker(run: RunFixture) -> None:
-    class Failing(Counting):
-        async def predict(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
-            self.calls.append(len(rows))
-            await asyncio.sleep(0.01)
-            raise SourceError("the model server is down", transient=True)
-
-    failing = Failing()
-
-    class FailingPlugin(Plugin):
-        @asynccontextmanager
-        async def open(self, options: CountingOptions, context: Any) -> AsyncIterator[Any]:
-            yield failing
+    failing = Failing(seconds=0.01)
 
     async def main() -> None:
         ml = FILES["integrations/ml.yaml"].replace("5ms}}", "5ms}, circuit_breaker: {failures: 3, reset: 1h}}")
-        async with service({**FILES, "integrations/ml.yaml": ml}, plugins={"counting": FailingPlugin()}) as shop:
+        async with service({**FILES, "integrations/ml.yaml": ml}, plugins={"counting": Always(model=failing)}) as shop:
             statuses = {502}
             while 503 not in statuses and len(failing.calls) < 20:
                 asked = (shop.post("/orchestrator/d/batched", {"x": n}) for n in range(16))
@@ -437,23 +449,12 @@ def test_a_call_that_fails_for_many_requests_is_one_failure_to_the_breaker(run: 
 def test_calls_that_fail_for_many_requests_are_tried_again_within_a_fifth_of_the_calls(run: RunFixture) -> None:
     """Rows were counted: each call of 16 earned three further ones, and each row made its own."""
 
-    class Failing(Counting):
-        async def predict(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
-            self.calls.append(len(rows))
-            await asyncio.sleep(0.001)
-            raise SourceError("the model server is down", transient=True)
-
-    failing = Failing()
-
-    class FailingPlugin(Plugin):
-        @asynccontextmanager
-        async def open(self, options: CountingOptions, context: Any) -> AsyncIterator[Any]:
-            yield failing
+    failing = Failing(seconds=0.001)
 
     async def main() -> None:
         said = "circuit_breaker: false, retry: {non_idempotent: true, attempts: 2, backoff: 2ms}"
         ml = FILES["integrations/ml.yaml"].replace("max_wait: 5ms}", f"max_wait: 1s}}, {said}")
-        async with service({**FILES, "integrations/ml.yaml": ml}, plugins={"counting": FailingPlugin()}) as shop:
+        async with service({**FILES, "integrations/ml.yaml": ml}, plugins={"counting": Always(model=failing)}) as shop:
             for _ in range(20):
                 asked = (shop.post("/orchestrator/d/batched", {"x": n}) for n in range(16))
                 assert {answer.status for answer in await asyncio.gather(*asked)} == {502}
