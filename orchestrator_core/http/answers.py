@@ -97,15 +97,15 @@ class Answer:
         transport = writer.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
-        self.keep_alive = keep_alive = (
-            request.keep_alive and not self.closes and not request._protocol.closing  # type: ignore[attr-defined]
-        )
+        connection: Any = request._protocol
+        self.keep_alive = keep_alive = request.keep_alive and not self.closes and not connection.closing
         transport.write(
             self.written(
                 keep_alive=keep_alive, old=request.version is not HttpVersion11, bodiless=request.method == "HEAD"
             )
         )
-        if request._protocol.writing_paused:  # a client that pipelines and does not read is not answered into memory
+        connection.answered = keep_alive and request._payload.is_eof()
+        if connection.writing_paused:  # a client that pipelines and does not read is not answered into memory
             await writer.drain()
 
     def written(self, *, keep_alive: bool, old: bool = False, bodiless: bool = False) -> bytes:

@@ -59,11 +59,14 @@ class Connection(web.RequestHandler):
     does not speak HTTP.
 
     ``passed`` says that the request about to be handled has waited for its turn, and ``refused`` that it is to be
-    refused. ``pending`` counts those that were read and not begun. ``odd`` says that what arrived is not all ASCII,
-    so that a head may be no text at all. ``closing`` says that the next answer is the last one on the connection.
+    refused. ``pending`` counts those that were read and not begun. ``answered`` says that whatever was begun has its
+    answer: aiohttp waits for the next request a turn of the loop later, and by then it may be there. ``odd`` says that
+    what arrived is not all ASCII, so that a head may be no text at all. ``closing`` says that the next answer is the
+    last one on the connection.
     """
 
     __slots__ = (
+        "answered",
         "closing",
         "discarded",
         "head_began",
@@ -86,6 +89,7 @@ class Connection(web.RequestHandler):
         self.malformed = malformed
         self.closing = False
         self.waits = self.passed = self.refused = False
+        self.answered = True
         self.head_since = self.waits_since = self._loop.time()
         self.head_began = False
         self.odd = False
@@ -183,7 +187,8 @@ class Connection(web.RequestHandler):
         """Refuse a request without reading it, if it is to be refused and has arrived whole; return whether it was."""
         if (
             not limit.is_full(limit.waiting)
-            or not self.idle()
+            or not self.answered
+            or self._messages
             or (self.head_since and self.head_began)
             or self.discarded >= 0
             or self.closing
@@ -208,10 +213,12 @@ class Connection(web.RequestHandler):
             lines.add(execution_id, method.decode(), target.decode(), waited_seconds)
         else:
             lines.add(execution_id, message.method, message.path, waited_seconds)
+        self.answered = True
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
 
     def begin(self) -> None:
         """Count a request that leaves the backlog. One behind a declined upgrade was never in it."""
+        self.answered = False
         if self.pending and self.limit is not None:
             self.pending -= 1
             self.limit.backlog -= 1
@@ -220,7 +227,7 @@ class Connection(web.RequestHandler):
 
     def _begin_head(self) -> None:
         """Note that a part of a head has arrived, if this is one."""
-        if self._waiter is not None and not self._messages:
+        if (self.answered or self._waiter is not None) and not self._messages:
             self.head_began = True
             self.head_since = self.head_since or self._loop.time()
 

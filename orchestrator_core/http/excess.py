@@ -36,16 +36,19 @@ class Excess:
         "_part",
         "_rushed",
         "_sustained",
+        "is_far",
     )
 
     def __init__(self) -> None:
         self._part = 0.0
         self._arrived = self._sustained = 0
+        self.is_far = False
         self.forget()
 
     def begin(self, now: float, arrived: int) -> None:
         """Begin with the parts; so many requests have arrived so far."""
         self._part, self._arrived, self._sustained = now, arrived, 0
+        self.is_far = False
 
     def exceeds(self, now: float, arrived: int, usual: float) -> bool:
         """Return whether too much has come since the beginning, by what is usually ended a second."""
@@ -63,6 +66,7 @@ class Excess:
             came = arrived - self._arrived
             self._part, self._arrived = now, arrived
             self._sustained = self._sustained + 1 if came > TOO_MUCH * usual * seconds else 0
+            self.is_far = came > FAR_TOO_MUCH * usual * seconds
         return self._sustained >= SUSTAINED_PARTS
 
     def is_overload(self, came: int, ended: int, could: float, sure: bool, refused: bool) -> bool:

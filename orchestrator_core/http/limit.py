@@ -318,8 +318,11 @@ class Limit:
         now = self._now()
         if self.engaged:
             self._turns.keep_short(now)
+            self._look_around(now)
         if self._turns_left:
             self._turns_left -= 1
+            if self.in_flight and self.engaged and self._pace.rate < UNKNOWN and self._admit(now, self._due_now(now)):
+                self._counted = False
             self._soon(self._turn)
             return
         if self._watching:
@@ -332,10 +335,6 @@ class Limit:
             self._learn(now - self._let_in_at)
         if now - self._window >= (WINDOW_SECONDS if self._pace.windows >= SHORT_WINDOWS else SHORT_SECONDS):
             self._look_back(now)
-        if self._excess.is_sustained(now, self.arrived, self._pace.usual) and self._stands(now):
-            self._begin_overload(now)
-        if self.overloaded and self._circle.turn(now, self.backlog + self.in_flight, self.shed):
-            self._end_moment(now)
         self._longest = max(self._longest, len(self._line))
         self._let_some_in(now)
         if self._let_in_last:
@@ -345,6 +344,13 @@ class Limit:
             self._later(PAUSE_SECONDS, self._again)
         else:
             self._busy = False
+
+    def _look_around(self, now: float) -> None:
+        """See what more than a window cannot wait for: an overload, and the end of a moment without refusals."""
+        if self._excess.is_sustained(now, self.arrived, self._pace.usual) and self._stands(now):
+            self._begin_overload(now)
+        if self.overloaded and self._circle.turn(now, self.backlog + self.in_flight, self.shed):
+            self._end_moment(now)
 
     def _again(self) -> None:
         self._pace.begin_turn(self._now())  # the loop may have had nothing to do
@@ -360,11 +366,21 @@ class Limit:
             self._at_once = min(float(MOST_AT_ONCE), max(1.0, self._at_once))
 
     def _let_some_in(self, now: float) -> None:
-        line, count, rate = self._line, 0, self._pace.rate
+        most = self._due_now(now) if self._pace.rate < UNKNOWN else int(self._at_once)
+        self._let_in_last = self._admit(now, most if self.engaged else len(self._line))
+        self._let_in_at = now
+        self._counted = self.engaged and self._pace.begun  # else others begin beside them
+
+    def _due_now(self, now: float) -> int:
+        """Return how many may be let in by the pace: not all that is to be caught up at once, as a heap stays one."""
+        rate = self._pace.rate
         self._due = min(self._due + (now - self._due_at) * rate, max(2.0, rate * CATCH_UP_SECONDS))
         self._due_at = now
-        at_once = min(self._due, max(1.0, rate * HEAP_SECONDS)) if rate < UNKNOWN else self._at_once
-        most = int(at_once) if self.engaged else len(line)
+        return int(min(self._due, max(1.0, rate * HEAP_SECONDS)))
+
+    def _admit(self, now: float, most: int) -> int:
+        """Let in the first of the line; return how many there were."""
+        line, count = self._line, 0
         while line and count < most:
             arrived, connection = line.popleft()
             if not connection.waits:
@@ -374,10 +390,8 @@ class Limit:
             connection.let_in()
             count += 1
         self._due -= count
-        self._counted = self.engaged and self._pace.begun  # else others begin beside them
-        self._let_in_last = count
-        self._let_in_at = now
         self._let_in += count
+        return count
 
     # --- calm and overload -----------------------------------------------------------------------------------------
 
@@ -441,7 +455,10 @@ class Limit:
         self._left = 0
         self._shed_when_overloaded = self._shed_before
         log.warning("overload", waiting=len(self._line), in_flight=self.in_flight)
-        self._trim(now, self._min)
+        if self._pace.is_sure and self._excess.is_far:
+            self._refuse_first(now, min(self._min, SHORTEST))
+        else:
+            self._trim(now, self._min)
 
     def _end_moment(self, now: float) -> None:
         """End a moment in which nobody was refused, and with it the overload if there is nobody but a circle."""
@@ -457,6 +474,14 @@ class Limit:
     def _end_overload(self) -> None:
         self.overloaded = False
         log.info("overload is over", refused=self.shed - self._shed_when_overloaded)
+
+    def _refuse_first(self, now: float, least: int) -> None:
+        """Refuse the first of the line but for so many: they have waited for long, and hear of it late in any case."""
+        line = self._line
+        while len(line) > least:
+            arrived, connection = line.popleft()
+            if connection.waits:
+                self.refuse(connection, now - arrived)
 
     def _trim(self, now: float, least: int, since: float = 0.0) -> None:
         """Refuse the latest of a line that is longer than it may be from now on: they hear of it soonest.

@@ -16,6 +16,9 @@ LAG_SECONDS = 0.01
 AMPLE, LEAST_SHARE = 1.05, 0.3
 """Of what the loop can end, so much is let in: while the lag is short, as it may be able to do more, and while long."""
 
+KEPT = 0.6
+"""So much of what the loop can usually end is thought possible beside refusals: they come first, and many at once."""
+
 FADING = 0.8
 """What a window counts beside the one after it."""
 
@@ -128,7 +131,7 @@ class Pace:
         if self.windows >= MEASURED:
             self._known += 1
             self.usual += (can - self.usual) * (LEARNING if self.usual else 1.0)
-        self.rate = max(LEAST_SHARE, min(AMPLE, share)) * (max(can, self.usual) if calm else can)
+        self.rate = max(LEAST_SHARE, min(AMPLE, share)) * max(can, self.usual if calm else KEPT * self.usual)
 
 
 __all__ = ["MEASURED", "UNKNOWN", "Pace"]

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
+from orchestrator_core.http.answers import Answer
 from orchestrator_core.http.limit import Limit
 from orchestrator_core.testing import RunningService, check_problems, service
 from orchestrator_core.testing.pytest_plugin import Served
@@ -203,6 +204,37 @@ def test_a_whole_request_in_pieces_is_refused_when_it_is_whole(run: Run) -> None
             get = b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % QUICK.encode()
             raw = await exchange(served, *(get[start : start + 20] for start in range(0, len(get), 20)))
             assert re.findall(rb"HTTP/1\.1 (\d+)", raw) == [b"503"]
+
+    run(main())
+
+
+@pytest.mark.parametrize("cut", [0, 15])
+def test_a_request_that_comes_in_the_turn_of_the_answer_before_it_is_refused_without_being_read(
+    run: Run, monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    """aiohttp waits for the next one a turn later. In an overload that is milliseconds: clients are quicker."""
+    health = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    get = b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n\r\n" % QUICK.encode()
+    last = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    prepare, shed = Answer.prepare, []
+
+    async def main() -> None:
+        async with full() as served:
+            await served.get(QUICK)
+            limit = served.running.limit
+
+            async def prepared(answer: Answer, request: Any) -> None:
+                await prepare(answer, request)
+                if not shed:
+                    before = limit.shed
+                    request._protocol.data_received(get[: len(get) - cut])
+                    shed.append(limit.shed - before)
+
+            monkeypatch.setattr(Answer, "prepare", prepared)
+            raw = await exchange(served, health, get[len(get) - cut :] + last if cut else last)
+            assert re.findall(rb"HTTP/1\.1 (\d+)", raw) == [b"200", b"503", b"200"]
+            assert shed == [0 if cut else 1]
+            assert limit.backlog == 0
 
     run(main())
 
