@@ -19,12 +19,16 @@ TOO_MUCH, GROWS = 1.5, 1.3
 FAR_TOO_MUCH = 4.0
 """A single window is enough if so many times as much comes as the loop can usually end."""
 
-PART_SECONDS, SUSTAINED_PARTS = 0.0125, 3
+PART_SECONDS, SUSTAINED_PARTS = 0.01, 3
 """It is one, too, if too much comes in so many parts of a window in a row, where it is sure what the loop can end."""
 
 
 class Excess:
-    """What has come of late, beside what was ended and what could usually be."""
+    """What has come of late, beside what was ended and what could usually be.
+
+    ``is_far`` says that far too much came in one of those parts in a row in which too much did: when all connections
+    wait, little more is read.
+    """
 
     __slots__ = (
         "_arrived",
@@ -66,7 +70,7 @@ class Excess:
             came = arrived - self._arrived
             self._part, self._arrived = now, arrived
             self._sustained = self._sustained + 1 if came > TOO_MUCH * usual * seconds else 0
-            self.is_far = came > FAR_TOO_MUCH * usual * seconds
+            self.is_far = self._sustained > 0 and (self.is_far or came > FAR_TOO_MUCH * usual * seconds)
         return self._sustained >= SUSTAINED_PARTS
 
     def is_overload(self, came: int, ended: int, could: float, sure: bool, refused: bool) -> bool:

@@ -63,6 +63,10 @@ SHORT_WINDOWS, SHORT_SECONDS = 1, 0.005
 """So many windows are short after the first, which is too: until then it is not known what comes now."""
 
 FEW = 4
+SWELL = 16
+"""So many more under way than of late, while too much comes, are too many to begin at once."""
+
+UNDER_WAY_FADING = 0.7
 MOST_AT_ONCE = 1024
 CALM_WINDOWS = 40
 LEFT_WINDOWS = 2
@@ -145,9 +149,11 @@ class Limit:
         "_shed_before",
         "_shed_when_overloaded",
         "_soon",
+        "_swelled",
         "_trusted",
         "_turns",
         "_turns_left",
+        "_under_way",
         "_usual_before",
         "_wait",
         "_watching",
@@ -202,7 +208,7 @@ class Limit:
         self._circle = Circle()
         self._excess = Excess()
         self._due = self._due_at = self._usual_before = 0.0
-        self._in_flight_before = self._line_before = 0
+        self._in_flight_before = self._line_before = self._under_way = self._swelled = 0
         self._let_in = self._longest = self._shed_before = 0
         self._least_wait = float("inf")
         self.use(options)
@@ -237,8 +243,10 @@ class Limit:
             self._let_in_last = self.backlog
             self._let_in_at = self._now()
             self._pace.begin_turn(self._let_in_at)
+            if not self.engaged and self._let_in_at - self._window > WINDOW_SECONDS:
+                self._open_window(self._let_in_at)
             self._soon(self._turn)
-        if self.backlog > self._min:
+        if self.backlog > self._min or (self.in_flight > self._under_way + SWELL and self._is_too_much(self._now())):
             self._engage()
 
     def _engage(self) -> None:
@@ -252,6 +260,8 @@ class Limit:
     def look(self) -> None:
         """Learn in a calm what the loop can end. To be called about once a second."""
         if not self.engaged:
+            self._under_way = max(self._swelled, int(self._under_way * UNDER_WAY_FADING))
+            self._swelled = self.in_flight
             self._pace.look(self._now(), self.arrived - self.backlog - self.in_flight)
 
     def read(self, requests: int) -> None:
@@ -327,6 +337,7 @@ class Limit:
             return
         if self._watching:
             self._watching = False
+            self._swelled = max(self._swelled, self.in_flight)
             self._long = self._long + 1 if now - self._let_in_at > LONG_SECONDS else 0
             if self._long >= LONG_IN_A_ROW and self._min < UNLIMITED:
                 self._engage()
