@@ -17,13 +17,24 @@ BACKLOG = 1024
 AT_ONCE = 8
 """So many in one turn of the loop, which is a millisecond of a slow core: those who are connected wait for it."""
 
+REFUSED_AT_ONCE = 32
+"""So many that are refused before they have a connection are as much."""
+
 
 class Acceptor:
-    """Accepts what waits at the sockets of servers, besides what the event loop accepts there."""
+    """Accepts what waits at the sockets of servers, besides what the event loop accepts there.
 
-    def __init__(self, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
+    ``refuse`` may answer a client and close its socket, and then returns true: there is no connection.
+    """
+
+    def __init__(
+        self,
+        protocol: Callable[[], asyncio.BaseProtocol],
+        refuse: Callable[[socket.socket], bool] = lambda connection: False,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._protocol = protocol
+        self._refuse = refuse
         self._servers: list[asyncio.Server] = []
         self._sockets: list[tuple[socket.socket, bool]] = []
         self._looks = False
@@ -46,10 +57,16 @@ class Acceptor:
     def _look(self) -> None:
         self._looks = False
         for bound, _ in self._sockets:
-            for connection in accept_waiting(bound, AT_ONCE):
+            opened = 0
+            for connection in accept_waiting(bound, REFUSED_AT_ONCE):
+                if self._refuse(connection):
+                    continue
                 opening = self._loop.create_task(self._open(connection))
                 self._opening.add(opening)
                 opening.add_done_callback(self._opening.discard)
+                opened += 1
+                if opened == AT_ONCE:
+                    break
 
     async def _open(self, connection: socket.socket) -> None:
         try:

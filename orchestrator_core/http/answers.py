@@ -111,7 +111,7 @@ class Answer:
     def written(self, *, keep_alive: bool, old: bool = False, bodiless: bool = False) -> bytes:
         """Return the answer as it goes over the wire; ``old`` for a client of HTTP/1.0, ``bodiless`` to a HEAD."""
         kept = "Connection: keep-alive\r\n" if old else ""
-        connection = kept if keep_alive else "Connection: close\r\n"
+        connection = kept if keep_alive else CLOSES
         body = self.body
         head = (
             f"{_status_line(self.status)}Content-Type: {self.content_type}\r\n{self.headers}"
@@ -171,19 +171,22 @@ def own_timing(started: float) -> str:
 
 
 OVERLOADED = Failure(503, "not available", "the service is overloaded")
+CLOSES = "Connection: close\r\n"
 _BEFORE_ID, _AFTER_ID = orjson.dumps(OVERLOADED.problem("#")).decode().split("#")
 _REFUSAL_LENGTH = len(_BEFORE_ID) + len(new_execution_id()) + len(_AFTER_ID)
 
 
-def refusal(execution_id: str, retry_after: str, waited_seconds: float) -> bytes:
+def refusal(execution_id: str, retry_after: str, waited_seconds: float, connection: str = "") -> bytes:
     """Return :data:`OVERLOADED` as it goes over the wire, on a connection of HTTP/1.1 that stays open.
+
+    With the header line ``connection`` it may be another one.
 
     It is written thousands of times a second when it is written at all.
     """
     return (
         f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: {PROBLEM_TYPE}\r\nX-Execution-Id: {execution_id}\r\n"
         f"Server-Timing: engine;dur={waited_seconds * MILLI:.3f}\r\nRetry-After: {retry_after}\r\n"
-        f"Content-Length: {_REFUSAL_LENGTH}\r\nDate: {rfc822_formatted_time()}\r\nServer: {SERVER}\r\n\r\n"
+        f"Content-Length: {_REFUSAL_LENGTH}\r\nDate: {rfc822_formatted_time()}\r\nServer: {SERVER}\r\n{connection}\r\n"
         f"{_BEFORE_ID}{execution_id}{_AFTER_ID}"
     ).encode("ascii")
 

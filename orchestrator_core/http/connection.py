@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,10 @@ from attrs import frozen
 
 from orchestrator_core.config.model import ServerOptions
 from orchestrator_core.engine import Failure, new_execution_id
-from orchestrator_core.http.answers import Answer, common_headers, own_timing, problem, refusal
+from orchestrator_core.http.answers import CLOSES, Answer, common_headers, own_timing, problem, refusal
 from orchestrator_core.http.limit import Limit
 from orchestrator_core.http.sockets import has_unread
-from orchestrator_core.http.whole import is_whole_request
+from orchestrator_core.http.whole import LONGEST, is_last_request, is_whole_request
 from orchestrator_core.run import clock
 
 log = structlog.get_logger("orchestrator.http")
@@ -206,11 +207,10 @@ class Connection(web.RequestHandler):
         execution_id = new_execution_id()
         self.transport.write(refusal(execution_id, limit.retry_after, waited_seconds))
         lines = limit.lines
-        if not lines.room:
+        if message is None:
+            lines.add_unread(execution_id, self.unread, waited_seconds)
+        elif not lines.room:
             lines.left_out += 1
-        elif message is None:
-            method, target, _ = self.unread.split(b" ", 2)
-            lines.add(execution_id, method.decode(), target.decode(), waited_seconds)
         else:
             lines.add(execution_id, message.method, message.path, waited_seconds)
         self.answered = True
@@ -357,6 +357,26 @@ class SpareConnection(Connection):
         self.transport.write(_too_many(self._most).written(keep_alive=False))
         self.force_close()
         return True
+
+
+def refuse_at_once(connection: socket.socket, limit: Limit) -> bool:
+    """Refuse what a client has sent on a new connection and close it, if it is a whole request that asks for that.
+
+    Return whether it was; if not, nothing has been read.
+    """
+    try:
+        data = connection.recv(LONGEST + 1, socket.MSG_PEEK)
+        if not is_last_request(data):
+            return False
+        execution_id = new_execution_id()
+        connection.recv(len(data))  # a connection that is closed with something unread is reset, and the answer lost
+        connection.send(refusal(execution_id, limit.retry_after, 0.0, CLOSES))
+    except OSError:  # nothing is there yet, or its client is gone
+        return False
+    connection.close()
+    limit.shed += 1
+    limit.lines.add_unread(execution_id, data, 0.0)
+    return True
 
 
 class RefusedConnection(asyncio.Protocol):

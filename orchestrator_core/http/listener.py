@@ -22,6 +22,7 @@ from orchestrator_core.http.connection import (
     Malformed,
     RefusedConnection,
     SpareConnection,
+    refuse_at_once,
 )
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.limit import Limit
@@ -77,7 +78,7 @@ class _Server(web.Server):
         self._timer: asyncio.Handle = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         self._refused = 0
         self._telling: asyncio.TimerHandle | None = None
-        self.acceptor = Acceptor(self)
+        self.acceptor = Acceptor(self, self._is_refused)
 
     def __call__(self) -> web.RequestHandler:
         self.acceptor.look_soon()
@@ -91,6 +92,16 @@ class _Server(web.Server):
         connection = Connection(self, self._limit, self._malformed, loop=self._loop, **self._kwargs)
         connection.closing = self.closing
         return connection
+
+    def _is_refused(self, connection: socket.socket) -> bool:
+        """Refuse a request that came with its connection, which ends with it; return whether it was.
+
+        aiohttp's connection costs several times as much as the answer.
+        """
+        limit = self._limit
+        return (
+            limit is not None and limit.engaged and limit.is_full(limit.waiting) and refuse_at_once(connection, limit)
+        )
 
     def _count_refused(self) -> None:
         if self._limit is not None:

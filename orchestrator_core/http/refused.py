@@ -45,6 +45,14 @@ class RefusedLines:
     def add(self, execution_id: str, method: str, target: str, seconds: float) -> None:
         self._add(execution_id, method, target, seconds, OVERLOADED.status, OVERLOADED.detail)
 
+    def add_unread(self, execution_id: str, request: bytes, seconds: float) -> None:
+        """Tell of a request that was refused without reading it."""
+        if not self.room:
+            self.left_out += 1
+            return
+        method, target, _ = request.split(b" ", 2)
+        self.add(execution_id, method.decode(), target.decode(), seconds)
+
     def gone(self, method: str, target: str, seconds: float) -> None:
         """Tell of a request whose client went while it waited for its turn."""
         self._add(new_execution_id(), method, target, seconds, CLIENT_CLOSED_REQUEST, GONE)

@@ -1,4 +1,4 @@
-"""What is refused unread is what the parser would have read as one request, whole, on a connection that stays open."""
+"""What is refused unread is what the parser would have read as one whole request, the connection's last or not."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from aiohttp.http_parser import HttpRequestParser
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orchestrator_core.http.whole import LONGEST, is_whole_request
+from orchestrator_core.http.whole import LONGEST, is_last_request, is_whole_request
 
 GET = b"GET /orchestrator/d/e HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b'POST /orchestrator/d/e/7?a=b HTTP/1.1\r\nHost: x\r\ncontent-length: 7\r\nAccept: */*\r\n\r\n{"a":1}'
+LAST = GET.replace(b"Host: x", b"Host: x\r\nConnection: close")
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,24 @@ POST = b'POST /orchestrator/d/e/7?a=b HTTP/1.1\r\nHost: x\r\ncontent-length: 7\r
 )
 def test_a_plain_request_is_known(data: bytes) -> None:
     assert is_whole_request(data)
-    assert read(data) == (1, True)
+    assert not is_last_request(data)
+    assert read(data) == (1, True, False)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        GET.replace(b"1.1", b"1.0"),
+        GET.replace(b"1.1", b"1.0").replace(b"Host: x\r\n", b""),
+        POST.replace(b"1.1", b"1.0").replace(b"Accept: */*", b"Connection: close"),
+        GET.replace(b"Host: x", b"CONNECTION:close\r\nHost: x"),
+        POST.replace(b"Accept: */*", b"connection: Close"),
+    ],
+)
+def test_a_plain_request_that_is_the_last_is_known(data: bytes) -> None:
+    assert is_last_request(data)
+    assert not is_whole_request(data)
+    assert read(data) == (1, True, True)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +91,31 @@ def test_anything_else_is_left_to_the_parser(data: bytes) -> None:
     assert not is_whole_request(data)
 
 
-def read(data: bytes) -> tuple[int, bool]:
-    """Return how many requests aiohttp reads, and whether the last one is whole and leaves the connection open."""
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(
+            LAST[:-1],
+            LAST + b"x",
+            LAST + LAST,
+            LAST + GET,
+            LAST.replace(b"Host", b"X-Host"),
+            LAST.replace(b"1.1", b"1.2"),
+        ),
+        LAST.replace(b"close", b"close, keep-alive"),
+        LAST.replace(b"Host: x", b"Host: x\r\nConnection: keep-alive"),
+        LAST.replace(b"Host: x", b"Host: x\r\nUpgrade: websocket"),
+        LAST.replace(b"Host: x", b"Host: x\r\nTransfer-Encoding: chunked"),
+        LAST.replace(b"/orchestrator/d", b"/health"),
+        GET.replace(b"1.1\r\n", b"1.0\r\nConnection: keep-alive\r\n"),
+    ],
+)
+def test_what_may_not_be_the_last_is_left_to_the_parser(data: bytes) -> None:
+    assert not is_last_request(data)
+
+
+def read(data: bytes) -> tuple[int, bool, bool]:
+    """Return how many requests aiohttp reads, and of the last one whether it is whole and ends the connection."""
     loop = asyncio.new_event_loop()
     try:
         protocol = Mock(BaseProtocol)
@@ -83,7 +124,7 @@ def read(data: bytes) -> tuple[int, bool]:
     finally:
         loop.close()
     message, payload = messages[-1]
-    return len(messages), payload.is_eof() and not message.should_close and not upgraded and not tail
+    return len(messages), payload.is_eof() and not upgraded and not tail, message.should_close
 
 
 PATHS = ("/orchestrator/d/e", "/orchestrator/d/e?x=/", "/orchestrator/d", "/orchestrator//", "/orchestrator/a b/c")
@@ -103,8 +144,9 @@ def mostly(*usual: str, rarely: Sequence[str]) -> st.SearchStrategy[str]:
 def requests(draw: st.DrawFn) -> bytes:
     method = draw(mostly("GET", "POST", rarely=("PUT", "get")))
     path = draw(st.sampled_from(PATHS) | st.text("/ab%?#\x00\x7f", max_size=8).map("/orchestrator/d/{}".format))
-    version = draw(mostly("HTTP/1.1", rarely=("HTTP/1.0",)))
+    version = draw(mostly("HTTP/1.1", "HTTP/1.0", rarely=("HTTP/1.2",)))
     headers = draw(st.lists(st.builds("{}:{}".format, names, values), max_size=4))
+    headers += draw(st.sampled_from([[], ["Connection: close"], ["connection:keep-alive"]]))
     end = draw(mostly("\r\n", rarely=("\n",)))
     body = draw(mostly("", "{}", rarely=("\r\n", GET.decode())))
     return (end.join([f"{method} {path} {version}", "Host: x", *headers, "", ""]) + body).encode()
@@ -113,10 +155,12 @@ def requests(draw: st.DrawFn) -> bytes:
 @given(requests())
 @example(GET)
 @example(POST)
+@example(LAST)
 def test_what_is_known_is_one_request_to_the_parser_too(data: bytes) -> None:
-    if is_whole_request(data):
-        try:
-            found = read(data)
-        except BadHttpMessage:  # it would have been refused in any case
-            return
-        assert found == (1, True)
+    for is_known, ends in ((is_whole_request, False), (is_last_request, True)):
+        if is_known(data):
+            try:
+                found = read(data)
+            except BadHttpMessage:  # it would have been refused in any case
+                return
+            assert found == (1, True, ends)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import ANY
 
 import orjson
 import pytest
 
 from orchestrator_core.http.answers import Answer
+from orchestrator_core.http.connection import Connection
 from orchestrator_core.http.limit import Limit
 from orchestrator_core.testing import RunningService, check_problems, service
 from orchestrator_core.testing.pytest_plugin import Served
@@ -155,6 +158,49 @@ def test_every_form_of_a_request_is_refused_properly(run: Run, request_bytes: by
                 assert body == b""
             else:
                 assert orjson.loads(body)["detail"] == "the service is overloaded"
+
+    run(main())
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_clients_that_connect_for_one_request_each_are_refused_without_a_connection(
+    run: Run, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """A connection costs several times as much as the answer. Whoever asks for health gets one all the same."""
+    asked = b"GET %b HTTP/%b\r\nHost: x\r\nConnection: close\r\n\r\n" % (QUICK.encode(), version.encode())
+    health = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    made: list[Connection] = []
+    connection_made = Connection.connection_made
+    monkeypatch.setattr(
+        Connection, "connection_made", lambda self, transport: (made.append(self), connection_made(self, transport))
+    )
+
+    async def main() -> None:
+        async with full() as served:
+            await served.get(QUICK)
+            before, limit = len(made), served.running.limit
+            shed = limit.shed
+            clients = []
+            for number in range(100):
+                client = socket.create_connection(served.running.public)  # the kernel's queue takes it
+                client.sendall(health if number == 50 else asked)
+                client.setblocking(False)
+                clients.append(client)
+            loop = asyncio.get_running_loop()
+            heads = [await loop.sock_recv(client, 4096) for client in clients]
+            ends = [await loop.sock_recv(client, 4096) for client in clients]
+            for client in clients:
+                client.close()
+            assert [head[9:12] for head in heads].count(b"503") == 99
+            assert heads[50].startswith(b"HTTP/1.1 200")
+            assert heads[60].startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+            assert b"\r\nConnection: close\r\n" in heads[60]
+            assert b"\r\nRetry-After: 3\r\n" in heads[60]
+            assert orjson.loads(heads[60].partition(b"\r\n\r\n")[2]) == {**REFUSED, "execution_id": ANY}
+            assert ends == [b""] * 100
+            assert limit.shed - shed == 99
+            assert limit.backlog == 0
+            assert len(made) - before < 30
 
     run(main())
 
