@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +14,10 @@ from attrs import frozen
 
 from orchestrator_core.config.model import ServerOptions
 from orchestrator_core.engine import Failure, new_execution_id
-from orchestrator_core.http.answers import CLOSES, Answer, common_headers, own_timing, problem, refusal
+from orchestrator_core.http.answers import Answer, common_headers, own_timing, problem, refusal
 from orchestrator_core.http.limit import Limit
 from orchestrator_core.http.sockets import has_unread
-from orchestrator_core.http.whole import LONGEST, is_last_request, is_whole_request
+from orchestrator_core.http.whole import is_whole_request
 from orchestrator_core.run import clock
 
 log = structlog.get_logger("orchestrator.http")
@@ -26,8 +25,6 @@ log = structlog.get_logger("orchestrator.http")
 LINGERING_SECONDS = 2.0
 LINGERING_BYTES = 8 * 2**20
 SWEEP_SECONDS = 1.0
-SPARE_SECONDS = 1.0
-HEALTH = "/health/"
 
 _SENT = re.compile(r"(?: when reading)?: (?:bytearray\()?b?['\"].*")
 """Where the parser repeats what was sent: that can be a client's cookie, which is not to be logged."""
@@ -323,81 +320,11 @@ class Connection(web.RequestHandler):
     def _refusal(self, failure: Failure, execution_id: str = "") -> Answer:
         execution_id = execution_id or new_execution_id()
         self.malformed(execution_id, failure.status, failure.detail)
-        return _problem(failure, execution_id)
+        return answer_of(failure, execution_id)
 
 
-class SpareConnection(Connection):
-    """A connection too many that may ask for the service's health, which is to be seen when all are in use.
-
-    Any other request is refused, and so is a client that says nothing for ``SPARE_SECONDS``. ``refused`` is told then.
-    """
-
-    __slots__ = ("_handle", "_most", "_opened_at", "_tell")
-
-    def __init__(
-        self, server: web.Server, malformed: Malformed, most: int, refused: Callable[[], None], **options: Any
-    ) -> None:
-        super().__init__(server, None, malformed, **options)
-        self._most, self._tell = most, refused
-        self._opened_at = self._loop.time()
-        self._handle: Any = self._request_handler
-        self._request_handler = self._health_alone
-        self.closing = True
-
-    async def _health_alone(self, request: web.BaseRequest) -> Any:
-        if request._message.path.startswith(HEALTH):
-            return await self._handle(request)
-        self._tell()
-        return _too_many(self._most)
-
-    def sweep(self, now: float, limits: Limits) -> bool:
-        if self.transport is None or not self.idle() or now - self._opened_at < SPARE_SECONDS:
-            return super().sweep(now, limits)
-        self._tell()
-        self.transport.write(_too_many(self._most).written(keep_alive=False))
-        self.force_close()
-        return True
-
-
-def refuse_at_once(connection: socket.socket, limit: Limit) -> bool:
-    """Refuse what a client has sent on a new connection and close it, if it is a whole request that asks for that.
-
-    Return whether it was; if not, nothing has been read.
-    """
-    try:
-        data = connection.recv(LONGEST + 1, socket.MSG_PEEK)
-        if not is_last_request(data):
-            return False
-        execution_id = new_execution_id()
-        connection.recv(len(data))  # a connection that is closed with something unread is reset, and the answer lost
-        connection.send(refusal(execution_id, limit.retry_after, 0.0, CLOSES))
-    except OSError:  # nothing is there yet, or its client is gone
-        return False
-    connection.close()
-    limit.shed += 1
-    limit.lines.add_unread(execution_id, data, 0.0)
-    return True
-
-
-class RefusedConnection(asyncio.Protocol):
-    """A connection too many."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.write(_too_many(self._most).written(keep_alive=False))  # type: ignore[attr-defined]  # it is no datagram
-        transport.close()
-
-
-def _too_many(most: int) -> Answer:
-    failure = Failure(503, "not available", f"all {most} connections are in use", retry_after_seconds=1)
-    answer = _problem(failure, new_execution_id())
-    answer.closes = True
-    return answer
-
-
-def _problem(failure: Failure, execution_id: str) -> Answer:
+def answer_of(failure: Failure, execution_id: str) -> Answer:
+    """Return the problem document for what did not come so far that an endpoint or a page was looked for."""
     return problem(failure, execution_id, common_headers(execution_id, own_timing(clock())))
 
 
@@ -407,6 +334,5 @@ __all__ = [
     "Connection",
     "Limits",
     "Malformed",
-    "RefusedConnection",
-    "SpareConnection",
+    "answer_of",
 ]

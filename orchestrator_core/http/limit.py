@@ -20,16 +20,16 @@ wait, a standing line helps nobody.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from time import thread_time
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from orchestrator_core.config.model import LimitOptions
 from orchestrator_core.http.circle import Circle
 from orchestrator_core.http.excess import Excess
+from orchestrator_core.http.line import Line, Waiting
 from orchestrator_core.http.pace import MEASURED, UNKNOWN, Pace
 from orchestrator_core.http.refused import RefusedLines
 from orchestrator_core.run import clock
@@ -48,12 +48,6 @@ LONG_IN_A_ROW = 3
 
 PAUSE_SECONDS = 0.001
 """How long it takes to look again where those in flight are enough."""
-
-CATCH_UP_SECONDS = 0.02
-"""Those that could have been let in so long before are let in later: while turns are long, nobody is."""
-
-HEAP_SECONDS = 0.005
-"""What is worked off in so long may be let in in one turn, and one request, however much there is to catch up."""
 
 MANY = 128
 """So many clients in a circle, who wait for their answers before they ask again, are a calm."""
@@ -79,15 +73,6 @@ GROWING = 1.1
 UNLIMITED = 2**62
 TURNS_TO_BEGIN = 2
 """How many turns of the loop pass until a request that was let in has been begun: one to wake, one for its task."""
-
-
-class Waiting(Protocol):
-    """A connection whose request waits to be let in. ``waits`` turns false when there is nobody left to let in."""
-
-    waits: bool
-
-    def let_in(self) -> None: ...
-    def refuse(self, waited_seconds: float) -> None: ...
 
 
 class _Turn:
@@ -129,14 +114,10 @@ class Limit:
         "_circle",
         "_cost",
         "_counted",
-        "_due",
-        "_due_at",
         "_excess",
         "_in_flight_before",
         "_later",
-        "_least_wait",
         "_left",
-        "_let_in",
         "_let_in_at",
         "_let_in_last",
         "_line",
@@ -193,7 +174,7 @@ class Limit:
         self.lines = RefusedLines(later)
         self.engaged = False
         self.overloaded = False
-        self._line: deque[tuple[float, Waiting]] = deque()
+        self._line = Line()
         self._busy = self._watching = self._counted = False
         self._turns_left = 0
         self._at_once = 8.0
@@ -207,10 +188,9 @@ class Limit:
         self._pace = Pace(worked)
         self._circle = Circle()
         self._excess = Excess()
-        self._due = self._due_at = self._usual_before = 0.0
+        self._usual_before = 0.0
         self._in_flight_before = self._line_before = self._under_way = self._swelled = 0
-        self._let_in = self._longest = self._shed_before = 0
-        self._least_wait = float("inf")
+        self._longest = self._shed_before = 0
         self.use(options)
 
     def use(self, options: LimitOptions | None) -> None:
@@ -306,7 +286,7 @@ class Limit:
             return waiting * each > self._wait
         can = max(pace.usual, pace.rate if pace.rate < UNKNOWN and pace.windows >= MEASURED else 0.0)
         each = 1 / can if can else self._cost
-        return waiting * each > self._burst or self._now() - self._line[0][0] > self._burst
+        return waiting * each > self._burst or self._line.first_waits(self._now()) > self._burst
 
     def refuse(self, connection: Waiting, waited_seconds: float) -> None:
         self.shed += 1
@@ -331,8 +311,8 @@ class Limit:
             self._look_around(now)
         if self._turns_left:
             self._turns_left -= 1
-            if self.in_flight and self.engaged and self._pace.rate < UNKNOWN and self._admit(now, self._due_now(now)):
-                self._counted = False
+            if self.in_flight and self.engaged:
+                self._let_more_in(now)
             self._soon(self._turn)
             return
         if self._watching:
@@ -377,32 +357,17 @@ class Limit:
             self._at_once = min(float(MOST_AT_ONCE), max(1.0, self._at_once))
 
     def _let_some_in(self, now: float) -> None:
-        most = self._due_now(now) if self._pace.rate < UNKNOWN else int(self._at_once)
-        self._let_in_last = self._admit(now, most if self.engaged else len(self._line))
+        line, rate = self._line, self._pace.rate
+        most = line.due(now, rate) if rate < UNKNOWN else int(self._at_once)
+        self._let_in_last = line.admit(now, most if self.engaged else len(line))
         self._let_in_at = now
         self._counted = self.engaged and self._pace.begun  # else others begin beside them
 
-    def _due_now(self, now: float) -> int:
-        """Return how many may be let in by the pace: not all that is to be caught up at once, as a heap stays one."""
-        rate = self._pace.rate
-        self._due = min(self._due + (now - self._due_at) * rate, max(2.0, rate * CATCH_UP_SECONDS))
-        self._due_at = now
-        return int(min(self._due, max(1.0, rate * HEAP_SECONDS)))
-
-    def _admit(self, now: float, most: int) -> int:
-        """Let in the first of the line; return how many there were."""
-        line, count = self._line, 0
-        while line and count < most:
-            arrived, connection = line.popleft()
-            if not connection.waits:
-                continue
-            if now - arrived < self._least_wait:
-                self._least_wait = now - arrived
-            connection.let_in()
-            count += 1
-        self._due -= count
-        self._let_in += count
-        return count
+    def _let_more_in(self, now: float) -> None:
+        """Let in by the pace, if there is one, while those let in last are being begun."""
+        line, rate = self._line, self._pace.rate
+        if rate < UNKNOWN and line.admit(now, line.due(now, rate)):
+            self._counted = False
 
     # --- calm and overload -----------------------------------------------------------------------------------------
 
@@ -412,12 +377,12 @@ class Limit:
             self._excess.begin(now, self.arrived)
         self._pace.open_window()
         self._in_flight_before, self._line_before = self.in_flight, len(self._line)
-        self._let_in = self._longest = 0
-        self._least_wait = float("inf")
+        self._line.open_window()
+        self._longest = 0
         self._shed_before = self.shed
 
     def _look_back(self, now: float) -> None:
-        ended = max(0, self._let_in - (self.in_flight - self._in_flight_before))
+        ended = max(0, self._line.let_in - (self.in_flight - self._in_flight_before))
         before, behind = self._line_before + self._in_flight_before, len(self._line) + self.in_flight
         grows = behind > GROWING * before + 1
         # what was done in the first windows was in part for those whom nobody had counted
@@ -434,7 +399,7 @@ class Limit:
             self._left = 0 if refused else self._left + 1
             if quiet or self._left >= LEFT_WINDOWS:
                 self._end_overload()
-        elif judged and self._longest > self._min and self._least_wait > self._wait:
+        elif judged and self._longest > self._min and self._line.least_wait > self._wait:
             came = behind - before + ended + self.shed - self._shed_before
             could = self._pace.usual * (now - self._window)
             if self._excess.is_overload(came, ended, could, self._pace.is_sure, refused):
@@ -457,7 +422,7 @@ class Limit:
         """Return whether the line stands in a calm of which it is sure what the loop can end in it."""
         if not self.adaptive or self.overloaded or self._trusted or not self._pace.is_sure:
             return False
-        return len(self._line) > self._min and now - self._line[0][0] > self._wait
+        return len(self._line) > self._min and self._line.first_waits(now) > self._wait
 
     def _begin_overload(self, now: float) -> None:
         self.overloaded = True
@@ -506,4 +471,4 @@ class Limit:
                 self.refuse(connection, now - arrived)
 
 
-__all__ = ["Limit", "Waiting"]
+__all__ = ["Limit"]

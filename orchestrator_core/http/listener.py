@@ -20,13 +20,11 @@ from orchestrator_core.http.connection import (
     Connection,
     Limits,
     Malformed,
-    RefusedConnection,
-    SpareConnection,
-    refuse_at_once,
 )
 from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.limit import Limit
 from orchestrator_core.http.sockets import of_no_address
+from orchestrator_core.http.turned_away import RefusedConnection, SpareConnection, refuse_at_once
 
 log = structlog.get_logger("orchestrator.http")
 
