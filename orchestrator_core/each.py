@@ -30,7 +30,7 @@ from orchestrator_core.expressions.values import kind
 from orchestrator_core.plugin_api import JSON, Degraded
 from orchestrator_core.policies.notes import Guarded
 from orchestrator_core.run import Request, Run
-from orchestrator_core.tasks import Branches, fault_of
+from orchestrator_core.tasks import Branches, ends_task, fault_of
 from orchestrator_core.time_limits import TimeLimit, Timer
 from orchestrator_core.time_limits import within as run_within
 
@@ -229,8 +229,8 @@ class _Calls:
             answers = await self.knowing(many.call)([values for _, values in items])
             if len(answers) != len(items):
                 raise SourceError(f"the source returned {len(answers)} results for {len(items)} items")
-        except (Exception, SystemExit) as error:  # it is every item's
-            if not step.optional:
+        except BaseException as error:  # it is every item's
+            if ends_task(error) or not step.optional:
                 raise
             self.run.note_failed_items(step.index, self.run.blamed(step.name, fault_of(error)), len(items))
             return
@@ -261,7 +261,9 @@ class _Calls:
             position, values = todo.popleft()  # right before the call: items are captured in their order
             try:
                 answer = await call(*values)
-            except (Exception, SystemExit) as error:  # it is this item's: see fail
+            except BaseException as error:  # it is this item's: see fail
+                if ends_task(error):
+                    raise
                 self.fail(position, fault_of(error))
             else:
                 self.settle(position, answer)

@@ -33,7 +33,7 @@ from orchestrator_core.run import (
 )
 from orchestrator_core.schemas import RequestSchema, coerce, coerce_all, pointer
 from orchestrator_core.snapshot import ReadyPlan
-from orchestrator_core.tasks import exit_asked_for, fault_of_panic, is_panic, is_told_to_end
+from orchestrator_core.tasks import ends_task, exit_asked_for
 from orchestrator_core.time_limits import NO_DEADLINE
 
 log = structlog.get_logger("orchestrator.engine")
@@ -111,18 +111,17 @@ async def execute(ready: ReadyPlan, request: Request, run: Run) -> JSON:
     run.deadline = deadline = ready.time_limit.begin(clock() - run.started)
     try:
         result = await ready.run(request, run)
-    except asyncio.CancelledError as cancelled:
+    except asyncio.CancelledError:
         if deadline.caused():
             raise _out_of_time(ready, run) from None
-        if type(cancelled) is not asyncio.CancelledError or is_told_to_end():
-            raise
-        raise _broken_off(run) from cancelled
+        raise
     except SystemExit as error:  # of a transformer's in the response: it would end the event loop
         raise RuntimeError(exit_asked_for(error)) from error
     except BaseException as error:
-        if is_panic(error):  # it would end the connection, and the record tell of an answer
-            raise _panicked(run, error) from error
-        raise
+        if isinstance(error, Exception) or ends_task(error):
+            raise
+        # A panic of such a transformer's would end the connection, and the record tell of an answer.
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
     finally:
         ready.time_limit.end(deadline)
         run.deadline = NO_DEADLINE  # the run is kept: it must not keep the task
@@ -147,25 +146,6 @@ def _out_of_time(ready: ReadyPlan, run: Run) -> OrchestratorError:
     for step in waiting:
         run.count_failure(step, error)
     return whole
-
-
-def _broken_off(run: Run) -> SourceError:
-    """Return the error of a request in which a source without policies raised a cancellation of its own."""
-    waiting = run.unfinished()
-    run.failed_step = waiting[0] if waiting else ""
-    error = SourceError("the source broke its own call off")
-    for step in waiting:
-        run.count_failure(step, error)
-    return error
-
-
-def _panicked(run: Run, panic: BaseException) -> SourceError:
-    """Return the error of a request in which a source without policies panicked. A step that runs alone is to blame."""
-    error, waiting = fault_of_panic(panic), run.unfinished()
-    if len(waiting) == 1:
-        (run.failed_step,) = waiting
-        run.count_failure(run.failed_step, error)
-    return error
 
 
 @frozen

@@ -254,7 +254,7 @@ class Run:
             return result.result
         return result  # type: ignore[return-value]  # mypy does not narrow by the exact type
 
-    def failed(self, index: int, started: float, raised: Exception | SystemExit) -> Exception:
+    def failed(self, index: int, started: float, raised: BaseException) -> Exception:
         """Note that a required step failed, and return the exception to raise.
 
         When several steps fail in the same moment, each raises the first one's: the answer's error and the step
@@ -271,7 +271,7 @@ class Run:
             self.failed_step = culprit(error, name)
         return self.failure
 
-    def fallback(self, index: int, started: float, raised: Exception | SystemExit, default: JSON) -> JSON:
+    def fallback(self, index: int, started: float, raised: BaseException, default: JSON) -> JSON:
         """Note that a step failed which the request can do without, and return its default."""
         name = self.plan.step_names[index]
         error = fault_of(raised)

@@ -20,31 +20,29 @@ def exit_asked_for(error: SystemExit) -> str:
     return f"it calls sys.exit({error.code!r}), which would end the service"
 
 
-def is_panic(error: BaseException) -> bool:
-    """Return whether a source or model raised what is no ``Exception`` and nobody's wish to end something.
+def ends_task(error: BaseException) -> bool:
+    """Return whether what was raised is somebody's wish to end the current task, and no failure of what it called.
 
-    Such as the panic of a library that is written in Rust.
+    A source can raise a cancellation that nobody asked for, and what is no ``Exception``, such as the panic of a
+    library that is written in Rust: see :func:`fault_of`.
     """
-    return not isinstance(error, Exception | asyncio.CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit)
+    if isinstance(error, asyncio.CancelledError):
+        return type(error) is not asyncio.CancelledError or is_told_to_end()
+    return isinstance(error, GeneratorExit | KeyboardInterrupt)
 
 
-def fault_of_panic(error: BaseException) -> SourceError:
-    """Return the failure of a source or model that has raised such a thing."""
-    failure = SourceError(f"the source is at fault: {type(error).__name__}: {error}")
+def fault_of(error: BaseException) -> Exception:
+    """Return an error as it is, and the failure of the source or model in place of what is no ``Exception``."""
+    if isinstance(error, Exception):
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        failure = SourceError("the source broke its own call off", transient=True)
+    elif isinstance(error, SystemExit):
+        failure = SourceError(f"the source is at fault: {exit_asked_for(error)}")
+    else:
+        failure = SourceError(f"the source is at fault: {type(error).__name__}: {error}")
     failure.__cause__ = error
     return failure
-
-
-def fault_of_exit(error: SystemExit) -> SourceError:
-    """Return the failure of a source or model that has called ``sys.exit`` in place of an answer."""
-    failure = SourceError(f"the source is at fault: {exit_asked_for(error)}")
-    failure.__cause__ = error
-    return failure
-
-
-def fault_of(error: Exception | SystemExit) -> Exception:
-    """Return an error as it is, and in place of an exit the failure that it is."""
-    return fault_of_exit(error) if isinstance(error, SystemExit) else error
 
 
 class Branches:
@@ -142,11 +140,9 @@ async def to_its_end(future: asyncio.Future[T]) -> T:
 __all__ = [
     "Branches",
     "beside",
+    "ends_task",
     "exit_asked_for",
     "fault_of",
-    "fault_of_exit",
-    "fault_of_panic",
-    "is_panic",
     "is_told_to_end",
     "to_its_end",
 ]

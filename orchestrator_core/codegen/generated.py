@@ -16,7 +16,7 @@ from orchestrator_core.expressions import MISSING, namespace
 from orchestrator_core.plugin_api import JSON
 from orchestrator_core.policies.notes import Guarded
 from orchestrator_core.run import OK, SKIPPED, Request, Run, clock
-from orchestrator_core.tasks import Branches
+from orchestrator_core.tasks import Branches, ends_task
 
 Call = Callable[..., Awaitable[JSON]]
 Coroutine = Callable[[Request, Run], Awaitable[JSON]]
@@ -63,6 +63,7 @@ class Generated:
             "OK": OK,
             "SKIPPED": SKIPPED,
             "clock": clock,
+            "ends_task": ends_task,
             "future": _future,
             "located": located,
             "timeout": asyncio.timeout,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 _RESERVED = {
     *("request", "run", "steps", "started", "error", "branches", "clock", "MISSING", "OK", "SKIPPED", "LOOKUP"),
-    *("Branches", "timeout", "future", "located", "BaseException", "Exception"),
+    *("Branches", "timeout", "future", "located", "BaseException", "ends_task"),
     # A step `each` has `each_list`, as the plan has of a step `list`.
     *("call", "convert", "default", "each", "transform"),
 }

@@ -182,8 +182,10 @@ class _Writer:
         else:
             self.conditional(step, variable, index)
         self.depth -= 1
-        self.line("except (Exception, SystemExit) as error:")
+        self.line("except BaseException as error:")
         self.depth += 1
+        self.line("if ends_task(error):")
+        self.line("    raise")
         if step.optional:
             default = f"default_{variable}"
             self.constants[default] = step.default if step.for_each is None else []

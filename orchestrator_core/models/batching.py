@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from orchestrator_core.models.options import BatchOptions
 from orchestrator_core.plugin_api import JSON, InvalidParam, Model, SourceError, SourceUnavailable
 from orchestrator_core.policies.batches import mark
-from orchestrator_core.tasks import fault_of
+from orchestrator_core.tasks import ends_task, fault_of
 
 Row = Mapping[str, JSON]
 
@@ -86,7 +86,9 @@ class Batcher:
             results = await predict_rows(self._model, [row for row, _ in batch])
         except InvalidParam:
             await self._one_by_one(batch)
-        except (Exception, SystemExit) as raised:  # it belongs to the callers, who wait for it
+        except BaseException as raised:  # it belongs to the callers, who wait for it
+            if ends_task(raised):
+                raise
             error = fault_of(raised)
             mark(error)
             _fail(batch, error)
@@ -103,7 +105,9 @@ class Batcher:
             self._called()
             try:
                 (result,) = await predict_rows(self._model, [row])
-            except (Exception, SystemExit) as raised:  # it belongs to the caller, who waits for it
+            except BaseException as raised:  # it belongs to the caller, who waits for it
+                if ends_task(raised):
+                    raise
                 _fail([(row, answer)], fault_of(raised))
             else:
                 if not answer.done():

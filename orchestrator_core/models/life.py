@@ -27,7 +27,7 @@ from orchestrator_core.plugin_api import (
     SourceError,
     SourceUnavailable,
 )
-from orchestrator_core.tasks import exit_asked_for, fault_of_exit
+from orchestrator_core.tasks import exit_asked_for, fault_of
 
 log = structlog.get_logger("orchestrator.models")
 
@@ -263,7 +263,7 @@ class Life:
         except TimeoutError:
             return SourceUnavailable(f"the health check got no answer within {seconds:g} s")
         except SystemExit as error:
-            return fault_of_exit(error)
+            return fault_of(error)
         except Exception as error:  # whatever it is, nobody should rely on this model now
             return error
         return None
@@ -324,7 +324,7 @@ async def _ended(model: Ends) -> None:
     try:
         how = await model.ended()
     except SystemExit as error:
-        raise fault_of_exit(error) from error
+        raise fault_of(error) from error
     raise ModelEnded(f"it ended: {how}" if how else "it ended", by_others=isinstance(how, EndedByOthers))
 
 

@@ -25,7 +25,7 @@ from orchestrator_core.policies.layers import Call, Layer, refusal
 from orchestrator_core.policies.options import RetryOptions
 from orchestrator_core.policies.policies import GuardedRun
 from orchestrator_core.policies.retry import RetryBudget, pause_seconds
-from orchestrator_core.tasks import fault_of_exit, fault_of_panic, is_panic, is_told_to_end
+from orchestrator_core.tasks import ends_task, fault_of
 from orchestrator_core.time_limits import Timer
 
 __all__ = ["attempts", "is_failure"]
@@ -289,15 +289,7 @@ class _Attempts:
 
 def _of_source(error: BaseException) -> BaseException:
     """Return a failure of the source in place of a cancellation that is none of the request's, an exit or a panic."""
-    if isinstance(error, SystemExit):
-        return fault_of_exit(error)
-    if is_panic(error):
-        return fault_of_panic(error)
-    if type(error) is not asyncio.CancelledError or is_told_to_end():
-        return error
-    failure = SourceError("the source broke its own call off", transient=True)
-    failure.__cause__ = error
-    return failure
+    return error if ends_task(error) else fault_of(error)
 
 
 def _is_answer(error: BaseException) -> bool:

@@ -463,7 +463,9 @@ async def shop__basket(request, run):
         except Exception:
             price_given = each_price.values(price_params, request, run, price_each)
         price = await each_price.results(run, price_given, at_most=3, within=0.25)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if ends_task(error):
+            raise
         price = run.fallback(0, started, error, default_price)
     else:
         steps[0] = run.ended_with_items(0, started)
@@ -484,7 +486,9 @@ async def shop__basket(request, run):
         except Exception:
             total_given = each_total.values(total_params, request, run, total_each)
         total = await each_total.results(run, total_given, at_most=8)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if ends_task(error):
+            raise
         raise run.failed(1, started, error)
     steps[1] = (OK, started, clock(), '')
 

@@ -250,7 +250,9 @@ async def d__e(request, run):
         except LOOKUP:
             (customer_id_0,) = customer_params(request, run)
         customer = await call_customer(customer_id_0)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if ends_task(error):
+            raise
         raise run.failed(0, started, error)
     steps[0] = (OK, started, clock(), '')
 
@@ -265,7 +267,9 @@ async def d__e(request, run):
         except LOOKUP:
             (score_income_0,) = score_params(request, run, customer)
         score = await call_score(score_income_0)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if ends_task(error):
+            raise
         raise run.failed(1, started, error)
     steps[1] = (OK, started, clock(), '')
 

@@ -90,15 +90,33 @@ class Panic(BaseException):
     """As PyO3's ``PanicException``, which is no ``Exception``."""
 
 
-def test_a_source_without_policies_that_panics_has_failed_the_request(run: RunFixture) -> None:
-    """The client's connection was closed without an answer, and the record told of one."""
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (Panic("index out of bounds"), "the source is at fault: Panic: index out of bounds"),
+        (asyncio.CancelledError(), "the source broke its own call off"),
+    ],
+    ids=["a panic", "a cancellation"],
+)
+def test_a_source_without_policies_that_raises_no_exception_fails_its_step_alone(
+    run: RunFixture, raised: BaseException, said: str
+) -> None:
+    """The client's connection was closed without an answer, and a step with a default failed the request."""
 
     async def main() -> None:
-        for blamed, *steps in (("a", step("a")), ("", step("a"), step("b")), ("", step("b"), step("a"))):
-            async with planned(Lab({"a": fails(Panic("index out of bounds")), "b": forever}), *steps) as ready:
+        for steps in ([step("a")], [step("a"), step("b")], [step("b"), step("a")]):
+            async with planned(Lab({"a": fails(raised), "b": forever}), *steps) as ready:
                 got = await ran(ready)
-                said = "the source is at fault: Panic: index out of bounds"
-                assert (type(got.error), str(got.error), got.run.failed_step) == (SourceError, said, blamed)
+                assert (type(got.error), str(got.error), got.run.failed_step) == (SourceError, said, "a")
+                assert (got.steps["a"].status, got.steps["a"].error) == ("failed", said)
+        async with planned(Lab({"a": fails(raised)}), step("a", default=1), step("b")) as ready:
+            got = await ran(ready)
+            assert got.result == {"a": 1, "b": {}}
+            assert (got.statuses, got.steps["a"].error) == ({"a": "default", "b": "ok"}, said)
+        items = step("a", for_each=[1, 2, 3], max_concurrency=2, params={"n": "$item"}, default=0)
+        async with planned(Lab({"a": fails(raised)}), items) as ready:
+            got = await ran(ready)
+            assert (got.result, got.run.degraded_steps) == ([0, 0, 0], ("a",))
 
     run(main())
 

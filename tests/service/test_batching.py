@@ -184,6 +184,27 @@ def test_a_model_that_calls_sys_exit_fails_its_callers(run: RunFixture) -> None:
     run(main())
 
 
+class Panic(BaseException):
+    """As a library in Rust raises it."""
+
+
+def test_a_model_that_panics_fails_its_callers(run: RunFixture) -> None:
+    """They were told that the model is being closed."""
+
+    class Panicking:
+        async def predict(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
+            if len(rows) > 1 and rows[1].get("unfit"):
+                raise InvalidParam("features", "an unfit row")
+            raise Panic("index out of bounds")
+
+    async def main() -> None:
+        for row in ({"x": 2}, {"x": 2, "unfit": True}):
+            answers = await gathered(Panicking(), [{"x": 1}, row])
+            assert [str(answer) for answer in answers] == ["the source is at fault: Panic: index out of bounds"] * 2
+
+    run(main())
+
+
 def test_a_model_that_returns_too_few_results_fails_them_all(run: RunFixture) -> None:
     async def main() -> None:
         answers = await gathered(Counting(), [{"x": 1}, {"x": 2, "short": True}])
