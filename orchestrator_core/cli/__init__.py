@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -28,6 +30,18 @@ COMMANDS: Mapping[str, str] = {
     "executions": "Show the latest executions of the running service.",
 }
 INTERRUPTED = 130
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
+
+@contextmanager
+def _output() -> Iterator[None]:
+    """Say that the output was not taken, as by a full disk. Whoever opens a file says that of it, with its name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE or error.filename is not None:
+            raise
+        raise click.ClickException(f"the output cannot be written: {error.strerror}") from error
 
 
 class Commands(click.Group):
@@ -48,7 +62,8 @@ class Commands(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[__name__] = list(args)
-        return super().parse_args(ctx, args)
+        with _output():  # of --help and --version
+            return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -61,7 +76,8 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _output():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
         except click.ClickException as error:

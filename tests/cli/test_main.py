@@ -108,6 +108,38 @@ def test_an_error_is_told_without_the_secrets_of_the_configuration(
     assert "canary-4711" not in result.output
 
 
+@pytest.mark.parametrize("arguments", [["schema"], ["plugins"], ["--help"], ["check", "--help"], ["--version"]])
+def test_output_that_nothing_takes_is_no_defect(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrator_core", *arguments],
+            env=ENVIRONMENT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    assert done.stderr == "Error: the output cannot be written: No space left on device\n"
+    assert done.returncode == 1
+
+
+def test_who_reads_only_the_beginning_hears_nothing_more() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrator_core", "schema"],
+            env=ENVIRONMENT,
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        os.close(writing)
+
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_an_interrupt_exits_with_130_and_says_nothing(orchestrator: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     async def interrupted(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
