@@ -77,11 +77,11 @@ def _connections(limit: Limit) -> dict[str, int]:
     return {"open": limit.connections, "refused": limit.connections_refused}
 
 
-def _tracking(executions: ExecutionLog) -> dict[str, int]:
+def _tracking(executions: ExecutionLog) -> dict[str, Any]:
     if executions.writer is None:
         return {}
     counts = executions.writer.counts
-    return {"written": counts.written, "dropped": counts.dropped, "queued": counts.waiting}
+    return {"written": counts.written, "dropped": counts.reasons, "queued": counts.waiting}
 
 
 def _source(opened: OpenSource, memory: Memory) -> Iterator[dict[str, Any]]:

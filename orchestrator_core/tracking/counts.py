@@ -23,7 +23,17 @@ class Counts:
 
     @property
     def dropped(self) -> int:
-        return self.queue_full + self.store_failed + self.refused + self.stopped
+        return sum(self.reasons.values())
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Return how many were dropped for which reason."""
+        return {
+            "queue_full": self.queue_full,
+            "store_failed": self.store_failed,
+            "refused": self.refused,
+            "stopped": self.stopped,
+        }
 
     @property
     def waiting(self) -> int:

@@ -165,11 +165,6 @@ def tracking_json(executions: ExecutionLog) -> dict[str, Any] | None:
         "finished": counts.finished,
         "written": counts.written,
         "waiting": counts.waiting,
-        "dropped": {
-            "queue_full": counts.queue_full,
-            "store_failed": counts.store_failed,
-            "refused": counts.refused,
-            "stopped": counts.stopped,
-        },
+        "dropped": counts.reasons,
         "outage": writer.outage.error if writer.outage else "",
     }

@@ -251,7 +251,7 @@ def test_policies_are_counted_by_source_and_in_the_steps(serve: Any, scrape: Any
 
 
 class Store:
-    """A store of executions that takes them all, and has none of them."""
+    """A store of executions that takes all but those that failed, and has none of them."""
 
     @hookimpl
     def orchestrator_execution_stores(self) -> list[StoreKind[Any]]:
@@ -262,7 +262,8 @@ class Store:
         yield self
 
     async def add(self, executions: Any) -> None:
-        pass
+        if any(execution.status == "failed" for execution in executions):
+            raise SourceError("it cannot be stored")
 
     async def find(self, query: Any) -> Page:
         return Page((), None)
@@ -285,11 +286,17 @@ def test_the_limit_and_the_store_of_executions_are_counted(serve: Any, scrape: A
     given = {"broken": Broken(), "store": Store()}
     shop = serve({"config.yaml": config, "domains/shop.yaml": SHOP}, plugins=given)
     shop.get("/orchestrator/shop/hello/Ada")
+    shop.get("/orchestrator/shop/fails")
     shop.executions()  # after what waits for the store
     found = scrape(shop)
     assert (found["orchestrator_requests_limit"], found["orchestrator_requests_shed_total"]) == ({(): 7}, {(): 0})
     assert found["orchestrator_tracking_written_total"] == {(): 1}
-    assert found["orchestrator_tracking_dropped_total"] == {(): 0}
+    assert found["orchestrator_tracking_dropped_total"] == {
+        labels(reason="queue_full"): 0,
+        labels(reason="store_failed"): 0,
+        labels(reason="refused"): 1,
+        labels(reason="stopped"): 0,
+    }
     assert found["orchestrator_tracking_queued"] == {(): 0}
 
 

@@ -89,7 +89,12 @@ FAMILIES = (
     Family("orchestrator_endpoints", "gauge", (), "Endpoints that are served."),
     Family("orchestrator_build_info", "gauge", ("version",), "1 for the version of the core."),
     Family("orchestrator_tracking_written_total", "counter", (), "Execution records that were stored."),
-    Family("orchestrator_tracking_dropped_total", "counter", (), "Execution records that were dropped."),
+    Family(
+        "orchestrator_tracking_dropped_total",
+        "counter",
+        ("reason",),
+        "Execution records that were dropped: queue_full, store_failed, refused by the store, or stopped before.",
+    ),
     Family("orchestrator_tracking_queued", "gauge", (), "Execution records that wait to be stored."),
     Family("orchestrator_spans_exported_total", "counter", (), "Spans that the collector took."),
     Family("orchestrator_spans_dropped_total", "counter", (), "Spans that were lost."),

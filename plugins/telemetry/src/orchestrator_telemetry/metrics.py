@@ -162,6 +162,8 @@ def _of_the_service(state: Mapping[str, Any], context: TelemetryContext) -> Iter
     yield "orchestrator_endpoints", {(): state["endpoints"]}
     yield "orchestrator_build_info", {(context.version,): 1}
     yield "orchestrator_reloads_total", {(outcome,): count for outcome, count in state["reloads"].items()}
+    dropped = state.get("tracking", {}).get("dropped", {})
+    yield "orchestrator_tracking_dropped_total", {(reason,): count for reason, count in dropped.items()}
     for name, part, key in (
         ("orchestrator_requests_in_flight", "requests", "in_flight"),
         ("orchestrator_requests_limit", "requests", "limit"),
@@ -169,7 +171,6 @@ def _of_the_service(state: Mapping[str, Any], context: TelemetryContext) -> Iter
         ("orchestrator_connections", "connections", "open"),
         ("orchestrator_connections_refused_total", "connections", "refused"),
         ("orchestrator_tracking_written_total", "tracking", "written"),
-        ("orchestrator_tracking_dropped_total", "tracking", "dropped"),
         ("orchestrator_tracking_queued", "tracking", "queued"),
     ):
         value = state.get(part, {}).get(key)
