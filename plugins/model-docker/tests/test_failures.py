@@ -194,6 +194,24 @@ def test_a_container_counts_that_the_engine_made_too_late(
     run(main())
 
 
+def test_an_engine_that_cannot_tell_whether_the_image_has_moved_does_not_cost_the_model(
+    engine: Engine, score_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Any]
+) -> None:
+    slow = Slow(tmp_path, b"never said", 60)
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{slow.path}")
+
+    async def main() -> None:
+        async with slow.running(), opened(score_image, tmp_path) as model:
+            monkeypatch.setattr(model._engine._client, "timeout", 0.2)
+            slow.word = b"/images/"
+            assert await model.changed() is False
+            assert slow.kept == 1
+            slow.closing.set()
+            await model.predict([{"tenure": 1}])
+
+    run(main())
+
+
 def test_opening_that_is_given_up_leaves_nothing(
     engine: Engine, machine: Engine, tmp_path: Path, run: Callable[..., Any]
 ) -> None:

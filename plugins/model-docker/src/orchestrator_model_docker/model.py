@@ -67,7 +67,12 @@ class ContainerModel:
         return containers.identity_of(self._container)
 
     async def changed(self) -> bool:
-        return await self._source.moved(self._engine, self._container["Image"])
+        """Return whether its image has moved. While nobody can tell, the container that runs is kept."""
+        try:
+            return await self._source.moved(self._engine, self._container["Image"])
+        except SourceUnavailable as error:
+            log.warning("cannot tell whether the image has moved", image=self._source.name, error=str(error))
+            return False
 
 
 @asynccontextmanager
