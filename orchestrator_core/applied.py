@@ -12,6 +12,7 @@ from orchestrator_core.catalog import SourceSpec
 from orchestrator_core.config.model import Configuration, Step
 from orchestrator_core.config.structure import Located
 from orchestrator_core.direct import DIRECT
+from orchestrator_core.errors import Problem
 from orchestrator_core.models import ModelSpec
 from orchestrator_core.plugin_api import OperationFacts
 from orchestrator_core.policies.options import (
@@ -22,7 +23,17 @@ from orchestrator_core.policies.options import (
     RetryOptions,
 )
 
-__all__ = ["CONFIGURED", "NOT_CONFIGURED", "Applied", "Defaults", "Place", "Policy", "applied", "defaults_of"]
+__all__ = [
+    "CONFIGURED",
+    "NOT_CONFIGURED",
+    "Applied",
+    "Defaults",
+    "Place",
+    "Policy",
+    "applied",
+    "defaults_of",
+    "unfit_backoff",
+]
 
 DEFAULT = "default"
 CONFIGURED = "configured"
@@ -121,10 +132,7 @@ def applied(defaults: Defaults, spec: SourceSpec, operation: str, step: Step | N
         nothing = Policy(None, "a direct step calls nothing")
         return Applied(nothing, nothing, nothing, nothing, nothing)
     facts = spec.facts.get(operation) or OperationFacts()
-    said = [spec.policies[key] for key in dict.fromkeys(("", operation)) if key in spec.policies]
-    layers = [_Layer(defaults.options, defaults.located), *(_Layer(of.options, of.located) for of in said)]
-    if step is not None:  # its own timeout is for the step as a whole, with everything that is around its call
-        layers.append(_Layer(evolve(step.config, timeout=None), step.located))
+    layers = _layers(defaults, spec, operation, step)
     found = {name: _policy(name, facts, layers) for name in _CLASSES}
     if step is not None:
         found["retry"] = _if_idempotent(found["retry"], facts, spec, operation)
@@ -133,6 +141,32 @@ def applied(defaults: Defaults, spec: SourceSpec, operation: str, step: Step | N
     if not facts.in_process:  # what a kind says of the time for a server is not for what has none
         found["timeout"] = _shorter(found["timeout"], _of_kind(spec, operation))
     return Applied(**found)
+
+
+def unfit_backoff(defaults: Defaults, spec: SourceSpec, operation: str, step: Step, retry: Policy) -> Problem | None:
+    """Return the problem of a step's retry whose ``backoff`` has no effect: no pause may be as long."""
+    options = retry.options
+    if options is None or options.backoff <= options.max_backoff:
+        return None
+    for layer in reversed(_layers(defaults, spec, operation, step)):
+        keys = layer.keys("retry") if isinstance(layer.given("retry"), RetryOptions) else ()
+        if "backoff" in keys and layer.located is not None:
+            message = f"no pause is longer than max_backoff, which is {options.max_backoff:g} s here, "
+            message += f"and backoff is {options.backoff:g} s"
+            hint = "give max_backoff too, or a shorter backoff"
+            return layer.located.problem("ORC204", message, "retry", "backoff", hint=hint)
+        if "max_backoff" in keys:  # said nearer to the step, to shorten the pauses
+            return None
+    return None
+
+
+def _layers(defaults: Defaults, spec: SourceSpec, operation: str, step: Step | None) -> list[_Layer]:
+    """Return what says something of a call, the nearest last."""
+    said = [spec.policies[key] for key in dict.fromkeys(("", operation)) if key in spec.policies]
+    layers = [_Layer(defaults.options, defaults.located), *(_Layer(of.options, of.located) for of in said)]
+    if step is not None:  # its own timeout is for the step as a whole, with everything that is around its call
+        layers.append(_Layer(evolve(step.config, timeout=None), step.located))
+    return layers
 
 
 def _policy(name: str, facts: OperationFacts, layers: list[_Layer]) -> Policy:

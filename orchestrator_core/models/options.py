@@ -44,6 +44,12 @@ class HealthOptions:
     )
 
 
+def _no_longer_than_max_backoff(instance: Any, attribute: Any, value: float) -> None:
+    positive(instance, attribute, value)
+    if value > instance.max_backoff and value != attribute.default:
+        raise ValueError(f"expected at most max_backoff, which is {instance.max_backoff:g} s, got {value:g} s")
+
+
 @frozen
 class RestartOptions:
     """What is done when a model cannot be started, or has ended."""
@@ -52,7 +58,9 @@ class RestartOptions:
         5, help="How many starts in a row may fail; then the model stays failed.", validator=at_least_one
     )
     backoff: Duration = option(
-        Duration(0.5), help="Pause before the second start; it doubles with each, jittered.", validator=positive
+        Duration(0.5),
+        help="Pause before the second start; it doubles with each, jittered.",
+        validator=_no_longer_than_max_backoff,
     )
     max_backoff: Duration = option(Duration(30), help="Longest pause.", validator=positive)
     reset_after: Duration = option(

@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from orchestrator_core.applied import Applied, Defaults, applied
+from orchestrator_core.applied import Applied, Defaults, applied, unfit_backoff
 from orchestrator_core.catalog import Catalog, SourceSpec
 from orchestrator_core.config.model import RESERVED_ROOTS, UNSET, Endpoint, EndpointConfig, Step, StepConfig
 from orchestrator_core.config.structure import Located
@@ -145,6 +145,8 @@ class _Compiler:
             return None
         policies = applied(self.defaults, spec, operation, step)
         self.check_policies(config, located, spec, policies)
+        if (unfit := unfit_backoff(self.defaults, spec, operation, step, policies.retry)) is not None:
+            self.reading.problems.append(unfit)
         waits_for = frozenset((referred | set(config.depends_on)) - {config.name})
         return PlannedStep(
             config.name,
