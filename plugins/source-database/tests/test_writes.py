@@ -159,6 +159,55 @@ def test_postgresql_errors_do_not_quote_the_value(postgresql: Database) -> None:
 @pytest.mark.parametrize(
     ("query", "value", "message"),
     [
+        ("SELECT CAST(CAST(:x AS text) AS regclass)::text AS x", "geheim", 'relation "…" does not exist'),
+        ("SELECT CAST(CAST(:x AS text) AS regclass)::text AS x", 'ge"heim', 'relation "…" does not exist'),
+        ("SELECT CAST(CAST(:x AS text) AS regclass)::text AS x", '"ge\nheim"', 'relation "…" does not exist'),
+        ("SELECT CAST(CAST(:x AS text) AS tsvector)::text AS x", "'geheim", 'syntax error in tsvector: "…"'),
+        ("SELECT to_tsquery(:x)::text AS x", 'geheim "als" das &', 'syntax error in tsquery: "…"'),
+        ("SELECT now() AT TIME ZONE :x AS x", "geheim", 'time zone "…" not recognized'),
+        ("SELECT CAST(CAST(:x AS text) AS int) AS x", "99887766554", 'value "…" is out of range for type integer'),
+        ("SELECT to_date(:x, 'YYYY') AS x", "geheim", 'invalid value "…"'),
+        ("SELECT current_setting(:x) AS x", "geheim", 'unrecognized configuration parameter "…"'),
+        (
+            "SELECT nextval('customer_numbers') AS x, CAST(:x AS text) AS y",
+            "geheim",
+            'relation "customer_numbers" does not exist',
+        ),
+        (
+            "INSERT INTO accounts VALUES (1, :x, -5)",
+            "geheim",
+            'new row for relation "accounts" violates check constraint "accounts_balance_check"',
+        ),
+    ],
+)
+def test_postgresql_quotes_what_stands_in_the_query_and_names_of_constraints(
+    postgresql: Database, query: str, value: str, message: str
+) -> None:
+    operation = {"query": query, "result": "execute"} if query.startswith("INSERT") else query
+    with pytest.raises(SourceError) as raised:
+        postgresql.fetch(operation, x=value)
+    assert str(raised.value) == f"operation: {message}"
+
+
+@pytest.mark.parametrize(
+    ("query", "value", "message"),
+    [
+        ("SELECT * FROM texts WHERE texts MATCH :x", "geheim:x", "no such column: …"),
+        ("SELECT * FROM texts WHERE texts MATCH :x", "geheim AND AND", "fts5: syntax error near …"),
+        ("SELECT json_extract('{}', :x) AS x", "geheim", "JSON path error near …"),
+        ("SELECT body, length(:x) AS n FROM texts WHERE texts MATCH 'subject:a'", "geheim", "no such column: subject"),
+    ],
+)
+def test_sqlite_errors_quote_nothing_but_the_query(sqlite: Database, query: str, value: str, message: str) -> None:
+    run(sqlite.sql("CREATE VIRTUAL TABLE IF NOT EXISTS texts USING fts5(body)"))
+    with pytest.raises(SourceError) as raised:
+        sqlite.fetch(query, x=value)
+    assert str(raised.value) == f"operation: {message}"
+
+
+@pytest.mark.parametrize(
+    ("query", "value", "message"),
+    [
         ("SELECT 18446744073709551615 + :x AS x", 987654, "BIGINT UNSIGNED value is out of range"),
         ("SELECT EXP(800 + LENGTH(:x)) AS x", "geheim", "DOUBLE value is out of range"),
         ("INSERT INTO accounts VALUES (:x, 'a', 0)", "geheim\nx", "Incorrect integer value: for column "),

@@ -29,6 +29,7 @@ from orchestrator_source_database.options import Address, DatabaseOptions
 from orchestrator_source_database.params import Converter, Unfit, adapter, in_utc
 from orchestrator_source_database.pool import MEND_SECONDS
 from orchestrator_source_database.query import Binding, Query
+from orchestrator_source_database.sql import has_words_of
 from orchestrator_source_database.values import DECIMALS, Shape, Unreadable
 
 __all__ = ["PostgresConnection", "connector"]
@@ -386,9 +387,9 @@ class PostgresConnection:
         if self.cut_off(error):
             return SourceError(f"{operation}: the connection to the database was lost", transient=True)
         if isinstance(error, pg.QueryCanceledError):
-            return SourceError(f"{operation}: the database gave up: {_primary(error)}")
+            return SourceError(f"{operation}: the database gave up: {_said(error, binding.query)}")
         if isinstance(error, asyncpg.PostgresError):
-            return SourceError(f"{operation}: {_primary(error)}", transient=self.transient(error))
+            return SourceError(f"{operation}: {_said(error, binding.query)}", transient=self.transient(error))
         if isinstance(error, ValueError | OverflowError) and not isinstance(error, UnicodeError):
             times = [column.name for column in self.statements[binding].columns if column.type.name in TIMES]
             if times:
@@ -431,10 +432,23 @@ class PostgresConnection:
         return {row[0]: row[1] for row in rows}
 
 
-def _primary(error: Any) -> str:
-    """The server's message without what it quotes of the data, which class 22 puts after ``: "``."""
-    message = str(error.message or type(error).__name__).partition("\n")[0]
+def _primary(error: Any, *, whole: bool = False) -> str:
+    """The server's message, or its first line, without what class 22 quotes of the data after ``: "``."""
+    message = str(error.message or type(error).__name__)
+    message = message if whole else message.partition("\n")[0]
     return message.partition(': "')[0] if str(error.sqlstate or "").startswith("22") else message
+
+
+def _said(error: Any, query: Query) -> str:
+    """The server's message while the statement ran, which can quote a value anywhere, such as one cast to regclass.
+
+    What stands in the query is no value, nor is what class 23 quotes: the names of constraints, columns and tables.
+    """
+    before, *quoted = _primary(error, whole=True).split('"')
+    sqlstate = str(error.sqlstate or "")
+    if sqlstate.startswith("23") or not quoted or has_words_of(query.text, " ".join(quoted[::2])):
+        return '"'.join((before, *quoted)).partition("\n")[0]
+    return f'{before}"…"{quoted[-1]}'.partition("\n")[0]
 
 
 def _word_at(text: str, position: int) -> str:

@@ -7,7 +7,7 @@ import re
 from sqlalchemy import TextClause, text
 from sqlalchemy.engine.default import DefaultDialect
 
-__all__ = ["NO_WORDS", "param_names", "statement", "words"]
+__all__ = ["NO_WORDS", "has_words_of", "param_names", "statement", "words"]
 
 # What is no SQL word: literals, quoted names and comments, in the spellings of the supported databases.
 NO_WORDS = re.compile(
@@ -32,3 +32,8 @@ def param_names(query: str) -> tuple[str, ...]:
 def words(query: str) -> list[str]:
     """Return the query's words as they are written, without those in literals, quoted names and comments."""
     return re.findall(r"[A-Za-z_]\w*", NO_WORDS.sub(" ", query))
+
+
+def has_words_of(query: str, text: str) -> bool:
+    """Return whether all words of a text stand in the query: then it quotes that, and nothing of the data."""
+    return set(re.findall(r"\w+", query.lower())).issuperset(re.findall(r"\w+", text.lower()))

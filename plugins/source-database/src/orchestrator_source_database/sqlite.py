@@ -46,6 +46,7 @@ from orchestrator_source_database.options import DatabaseOptions
 from orchestrator_source_database.params import HALF_PAIR, JSONText, Unfit, adapter, in_utc, scalar
 from orchestrator_source_database.pool import Pool
 from orchestrator_source_database.query import Binding, Query
+from orchestrator_source_database.sql import has_words_of
 from orchestrator_source_database.values import Build, Shape, Unreadable, executed, finisher, row_builder
 
 __all__ = ["Sqlite"]
@@ -59,6 +60,8 @@ BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 NOT_ON_THE_LOOP = (*BUSY, sqlite3.SQLITE_INTERRUPT)
 DRIVER_ERRORS = (sqlite3.Error, UnicodeEncodeError)
 NOT_UTF8 = re.compile(r"Could not decode to UTF-8 (column '.*?') with text '.*", re.DOTALL)
+QUOTED = re.compile(r"(?<=no such column: ).+|(?<=near )['\"].*|(?<=bad JSON path: ).+", re.DOTALL)
+"""What FTS5 and the JSON functions quote of the values that they are called with, and SQLite of a query."""
 
 
 def to_sqlite(value: Any) -> Any:
@@ -433,6 +436,8 @@ class Sqlite(AbstractAsyncContextManager["Sqlite"]):
         if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB):
             return SourceError(f"database '{self._name}': cannot open {self._file}: {error}", transient=True)
         said = NOT_UTF8.sub(r"\1 holds text that is not UTF-8", str(error))
+        if (quoted := QUOTED.search(said)) and not (binding and has_words_of(binding.query.text, quoted[0])):
+            said = f"{said[: quoted.start()]}…"
         return SourceError(f"{operation}: {said}")
 
     async def check_ready(self) -> None:
