@@ -81,7 +81,8 @@ def _tracking(executions: ExecutionLog) -> dict[str, Any]:
     if executions.writer is None:
         return {}
     counts = executions.writer.counts
-    return {"written": counts.written, "dropped": counts.reasons, "queued": counts.waiting}
+    dropped = {"dropped": counts.dropped, "dropped_by_reason": counts.reasons}
+    return {"written": counts.written, **dropped, "queued": counts.waiting}
 
 
 def _source(opened: OpenSource, memory: Memory) -> Iterator[dict[str, Any]]:

@@ -92,7 +92,7 @@ class TelemetryContext:
 
         {"generation": "0f3a…", "endpoints": 3, "requests": {"in_flight": 2, "limit": 100, "shed": 0},
          "connections": {"open": 5, "refused": 0}, "reloads": {"swapped": 1, "failed": 0},
-         "tracking": {"written": 9, "dropped": {"queue_full": 0, "store_failed": 2}, "queued": 0},
+         "tracking": {"written": 9, "dropped": 2, "dropped_by_reason": {"queue_full": 2, "refused": 0}, "queued": 0},
          "sources": [{"source": "database.default", "type": "database", "unreachable": false,
                       "circuit_breaker": {…}, "retry": {…}, "concurrency": {…}, "cache": {…}}],
          "answers": [{"endpoint": "shop.cart", "cache": {…}}],

@@ -162,7 +162,7 @@ def _of_the_service(state: Mapping[str, Any], context: TelemetryContext) -> Iter
     yield "orchestrator_endpoints", {(): state["endpoints"]}
     yield "orchestrator_build_info", {(context.version,): 1}
     yield "orchestrator_reloads_total", {(outcome,): count for outcome, count in state["reloads"].items()}
-    dropped = state.get("tracking", {}).get("dropped", {})
+    dropped = state.get("tracking", {}).get("dropped_by_reason", {})
     yield "orchestrator_tracking_dropped_total", {(reason,): count for reason, count in dropped.items()}
     for name, part, key in (
         ("orchestrator_requests_in_flight", "requests", "in_flight"),
