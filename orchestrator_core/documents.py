@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,8 +37,10 @@ def moment_of(text: str) -> float:
 def execution_json(execution: Execution) -> dict[str, Any]:
     """Return the execution with times in milliseconds; ``started_at`` is ISO 8601 in UTC.
 
-    It has ``cache`` and ``cached_from`` where a cache gave the whole answer, and ``captured`` where values are kept. A
-    step has ``items``, ``items_failed``, ``cache``, ``breaker``, ``waited_ms``, ``failed_attempts`` and
+    It has ``cache`` and ``cached_from`` where a cache gave the whole answer, and ``captured`` where values are kept;
+    ``truncated`` then has the paths of those in it that are not whole, if there are such.
+
+    A step has ``items``, ``items_failed``, ``cache``, ``breaker``, ``waited_ms``, ``failed_attempts`` and
     ``failed_attempts_left_out`` where there is something to say; of an attempt that is
     ``{"start_ms": 1.2, "duration_ms": 30.4, "error": "…"}``.
     """
@@ -58,8 +60,38 @@ def execution_json(execution: Execution) -> dict[str, Any]:
         "error": execution.error,
         **({"cache": execution.cache, "cached_from": execution.cached_from} if execution.cache else {}),
         "steps": [_step_json(step) for step in execution.steps],
-        **({} if execution.captured is None else {"captured": dict(execution.captured)}),
+        **({} if execution.captured is None else _captured_json(execution.captured)),
     }
+
+
+def _captured_json(captured: Captured) -> dict[str, Any]:
+    truncated = [path for path, _ in truncated_values(captured)]
+    return {"captured": dict(captured), **({"truncated": truncated} if truncated else {})}
+
+
+def truncated_values(captured: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield the path of each captured value that was too large to be kept whole, and how many bytes it had."""
+    for path, value in _kept_values(captured):
+        if isinstance(value, dict) and value.keys() == {"$degraded"}:
+            value = value["$degraded"]
+        if isinstance(value, dict) and value.keys() == {"$truncated"}:
+            yield path, value["$truncated"]["bytes"]
+
+
+def _kept_values(captured: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield what is kept or cut as one value. What is redacted is a text in the place of what would be in it."""
+    yield from _parts("request", captured.get("request"))
+    steps = captured.get("steps")
+    for name, step in steps.items() if isinstance(steps, dict) else ():
+        for number, call in enumerate(step["calls"] if isinstance(step, dict) else ()):
+            for path, value in _parts(f"steps.{name}.calls[{number}]", call):
+                yield from _parts(path, value) if path.endswith("].params") else ((path, value),)
+    yield from ((name, captured[name]) for name in ("models", "answer") if name in captured)
+
+
+def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        yield from ((f"{path}.{name}", part) for name, part in value.items())
 
 
 def _step_json(step: StepRecord) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator_core.cli.timeline import plain
+from orchestrator_core.documents import truncated_values
 
 LONGEST = 120
 """Characters of a value that are shown."""
 
 
 def draw_captured(captured: Mapping[str, Any], to: Console) -> None:
-    """Draw the request, each call's parameters and result or error, and the answer."""
+    """Draw the request, each call's parameters and result or error, and the answer; and say what is not whole."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(no_wrap=True, style="bright_black")
@@ -27,6 +28,9 @@ def draw_captured(captured: Mapping[str, Any], to: Console) -> None:
         table.add_row(whose if whose != before else "", part, Text(value, style="red" if part == "error" else ""))
         before = whose
     to.print(table)
+    for path, size in truncated_values(captured):
+        said = f"{plain(path)} is not whole: it had {size:,} bytes, more than tracking.max_payload_size"
+        to.print(Text(said, style="yellow"), soft_wrap=True)
 
 
 def _lines(captured: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -46,4 +50,7 @@ def _lines(captured: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _shown(value: Any) -> str:
     text = plain(json.dumps(value, ensure_ascii=False))
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… {len(text)} characters; --format json has all"
+    if len(text) <= LONGEST:
+        return text
+    what = "all that is kept" if '"$truncated"' in text else "all"
+    return f"{text[:LONGEST]}… {len(text)} characters; --format json has {what}"

@@ -40,6 +40,19 @@ def test_an_execution_has_no_control_characters_in_it() -> None:
     assert not [char for char in file.getvalue() if not char.isprintable() and char != "\n"]
 
 
+def test_a_captured_value_that_is_not_whole_is_named_and_nothing_says_that_json_has_it() -> None:
+    file = StringIO()
+    part = {"$truncated": {"bytes": 70_003, "start": f'"{"x" * 200}'}}
+    captured = {"steps": {"guest": {"calls": [{"params": {"id": 7, "photo": part}}]}}, "answer": "y" * 200}
+    draw_captured(captured, Console(file=file, width=200, highlight=False, no_color=True))
+    lines = [line.strip() for line in file.getvalue().splitlines()]
+    assert lines[0].endswith("xxx… 267 characters; --format json has all that is kept")
+    assert lines[1].endswith("yyy… 202 characters; --format json has all")
+    assert lines[2] == (
+        "steps.guest.calls[0].params.photo is not whole: it had 70,003 bytes, more than tracking.max_payload_size"
+    )
+
+
 def test_every_step_that_took_time_has_a_bar() -> None:
     """Also one that only waited: for its turn, or for the call of another request."""
     steps = (

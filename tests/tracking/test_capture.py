@@ -225,11 +225,56 @@ def test_very_many_redacted_values_are_not_kept_where_they_were_passed_on(shop: 
 
 
 def test_a_value_that_is_too_large_is_marked(shop: Callable[..., Served]) -> None:
-    captured = ask(shop(capture="full", max_payload_size="100B"), text="x" * 200)["captured"]
+    execution = ask(shop(capture="full", max_payload_size="100B"), text="x" * 200)
+    captured = execution["captured"]
     truncated = captured["request"]["body"]["$truncated"]
     assert truncated["bytes"] == len('{"pin":"4711","text":""}') + 200
     assert truncated["start"] == '{"pin":"4711","text":"' + "x" * 78
     assert captured["steps"]["customer"]["calls"][0]["params"] == {"id": "7", "key": "4711"}
+    assert execution["truncated"] == ["request.headers", "request.body"]
+
+
+def test_the_values_that_are_not_whole_are_named(serve: Serve) -> None:
+    domain = """
+        endpoints:
+          cut:
+            data_sources:
+              - {name: step, type: lab, operation: echo, params: {small: 1, large: $request.body.large}}
+              - {name: own, type: lab, operation: own, params: {}}
+              - {name: each, type: lab, operation: each, for_each: $request.body.many, params: {item: $item}}
+              - {name: lesser, type: lab, operation: lesser, params: {}, default: null}
+              - {name: fails, type: lab, operation: fails, params: {}, default: null}
+              - {name: hidden, type: lab, operation: echo, params: {large: $request.body.large}}
+            response_mapping: {large: $step.large, own: $own}
+    """
+
+    async def own(_: Any) -> Any:
+        return {"$truncated": {"bytes": 1, "start": ""}}
+
+    async def lesser(_: Any) -> Any:
+        return Degraded("z" * 200)
+
+    async def fails(_: Any) -> Any:
+        raise SourceError("w" * 200, transient=False)
+
+    lab = Lab({"own": own, "lesser": lesser, "fails": fails})
+    config = "tracking: {capture: full, max_payload_size: 150B, redact: [steps.hidden]}"
+    served = serve({"config.yaml": config, "domains/d.yaml": domain}, plugins={"lab": lab})
+    answer = served.post("/orchestrator/d/cut", {"large": "x" * 200, "many": [1, "y" * 200]})
+    execution = served.admin("GET", f"/executions/{answer.headers['X-Execution-Id']}").json
+    cut = [
+        "request.headers",
+        "request.body",
+        "steps.step.calls[0].params.large",
+        "steps.step.calls[0].result",
+        "steps.each.calls[1].params.item",
+        "steps.each.calls[1].result",
+        "steps.lesser.calls[0].result",
+        "steps.fails.calls[0].error",
+        "answer",
+    ]
+    assert sorted(execution["truncated"]) == sorted(cut)
+    assert "truncated" not in served.executions(endpoint="cut")[0]
 
 
 @pytest.mark.parametrize(
