@@ -33,9 +33,11 @@ async def read_json(request: web.BaseRequest, timeout_seconds: float) -> JSON | 
     length = request.content_length
     if length is not None and length > request._client_max_size:
         raise _too_large(request)
-    coding = request._message.compression  # the parser tells those that it knows
-    if coding is not None and coding not in CODINGS:
-        raise _unknown_coding(coding)
+    coding = request.headers.get("Content-Encoding")
+    if coding is not None and (coding := coding.strip().lower()) not in CODINGS:
+        if coding not in ("identity", ""):
+            raise _unknown_coding(coding)
+        coding = None
     raw = await _read(request, timeout_seconds)
     if not raw:
         return MISSING
@@ -48,9 +50,6 @@ async def read_json(request: web.BaseRequest, timeout_seconds: float) -> JSON | 
         body: JSON = orjson.loads(raw)
         check_integers(raw)
     except ValueError as error:
-        coding = request.headers.get("Content-Encoding", "identity").strip().lower()
-        if coding not in CODINGS | {"identity", ""}:
-            raise _unknown_coding(coding) from None
         raise BadRequest(f"the body is not JSON: {error}") from error
     except RecursionError:
         raise _too_deep() from None

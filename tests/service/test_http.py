@@ -563,11 +563,18 @@ def test_a_compressed_body_is_read_and_never_made_larger_than_a_body_may_be(all_
 @pytest.mark.parametrize("coding", ["br", "zstd", "compress", "gzip, gzip", "x" * 100])
 def test_a_content_coding_that_is_not_known_is_415_and_tells_which_are(all_of_it: Served, coding: str) -> None:
     headers = {"Content-Encoding": coding, "Content-Type": "application/json"}
-    answer = all_of_it.request("POST", "/orchestrator/d/echo", body=b"\x1b\x00\xf8", headers=headers)
-    detail = f"the body's Content-Encoding must be deflate or gzip, not {coding[:40]}"
-    assert (answer.status, problem(answer)["detail"]) == (415, detail)
-    assert answer.headers["Accept-Encoding"] == "deflate, gzip"
-    assert answer.headers["Accept"] == "application/json"
+    for body in (b"\x1b\x00\xf8", b'{"x": 1}'):
+        answer = all_of_it.request("POST", "/orchestrator/d/echo", body=body, headers=headers)
+        detail = f"the body's Content-Encoding must be deflate or gzip, not {coding[:40]}"
+        assert (answer.status, problem(answer)["detail"]) == (415, detail)
+        assert answer.headers["Accept-Encoding"] == "deflate, gzip"
+        assert answer.headers["Accept"] == "application/json"
+
+
+@pytest.mark.parametrize("coding", ["identity", "Identity", ""])
+def test_a_body_without_a_content_coding_may_say_so(all_of_it: Served, coding: str) -> None:
+    headers = {"Content-Encoding": coding, "Content-Type": "application/json"}
+    assert all_of_it.request("POST", "/orchestrator/d/echo", body=b'{"x": 1}', headers=headers).json["body"] == {"x": 1}
 
 
 # --- input_schema -------------------------------------------------------------------------------------------------
