@@ -141,7 +141,7 @@ class _Compiler:
         default = self.default(config, located)
         spec = source_of(self.reading, self.catalog, self.registry, config, located, incomplete=self.incomplete)
         operation = operation_of(self.reading, spec, config, located) if spec else None
-        if spec is None or operation is None or params is None:
+        if spec is None or operation is None:
             return None
         policies = applied(self.defaults, spec, operation, step)
         self.check_policies(config, located, spec, policies)
@@ -192,10 +192,9 @@ class _Compiler:
             self.reading.report(located, "ORC506", message, "default", hint="use ?? where the result is referred to")
         return node.value if isinstance(node, Literal) else None
 
-    def params(self, config: StepConfig, located: Located) -> tuple[tuple[str, Node], ...] | None:
-        nodes = {name: self.reading.parse(value, located, ("params", name)) for name, value in config.params.items()}
-        parsed = tuple((name, node) for name, node in nodes.items() if node is not None)
-        return parsed if len(parsed) == len(nodes) else None
+    def params(self, config: StepConfig, located: Located) -> tuple[tuple[str, Node], ...]:
+        items = config.params.items()
+        return tuple((name, self.reading.parse(value, located, ("params", name))) for name, value in items)
 
     def condition(self, config: StepConfig, located: Located) -> Node | None:
         if config.condition is True:

@@ -40,27 +40,28 @@ class Reading:
     def report(self, located: Located, code: str, message: str, *sub: str | int, **place: Any) -> None:
         self.problems.append(located.problem(code, message, *sub, **place))
 
-    def parse(
-        self, value: Any, located: Located, path: DataPath, read: Callable[[Any], Node] = parse_value
-    ) -> Node | None:
-        """Parse a value and note its references. Every string of it that is no expression is a problem."""
-        failed = False
+    def parse(self, value: Any, located: Located, path: DataPath, read: Callable[[Any], Node] = parse_value) -> Node:
+        """Parse a value and note its references. Every string of it that is no expression is a problem.
+
+        In the node that is returned something unknown stands for such a string, so that the rest can be checked.
+        """
+        failed: set[DataPath] = set()
         while True:
             try:
                 node = read(value)
             except ExpressionSyntaxError as error:
-                failed = True
                 where = (*path, *error.path)
                 hint = error.hint or _placeholder_hint(value, error.path)
                 self.report(
                     located, "ORC501", error.message, *where, hint=hint, offset=error.offset, length=error.length
                 )
+                failed.add(error.path)
                 value = _replace(value, error.path)
             else:
-                found = references(node)
+                found = [reference for reference in references(node) if reference.where not in failed]
                 self.references += [(reference, located, (*path, *reference.where)) for reference in found]
                 self.warn_of_text(value, located, path)
-                return None if failed else node
+                return node
 
     def warn_of_text(self, value: Any, located: Located, path: DataPath) -> None:
         """Warn of a text that was probably meant to be an expression, such as ``len($customer.orders)``."""
@@ -103,9 +104,9 @@ def at(value: Any, path: DataPath) -> Any:
 
 
 def _replace(value: Any, path: DataPath) -> Any:
-    """Return the value with null at the path."""
+    """Return the value with what nothing is known of at the path."""
     if not path:
-        return None
+        return "$request"
     head, rest = path[0], path[1:]
     if isinstance(value, dict):
         return {key: _replace(item, rest) if key == head else item for key, item in value.items()}

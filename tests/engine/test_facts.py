@@ -189,6 +189,23 @@ def test_calls_of_an_endpoint_that_has_other_problems_are_looked_at_too() -> Non
     ]
 
 
+def test_a_misspelt_field_is_told_beside_an_expression_that_cannot_be_read() -> None:
+    step = "      - {name: a, type: table, operation: read, params: {columns: [name]}}"
+    problems = [
+        ("ORC505", 5, "the step 'a' returns no field 'nam'", "$a.nam"),
+        ("ORC501", 5, "expected an operand after '+'", '"'),
+    ]
+    assert told(step, response='{x: "$a.nam", y: "$a.name +"}') == problems
+
+
+def test_nothing_is_concluded_from_a_parameter_that_cannot_be_read() -> None:
+    step = '      - {name: a, type: table, operation: read, params: {columns: "$a +", x: "$nobody.x"}}'
+    assert [(code, message) for code, _, message, _ in told(step, response='{x: "$a.whatever"}')] == [
+        ("ORC501", "expected an operand after '+'"),
+        ("ORC502", "there is no step 'nobody'"),
+    ]
+
+
 def test_a_finding_without_an_operation_is_about_the_source() -> None:
     files = {"integrations/table.yaml": "table:\n  sources:\n    default: {down: false}\n"}
     (problem,) = check_problems(files, plugins={"table": TablePlugin()})
