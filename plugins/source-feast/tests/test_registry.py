@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 import warnings
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Int64, String
 from feast_kit import Made, new_store
+from orchestrator_source_feast.plugin import FEAST
 
 from orchestrator_core.plugin_api import Finding, OperationFacts, OrchestratorError, SourceError, SourceUnavailable
-from orchestrator_core.testing import check_problems, run
+from orchestrator_core.testing import check_problems, open_source, run
 
 
 def test_inspect_names_parameters_and_fields(sqlite: Made) -> None:
@@ -247,6 +250,23 @@ def test_the_registry_is_never_read_inside_a_request(
             assert reads == []
 
     run(main())
+
+
+def test_a_registry_in_a_database_that_never_answers_fails_within_the_connect_timeout(tmp_path: Path) -> None:
+    """Its driver waits for more than two minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        registry = {"registry_type": "sql", "path": f"postgresql+psycopg://feast@{address}/feast"}
+        config = {"project": "silent", "provider": "local", "registry": registry, "online_store": {"type": "sqlite"}}
+        (tmp_path / "feature_store.yaml").write_text(yaml.safe_dump({**config, "entity_key_serialization_version": 3}))
+
+        async def main() -> None:
+            async with asyncio.timeout(30):
+                async with open_source(FEAST, {"repo_path": str(tmp_path), "connect_timeout": "1s"}, folder=tmp_path):
+                    pass
+
+        with pytest.raises(SourceUnavailable, match=r"^cannot read the registry: .*timeout expired"):
+            run(main())
 
 
 def test_a_registry_in_a_database_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -82,7 +82,9 @@ class FeastOptions:
     )
     timeout: Duration = option(Duration(2.0), help="Longest time for one read of the store.", validator=_positive)
     connect_timeout: Duration = option(
-        Duration(2.0), help="Longest time to connect to the store or server.", validator=_positive
+        Duration(2.0),
+        help="Longest time to connect to the store, the server or a registry in a database.",
+        validator=_positive,
     )
     pool_size: int = option(
         5, help="Connections to the online store at most, or threads where Feast's SDK reads it.", validator=_positive

@@ -9,6 +9,7 @@ import atexit
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
 from threading import Lock
 from time import sleep
@@ -22,6 +23,7 @@ from feast.infra.passthrough_provider import PassthroughProvider
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from feast.repo_config import RepoConfig, load_repo_config
 from feast.utils import get_default_yaml_file_path
+from sqlalchemy.engine import make_url
 
 from orchestrator_core.plugin_api import SourceError, SourceUnavailable
 from orchestrator_source_feast.lookup import Lookup, View, Wanted
@@ -39,7 +41,7 @@ READS, SECONDS_BETWEEN_READS = 20, 0.05
 class Repository:
     """The SDK's feature store with what is in its registry. Its methods are synchronous, for a thread."""
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, connect_seconds: float) -> None:
         self._name = name
         self._config = _config(path)
         self.refresh_seconds = float(self._config.registry.cache_ttl_seconds or DEFAULT_REFRESH_SECONDS)
@@ -48,6 +50,7 @@ class Repository:
         self._config.registry.cache_ttl_seconds = 0
         _check_registry_file(path, self._config)
         try:
+            _limit_connecting(self._config.registry, connect_seconds)
             self._sdk: Any = FeatureStore(repo_path=str(path), config=self._config)
             self.registered = Registered.read(self._sdk)
         except Exception as error:  # anything from a missing file to a driver's own errors
@@ -204,6 +207,22 @@ def _check_registry_file(path: Path, config: RepoConfig) -> None:
     file = path / registry.path
     if not file.exists():
         raise SourceUnavailable(f"there is no registry {file}; run `feast apply` in {path}")
+
+
+CONNECT_TIMEOUT = "connect_timeout"
+TAKE_CONNECT_TIMEOUT = frozenset(("psycopg", "psycopg2", "pymysql", "mysqldb", "mariadbconnector"))
+
+
+def _limit_connecting(registry: Any, seconds: float) -> None:
+    """Have a registry in a database that does not answer fail soon: drivers wait for minutes."""
+    if registry.registry_type != "sql":
+        return
+    urls = [make_url(path) for path in (registry.path, registry.read_path) if path]
+    if any(url.get_driver_name() not in TAKE_CONNECT_TIMEOUT or CONNECT_TIMEOUT in url.query for url in urls):
+        return
+    given = registry.sqlalchemy_config_kwargs
+    arguments = {CONNECT_TIMEOUT: ceil(seconds), **given.get("connect_args", {})}
+    registry.sqlalchemy_config_kwargs = {**given, "connect_args": arguments}
 
 
 def _reason(error: Exception) -> str:

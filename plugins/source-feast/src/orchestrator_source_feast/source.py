@@ -393,7 +393,7 @@ async def open_repository(options: FeastOptions, context: OpenContext) -> AsyncI
         threads = await stack.enter_async_context(
             Threads(name, options.pool_size, wait_seconds=options.pool_timeout, call_seconds=options.timeout)
         )
-        repository = await registry_thread.run(partial(Repository, name, path))
+        repository = await registry_thread.run(partial(Repository, name, path, options.connect_timeout))
         stack.push_async_callback(_close, repository, registry_thread)
         store = repository.open_store(options, threads)
         if store is not None:
