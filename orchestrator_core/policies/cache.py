@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from sys import getsizeof
 from time import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import orjson
 import structlog
 
 from orchestrator_core.errors import DeadlineExceeded, OrchestratorError, TooLittleTime
 from orchestrator_core.plugin_api import Degraded
 from orchestrator_core.policies.flights import Flights, TimeIsUp
+from orchestrator_core.policies.keys import plain
 from orchestrator_core.policies.notes import Cached
 from orchestrator_core.policies.options import CacheOptions
 
@@ -22,8 +25,13 @@ __all__ = ["Cache", "Entry"]
 
 log = structlog.get_logger("orchestrator.policies")
 
-Entry: TypeAlias = tuple[float, Any]
-"""Until when on the clock the result is fresh, and the result."""
+Entry: TypeAlias = tuple[float, Any, int]
+"""Until when on the clock the result is fresh, the result, and about how many bytes of memory it takes with its key."""
+
+LEAST_BYTES, BYTES_OF_AN_ENTRY = 128 * 2**20, 13 * 2**10
+"""How much memory the results of one cache take at most: as many times the second as entries it may have, and the first
+where that is less. Ten thousand large ones would end the process.
+"""
 
 Own: TypeAlias = Callable[[Callable[[], Awaitable[None]]], bool]
 
@@ -44,6 +52,7 @@ class Cache:
         "_fits",
         "_flights",
         "_if_error",
+        "_max_bytes",
         "_max_entries",
         "_name",
         "_own",
@@ -51,6 +60,7 @@ class Cache:
         "_shared",
         "_ttl",
         "_while_revalidate",
+        "bytes",
         "clock",
         "entries",
         "errors",
@@ -71,11 +81,13 @@ class Cache:
     ) -> None:
         self.clock = clock
         self.entries: OrderedDict[Hashable, Entry] = OrderedDict()
+        self.bytes = 0
         self.hits = self.misses = self.stale = self.joined = self.errors = 0
         self._ttl = float(options.ttl)
         self._while_revalidate = float(options.stale_while_revalidate)
         self._if_error = float(options.stale_if_error)
         self._max_entries = options.max_entries
+        self._max_bytes = max(LEAST_BYTES, options.max_entries * BYTES_OF_AN_ENTRY)
         self._flights = Flights()
         self._refreshing: set[Hashable] = set()
         self._own = own
@@ -218,11 +230,14 @@ class Cache:
             self._own(put)
 
     def _put(self, key: Hashable, result: Any, until: float) -> None:
-        entries = self.entries
-        entries[key] = (until, result)
-        entries.move_to_end(key)
-        if len(entries) > self._max_entries:
-            entries.popitem(last=False)
+        entries, size = self.entries, _memory_of(key, result)
+        if (before := entries.pop(key, None)) is not None:
+            self.bytes -= before[2]
+        entries[key] = (until, result, size)
+        self.bytes += size
+        while len(entries) > self._max_entries or (self.bytes > self._max_bytes and len(entries) > 1):
+            _, oldest = entries.popitem(last=False)
+            self.bytes -= oldest[2]
 
     # --- results past their time -------------------------------------------------------------------------------------
 
@@ -269,3 +284,13 @@ class Cache:
         self._refreshing.update(keys)
         if not self._own(refreshing):
             self._refreshing.difference_update(keys)
+
+
+def _memory_of(key: Hashable, result: Any) -> int:
+    """Return about how many bytes a result and its key take, from its JSON: to go through it would take far longer."""
+    try:
+        text = orjson.dumps(result, default=plain)
+    except (TypeError, ValueError):  # such as an integer of more than 64 bits
+        text = str(result).encode("utf-8", "replace")
+    parts = 32 * (text.count(b",") + text.count(b":")) + 64 * (text.count(b"{") + text.count(b"["))
+    return len(text) + parts + sum(map(getsizeof, key[:-1] if isinstance(key, tuple) else (key,)))

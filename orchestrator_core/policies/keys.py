@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["KeyOf", "choose", "document", "document_of", "key_of", "key_of_one"]
+__all__ = ["KeyOf", "choose", "document", "document_of", "key_of", "key_of_one", "plain"]
 
 KeyOf = Callable[[Sequence[Any]], Hashable]
 
@@ -38,7 +38,7 @@ def key_of_one(values: Sequence[Any]) -> Hashable:
 def document(values: Any) -> bytes | None:
     """Return JSON in which equal values are equal bytes; None for what JSON cannot tell apart from something else."""
     try:
-        text = orjson.dumps(values, default=_plain, option=orjson.OPT_SORT_KEYS)
+        text = orjson.dumps(values, default=plain, option=orjson.OPT_SORT_KEYS)
     except (TypeError, ValueError):
         return None
     if b"null" in text and not _is_told_apart(values):
@@ -61,7 +61,8 @@ def choose(names: Sequence[str], chosen: Sequence[str]) -> Callable[[Sequence[An
     return lambda values: [values[place] for place in places]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return what JSON has of a mapping or sequence of another class, for orjson's ``default``."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Sequence):

@@ -61,7 +61,9 @@ class CacheOptions:
         Duration(0), help="How long after that it is still given when the source fails.", validator=not_negative
     )
     max_entries: int = option(
-        10_000, help="Most results kept in memory; the oldest used go first.", validator=at_least_one
+        10_000,
+        help="Most results kept in memory, of 13 KiB on average, or 128 MiB if that is more; the oldest used go first.",
+        validator=at_least_one,
     )
 
 

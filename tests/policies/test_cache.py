@@ -64,6 +64,40 @@ def test_results_are_told_apart_by_all_parameters_or_by_those_that_are_named(run
     run(main())
 
 
+def test_results_that_are_large_are_fewer(run: RunFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand of a megabyte would end the process."""
+    monkeypatch.setattr("orchestrator_core.policies.cache.LEAST_BYTES", 2**20)
+    texts = [f"{number}".ljust(128 * 2**10) for number in range(12)]
+
+    async def main() -> None:
+        backend, state = Backend(*texts, texts[0], "x" * 2**21, "small"), SourceState(LABEL)
+        call = guard(backend, caching(max_entries=50), state)
+        for value in [*range(12), 11, 5, 0]:
+            await call(Run(), 0, value)
+        assert counts(state) == {"entries": 7, "hits": 2, "misses": 13}
+        for value in [100, 100, 101]:  # one that is larger than that is kept alone
+            await call(Run(), 0, value)
+        assert counts(state) == {"entries": 1, "hits": 3, "misses": 15}
+        (cache,) = state._caches.values()
+        assert cache.bytes < 100
+
+    run(main())
+
+
+def test_a_cache_for_more_results_takes_more_memory(run: RunFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator_core.policies.cache.LEAST_BYTES", 0)
+
+    async def main() -> None:
+        for most, kept in ((10, 1), (20, 2), (100, 3)):
+            backend, state = Backend("x" * 2**17), SourceState(LABEL)
+            call = guard(backend, caching(max_entries=most), state)
+            for value in range(3):
+                await call(Run(), 0, value)
+            assert counts(state) == {"entries": kept, "misses": 3}
+
+    run(main())
+
+
 def test_parameters_that_cannot_be_told_apart_are_not_kept(run: RunFixture) -> None:
     async def main() -> None:
         backend, state = Backend("x"), SourceState(LABEL)
