@@ -19,9 +19,10 @@ from orchestrator_tracking_sql.migrate import FOLDER, LOCK
 from orchestrator_tracking_sql.options import parse_url
 from orchestrator_tracking_sql.schema import HEAD, VERSION_TABLE, metadata
 from sqlalchemy import create_engine
-from tracking_kit import Place, captured, execution, postgresql
+from tracking_kit import Place, captured, execution, files, postgresql, until
 
 from orchestrator_core.plugin_api import Generation, Query, SourceUnavailable
+from orchestrator_core.testing import service
 
 Run = Callable[..., Any]
 
@@ -119,6 +120,25 @@ def test_a_later_schema_is_refused(run: Run, place: Place) -> None:
         run(main())
     assert "install a later version" in str(raised.value)
     assert revision(place) == [("9999",)]
+
+
+def test_a_later_schema_that_comes_while_a_service_runs_is_an_outage(run: Run, place: Place) -> None:
+    async def main() -> None:
+        async with service(files(place)) as shop:
+            await shop.get("/orchestrator/d/hello")
+            await until(shop, lambda now: now["written"] == 1)
+            place.ask(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+            place.ask("ALTER TABLE orchestrator_executions RENAME COLUMN error TO failure")
+            for _ in range(20):
+                await shop.get("/orchestrator/d/hello")
+            found = await until(shop, lambda now: "install a later version" in now["outage"])
+            assert (found["written"], found["waiting"], set(found["dropped"].values())) == (1, 20, {0})
+            place.ask("ALTER TABLE orchestrator_executions RENAME COLUMN failure TO error")
+            place.ask(f"UPDATE {VERSION_TABLE} SET version_num = '{HEAD}'")
+            found = await until(shop, lambda now: now["waiting"] == 0)
+            assert (found["written"], found["outage"]) == (21, "")
+
+    run(main())
 
 
 def test_who_only_reads_changes_nothing(run: Run, place: Place) -> None:

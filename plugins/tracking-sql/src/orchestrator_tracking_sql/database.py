@@ -50,6 +50,7 @@ class Database:
         self._file: tuple[int, int] | None = None
         self._log: tuple[int, int] | None = None
         self._prepared = False
+        self._opened = False
 
     async def open(self) -> None:
         """Connect, and make or update the tables. Raises ``SourceUnavailable``, or ``ValueError`` for good."""
@@ -77,12 +78,12 @@ class Database:
         try:
             with engine.begin() as connection:
                 if not self._prepared:
-                    migrate(connection)
+                    self._migrate(connection)
                 result = work(connection)
         except Exception as error:
             self._prepared = False
             raise _translated(error, self.path) from error
-        self._prepared = True
+        self._prepared = self._opened = True
         if self.path is not None:
             now = _identity(self.path)
             if now is None or self._file not in (None, now):
@@ -90,6 +91,15 @@ class Database:
                 raise SourceUnavailable(f"{self.path.name} was deleted while it was written")
             self._file, self._log = now, _identity(_beside(self.path, "-wal"))
         return result
+
+    def _migrate(self, connection: Connection) -> None:
+        try:
+            migrate(connection)
+        except ValueError as error:
+            if not self._opened:
+                raise
+            # A later version was started beside this one, which may be taken back.
+            raise SourceUnavailable(str(error)) from error
 
     def _read(self, engine: Engine, work: Work[T]) -> T:
         try:
