@@ -6,12 +6,15 @@ import os
 import sys
 from collections.abc import Sequence
 
+from orchestrator_core.first_process import leave_the_first_process
+
 INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. Ctrl-C ends it as well while it is still being imported."""
     _open_standard_streams()
+    leave_the_first_process()
     try:
         from orchestrator_core.cli import main as command
     except KeyboardInterrupt:
