@@ -159,7 +159,7 @@ class EndedByOthers(str):
 
 @runtime_checkable
 class Ends(Protocol):
-    """A model that runs outside this process and may end there: a container, a server process."""
+    """A model that may end by itself: a container, a server process, threads that all hang."""
 
     async def ended(self) -> str:
         """Wait until it has ended, and return how: the exit status and its last lines of output.

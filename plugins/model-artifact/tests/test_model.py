@@ -22,13 +22,13 @@ from orchestrator_model_artifact.loading import Request, load
 from orchestrator_model_artifact.location import Location, locate
 from orchestrator_model_artifact.options import ArtifactOptions
 from orchestrator_model_artifact.plugin import ARTIFACT
-from orchestrator_model_artifact.pools import Processes, thread_pool
+from orchestrator_model_artifact.pools import MOST_LEFT, Processes, Threads, thread_pool
 from orchestrator_model_artifact.runners import SLOW_CALLS, InThreads, Measured, OnLoop, measured
 from orchestrator_model_artifact.worker import Worker, start_worker
 
 from orchestrator_core.errors import InvalidParam, SourceError, SourceUnavailable
 from orchestrator_core.http_client import HttpClient
-from orchestrator_core.plugin_api import Describes, Identified, OpenContext
+from orchestrator_core.plugin_api import Describes, Ends, Identified, OpenContext
 
 from .opening import opened
 
@@ -471,23 +471,135 @@ def test_a_worker_process_that_hangs_is_replaced_when_nobody_waits_for_it(
     run(test)
 
 
+@pytest.mark.usefixtures("hang_quickly")
 def test_a_model_that_hangs_in_a_thread_does_not_keep_the_service_from_closing_it(
-    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("orchestrator_model_artifact.pools.CLOSE_SECONDS", 0.01)
     awake = threading.Event()
 
     async def test() -> None:
         async with thread_pool("ml.m", 1) as threads:
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.01):
-                    await threads.run(awake.wait)
+            await hang(threads, awake)
         assert caplog.messages == ["ml.m: a thread of the model still runs; it is left to itself"]
 
     try:
         run(test)
     finally:
         awake.set()
+
+
+@pytest.fixture
+def hang_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator_model_artifact.pools.CLOSE_SECONDS", 0.01)
+    monkeypatch.setattr("orchestrator_model_artifact.pools.GIVEN_UP_SECONDS", 0.01)
+
+
+async def hang(threads: Threads, awake: threading.Event) -> None:
+    """Give up a call that ends when ``awake`` is set."""
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await threads.run(awake.wait)
+
+
+async def logged(caplog: pytest.LogCaptureFixture, lines: int) -> None:
+    async with asyncio.timeout(30):
+        while len(caplog.messages) < lines:  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.usefixtures("nothing_left_behind", "hang_quickly")
+def test_a_model_has_ended_when_it_hangs_in_all_its_threads(
+    models: Path, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The core opens it anew then. It would answer 504 for good."""
+    awake = threading.Event()
+
+    async def test() -> None:
+        async with opened(models, "matrix.onnx", run_in="thread", workers=2, **MATRIX) as model:
+            assert isinstance(model, Ends)
+            assert isinstance(model.runner, InThreads)
+            ended = asyncio.create_task(model.ended())
+            await hang(model.runner._threads, awake)
+            assert len(await model.predict([ROW])) == 1
+            await logged(caplog, 1)
+            assert not ended.done()
+            await hang(model.runner._threads, awake)
+            assert await ended == "2 of 2 threads hang in a prediction"
+            assert caplog.messages == [f"credit_model: {n} of 2 threads hang in a prediction" for n in (1, 2)]
+            awake.set()
+
+    try:
+        run(test)
+    finally:
+        awake.set()
+
+
+@pytest.mark.usefixtures("hang_quickly")
+def test_a_thread_that_goes_on_after_all_does_not_hang(
+    models: Path, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = threading.Event(), threading.Event()
+
+    async def test() -> None:
+        async with thread_pool("ml.m", 2) as threads:
+            ended = asyncio.create_task(threads.lost())
+            await hang(threads, first)
+            await logged(caplog, 1)
+            first.set()
+            await threads.run(time.sleep, 0)
+            await hang(threads, second)
+            await logged(caplog, 2)
+            assert caplog.messages == ["ml.m: 1 of 2 threads hang in a prediction"] * 2
+            assert not ended.done()
+            second.set()
+            ended.cancel()
+
+    run(test)
+
+
+@pytest.mark.usefixtures("hang_quickly")
+def test_a_model_that_hangs_time_and_again_is_not_opened_for_ever(run: Run) -> None:
+    """Each time leaves a thread and a copy of the model."""
+    awake = threading.Event()
+
+    async def test() -> None:
+        for _ in range(MOST_LEFT):
+            async with thread_pool("ml.often", 1) as threads:
+                await hang(threads, awake)
+        with pytest.raises(SourceError) as caught:
+            async with thread_pool("ml.often", 1):
+                pass
+        assert str(caught.value) == "it hangs in 5 threads already that were left to themselves: restart the service"
+        awake.set()
+        for thread in [thread for thread in threading.enumerate() if thread.name.startswith("model-ml.often")]:
+            await asyncio.to_thread(thread.join)
+        async with thread_pool("ml.often", 1) as threads:
+            await threads.run(time.sleep, 0)
+
+    try:
+        run(test)
+    finally:
+        awake.set()
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+@pytest.mark.parametrize("run_in", ["thread", "process"])
+def test_calls_that_wait_for_a_model_that_is_closed_are_told_so(
+    models: Path, run: Run, monkeypatch: pytest.MonkeyPatch, run_in: str
+) -> None:
+    """They were internal errors of a process that has gone, and cancelled by nobody where there were threads."""
+    monkeypatch.setattr("orchestrator_model_artifact.pools.CLOSE_SECONDS", 5)
+
+    async def test() -> None:
+        async with opened(models, "slow", trust=True, run_in=run_in, workers=1) as model:
+            calls = [asyncio.create_task(model.predict([ROW])) for _ in range(4)]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        told = {str(answer) for answer in answers if answer != [{"label": 1}]}
+        assert told == {"the model was taken out of service during the call"}
+
+    run(test)
 
 
 def test_no_worker_process_outlives_a_service_that_is_killed(models: Path) -> None:

@@ -15,7 +15,7 @@ from orchestrator_model_artifact.features import Row
 from orchestrator_model_artifact.loading import LoadedModel, Request, convert, load, look
 from orchestrator_model_artifact.one_row import PredictOne
 from orchestrator_model_artifact.options import ArtifactOptions
-from orchestrator_model_artifact.pools import Threads, process_pool, thread_pool
+from orchestrator_model_artifact.pools import Processes, Threads, process_pool, thread_pool
 from orchestrator_model_artifact.preparing import Watch, prepare
 from orchestrator_model_artifact.runners import InThreads, Measured, OnLoop, Runner, measured
 from orchestrator_model_artifact.worker import WorkerDied, worker
@@ -61,6 +61,26 @@ class ArtifactModel:
         return await self._watch()
 
 
+class PooledModel(ArtifactModel):
+    """One whose predictions run in threads or processes. What is under way is waited for when it is closed."""
+
+    def __init__(
+        self,
+        pool: Threads | Processes,
+        runner: Runner,
+        facts: ModelFacts,
+        identity: Identity,
+        watch: Watch,
+        predict_one: PredictOne | None = None,
+    ) -> None:
+        super().__init__(runner, facts, identity, watch, predict_one)
+        self._pool = pool
+
+    async def ended(self) -> str:
+        """Wait until it hangs in all of its threads, so that nobody is answered any more."""
+        return await self._pool.lost()
+
+
 def _through(runner: Runner) -> PredictOne:
     async def predict_one(row: Row) -> JSON:
         (result,) = await runner.run((row,))
@@ -99,7 +119,8 @@ async def open_loaded(
             yield await _in_processes(stack, request, workers, watch)
         else:
             _tell(request.name, loaded.doubts)
-            yield ArtifactModel(runner, loaded.facts, loaded.identity, watch, _quick_row(runner, loaded))
+            told = (runner, loaded.facts, loaded.identity, watch, _quick_row(runner, loaded))
+            yield ArtifactModel(*told) if _is_quick(runner) else PooledModel(threads, *told)
 
 
 async def _converted(request: Request) -> bytes:
@@ -128,6 +149,13 @@ async def _chosen_runner(
     return await stack.enter_async_context(measured(request, loaded.score, threads, cost, workers))
 
 
+def _is_quick(runner: Runner) -> bool:
+    """Return whether a row is scored on the event loop, where counting the calls would cost much of what they take."""
+    if isinstance(runner, Measured):
+        return runner.cost.expected(1) <= LOOP_LIMIT_SECONDS
+    return isinstance(runner, OnLoop)
+
+
 def _quick_row(runner: Runner, loaded: LoadedModel) -> PredictOne | None:
     """Return the model's own way for one row, where it has one and the runner is on the event loop."""
     if loaded.one_row is None or isinstance(runner, InThreads):
@@ -141,7 +169,7 @@ async def _in_processes(stack: AsyncExitStack, request: Request, workers: int, w
     except WorkerDied as error:
         raise SourceError(f"{error} while it loaded the model") from error
     _tell(request.name, processes.doubts)
-    return ArtifactModel(processes, processes.facts, processes.identity, watch)
+    return PooledModel(processes, processes, processes.facts, processes.identity, watch)
 
 
 def _tell(name: str, doubts: Sequence[str]) -> None:

@@ -7,11 +7,12 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from threading import Thread, current_thread
 from typing import Any, TypeAlias, TypeVar
 
 from attrs import define
 
-from orchestrator_core.plugin_api import JSON, Identity, ModelFacts, SourceUnavailable
+from orchestrator_core.plugin_api import JSON, Identity, ModelFacts, SourceError, SourceUnavailable
 from orchestrator_model_artifact.features import Row
 from orchestrator_model_artifact.loading import LoadedModel, Request, load
 from orchestrator_model_artifact.worker import Worker, WorkerDied, start_worker
@@ -23,24 +24,64 @@ Loaded: TypeAlias = "tuple[ModelFacts, Identity, tuple[str, ...]]"
 """What a worker process tells of the model it has loaded: facts, identity, doubts."""
 
 GIVEN_UP_SECONDS = 30.0
-"""How long a process may go on with a call that nobody waits for any more, before it is taken for one that hangs."""
+"""How long a call may go on that nobody waits for any more, before its process or thread is said to hang."""
 
 CLOSE_SECONDS = 5.0
 """How long a model that is closed is waited for while it still computes. One that hangs would never be done."""
 
 
+MOST_LEFT = 5
+"""So many pools of one model may be left to themselves at a time: each has a thread, and keeps a copy of the model."""
+
+_left: dict[str, list[list[Thread]]] = {}
+"""The threads of such pools, by the model's name: nobody else knows of them, and they are the whole process's."""
+
+
 class Threads:
     """A bounded thread pool. A call that is cancelled while it waits is never run; one that runs is run to its end."""
 
-    def __init__(self, executor: ThreadPoolExecutor) -> None:
-        self._executor = executor
+    def __init__(self, name: str, workers: int) -> None:
+        self.name = name
+        self.workers = workers
+        self.started: list[Thread] = []
+        self.closed = False
+        self.executor = ThreadPoolExecutor(
+            workers, thread_name_prefix=f"model-{name}", initializer=lambda: self.started.append(current_thread())
+        )
         self._running: set[Future[Any]] = set()
+        self._given_up: set[Future[Any]] = set()
+        self._lost = asyncio.Event()
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
-        future = self._executor.submit(function, *args)
+        if self.closed:
+            raise _closed()
+        future = self.executor.submit(function, *args)
         self._running.add(future)
         future.add_done_callback(self._running.discard)
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self.closed and task is not None and not task.cancelling():
+                raise _closed() from None
+            if future.running():
+                asyncio.get_running_loop().call_later(GIVEN_UP_SECONDS, self._look_at, future)
+            raise
+
+    def _look_at(self, future: Future[Any]) -> None:
+        """Note that a thread hangs whose call has been given up, if it still is at that call."""
+        if future.done() or self.closed:
+            return
+        self._given_up.add(future)
+        hanging = sum(not each.done() for each in self._given_up)
+        log.warning("%s: %d of %d threads hang in a prediction", self.name, hanging, self.workers)
+        if hanging == self.workers:
+            self._lost.set()
+
+    async def lost(self) -> str:
+        """Wait until all threads hang, and say so."""
+        await self._lost.wait()
+        return f"{self.workers} of {self.workers} threads hang in a prediction"
 
     async def idle(self) -> bool:
         """Wait for what still runs, but not for long. Return whether nothing does any more."""
@@ -52,17 +93,30 @@ class Threads:
 
 @asynccontextmanager
 async def thread_pool(name: str, workers: int) -> AsyncIterator[Threads]:
-    """Open a pool whose threads start when they are needed, and are gone when it is closed, unless the model hangs."""
-    executor = ThreadPoolExecutor(workers, thread_name_prefix=f"model-{name}")
-    threads = Threads(executor)
+    """Open a pool whose threads start when they are needed, and are gone when it is closed, unless the model hangs.
+
+    Raises :class:`SourceError` when it has hung too often.
+    """
+    left = [pool for pool in _left.pop(name, ()) if any(thread.is_alive() for thread in pool)]
+    if left:
+        _left[name] = left
+    if len(left) >= MOST_LEFT:
+        raise SourceError(f"it hangs in {len(left)} threads already that were left to themselves: restart the service")
+    threads = Threads(name, workers)
     try:
         yield threads
     finally:
-        executor.shutdown(wait=False, cancel_futures=True)
+        threads.closed = True
+        threads.executor.shutdown(wait=False, cancel_futures=True)
         if await asyncio.shield(threads.idle()):
-            executor.shutdown(wait=True)
+            threads.executor.shutdown(wait=True)
         else:
+            _left.setdefault(name, []).append(threads.started)
             log.warning("%s: a thread of the model still runs; it is left to itself", name)
+
+
+def _closed() -> SourceError:
+    return SourceError("the model was taken out of service during the call", transient=True)
 
 
 @define
@@ -97,15 +151,19 @@ class Processes:
         self._idle: asyncio.LifoQueue[_Slot] = asyncio.LifoQueue()
         self._calls: set[asyncio.Task[list[JSON]]] = set()
         self._replacing: set[asyncio.Task[None]] = set()
+        self._closed = False
         for slot in slots:
             self._idle.put_nowait(slot)
 
     async def run(self, rows: Sequence[Row]) -> list[JSON]:
         """Score the rows in the next free process. Raises :class:`SourceUnavailable` when that process dies."""
         slot = await self._idle.get()
-        while slot.worker is not None and slot.worker.has_ended:  # while it had nothing to do, as for want of memory
-            self._replace(slot)
+        while not self._closed and slot.worker is not None and slot.worker.has_ended:
+            self._replace(slot)  # it had nothing to do, and has ended as for want of memory
             slot = await self._idle.get()
+        if self._closed:
+            self._idle.put_nowait(slot)  # for the next one that waits, who is told the same
+            raise _closed()
         # The answer has to be read even when the caller has given up: a task of its own does.
         call = asyncio.create_task(self._score(slot, rows))
         self._calls.add(call)
@@ -118,8 +176,14 @@ class Processes:
                 call.add_done_callback(lambda _: late.cancel())
             raise
 
+    async def lost(self) -> str:
+        """Wait for good: a process that hangs is replaced."""
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets it")
+
     async def idle(self) -> None:
-        """Wait for what still runs, but not for long."""
+        """Begin nothing more, and wait for what still runs, but not for long."""
+        self._closed = True
         for task in self._replacing:
             task.cancel()
         if running := {*self._calls, *self._replacing}:
@@ -137,6 +201,8 @@ class Processes:
             try:
                 return await slot.worker.call(score_in_worker, rows)
             except WorkerDied as died:
+                if self._closed:
+                    raise _closed() from died
                 is_free = False
                 self._replace(slot)
                 raise SourceUnavailable(f"{died}: another one is started") from died

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 SLOW_CALLS = 20
 """So many calls that take longer than a thread may hold others up have the model looked at again."""
+LOOK_SECONDS = 600.0
 
 
 class Runner(Protocol):
@@ -97,7 +98,8 @@ class Measured:
 
     async def _look_again(self) -> None:
         try:
-            wait = await self._threads.run(gil_wait_seconds, self._score, self._last)
+            async with asyncio.timeout(LOOK_SECONDS):  # the model may hang in it
+                wait = await self._threads.run(gil_wait_seconds, self._score, self._last)
             if wait > GIL_LIMIT_SECONDS:
                 async with process_pool(self._request, self._workers) as self.processes:
                     log.info("%s: keeps threads waiting for %.1f ms: runs in processes", self._request.name, wait * 1e3)

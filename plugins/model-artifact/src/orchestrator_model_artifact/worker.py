@@ -107,8 +107,11 @@ def main() -> None:
             answer: tuple[tuple[str, str, bool] | None, Any] = (None, function(*args))
         except BaseException as error:  # the parent raises it
             answer = (_encoded(error), None)
-        answers.write(_frame(answer))
-        answers.flush()
+        try:
+            answers.write(_frame(answer))
+            answers.flush()
+        except BrokenPipeError:  # the parent was killed meanwhile
+            os._exit(1)
 
 
 def _frame(value: Any) -> bytes:
