@@ -39,6 +39,8 @@ DataPath = tuple[str | int, ...]
 
 MAX_DEPTH = 64
 MAX_ALIASED_NODES = 10_000
+LONGEST_INTEGER = 40
+"""So many letters an integer may have; what it may be where it stands is looked at there."""
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
@@ -264,6 +266,8 @@ def _syntax_problem(document: Document, error: yaml.MarkedYAMLError) -> Problem:
         source_line, hint = document.shown_line(line), error.context or ""
     if "\t" in source_line[: len(source_line) - len(source_line.lstrip())]:
         hint = "indent with spaces: YAML does not allow tabs there"
+    elif quoting := _quoting_hint(error.problem or "", source_line, column):
+        hint = quoting
     elif error.context and error.context_mark and error.context_mark.line + 1 != line:
         hint = f"{error.context}, which starts at line {error.context_mark.line + 1}"
     return Problem(
@@ -275,6 +279,20 @@ def _syntax_problem(document: Document, error: yaml.MarkedYAMLError) -> Problem:
         hint=hint,
         source_line=source_line,
     )
+
+
+def _quoting_hint(message: str, line: str, column: int) -> str:
+    """Return how to write a text that YAML takes for something else."""
+    before, here = line[: column - 1], line[column - 1 : column]
+    if message == "mapping values are not allowed in this context":
+        if ": " in before:
+            return "quote a text that has ': ' in it"
+        return "the line above lacks ': ' behind its key, or this line is indented too far"
+    if message == "found character that cannot start any token":
+        return f"quote a text that starts with {here}"
+    if here == "{" and before.endswith("$"):
+        return "quote a text that has ${…} in it"
+    return ""
 
 
 class _TooMuch(Exception):
@@ -348,6 +366,10 @@ class _Builder:
             return (*top.path, len(top.data))
         return (*top.path, top.key) if top.key is not None else top.path
 
+    def braces(self, event: Any) -> str:
+        written = self.document.line(event.start_mark.line + 1)[: event.start_mark.column + 1]
+        return "quote a text that starts with {{" if written.endswith("{{") else ""
+
     def expects_key(self) -> bool:
         return bool(self.stack) and isinstance(self.stack[-1].data, dict) and self.stack[-1].key is None
 
@@ -386,8 +408,11 @@ class _Builder:
         if text in _CONSTANTS:
             return _CONSTANTS[text]
         if _INT.match(text):
-            return int(text) if len(text) <= 40 else text
-        if _FLOAT.match(text):
+            if len(text) <= LONGEST_INTEGER:
+                return int(text)
+            message = f"an integer of {len(text.lstrip('+-'))} digits is too large for a number"
+            self.report("ORC107", message, event, hint="quote it if it is text")
+        elif _FLOAT.match(text):
             number = float(text)
             if math.isfinite(number):
                 return number
@@ -421,7 +446,7 @@ class _Builder:
     def open(self, data: dict[str, Any] | list[Any], event: Any) -> None:
         self.check_tag(event)
         if self.expects_key():
-            self.report("ORC108", "a key must be a plain word", event)
+            self.report("ORC108", "a key must be a plain word", event, hint=self.braces(event))
             raise _TooMuch
         if len(self.stack) >= MAX_DEPTH:
             self.report("ORC109", f"nested deeper than {MAX_DEPTH} levels", event)

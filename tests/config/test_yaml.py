@@ -208,10 +208,41 @@ def test_keys_are_always_text() -> None:
             ],
             id="open quote",
         ),
+        pytest.param(
+            f"a: {'9' * 41}\n",
+            [
+                (
+                    "f.yaml:1:4: ORC107 an integer of 41 digits is too large for a number\n"
+                    f"    1 | a: {'9' * 41}\n      |    {'^' * 41}\n      = quote it if it is text"
+                )
+            ],
+            id="a number of many digits, which would else become text",
+        ),
     ],
 )
 def test_what_is_not_taken_is_a_problem_at_its_place(text: str, problems: list[str]) -> None:
     assert told(text) == problems
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "hint"),
+    [
+        ("a: fraud: a check\n", (1, 9), "quote a text that has ': ' in it"),
+        ("- name a\n  type: b\n", (2, 7), "the line above lacks ': ' behind its key, or this line is indented too far"),
+        ("- name:a\n  type: b\n", (2, 7), "the line above lacks ': ' behind its key, or this line is indented too far"),
+        ("a: %x\n", (1, 4), "quote a text that starts with %"),
+        ("a: @x\n", (1, 4), "quote a text that starts with @"),
+        ("a: `x`\n", (1, 4), "quote a text that starts with `"),
+        ("a: {{ $b.c }}\n", (1, 5), "quote a text that starts with {{"),
+        ("a: {{$b.c}}, or not\n", (1, 5), "quote a text that starts with {{"),
+        ("a: {b: ${env:C}}\n", (1, 9), "quote a text that has ${…} in it"),
+    ],
+)  # fmt: skip
+def test_a_text_that_yaml_takes_for_something_else_is_told_to_be_quoted(
+    text: str, place: tuple[int, int], hint: str
+) -> None:
+    problem = parse_document(text, "f.yaml").problems[0]
+    assert ((problem.line, problem.column), problem.hint) == (place, hint), str(problem)
 
 
 def test_every_problem_of_a_file_is_found_at_once() -> None:
