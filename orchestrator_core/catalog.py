@@ -233,7 +233,7 @@ class _Builder:
         problems += more
         if common is None or options is None:
             return None, problems
-        return ModelSpec(name, provided.kind, options, common), problems
+        return ModelSpec(name, provided.kind, options, common, plugin=str(provided.plugin)), problems
 
     def implicit(self) -> None:
         """Add the default source of every kind that has nothing to configure."""

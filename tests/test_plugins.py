@@ -477,6 +477,54 @@ def test_an_open_source_that_keeps_no_contract_is_a_problem_that_names_its_plugi
     assert told.hint.endswith("a defect of acme 1")
 
 
+OPENS_A_MODEL = """
+from contextlib import asynccontextmanager
+
+from attrs import frozen
+
+from orchestrator_core.plugin_api import Identity, ModelFacts, ModelKind, hookimpl
+
+
+@frozen
+class Options:
+    pass
+
+
+class Opened:
+    async def predict(self, rows):
+        return list(rows)
+
+    {method}
+
+
+@asynccontextmanager
+async def opened(options, context):
+    yield Opened()
+
+
+@hookimpl
+def orchestrator_model_kinds():
+    return [ModelKind("mine", "Mine.", Options, opened)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("def identity(self): return 'v1'", "identity returned str, expected Identity"),
+        ("def facts(self): return {'inputs': ['x']}", "facts returned dict, expected ModelFacts"),
+    ],
+)
+def test_a_model_that_tells_something_else_of_itself_is_a_problem_that_names_its_plugin(
+    install: Callable[..., None], method: str, reason: str
+) -> None:
+    """Else the pages of models and of executions would fail, of all of them, once it had answered."""
+    install("acme", "1", "mine", OPENS_A_MODEL.replace("{method}", method))
+    (told,) = check_problems({"integrations/ml.yaml": "ml: {sources: {m: {source: {type: mine}}}}\n"})
+    assert (told.code, told.message) == ("ORC601", f"ml.m cannot be opened: TypeError: {reason}")
+    assert told.hint.endswith("a defect of acme 1")
+
+
 def test_a_source_that_fails_when_it_is_closed_is_logged_by_name(
     install: Callable[..., None], serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -21,7 +21,10 @@ from orchestrator_core.plugin_api import (
     Describes,
     EndedByOthers,
     Ends,
+    Identified,
+    Identity,
     Model,
+    ModelFacts,
     OpenContext,
     ReadyCheck,
     SourceError,
@@ -30,6 +33,8 @@ from orchestrator_core.plugin_api import (
 from orchestrator_core.tasks import exit_asked_for, fault_of
 
 log = structlog.get_logger("orchestrator.models")
+
+T = TypeVar("T")
 
 CONFIRM_SECONDS = 0.1
 DRAIN_SECONDS = 10.0
@@ -119,7 +124,9 @@ class Life:
             self.model = model
             self.slot.opened(model)
             if isinstance(model, Describes):
-                self.slot.facts = model.facts()
+                self.slot.facts = _told("facts", model.facts(), ModelFacts)
+            if isinstance(model, Identified):
+                _told("identity", model.identity(), Identity)
             try:
                 self.cause = await self._until_over(model, stack)
             finally:
@@ -326,6 +333,13 @@ async def _ended(model: Ends) -> None:
     except SystemExit as error:
         raise fault_of(error) from error
     raise ModelEnded(f"it ended: {how}" if how else "it ended", by_others=isinstance(how, EndedByOthers))
+
+
+def _told(method: str, value: Any, expected: type[T]) -> T | None:
+    """Return what a model's method told. Pages and records rely on it, and would fail long after."""
+    if value is None or isinstance(value, expected):
+        return value
+    raise TypeError(f"{method} returned {type(value).__name__}, expected {expected.__name__}")
 
 
 async def _warm_up(model: Model, index: int, row: Row) -> None:

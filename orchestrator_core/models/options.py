@@ -118,13 +118,14 @@ class MlOptions:
 
 @frozen
 class ModelSpec:
-    """A model as it is configured: its kind and options, checked. ``label`` is its name in messages."""
+    """A model as it is configured: its kind and options, checked. ``plugin`` is what brought its kind."""
 
     name: str
     kind: ModelKind[Any]
     options: Any
     common: CommonOptions = field(factory=CommonOptions)
     fallback: ModelSpec | None = None
+    plugin: str = ""
 
     @property
     def load_seconds(self) -> float | None:

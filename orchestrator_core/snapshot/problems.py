@@ -11,7 +11,7 @@ from orchestrator_core.blame import is_defect, why_unusable
 from orchestrator_core.catalog import SourceSpec
 from orchestrator_core.config.secrets import Redactor
 from orchestrator_core.errors import ConfigError, Problem, SourceUnavailable
-from orchestrator_core.models import Trouble, WarmUpFailed
+from orchestrator_core.models import ModelSpec, Trouble, WarmUpFailed
 from orchestrator_core.plugin_api import Inspection
 
 
@@ -23,7 +23,9 @@ def opening_problems(spec: SourceSpec, error: BaseException, operation: str = ""
     hint = ""
     if is_defect(error):
         where = traceback.extract_tb(error.__traceback__)[-1]
-        hint = f"raised in {where.name}, line {where.lineno}: a defect of {spec.plugin}"
+        model = spec.operations.get(operation)
+        plugin = model.plugin if isinstance(model, ModelSpec) else spec.plugin
+        hint = f"raised in {where.name}, line {where.lineno}: a defect of {plugin}"
     place = spec.places.get(operation)
     if place is None:
         return [_at(spec, "ORC601", message, hint)]
