@@ -134,6 +134,7 @@ def applied(defaults: Defaults, spec: SourceSpec, operation: str, step: Step | N
     facts = spec.facts.get(operation) or OperationFacts()
     layers = _layers(defaults, spec, operation, step)
     found = {name: _policy(name, facts, layers) for name in _CLASSES}
+    found["retry"] = _with_pauses(found["retry"], layers)
     if step is not None:
         found["retry"] = _if_idempotent(found["retry"], facts, spec, operation)
         if step.config.cache is None:
@@ -153,7 +154,7 @@ def unfit_backoff(defaults: Defaults, spec: SourceSpec, operation: str, step: St
         if "backoff" in keys and layer.located is not None:
             message = f"no pause is longer than max_backoff, which is {options.max_backoff:g} s here, "
             message += f"and backoff is {options.backoff:g} s"
-            hint = "give max_backoff too, or a shorter backoff"
+            hint = "give a longer max_backoff too, or a shorter backoff"
             return layer.located.problem("ORC204", message, "retry", "backoff", hint=hint)
         if "max_backoff" in keys:  # said nearer to the step, to shorten the pauses
             return None
@@ -194,6 +195,18 @@ def _policy(name: str, facts: OperationFacts, layers: list[_Layer]) -> Policy:
             options = evolve(options, **{key: getattr(given, key) for key in keys})
             places = (*places, layer.place(name))
     return Policy(options, why, places)
+
+
+def _with_pauses(retry: Policy, layers: list[_Layer]) -> Policy:
+    """Return the retry with pauses as long as its ``backoff``, where nobody has said how long they may be at most."""
+    options = retry.options
+    if options is None or options.backoff <= options.max_backoff or any(_says_most(layer) for layer in layers):
+        return retry
+    return evolve(retry, options=evolve(options, max_backoff=options.backoff))
+
+
+def _says_most(layer: _Layer) -> bool:
+    return isinstance(layer.given("retry"), RetryOptions) and "max_backoff" in layer.keys("retry")
 
 
 def _if_idempotent(retry: Policy, facts: OperationFacts, spec: SourceSpec, operation: str) -> Policy:

@@ -268,7 +268,7 @@ def test_policies_are_shown_with_the_reason_for_each(write: Write, orchestrator:
             "retry",
             "{backoff: 2s}",
             "{non_idempotent: true}",
-            "3 attempts, pauses of at most 1 s, whatever it does: {source}, then {step}",
+            "3 attempts, pauses of at most 2 s, whatever it does: {source}, then {step}",
         ),
         ("circuit_breaker", "false", "true", "5 failures within 10 s open it, a probe after 5 s: {step}"),
     ],
