@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from docker_kit import Engine, Process, configuration, opened, wait_until
+from docker_kit import Answer, Engine, Process, configuration, opened, wait_until
 from orchestrator_model_docker import sharing
 
 from orchestrator_core.plugin_api import SourceError, SourceUnavailable
 from orchestrator_core.testing import free_port
 
 Start = Callable[..., Process]
+
+
+@contextmanager
+def asking(process: Process) -> Iterator[list[Answer]]:
+    """Ask the model without a pause while the block runs; give the answers."""
+    answers: list[Answer] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            answers.append(process.score())
+
+    with ThreadPoolExecutor(1) as clients:
+        asked = clients.submit(ask)
+        try:
+            yield answers
+        finally:
+            over.set()
+        asked.result()
 
 
 def test_four_processes_share_one_container_and_the_last_to_leave_takes_it_away(
@@ -87,11 +109,11 @@ def test_a_reload_replaces_the_container_when_its_options_changed_and_only_then(
 
     configuration(folder, score_image, environment={"WHO": "new"}, **options)
     assert process.admin("/reload", {}).status == 200
-    wait_until(lambda: process.score().json.get("who") == "new", what="the new model")
-    assert len(engine.containers(status="running")) == (1 if fixed_port else 2)
-    assert other.score().status == (503 if fixed_port else 200)
+    assert process.score().json["who"] == "new"
+    assert len(engine.containers(status="running")) == 2
+    assert other.score().json["who"] == "old"
     assert other.admin("/reload", {}).status == 200
-    wait_until(lambda: other.score().json.get("who") == "new", what="the new model")
+    assert other.score().json["who"] == "new"
     wait_until(lambda: len(engine.containers()) == 1, what="the end of the old container")
     assert engine.only().id != container.id
     process.stop()
@@ -114,6 +136,52 @@ def test_a_model_that_fails_in_the_new_configuration_alone_leaves_the_old_one_it
     assert "no weights" in str(refused.json)
     assert process.score().json["who"] == "old"
     assert engine.only().id == container.id
+    process.stop()
+    assert engine.containers() == []
+
+
+def test_a_reload_that_another_model_has_refused_leaves_the_old_container_its_port(
+    engine: Engine, score_image: str, tmp_path: Path, start: Start
+) -> None:
+    port = free_port()
+    broken = engine.image("breaks-beside", command=["sh", "-c", "sleep 1; echo no weights; exit 1"])
+    folder = configuration(tmp_path / "config", score_image, environment={"WHO": "old"}, host_port=port)
+    process = start(folder).ready()
+    container = engine.only()
+    configuration(folder, score_image, environment={"WHO": "new"}, host_port=port)
+    beside = {"ml": {"sources": {"beside": {"source": {"type": "docker", "image": broken, "stop_timeout": 0}}}}}
+    (folder / "integrations" / "beside.yaml").write_text(json.dumps(beside))
+    with asking(process) as answers:
+        refused = process.admin("/reload", {})
+    assert refused.status == 422
+    assert "no weights" in str(refused.json)
+    assert {(answer.status, answer.json["who"]) for answer in answers} == {(200, "old")}
+    assert engine.only().id == container.id
+    process.stop()
+    assert engine.containers() == []
+
+
+def test_a_reload_with_a_fixed_port_loses_no_request_and_ends_on_that_port(
+    engine: Engine, score_image: str, tmp_path: Path, start: Start
+) -> None:
+    port = free_port()
+    folder = configuration(tmp_path / "config", score_image, environment={"WHO": "old"}, host_port=port)
+    process = start(folder).ready()
+    configuration(folder, score_image, environment={"WHO": "new"}, host_port=port, timeout="500ms")
+
+    def moved() -> bool:
+        return [each["HostPort"] for container in engine.containers() for each in ports(container)] == [str(port)]
+
+    def ports(container: Any) -> list[Any]:
+        return container.ports.get("8080/tcp") or []
+
+    with asking(process) as answers:
+        assert process.admin("/reload", {}).status == 200
+        assert process.score().json["who"] == "new"
+        wait_until(moved, what="one container, on the port")
+    assert {answer.status for answer in answers} == {200}
+    assert process.score().json["who"] == "new"
+    assert process.model()["starts"] == 1
     process.stop()
     assert engine.containers() == []
 

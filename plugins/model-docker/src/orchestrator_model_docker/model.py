@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
 import structlog
-from attrs import evolve
+from attrs import evolve, frozen
 
 from orchestrator_core.plugin_api import (
+    JSON,
     Describes,
     Identity,
     Model,
@@ -31,20 +32,31 @@ from orchestrator_model_docker.watching import until_ended
 
 log = structlog.get_logger("orchestrator.models.docker")
 
+MOVE_AFTER_SECONDS = 0.5
+MOVE_AGAIN_SECONDS = 5.0
+"""Pauses of a model on another port: until it looks whether its own is free, and after a start there that failed."""
+
 T = TypeVar("T")
+
+
+@frozen
+class Running:
+    """A container that is ready: its share, the task that ends when it does, and the model of the type ``http``."""
+
+    container: Mapping[str, Any]
+    end: asyncio.Task[str]
+    http: Model
+    shared: Share
 
 
 class ContainerModel:
     """A model in a container. What it can do beside that is what the model type ``http`` can."""
 
-    def __init__(
-        self, http: Model, engine: Engine, container: Mapping[str, Any], end: asyncio.Task[str], source: ImageSource
-    ) -> None:
-        self._http = http
+    def __init__(self, engine: Engine, source: ImageSource, running: Running) -> None:
         self._engine = engine
-        self._container = container
-        self._end = end
         self._source = source
+        self._now = running
+        http = running.http
         self.predict = http.predict  # the same calls, without another coroutine around each
         if isinstance(http, PredictsOne):
             self.predict_one = http.predict_one
@@ -52,34 +64,77 @@ class ContainerModel:
             self.facts = http.facts
 
     async def check_ready(self) -> None:
-        if self._end.done():
-            raise SourceUnavailable(await self.ended())
-        if isinstance(self._http, ReadyCheck):
-            await self._http.check_ready()
+        if self._now.end.done():
+            raise SourceUnavailable(self._now.end.result())
+        if isinstance(self._now.http, ReadyCheck):
+            await self._now.http.check_ready()
 
     async def ended(self) -> str:
-        return await asyncio.shield(self._end)
+        while True:
+            running = self._now
+            await asyncio.wait([running.end])
+            if running is self._now:
+                return running.end.result()
 
     async def logs(self, lines: int) -> str:
-        return await containers.last_lines(self._engine, self._container["Id"], lines)
+        return await containers.last_lines(self._engine, self._now.container["Id"], lines)
 
     def identity(self) -> Identity:
-        return containers.identity_of(self._container)
+        return containers.identity_of(self._now.container)
 
     async def changed(self) -> bool:
         """Return whether its image has moved. While nobody can tell, the container that runs is kept."""
         try:
-            return await self._source.moved(self._engine, self._container["Image"])
+            return await self._source.moved(self._engine, self._now.container["Image"])
         except SourceUnavailable as error:
             log.warning("cannot tell whether the image has moved", image=self._source.name, error=str(error))
             return False
+
+
+class MovingModel(ContainerModel):
+    """A model on another port than its own, which a container of other settings has that is still in use."""
+
+    def __init__(self, engine: Engine, source: ImageSource, running: Running) -> None:
+        super().__init__(engine, source, running)
+        self.predict = self._predict
+        if isinstance(running.http, PredictsOne):
+            self.predict_one = self._predict_one
+
+    async def _predict(self, rows: Sequence[Mapping[str, JSON]]) -> Sequence[JSON]:
+        return await self._now.http.predict(rows)
+
+    async def _predict_one(self, row: Mapping[str, JSON]) -> JSON:
+        one: PredictsOne = self._now.http  # type: ignore[assignment]  # as the first one was
+        return await one.predict_one(row)
+
+    async def move(self, design: Design, context: OpenContext, stack: AsyncExitStack, first: AsyncExitStack) -> None:
+        """Go to the container of the design once its port is free, and leave the first one. No call fails of it."""
+        while True:
+            await asyncio.sleep(MOVE_AFTER_SECONDS)
+            try:
+                if await replaces_another(self._engine, design):
+                    continue
+                async with AsyncExitStack() as attempt:
+                    running = await _started(self._engine, design, context, attempt)
+                    stack.push_async_exit(attempt.pop_all())
+                break
+            except (SourceUnavailable, SourceError, ValueError) as error:  # what opening it may raise
+                log.warning("container stays on another port", container=design.name, error=str(error))
+                await asyncio.sleep(MOVE_AGAIN_SECONDS)
+        self._now = running
+        await asyncio.sleep(design.options.timeout)  # for the calls that are under way
+        await first.aclose()
 
 
 @asynccontextmanager
 async def open_container(
     options: ContainerOptions, context: OpenContext, source: ImageSource
 ) -> AsyncIterator[ContainerModel]:
-    """Have the image, hold a share in the container made from it, and wait until the model in it is ready."""
+    """Have the image, hold a share in the container made from it, and wait until the model in it is ready.
+
+    With a port of its own that a container of other settings has, which is still in use, it is another port at first:
+    a new configuration that fails, for whatever reason, does not touch the old one's container.
+    """
     options.check_volumes(context.config_dir)
     scope = containers.scope_of(context.config_dir)
     async with AsyncExitStack() as stack:
@@ -87,11 +142,19 @@ async def open_container(
         await stack.enter_async_context(hold_lease(containers.model_key(scope, context.name)))
         image = await source.get(engine)
         design = containers.design(context.name, context.config_dir, image, options)
+        model: ContainerModel
         if await replaces_another(engine, design):
-            await _rehearse(engine, design, context)
-        shared, end, http = await _started(engine, design, context, stack)
-        _background(stack, shared.sweep_later())
-        yield ContainerModel(http, engine, shared.container, end, source)
+            elsewhere = containers.design(context.name, context.config_dir, image, evolve(options, host_port=None))
+            log.info("container on another port at first", container=elsewhere.name, before=design.name)
+            first = await stack.enter_async_context(AsyncExitStack())
+            running = await _started(engine, elsewhere, context, first)
+            model = moving = MovingModel(engine, source, running)
+            _background(stack, moving.move(design, context, stack, first))
+        else:
+            running = await _started(engine, design, context, stack)
+            model = ContainerModel(engine, source, running)
+        _background(stack, running.shared.sweep_later())
+        yield model
 
 
 async def look_at(options: ContainerOptions, context: OpenContext, source: ImageSource) -> None:
@@ -101,31 +164,14 @@ async def look_at(options: ContainerOptions, context: OpenContext, source: Image
         await source.look(engine)
 
 
-async def _rehearse(engine: Engine, design: Design, context: OpenContext) -> None:
-    """Have a container like this one become ready on another port, before the one is stopped that has its port.
-
-    Raises what opening a model does: a model that fails only in a new configuration does not touch the old one's.
-    """
-    options = evolve(design.options, host_port=None)
-    elsewhere = containers.design(context.name, context.config_dir, design.image, options)
-    log.info("container tried on another port", container=elsewhere.name, before=design.name)
-    async with AsyncExitStack() as stack:
-        await _started(engine, elsewhere, context, stack)
-
-
-async def _started(
-    engine: Engine, design: Design, context: OpenContext, stack: AsyncExitStack
-) -> tuple[Share, asyncio.Task[str], Model]:
-    """Hold a share in the container until the stack is left, and wait until the model in it is ready.
-
-    Returns it with the task that ends when the container does, and the model as the type ``http`` speaks to it.
-    """
+async def _started(engine: Engine, design: Design, context: OpenContext, stack: AsyncExitStack) -> Running:
+    """Hold a share in the container until the stack is left, and wait until the model in it is ready."""
     shared = await stack.enter_async_context(share(engine, design, context))
     address = containers.address_of(shared.container, design)
     end = _background(stack, until_ended(engine, shared.container, address))
     http = await _ready(design.options, context, address, shared, end, stack)
     await shared.note_ready()
-    return shared, end, http
+    return Running(shared.container, end, http, shared)
 
 
 async def _ready(

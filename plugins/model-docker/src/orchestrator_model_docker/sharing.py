@@ -175,8 +175,8 @@ class Share:
 
 
 async def replaces_another(engine: Engine, design: Design) -> bool:
-    """Return whether a container of other settings of this model has to be stopped before this one has its port."""
-    return bool(await _with_its_port(engine, design)) and await containers.find(engine, design.name) is None
+    """Return whether a container of other settings of this model has this one's port, and somebody uses it."""
+    return any(map(is_held, await _with_its_port(engine, design)))
 
 
 async def _with_its_port(engine: Engine, design: Design) -> list[str]:
