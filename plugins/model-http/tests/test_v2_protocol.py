@@ -130,6 +130,11 @@ def test_a_feature_that_the_tensor_cannot_take_is_refused_before_anything_is_sen
     run(main())
 
 
+def typed(datatype: str, *data: Any) -> Any:
+    width = len(data[0]) if isinstance(data[0], list) else len(data)
+    return {"outputs": [{"name": "p", "datatype": datatype, "shape": [1, width], "data": list(data)}]}
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
@@ -150,15 +155,42 @@ def test_a_feature_that_the_tensor_cannot_take_is_refused_before_anything_is_sen
         ({"outputs": [{"name": None, "shape": [1], "data": [1]}]}, "expected a name for each output, got null"),
         ({"outputs": [{"name": 7, "shape": [1], "data": [1]}]}, "expected a name for each output, got a number"),
         ({"outputs": [{"name": "p", "shape": [1], "data": [1]}] * 2}, "two outputs are named 'p'"),
+        (typed("FP32", None), "the output 'p' is FP32, and holds null"),
+        (typed("FP64", 0.5, None), "the output 'p' is FP64, and holds null"),
+        (typed("FP64", [0.5, None]), "the output 'p' is FP64, and holds null"),
+        (typed("FP16", "NaN"), "the output 'p' is FP16, and holds a string"),
+        (typed("INT64", 1, [2]), "the output 'p' is INT64, and holds a list of 1"),
+        (typed("UINT8", True), "the output 'p' is UINT8, and holds true or false"),
+        (typed("BOOL", None), "the output 'p' is BOOL, and holds null"),
     ],
 )
 def test_tensors_that_are_no_result_for_each_row_are_an_error(run: Run, answer: Any, message: str) -> None:
+    """MLServer and KServe write NaN as null, which passed for the model's score."""
+
     async def main() -> None:
         async with stub(answer, MATRIX) as server:
             asked = {"base_url": server.url, "protocol": "v2", "model_name": "credit", "features": ["a", "b"]}
             error = await failure([{"a": 1, "b": 2}], **asked)
         assert isinstance(error, SourceError)
         assert str(error) == f"POST {server.url}/v2/models/credit/infer: {message}"
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("answer", "result"),
+    [
+        (typed("INT64", [1]), 1),
+        (typed("BOOL", False, 1), [False, 1]),
+        (typed("FP32", 1, 0.5), [1, 0.5]),
+        (typed("BYTES", "a", None), ["a", None]),
+    ],
+)
+def test_an_output_holds_what_its_datatype_has(run: Run, answer: Any, result: Any) -> None:
+    async def main() -> None:
+        async with stub(answer, MATRIX) as server:
+            asked = {"base_url": server.url, "protocol": "v2", "model_name": "credit", "features": ["a", "b"]}
+            assert await predicting([{"a": 1, "b": 2}], **asked) == [{"p": result}]
 
     run(main())
 

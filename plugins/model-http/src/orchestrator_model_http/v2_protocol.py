@@ -30,6 +30,9 @@ _RANGES = {
     name: (0, 2**bits - 1) if name.startswith("U") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     for name, bits in _INTEGERS.items()
 }
+_NUMBERS = frozenset((int, float))
+_TYPES = {**dict.fromkeys((*_FLOATS, *_RANGES), _NUMBERS), "BOOL": frozenset((bool, int))}
+"""What JSON has for the values of an output. Servers write NaN as null, which must not pass for a value."""
 
 
 @frozen
@@ -226,19 +229,26 @@ class V2Protocol:
             if name in columns:
                 raise SourceError(f"{self._exchange.call}: two outputs are named '{name[:LONGEST_SHOWN]}'")
             try:
-                columns[name] = _column(output["data"], output["shape"], len(rows))
+                flat = _flat(output["data"])
+                columns[name] = _column(flat, output["shape"], len(rows))
             except (KeyError, TypeError, ValueError) as error:
                 shortened = name[:LONGEST_SHOWN]
                 raise SourceError(
                     f"{self._exchange.call}: the output '{shortened}' has no value for each of {len(rows)} rows"
                 ) from error
+            datatype = output.get("datatype")
+            types = _TYPES.get(datatype) if isinstance(datatype, str) else None
+            if types is not None and not types.issuperset(map(type, flat)):
+                odd = next(value for value in flat if type(value) not in types)
+                raise SourceError(
+                    f"{self._exchange.call}: the output '{name[:LONGEST_SHOWN]}' is {datatype}, and holds {shown(odd)}"
+                )
         names = list(columns)
         return [self._result(dict(zip(names, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 
 
-def _column(data: Any, shape: Sequence[int], count: int) -> list[JSON]:
+def _column(flat: list[Any], shape: Sequence[int], count: int) -> list[JSON]:
     """Return a tensor's values for each row. Raises ``ValueError`` when there is not one for each."""
-    flat = _flat(data)
     width = prod(shape[1:])
     if not shape or shape[0] != count or len(flat) != count * width:
         raise ValueError
