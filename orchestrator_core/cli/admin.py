@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import BadStatusLine, HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -89,7 +89,8 @@ def ask(
     except TimeoutError as error:
         raise click.ClickException(f"{url} did not answer within {timeout_seconds:g} s") from error
     except (OSError, HTTPException) as error:
-        raise click.ClickException(f"{url} cannot be asked: {error}") from error
+        reason = "what it answers is not HTTP" if type(error) is BadStatusLine else error
+        raise click.ClickException(f"{url} cannot be asked: {reason}") from error
     finally:
         connection.close()
     try:
@@ -97,9 +98,13 @@ def ask(
     except ValueError:
         document = None
     if not isinstance(document, dict):
-        message = f"{url}{path} answered {answer.status} without a JSON document"
-        raise click.ClickException(f"{message}\n  = is this the admin listener of the service?")
+        raise not_the_service(f"{url}{path} answered {answer.status} without a JSON document")
     return answer.status, document
+
+
+def not_the_service(message: str) -> click.ClickException:
+    """Return the error for an answer that the service does not give."""
+    return click.ClickException(f"{message}\n  = is this the admin listener of the service?")
 
 
 def refused(url: str, status: int, document: Mapping[str, Any]) -> click.ClickException:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator_core.cli.admin import admin_url, ask, refused, unread
+from orchestrator_core.cli.admin import admin_url, ask, not_the_service, refused, unread
 from orchestrator_core.cli.captured import draw_captured
 from orchestrator_core.cli.kept import kept_execution, kept_executions
 from orchestrator_core.cli.options import admin_option, config_option, format_option, plugins_dir_option
@@ -94,7 +94,11 @@ def list_(
       orchestrator executions list --domain hello --status failed --limit 5
     """
     query = {name: _text(str(value)) for name, value in filters.items() if value is not None}
-    document = kept_executions(folder, plugins_dir, query) if offline else _asked(folder, admin, "/executions", query)
+    document = (
+        kept_executions(folder, plugins_dir, query)
+        if offline
+        else _asked(folder, admin, "/executions", "executions", query)
+    )
     if incomplete := document.get("incomplete"):
         click.echo(f"note: the list is incomplete: {incomplete}", err=True)
     if form == "json":
@@ -129,7 +133,7 @@ def show(
     if offline:
         document = kept_execution(folder, plugins_dir, execution_id)
     else:
-        document = _asked(folder, admin, f"/executions/{quote(execution_id, safe='')}")
+        document = _asked(folder, admin, f"/executions/{quote(execution_id, safe='')}", "steps")
     if form == "json":
         click.echo(json.dumps(document, indent=2, ensure_ascii=False))
         return
@@ -146,13 +150,16 @@ def _text(argument: str) -> str:
     return argument.encode("utf-8", "replace").decode()
 
 
-def _asked(folder: Path, admin: str | None, path: str, query: Mapping[str, str] | None = None) -> Any:
+def _asked(folder: Path, admin: str | None, path: str, part: str, query: Mapping[str, str] | None = None) -> Any:
+    """Return the document of an answer, of which ``part`` is a part."""
     url = admin_url(admin, folder)
     stored = load_configuration(folder).app.tracking.store is not None
     otherwise = ", or read what is stored with --offline" if stored else "" if admin else unread(folder)
     status, document = ask(url, "GET", path, query, otherwise=otherwise)
     if status != 200:
         raise refused(url, status, document)
+    if part not in document:
+        raise not_the_service(f"{url}{path} answered 200 without '{part}'")
     return document
 
 

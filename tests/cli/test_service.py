@@ -359,25 +359,30 @@ def test_an_address_that_is_none(address: str, orchestrator: Invoke) -> None:
     assert result.output.endswith(f"\nError: --admin takes a URL such as http://127.0.0.1:8001, got '{address}'\n")
 
 
-def test_something_else_listens(orchestrator: Invoke) -> None:
+@pytest.mark.parametrize(
+    ("answer", "command", "message"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n<html>", "list", "/executions answered 200 without a JSON document"),
+        (b'HTTP/1.1 200 OK\r\n\r\n{"up": 1}', "list", "/executions answered 200 without 'executions'"),
+        (b'HTTP/1.1 200 OK\r\n\r\n{"id": 1}', "show a", "/executions/a answered 200 without 'steps'"),
+        (b"\x15\x03\x01\x00\x02\x02\x16", "list", " cannot be asked: what it answers is not HTTP"),
+    ],
+)
+def test_something_else_listens(answer: bytes, command: str, message: str, orchestrator: Invoke) -> None:
     class Other(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"<html>")
+            self.wfile.write(answer)
 
         def log_message(self, *_: object) -> None: ...
 
     with HTTPServer(("127.0.0.1", 0), Other) as server:
         Thread(target=server.handle_request, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        result = orchestrator("executions", "list", "--admin", url)
+        result = orchestrator("executions", *command.split(), "--admin", url)
 
+    hint = "" if "asked" in message else "  = is this the admin listener of the service?\n"
     assert result.exit_code == 1
-    assert result.output == (
-        f"Error: {url}/executions answered 200 without a JSON document\n"
-        "  = is this the admin listener of the service?\n"
-    )
+    assert result.output == f"Error: {url}{message}\n{hint}"
 
 
 def test_documents_carry_everything_there_and_back() -> None:
