@@ -477,6 +477,28 @@ def test_an_open_source_that_keeps_no_contract_is_a_problem_that_names_its_plugi
     assert told.hint.endswith("a defect of acme 1")
 
 
+@pytest.mark.parametrize(
+    ("annotation", "reason"),
+    [
+        ("date", "no option can be of the type date"),
+        ("list[date]", "no option can be of the type date"),
+        ("'Dat'", "the options cannot be read: name 'Dat' is not defined"),
+    ],
+)
+def test_options_of_a_type_that_yaml_does_not_have_are_a_problem_that_names_it(
+    install: Callable[..., None], annotation: str, reason: str
+) -> None:
+    """Else check, serve and each reload would be an internal error, and tell of nothing else."""
+    source = opening().replace(
+        "import asynccontextmanager", "import asynccontextmanager\n    from datetime import date"
+    )
+    install("acme", "1", "mine", source.replace("pass", f"day: {annotation}"))
+    told = check_problems(
+        {"domains/d.yaml": DOMAIN.format(type="mine"), "database.yaml": "mine: {sources: {default: {day: [x]}}}\n"}
+    )
+    assert [(problem.code, problem.message) for problem in told] == [("ORC601", reason)]
+
+
 OPENS_A_MODEL = """
 from contextlib import asynccontextmanager
 

@@ -20,6 +20,7 @@ from cattrs.errors import (
     ForbiddenExtraKeysError,
     IterableValidationError,
     IterableValidationNote,
+    StructureHandlerNotFoundError,
 )
 from cattrs.gen import make_dict_structure_fn
 
@@ -36,6 +37,7 @@ LONGEST_SHOWN = 40
 
 _DID_YOU_MEAN = re.compile(r"did you mean '(.+)'\?\Z")
 _A_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?\Z")
+_DEFECT = "a defect of the plugin whose options these are"
 _BOOLEAN_HINTS = {
     **dict.fromkeys(("yes", "Yes", "on", "On", "true"), ": write true"),
     **dict.fromkeys(("no", "No", "off", "Off", "false"), ": write false"),
@@ -173,6 +175,11 @@ def _findings(error: BaseException, located: Located, sub: DataPath) -> Iterator
         yield sub, located.problem(MISSING, f"'{sub[-1]}' is missing", *sub[:-1], at_key=True)
     elif isinstance(error, ValueError | TypeError):
         yield sub, located.problem("ORC204", str(error), *sub)
+    elif isinstance(error, StructureHandlerNotFoundError):
+        message = f"no option can be of the type {getattr(error.type_, '__qualname__', error.type_)}"
+        yield sub, located.problem("ORC601", message, *sub, hint=_DEFECT)
+    elif isinstance(error, NameError):  # in an annotation
+        yield sub, located.problem("ORC601", f"the options cannot be read: {error}", *sub, hint=_DEFECT)
 
 
 def _step(error: BaseException) -> DataPath:
