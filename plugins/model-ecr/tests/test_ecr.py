@@ -315,6 +315,19 @@ def test_a_page_in_place_of_an_answer_is_told_in_one_line_with_a_doubt_about_the
     assert "\n" not in str(error)
 
 
+@pytest.mark.parametrize("field", ["imageDetails", "authorizationData"])
+def test_an_answer_that_is_none_of_ecrs_is_no_missing_image(field: str, ecr: Ecr, tmp_path: Path) -> None:
+    ecr.api.errors = [(200, "", "a page of a proxy")]
+    wanted = {"tag": "v1"} if field == "imageDetails" else {"digest": f"sha256:{'0' * 64}"}
+    error = ecr.failure(tmp_path, **wanted)
+    assert isinstance(error, SourceUnavailable)
+    assert error.started is False
+    assert str(error) == (
+        f"ECR: {ecr.api.url} answered without {field}, as ECR never does: check endpoint_url, and what stands "
+        "before AWS"
+    )
+
+
 def test_a_throttled_request_is_repeated(ecr: Ecr, score_image: str, tmp_path: Path, run: Run) -> None:
     ecr.create()
     ecr.push(score_image, "v1")
@@ -344,6 +357,10 @@ def test_check_tells_without_pulling(ecr: Ecr, score_image: str, tmp_path: Path)
     assert problems("v1") == []
     (absent,) = problems("v2")
     assert "has no image with the tag 'v2'" in absent
+    ecr.api.passwords = ["wrong"]
+    LOGINS._known.clear()
+    (refused,) = problems("v1")
+    assert "the registry does not take the login that AWS gave" in refused
     assert ecr.here() == []
 
 

@@ -92,16 +92,24 @@ class Aws:
         answer = self._ask(
             lambda client: client.describe_images(imageIds=[{"imageTag": tag}], **self._repository()), hurry=hurry
         )
-        found = answer.get("imageDetails") or []
-        if not found:
-            raise self._no_such_tag()
-        return str(found[0]["imageDigest"])
+        return str(self._only(answer, "imageDetails")["imageDigest"])
 
     def _ask_login(self) -> Login:
         ids = {"registryIds": [self._options.registry_id]} if self._options.registry_id else {}
-        (data,) = self._ask(lambda client: client.get_authorization_token(**ids))["authorizationData"]
+        data = self._only(self._ask(lambda client: client.get_authorization_token(**ids)), "authorizationData")
         username, _, password = b64decode(data["authorizationToken"]).decode().partition(":")
         return Login(host_of(data["proxyEndpoint"]), username, password, data["expiresAt"].timestamp())
+
+    def _only(self, answer: Any, field: str) -> Any:
+        """Return the one entry of a field. What stands in ECR's place may answer 200, which the SDK takes for empty."""
+        found = answer.get(field)
+        if not found:
+            raise SourceUnavailable(
+                f"ECR: {self._reached} answered without {field}, as ECR never does: check endpoint_url, and what "
+                "stands before AWS",
+                started=False,
+            )
+        return found[0]
 
     def _repository(self) -> dict[str, str]:
         registry = {"registryId": self._options.registry_id} if self._options.registry_id else {}
@@ -139,6 +147,10 @@ class Aws:
             if self._options.registry_id
             else (f"your registry{region}")
         )
+
+    @property
+    def _reached(self) -> str:
+        return self._options.endpoint_url or "AWS"
 
     def _no_such_tag(self) -> SourceError:
         options = self._options
@@ -205,8 +217,9 @@ class Aws:
             return SourceError("ECR: no AWS region is known: write region, or set AWS_DEFAULT_REGION")
         if isinstance(error, exceptions.InvalidRegionError):
             return SourceError(f"ECR: '{self._options.region}' is no AWS region: check region")
-        reached = self._options.endpoint_url or "AWS"
-        return SourceUnavailable(f"ECR: {reached} cannot be reached{self._about_region()}: {error}", started=False)
+        return SourceUnavailable(
+            f"ECR: {self._reached} cannot be reached{self._about_region()}: {error}", started=False
+        )
 
     def _about_region(self) -> str:
         """Return a doubt about the region, whose name is a part of the address."""

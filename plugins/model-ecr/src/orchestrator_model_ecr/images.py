@@ -119,17 +119,21 @@ class EcrImage:
         try:
             await pull(engine, reference, _as_docker_says(login), self._options.pull_timeout)
         except PullRefused as error:
-            raise PullRefused(
-                f"{error.__cause__ or error}: the registry does not take the login that AWS gave: check that the "
-                f"credentials may pull from {self._options.repository} (ecr:BatchGetImage), and registry_id"
-            ) from error
+            raise self._not_taken(error.__cause__ or error) from error
+
+    def _not_taken(self, said: BaseException) -> PullRefused:
+        return PullRefused(
+            f"{said}: the registry does not take the login that AWS gave: check that the "
+            f"credentials may pull from {self._options.repository} (ecr:BatchGetImage), and registry_id"
+        )
 
     async def _at_registry(self, engine: Engine, reference: str, login: Login) -> str:
         """Return the digest of what the registry has; nothing is pulled."""
         try:
             found = await engine.call(lambda client: client.inspect_distribution(reference, _as_docker_says(login)))
         except EngineRefused as error:
-            raise pull_failed(reference, error) from error
+            failed = pull_failed(reference, error)
+            raise (self._not_taken(error) if isinstance(failed, PullRefused) else failed) from error
         return str(found["Descriptor"]["digest"])
 
     async def _digest(self, *, hurry: bool) -> str:
