@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from docker_kit import Engine, connect, failure, opened
+from orchestrator_model_docker import containers
 
 from orchestrator_core.plugin_api import SourceError, SourceUnavailable
 
@@ -82,6 +83,22 @@ def test_a_port_that_is_taken(engine: Engine, score_image: str, tmp_path: Path) 
         f"the port {port} of this host (host_port) is taken: free it, choose another, or leave host_port out"
     )
     assert started(error) is False
+
+
+def test_a_container_whose_removal_takes_its_time_is_waited_for(
+    engine: Engine, score_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = containers.create
+
+    async def after_another(asked: containers.Engine, design: containers.Design) -> None:
+        """Create it when its name is taken, as that of one is which the engine removes and does not show any more."""
+        await create(asked, design)
+        await create(asked, design)
+
+    monkeypatch.setattr(containers, "create", after_another)
+    error = failure(score_image, tmp_path)
+    assert started(error) is False
+    assert str(error).startswith("the engine still has a container orchestrator-score-")
 
 
 def test_no_engine_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,6 +192,8 @@ def _not_made(design: Design, error: EngineRefused) -> SourceError | SourceUnava
         return SourceError(f"user: the image {image} does not know the user '{design.options.user}': {said}")
     if error.status == 404 and "image" in lowered:
         return SourceUnavailable(f"the image {image} has been removed from the engine", started=False)
+    if error.status == 409:
+        return SourceUnavailable(f"the engine still has a container {design.name}: {said}", started=False)
     if error.status >= 500 and "oci runtime" not in lowered:
         return SourceUnavailable(f"the container of {image} cannot be started: {said}", started=False)
     return SourceError(f"the engine refuses the container of {image}: {said}")
