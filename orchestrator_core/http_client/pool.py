@@ -228,7 +228,10 @@ class Pool:
                 await self._dial(connection)
         except OSError as error:
             if not timer.expired():
-                raise HttpConnectError(head.call, f"cannot connect: {error}", transient=_is_transient(error)) from error
+                why = (
+                    str(error) or "the peer closed the connection during the TLS handshake"
+                )  # of which nothing is said
+                raise HttpConnectError(head.call, f"cannot connect: {why}", transient=_is_transient(error)) from error
             if connect_by <= deadline:
                 raise HttpTimeout(head.call, "connect", seconds) from None
             raise HttpTimeout(head.call, "total", total_seconds) from None
