@@ -20,7 +20,7 @@ from orchestrator_core.plugins import Registry
 from orchestrator_core.policies.shared import MissingExtra
 from orchestrator_core.snapshot.binding import bind_plan
 from orchestrator_core.snapshot.drafting import Draft, PlanKey
-from orchestrator_core.snapshot.problems import inspection_problems, masked, model_problems
+from orchestrator_core.snapshot.problems import inspection_problems, masked, model_problems, shared_places
 from orchestrator_core.snapshot.ready import ReadyPlan
 from orchestrator_core.snapshot.sources import OpenSource, open_sources, release
 from orchestrator_core.stores import StoreSpec
@@ -112,13 +112,19 @@ async def open_snapshot(
     opened, problems = await open_sources(prepared, http, previous.sources if previous else {}, opening)
     memory = Memory()
     hint = OFFLINE_HINT if opening.unreachable_is_error else ""
+    shared = shared_places(source.spec for source in opened.values())
     try:
         for source in opened.values():
             is_error = opening.unreachable_is_error or (
                 bool(source.unreachable) and previous is not None and await _is_missed(previous, source)
             )
             problems += inspection_problems(
-                source.spec, source.inspection, source.unreachable, hint, unreachable_is_error=is_error
+                source.spec,
+                source.inspection,
+                source.unreachable,
+                hint,
+                unreachable_is_error=is_error,
+                shared=shared,
             )
             if isinstance(source.source, MlSource):
                 for trouble in source.source.troubles:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Container, Iterable
+from typing import TypeAlias
 
 from attrs import evolve
 
 from orchestrator_core.blame import is_defect, why_unusable
 from orchestrator_core.catalog import SourceSpec
 from orchestrator_core.config.secrets import Redactor
+from orchestrator_core.config.structure import Located
 from orchestrator_core.errors import ConfigError, Problem, SourceUnavailable
 from orchestrator_core.models import ModelSpec, Trouble, WarmUpFailed
 from orchestrator_core.plugin_api import Inspection
+
+PlaceKey: TypeAlias = tuple[str, tuple[str | int, ...]]
+"""A file's name, and a path in it."""
 
 
 def opening_problems(spec: SourceSpec, error: BaseException, operation: str = "") -> list[Problem]:
@@ -54,11 +60,18 @@ def model_problems(spec: SourceSpec, trouble: Trouble, hint: str) -> list[Proble
 
 
 def inspection_problems(
-    spec: SourceSpec, inspection: Inspection, unreachable: str, hint: str, *, unreachable_is_error: bool
+    spec: SourceSpec,
+    inspection: Inspection,
+    unreachable: str,
+    hint: str,
+    *,
+    unreachable_is_error: bool,
+    shared: Container[PlaceKey] = (),
 ) -> Iterable[Problem]:
     """Return the problems of a source that is open: what it found, or why it could not be reached.
 
-    ``hint`` is what one can do about a backend that is only not there.
+    ``hint`` is what one can do about a backend that is only not there. ``shared`` are the places of operations that
+    several sources have: what one of them finds wrong there says which it is.
     """
     if unreachable:
         named = spec.label in unreachable
@@ -70,7 +83,18 @@ def inspection_problems(
         if place is None:
             yield _at(spec, "ORC602", finding.message, finding.hint)
         else:
-            yield place.problem("ORC602", finding.message, *finding.at, near=finding.near, hint=finding.hint)
+            message = f"{spec.label}: {finding.message}" if _place_key(place) in shared else finding.message
+            yield place.problem("ORC602", message, *finding.at, near=finding.near, hint=finding.hint)
+
+
+def shared_places(specs: Iterable[SourceSpec]) -> Container[PlaceKey]:
+    """Return where operations stand that more than one of the sources has."""
+    counts = Counter(_place_key(place) for spec in specs for place in spec.places.values())
+    return {key for key, count in counts.items() if count > 1}
+
+
+def _place_key(place: Located) -> PlaceKey:
+    return place.document.name, place.path
 
 
 def _at(spec: SourceSpec, code: str, message: str, hint: str = "") -> Problem:
@@ -84,4 +108,4 @@ def masked(problems: Iterable[Problem], redact: Redactor) -> list[Problem]:
     return sorted({evolve(problem, message=redact(problem.message), hint=redact(problem.hint)) for problem in problems})
 
 
-__all__ = ["inspection_problems", "masked", "model_problems", "opening_problems"]
+__all__ = ["inspection_problems", "masked", "model_problems", "opening_problems", "shared_places"]
