@@ -76,9 +76,8 @@ class ExecutionLog:
 
     async def stored(self, run: Run) -> None:
         """Wait until the store has a run that :meth:`add` took. Raise :class:`Unrecorded` if that cannot be."""
-        if self.writer is not None and not await self.writer.stored(run):
-            outage = self.writer.outage
-            raise Unrecorded(outage.error if outage else "it takes too long")
+        if self.writer is not None and (lost := await self.writer.stored(run)):
+            raise Unrecorded(lost)
 
     def resize(self, capacity: int) -> None:
         if capacity != self._ring.maxlen:

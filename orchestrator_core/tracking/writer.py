@@ -89,7 +89,7 @@ class Writer:
         self._stopping = asyncio.Event()
         self._given_up = asyncio.Event()
         self._flushes: list[_Flush] = []
-        self._commits: dict[str, asyncio.Future[bool]] = {}
+        self._commits: dict[str, asyncio.Future[str]] = {}
         self._generations: deque[Generation] = deque()
         self._serving: Generation | None = None
         self._told_generation = ""
@@ -120,15 +120,15 @@ class Writer:
         self._bytes += size
         return True
 
-    async def stored(self, run: Run) -> bool:
-        """Wait until a run that was put is stored. Return False when it is dropped, or when it takes too long."""
-        commit: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    async def stored(self, run: Run) -> str:
+        """Wait until a run that was put is stored, and return an empty text; or why it is not, or not in time."""
+        commit: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._commits[run.id] = commit
         try:
             async with asyncio.timeout(self.options.commit_timeout):
                 return await commit
         except TimeoutError:
-            return False
+            return self.outage.error if self.outage else "it takes too long"
         finally:
             self._commits.pop(run.id, None)
 
@@ -209,7 +209,7 @@ class Writer:
                     await asyncio.wait([keeping])
                 left = len(self._queue)
                 self.counts.stopped += left
-                self._settled([self._queue.popleft() for _ in range(left)], stored=False)
+                self._settled([self._queue.popleft() for _ in range(left)], "the service stops")
 
     async def _open(self, stack: AsyncExitStack) -> bool:
         try:
@@ -256,7 +256,7 @@ class Writer:
                 batch = self._without_expired(batch)
                 if self._given_up.is_set():
                     self.counts.stopped += len(batch)
-                    self._settled(batch, stored=False)
+                    self._settled(batch, str(error))
                     return
                 await self._pause(pause)
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
@@ -267,7 +267,7 @@ class Writer:
                     await self._write(batch[middle:])
                     return
                 self.counts.refused += 1
-                self._settled(batch, stored=False)
+                self._settled(batch, "the store refuses it")
                 log.error("the store refuses an execution", execution_id=batch[0].id, error=str(error))
                 return
             else:
@@ -276,7 +276,7 @@ class Writer:
                 if not batch:
                     self._works_again()
                 self.counts.written += len(part)
-                self._settled(part, stored=True)
+                self._settled(part)
 
     async def _add_records(self, batch: Sequence[StorableRun]) -> None:
         assert self._store is not None, "a batch is written to a store that is open"
@@ -324,7 +324,7 @@ class Writer:
         expired = [run for run in batch if run.ended < limit]
         if expired:
             self.counts.store_failed += len(expired)
-            self._settled(expired, stored=False)
+            self._settled(expired, "the store has failed for too long")
         return [run for run in batch if run.ended >= limit]
 
     def _expire(self) -> None:
@@ -334,14 +334,15 @@ class Writer:
         while self._queue and self._queue[0].ended < limit:
             expired.append(self._queue.popleft())
         self.counts.store_failed += len(expired)
-        self._settled(expired, stored=False)
+        self._settled(expired, "the store has failed for too long")
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds * random.uniform(0.5, 1)):
                 await self._given_up.wait()
 
-    def _settled(self, batch: Sequence[Run], *, stored: bool) -> None:
+    def _settled(self, batch: Sequence[Run], lost: str = "") -> None:
+        """Let go of runs that are stored, or lost for a reason."""
         self._left += len(batch)
         if self._bytes:
             self._bytes -= sum(run.taken.size for run in batch if run.taken is not None)
@@ -349,7 +350,7 @@ class Writer:
             for run in batch:
                 commit = self._commits.get(run.id)
                 if commit is not None and not commit.done():
-                    commit.set_result(stored)
+                    commit.set_result(lost)
         self._release_flushes()
 
     def _release_flushes(self) -> None:

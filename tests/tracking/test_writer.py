@@ -469,6 +469,17 @@ def test_a_durable_request_that_cannot_be_recorded_is_refused(run: Any, store: S
     run(main())
 
 
+def test_a_durable_request_whose_execution_the_store_refuses_says_so(run: Any, store: ScriptedStore) -> None:
+    async def main() -> None:
+        async with service(files(mode="durable"), plugins={"scripted": store}) as shop:
+            store.refused = "hello"
+            answer = await shop.get("/orchestrator/d/hello")
+            assert answer.status == 503
+            assert answer.json["detail"] == "the execution cannot be recorded: the store refuses it"
+
+    run(main())
+
+
 # --- the configuration ------------------------------------------------------------------------------------------------
 
 
