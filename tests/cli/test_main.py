@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -108,18 +109,38 @@ def test_an_error_is_told_without_the_secrets_of_the_configuration(
     assert "canary-4711" not in result.output
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["schema"], ["plugins"], ["--help"], ["check", "--help"], ["--version"]])
-def test_output_that_nothing_takes_is_no_defect(arguments: list[str]) -> None:
+def test_output_that_nothing_takes_is_no_defect(arguments: list[str], unbuffered: str) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "orchestrator_core", *arguments],
-            env=ENVIRONMENT,
+            env={**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered},
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
         )
 
     assert done.stderr == "Error: the output cannot be written: No space left on device\n"
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_of_which_a_part_is_taken_has_failed(unbuffered: str, tmp_path: Path) -> None:
+    def as_on_a_full_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    with open(tmp_path / "schema.json", "w") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrator_core", "schema"],
+            env={**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered},
+            stdout=file,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=as_on_a_full_disk,
+        )
+
+    assert done.stderr == "Error: the output cannot be written: File too large\n"
     assert done.returncode == 1
 
 
