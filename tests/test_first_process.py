@@ -30,7 +30,7 @@ SCRIPT = textwrap.dedent("""
     while children.read_text().split() != [str(os.getpid())]:
         time.sleep(0.01)
     print(os.getpid() != first and os.getppid() == first, flush=True)
-    while len(told) < 2:
+    while len(told) < 2 and os.getppid() == first:
         time.sleep(0.01)
     """)
 
