@@ -14,10 +14,12 @@ def test_the_tests_on_the_page_pass(tmp_path: Path) -> None:
     files = dict(re.findall(r"^```python file=(\S+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
     assert sorted(files) == [
         "greeting.py",
+        "mask.py",
         "table.py",
         "test_doubling_conformance.py",
         "test_greeting_conformance.py",
         "test_greeting_service.py",
+        "test_mask.py",
         "test_table.py",
     ]
     for name, text in files.items():
