@@ -92,6 +92,11 @@ def test_numbers_out_of_range_are_refused(options: dict[str, int], message: str)
             ("customr_id",),
             "params names 'customr_id', which the query does not use; did you mean 'customer_id'?",
         ),
+        (
+            "SELECT 1 WHERE %(id)s > 0",
+            ("id",),
+            "params names 'id', which the query does not use; write :id where its value stands",
+        ),
         ("SELECT :a, :b", ("a",), "the query uses ':b', which params does not name"),
         ("SELECT :a", ("a", "a"), "params names 'a' more than once"),
     ],

@@ -186,8 +186,8 @@ def _params_are_used(
     if repeated := sorted({name for name in declared if list(declared).count(name) > 1}):
         raise ValueError(f"params names {_quoted(repeated)} more than once")
     if unused := [name for name in declared if name not in used]:
-        hint = did_you_mean(unused[0], used)
-        raise ValueError(f"params names {_quoted(unused)}, which the query does not use{f'; {hint}' if hint else ''}")
+        hint = did_you_mean(unused[0], used) or f"write :{unused[0]} where its value stands"
+        raise ValueError(f"params names {_quoted(unused)}, which the query does not use; {hint}")
     if declared and (undeclared := [name for name in used if name not in declared]):
         raise ValueError(f"the query uses {_quoted(f':{name}' for name in undeclared)}, which params does not name")
 
