@@ -22,6 +22,7 @@ _PLACEHOLDER = re.compile(
     r"\$\$\{"
     r"|\$\{(?P<scheme>[^:{}]*)(?::(?P<rest>[^{}]*))?\}"
     r"|\$ENV\[(?P<env>[^\[\]]*)\]"
+    r"|(?P<open>\$(\{|ENV\[))"
 )
 
 
@@ -146,6 +147,12 @@ class _Resolver:
         name = match["env"]
         if name is not None:
             return self.variable(name, None, match, path)
+        if opened := match["open"]:
+            end, braces = ("]", "[ or ]") if opened.endswith("[") else ("}", "{ or }")
+            message = f"'{opened}' has no '{end}', or another {braces} before it"
+            hint = "write ${env:NAME} or ${file:PATH}; $${ stands for ${ itself"
+            self.report("ORC302", message, match, path, hint)
+            return ""
         scheme, rest = match["scheme"], match["rest"] or ""
         if scheme == "env":
             name, separator, default = rest.partition(":-")

@@ -113,6 +113,22 @@ def test_a_placeholder_that_stands_for_nothing_is_a_problem_at_its_place(written
     assert [str(found) for found in resolved(f'"{written}"').problems] == [problem]
 
 
+@pytest.mark.parametrize(
+    ("written", "at", "message"),
+    [
+        ("pre ${env:NAME", 5, "'${' has no '}', or another { or } before it"),
+        ("${env:NOT_THERE:-${env:NAME}}", 1, "'${' has no '}', or another { or } before it"),
+        ("${env:NOT_THERE:-{}}", 1, "'${' has no '}', or another { or } before it"),
+        ("$ENV[NAME", 1, "'$ENV[' has no ']', or another [ or ] before it"),
+    ],
+)
+def test_a_placeholder_that_does_not_end_is_a_problem_and_no_text(written: str, at: int, message: str) -> None:
+    """Else a credential would be what the file says, and the backend's refusal all that tells of it."""
+    (problem,) = resolved(f'"{written}"').problems
+    assert (problem.code, problem.column, problem.message) == ("ORC302", len('key: "') + at, message)
+    assert problem.hint == "write ${env:NAME} or ${file:PATH}; $${ stands for ${ itself"
+
+
 def test_every_problem_of_a_file_is_found(tmp_path: Path) -> None:
     text = "{a: '${env:A}', b: ['${env:B} ${nope:C}']}"
     codes = [problem.code for problem in resolved(text, tmp_path).problems]
