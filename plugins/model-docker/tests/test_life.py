@@ -131,6 +131,17 @@ def test_a_container_that_somebody_ends_again_and_again_comes_back_soon_each_tim
     assert engine.containers() == []
 
 
+def test_a_container_that_somebody_restarts_is_not_waited_for_until_it_has_stopped(
+    engine: Engine, score_image: str, tmp_path: Path, start: Start
+) -> None:
+    process = start(configuration(tmp_path / "config", score_image, stop_timeout=30)).ready()
+    subprocess.run(["docker", "restart", "-t", "0", engine.only().id], check=True, stdout=subprocess.DEVNULL)
+    wait_until(lambda: process.model()["starts"] == 2 and _state(process) == "ready", 15, "the next start")
+    assert process.score().status == 200
+    process.kill()
+    engine.only().remove(force=True)  # which does not wait, either
+
+
 def test_a_container_that_exits_soon_after_it_was_ready_is_started_five_times_and_then_failed(
     engine: Engine, machine: Engine, tmp_path: Path, start: Start
 ) -> None:

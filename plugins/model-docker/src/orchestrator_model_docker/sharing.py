@@ -132,7 +132,11 @@ class Share:
     async def _take_away(self) -> None:
         found = await containers.find(self._engine, self._design.name)
         if found is not None and containers.is_running(found):
-            await containers.remove(self._engine, found["Id"], stop_seconds=self._design.options.stop_timeout)
+            ours = found["State"]["StartedAt"] == self.container.get("State", found["State"])["StartedAt"]
+            # One that somebody has restarted was never asked anything, and the next start waits for its end.
+            await containers.remove(
+                self._engine, found["Id"], stop_seconds=self._design.options.stop_timeout if ours else None
+            )
             if self._failure:
                 self._starts.ended(self._failure, time())
             else:
