@@ -93,6 +93,7 @@ class Writer:
         self._generations: deque[Generation] = deque()
         self._serving: Generation | None = None
         self._told_generation = ""
+        self._told_full = 0
 
     # --- what requests do ---------------------------------------------------------------------------------------
 
@@ -210,6 +211,7 @@ class Writer:
                 left = len(self._queue)
                 self.counts.stopped += left
                 self._settled([self._queue.popleft() for _ in range(left)], "the service stops")
+                self._tell_full()
 
     async def _open(self, stack: AsyncExitStack) -> bool:
         try:
@@ -336,6 +338,13 @@ class Writer:
         self.counts.store_failed += len(expired)
         self._settled(expired, "the store has failed for too long")
 
+    def _tell_full(self) -> None:
+        """Say how many found the queue full since that was last said: the store need not fail for it."""
+        dropped = self.counts.queue_full - self._told_full
+        if dropped:
+            log.warning("executions are dropped: they come faster than the store takes them", dropped=dropped)
+            self._told_full += dropped
+
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds * random.uniform(0.5, 1)):
@@ -371,6 +380,7 @@ class Writer:
             await self._prune()
             # Several processes share a store: they should not all come at once.
             await asyncio.sleep(PRUNE_EVERY_SECONDS * random.uniform(0.5, 1.5))
+            self._tell_full()
             if self._serving is not None and self._serving not in self._generations:
                 self._generations.append(self._serving)
             self._something.set()

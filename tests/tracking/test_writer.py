@@ -415,6 +415,29 @@ def test_the_store_is_told_which_configuration_serves_and_when_it_did_last(
     assert first != second
 
 
+def test_executions_that_find_the_queue_full_are_told_of_while_the_store_works(
+    run: Any, store: ScriptedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator_core.tracking.writer.PRUNE_EVERY_SECONDS", 0.01)
+
+    def told() -> list[int]:
+        full = "executions are dropped: they come faster than the store takes them"
+        return [entry["dropped"] for entry in logged if entry["event"] == full]
+
+    async def main() -> None:
+        async with service(files(queue=3), plugins={"scripted": store}) as shop:
+            store.going_on.clear()
+            for _ in range(10):
+                assert (await shop.get("/orchestrator/d/hello")).status == 200
+            await happens(lambda: sum(told()) == 7)
+            store.going_on.set()
+
+    with structlog.testing.capture_logs() as logged:
+        run(main())
+    assert sum(told()) == 7
+    assert len(store.kept) == 3
+
+
 # --- durable ----------------------------------------------------------------------------------------------------------
 
 
