@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 SLOW_CALLS = 20
 """So many calls that take longer than a thread may hold others up have the model looked at again."""
 LOOK_SECONDS = 600.0
+"""How long that may take: the model may hang in it."""
 
 
 class Runner(Protocol):
@@ -98,7 +99,7 @@ class Measured:
 
     async def _look_again(self) -> None:
         try:
-            async with asyncio.timeout(LOOK_SECONDS):  # the model may hang in it
+            async with asyncio.timeout(LOOK_SECONDS):
                 wait = await self._threads.run(gil_wait_seconds, self._score, self._last)
             if wait > GIL_LIMIT_SECONDS:
                 async with process_pool(self._request, self._workers) as self.processes:
