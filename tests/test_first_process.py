@@ -24,7 +24,7 @@ SCRIPT = textwrap.dedent("""
     os.getpid = getpid
     told = []
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: told.append(print(signal.Signals(number).name, flush=True)))
+        signal.signal(number, lambda number, _: told.append(os.write(1, f"{signal.Signals(number).name}\\n".encode())))
     subprocess.run(["sh", "-c", "sleep 0.01 &"])
     children = Path(f"/proc/{first}/task/{first}/children")
     while children.read_text().split() != [str(os.getpid())]:
