@@ -150,7 +150,7 @@ def unfit_backoff(defaults: Defaults, spec: SourceSpec, operation: str, step: St
     if options is None or options.backoff <= options.max_backoff:
         return None
     for layer in reversed(_layers(defaults, spec, operation, step)):
-        keys = layer.keys("retry") if isinstance(layer.given("retry"), RetryOptions) else ()
+        keys = _said_of_retry(layer)
         if "backoff" in keys and layer.located is not None:
             message = f"no pause is longer than max_backoff, which is {options.max_backoff:g} s here, "
             message += f"and backoff is {options.backoff:g} s"
@@ -200,13 +200,18 @@ def _policy(name: str, facts: OperationFacts, layers: list[_Layer]) -> Policy:
 def _with_pauses(retry: Policy, layers: list[_Layer]) -> Policy:
     """Return the retry with pauses as long as its ``backoff``, where nobody has said how long they may be at most."""
     options = retry.options
-    if options is None or options.backoff <= options.max_backoff or any(_says_most(layer) for layer in layers):
+    if (
+        options is None
+        or options.backoff <= options.max_backoff
+        or any("max_backoff" in _said_of_retry(layer) for layer in layers)
+    ):
         return retry
     return evolve(retry, options=evolve(options, max_backoff=options.backoff))
 
 
-def _says_most(layer: _Layer) -> bool:
-    return isinstance(layer.given("retry"), RetryOptions) and "max_backoff" in layer.keys("retry")
+def _said_of_retry(layer: _Layer) -> set[str]:
+    """Return the options that the layer says itself; none where it only switches retries on or off."""
+    return layer.keys("retry") if isinstance(layer.given("retry"), RetryOptions) else set()
 
 
 def _if_idempotent(retry: Policy, facts: OperationFacts, spec: SourceSpec, operation: str) -> Policy:

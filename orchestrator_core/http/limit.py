@@ -61,6 +61,8 @@ SWELL = 16
 """So many more under way than of late, while too much comes, are too many to begin at once."""
 
 UNDER_WAY_FADING = 0.7
+"""What one second's most under way counts in the next."""
+
 MOST_AT_ONCE = 1024
 CALM_WINDOWS = 40
 LEFT_WINDOWS = 2

@@ -55,7 +55,7 @@ class SpareConnection(Connection):
 def refuse_at_once(connection: socket.socket, limit: Limit) -> bool:
     """Refuse what a client has sent on a new connection and close it, if it is a whole request that asks for that.
 
-    Return whether it was; if not, nothing has been read.
+    Return whether it was; if not, nothing has been read, or the client is gone.
     """
     try:
         data = connection.recv(LONGEST + 1, socket.MSG_PEEK)

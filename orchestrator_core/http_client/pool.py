@@ -228,9 +228,8 @@ class Pool:
                 await self._dial(connection)
         except OSError as error:
             if not timer.expired():
-                why = (
-                    str(error) or "the peer closed the connection during the TLS handshake"
-                )  # of which nothing is said
+                # One that is broken off in the handshake has no message.
+                why = str(error) or "the peer closed the connection during the TLS handshake"
                 raise HttpConnectError(head.call, f"cannot connect: {why}", transient=_is_transient(error)) from error
             if connect_by <= deadline:
                 raise HttpTimeout(head.call, "connect", seconds) from None
