@@ -203,13 +203,10 @@ class Connection(web.RequestHandler):
         assert self.transport is not None
         execution_id = new_execution_id()
         self.transport.write(refusal(execution_id, limit.retry_after, waited_seconds))
-        lines = limit.lines
         if message is None:
-            lines.add_unread(execution_id, self.unread, waited_seconds)
-        elif not lines.room:
-            lines.left_out += 1
+            limit.lines.add_unread(execution_id, self.unread, waited_seconds)
         else:
-            lines.add(execution_id, message.method, message.path, waited_seconds)
+            limit.lines.add(execution_id, message.method, message.path, waited_seconds)
         self.answered = True
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
 
