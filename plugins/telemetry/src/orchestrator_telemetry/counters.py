@@ -96,12 +96,12 @@ class Counters:
     def count_waiting(self) -> None:
         """Count the runs that wait for it. Whoever reads the numbers calls this before."""
         waiting = self._waiting
-        while waiting:
-            count, run, method = waiting.pop()
+        for count, run, method in waiting:
             try:
                 count(run, method)
             except Exception:  # it is no fault of the run that has just ended, or of whoever reads the numbers
                 log.exception("an execution is not counted", execution_id=run.id)
+        waiting.clear()
 
 
 def _counting(counter: EndpointCounter, steps: tuple[StepCounter, ...], bounds: tuple[float, ...]) -> Count:

@@ -17,6 +17,7 @@ from orchestrator_core.plugin_api import (
     FailedAttempt,
     Generation,
     Identity,
+    Noted,
     RunPlan,
     SourceUnavailable,
     StepRecord,
@@ -76,31 +77,75 @@ def row_of(execution: Execution) -> Row:
 
 
 class RowsOfRuns:
-    """The rows of a batch of runs. Those of one plan whose models were the same share the values for that.
+    """The rows of a batch of runs. What those of one plan have in common is found once.
 
     They are made for every execution, on the event loop: a usual one needs no record.
     """
 
     def __init__(self) -> None:
-        self._shared: dict[int, tuple[RunPlan, tuple[Identity, ...], int, Values]] = {}
+        self._plans: dict[int, _RowsOfPlan] = {}
 
     def row_of(self, run: StorableRun) -> Row:
-        plan, started, kept = run.plan, run.started, run.kept
+        plan = run.plan
+        rows = self._plans.get(id(plan))
+        if rows is None:
+            rows = self._plans[id(plan)] = _RowsOfPlan(plan)
+        return rows.row_of(run)
+
+
+class _RowsOfPlan:
+    """Those of one plan, which it holds on to. Where their models were the same, too, they share the values for that.
+
+    A step's document is the same object for each run: what differs is put into it before it is made text.
+    """
+
+    def __init__(self, plan: RunPlan) -> None:
+        self._plan = plan
+        self._steps = [
+            {"name": name, "status": "", "start_seconds": 0.0, "duration_seconds": 0.0, "attempts": 0}
+            for name in plan.step_names
+        ]
+        self._shared: dict[tuple[tuple[Identity, ...], int], Values] = {}
+
+    def row_of(self, run: StorableRun) -> Row:
         steps = None
         if run.usual:
-            steps = _steps(run, plan.step_names, started) if kept is None else _kept_steps(plan.step_names, kept.how)
+            kept = run.kept
+            steps = self._steps_of(run) if kept is None else _kept_steps(self._plan.step_names, kept.how)
         if steps is None:  # there is more to tell
             return row_of(run.record())
-        own = (run.id, run.started_at, run.ended - started, run.engine_seconds(), run.trace_id, steps)
+        own = (run.id, run.started_at, run.ended - run.started, run.engine_seconds(), run.trace_id, steps)
         models, status = run.identities(), run.http_status
         if kept is not None:
-            return own, _shared(plan, status, models, kept.how, kept.execution_id)
-        known = self._shared.get(id(plan))
-        if known is not None and known[0] is plan and known[1] == models and known[2] == status:
-            return own, known[3]
-        shared = _shared(plan, status, models)
-        self._shared[id(plan)] = plan, models, status, shared
+            return own, _shared(self._plan, status, models, kept.how, kept.execution_id)
+        shared = self._shared.get((models, status))
+        if shared is None:
+            shared = self._shared[models, status] = _shared(self._plan, status, models)
         return own, shared
+
+    def _steps_of(self, run: StorableRun) -> str | None:
+        """Return the steps of a usual run; None where one was left behind."""
+        steps, started = self._steps, run.started
+        if not steps:
+            return "[]"
+        for document, step in zip(steps, run.steps, strict=True):
+            if not isinstance(step, tuple):
+                return None
+            status, start, end, _ = step
+            document["status"] = status
+            document["start_seconds"] = start - started
+            document["duration_seconds"] = end - start
+            document["attempts"] = 1 if status == "ok" else 0
+        return _json(steps if not run.notes else _noted(steps, run, run.notes))
+
+
+def _noted(steps: Sequence[dict[str, Any]], run: StorableRun, notes: Mapping[int, Noted]) -> list[dict[str, Any]]:
+    """Return the documents of the steps with what is noted of some of them."""
+    documents = list(steps)
+    for index, note in notes.items():
+        hit = note.is_hit and steps[index]["status"] == "ok"
+        documents[index] = {**steps[index], **_HIT} if hit else _step(run.step_record(index))
+    return documents
 
 
 def _shared(plan: RunPlan, status: int, models: tuple[Identity, ...], cache: str = "", cached_from: str = "") -> Values:
@@ -114,31 +159,6 @@ def _shared(plan: RunPlan, status: int, models: tuple[Identity, ...], cache: str
 @lru_cache(256)
 def _kept_steps(names: tuple[str, ...], how: str) -> str:
     return _json([_step(StepRecord(name, "cached", cache=how)) for name in names])
-
-
-def _steps(run: StorableRun, names: Sequence[str], started: float) -> str | None:
-    """Return the steps of a usual run; None where one was left behind."""
-    if not names:
-        return "[]"
-    steps = [
-        {
-            "name": name,
-            "status": step[0],
-            "start_seconds": step[1] - started,
-            "duration_seconds": step[2] - step[1],
-            "attempts": 1 if step[0] == "ok" else 0,
-        }
-        for name, step in zip(names, run.steps, strict=True)
-        if isinstance(step, tuple)
-    ]
-    if len(steps) < len(names):
-        return None
-    for index, note in run.notes.items() if run.notes else ():
-        if note.is_hit and steps[index]["status"] == "ok":
-            steps[index] |= _HIT
-        else:
-            steps[index] = _step(run.step_record(index))
-    return _json(steps)
 
 
 @lru_cache(256)
