@@ -156,6 +156,25 @@ def test_always_takes_what_the_tag_stands_for_now_and_missing_what_is_here(
     run(main())
 
 
+@pytest.mark.parametrize("pull", ["missing", "always", "never"])
+def test_an_image_that_can_be_had_no_more_does_not_cost_the_model_that_runs(
+    pull: str, engine: Engine, pushed: tuple[str, str], login: Any, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    reference, _ = pushed
+
+    async def main() -> None:
+        if pull == "never":
+            async with opened(reference, tmp_path, **login):
+                pass
+        async with opened(reference, tmp_path, pull=pull, **login) as model:
+            model._source._login["password"] = "is another now"
+            engine.api.remove_image(reference, force=True)  # by hand, or by a prune
+            assert await model.changed() is False
+            await model.predict([{"tenure": 1}])
+
+    run(main())
+
+
 def test_an_image_that_is_here_does_without_its_registry(
     engine: Engine, machine: Engine, score_image: str, tmp_path: Path, run: Callable[..., Any]
 ) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -182,6 +184,72 @@ def test_an_image_that_is_here_does_without_aws_and_without_its_registry(
     assert run(who(ecr, tmp_path, tag="v1")) == ("", Identity(f"{ecr.host}/{ecr.repository}", "v1", digest))
     ecr.gate.answers = []
     assert run(who(ecr, tmp_path, tag="v1"))[0] == "newer"
+
+
+@pytest.mark.parametrize("code", ["AccessDeniedException", "ImageNotFoundException", "RepositoryNotFoundException"])
+def test_a_reload_that_aws_does_not_tell_of_the_image_keeps_the_model_that_runs(
+    code: str, ecr: Ecr, score_image: str, tmp_path: Path, run: Run
+) -> None:
+    ecr.create()
+    ecr.push(score_image, "v1")
+
+    async def main() -> None:
+        async with ecr.opened(tmp_path, tag="v1") as model:
+            ecr.api.errors = [(400, code, "said")]
+            assert await model.changed() is False
+            assert ecr.api.errors == []
+            await model.predict([{"tenure": 1}])
+
+    run(main())
+
+
+def test_pull_never_asks_nobody_at_a_reload_either(
+    ecr: Ecr, machine: Engine, score_image: str, tmp_path: Path, run: Run
+) -> None:
+    ecr.create()
+    ecr.push(score_image, "v1")
+    run(who(ecr, tmp_path, tag="v1"))
+    name = f"{ecr.host}/{ecr.repository}"
+
+    async def main() -> None:
+        async with ecr.opened(tmp_path, tag="v1", pull="never") as model:
+            ecr.push(machine.image("newer", changes=["ENV WHO=newer"]), "v1")
+            ecr.api.asked.clear()
+            assert await model.changed() is False  # what is here is the same
+            assert ecr.api.asked == []
+            ecr.engine.api.remove_image(f"{name}:v1", force=True)
+            assert await model.changed() is False
+
+    run(main())
+
+
+@pytest.mark.parametrize("hangs", ["DescribeImages", "GetAuthorizationToken"])
+def test_check_does_not_wait_long_for_aws_that_hangs(
+    hangs: str, ecr: Ecr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator_model_ecr.aws._HURRY", (2, 0.2, 2))  # of which the test waits for a tenth
+    over = threading.Event()
+    answer = ecr.api.instead
+
+    def instead(handler: Any, what: str) -> Any:
+        if what == hangs:
+            over.wait(20)
+        return answer(handler, what)
+
+    monkeypatch.setattr(ecr.api, "instead", instead)
+    options = {**ecr.options, "tag" if hangs == "DescribeImages" else "digest": "v1"}
+    if hangs == "GetAuthorizationToken":
+        options["digest"] = f"sha256:{'0' * 64}"
+    given = ", ".join(f'{name}: "{value}"' for name, value in options.items())
+    began = monotonic()
+    try:
+        found = check_problems(
+            {"integrations/models.yaml": f"ml: {{sources: {{score: {{source: {{type: ecr, {given}}}}}}}}}\n"}
+        )
+    finally:
+        over.set()
+    assert monotonic() - began < 8
+    assert any("cannot be reached" in problem.message for problem in found)
 
 
 def test_pull_never_asks_nobody(ecr: Ecr, score_image: str, tmp_path: Path, run: Run) -> None:

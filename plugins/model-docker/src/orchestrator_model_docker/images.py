@@ -51,7 +51,10 @@ class ImageSource(Protocol):
         ...
 
     async def moved(self, engine: Engine, image: str) -> bool:
-        """Return whether :meth:`get` would give another image than the one with this id."""
+        """Return whether :meth:`get` would give another image than the one with this id.
+
+        Raises what :meth:`get` would raise, as far as that can be told: then nobody knows of another image.
+        """
         ...
 
 
@@ -157,12 +160,15 @@ class DockerImage:
 
     async def moved(self, engine: Engine, image: str) -> bool:
         found = await find_image(engine, self.name)
-        if found is None or found["Id"] != image:
+        if found is not None and found["Id"] != image:
             return True
-        if self._when != "always" or "@" in self.name:
+        if found is None and self._when == "never":
+            raise self._absent()
+        if found is not None and (self._when != "always" or "@" in self.name):
             return False
         digest = await self._distributed(engine)
-        return not any(known.endswith(f"@{digest}") for known in found.get("RepoDigests") or ())
+        found = await find_image(engine, image)
+        return found is None or not any(known.endswith(f"@{digest}") for known in found.get("RepoDigests") or ())
 
     async def _pulled(self, engine: Engine) -> Mapping[str, Any]:
         try:

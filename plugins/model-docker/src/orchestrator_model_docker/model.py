@@ -83,10 +83,10 @@ class ContainerModel:
         return containers.identity_of(self._now.container)
 
     async def changed(self) -> bool:
-        """Return whether its image has moved. While nobody can tell, the container that runs is kept."""
+        """Return whether its image has moved. While nobody can tell, or may, the container that runs is kept."""
         try:
             return await self._source.moved(self._engine, self._now.container["Image"])
-        except SourceUnavailable as error:
+        except (SourceUnavailable, SourceError) as error:
             log.warning("cannot tell whether the image has moved", image=self._source.name, error=str(error))
             return False
 

@@ -19,7 +19,7 @@ RENEW_BEFORE_SECONDS = 600
 
 _CONNECT_SECONDS, _READ_SECONDS, _ATTEMPTS = 3, 10, 4
 _HURRY = (2, 3, 2)
-"""Where an image is here already, its model does not wait long for AWS."""
+"""Where an image is here already, its model does not wait long for AWS; nor does one that only looks."""
 
 _TAGS = re.compile(r"<[^>]*>")
 _LONGEST_SAID = 300
@@ -81,11 +81,11 @@ class Aws:
     def __init__(self, options: EcrOptions) -> None:
         self._options = options
 
-    def login(self, refused: Login | None = None) -> Login:
+    def login(self, refused: Login | None = None, *, hurry: bool = False) -> Login:
         """Return a login, a new one if one was refused or ends soon."""
         options = self._options
         account = (options.region, options.registry_id, options.endpoint_url, options.profile)
-        return LOGINS.get(account, self._ask_login, refused)
+        return LOGINS.get(account, lambda: self._ask_login(hurry=hurry), refused)
 
     def digest_of(self, tag: str, *, hurry: bool = False) -> str:
         """Return the digest that a tag stands for now."""
@@ -94,9 +94,11 @@ class Aws:
         )
         return str(self._only(answer, "imageDetails")["imageDigest"])
 
-    def _ask_login(self) -> Login:
+    def _ask_login(self, *, hurry: bool) -> Login:
         ids = {"registryIds": [self._options.registry_id]} if self._options.registry_id else {}
-        data = self._only(self._ask(lambda client: client.get_authorization_token(**ids)), "authorizationData")
+        data = self._only(
+            self._ask(lambda client: client.get_authorization_token(**ids), hurry=hurry), "authorizationData"
+        )
         username, _, password = b64decode(data["authorizationToken"]).decode().partition(":")
         return Login(host_of(data["proxyEndpoint"]), username, password, data["expiresAt"].timestamp())
 

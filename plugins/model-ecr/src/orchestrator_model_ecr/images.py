@@ -44,9 +44,7 @@ class EcrImage:
     async def get(self, engine: Engine) -> Image:
         kept = await self._kept(engine)
         if self._options.pull_when == "never":
-            if kept is None:
-                raise SourceError(f"the engine has no image {self.name} of ECR, and pull is never: write pull: missing")
-            return kept
+            return self._here(kept)
         if kept is not None and self._options.digest:
             return kept  # there is no other with this digest
         try:
@@ -59,13 +57,14 @@ class EcrImage:
 
     async def look(self, engine: Engine) -> None:
         kept = await self._kept(engine)
-        if kept is not None and (self._options.digest or self._options.pull_when == "never"):
-            return
         if self._options.pull_when == "never":
-            raise SourceError(f"the engine has no image {self.name} of ECR, and pull is never: write pull: missing")
+            self._here(kept)
+            return
+        if kept is not None and self._options.digest:
+            return
         try:
-            digest = await self._digest(hurry=kept is not None)
-            login = await asyncio.to_thread(self._aws.login)
+            digest = await self._digest(hurry=True)
+            login = await asyncio.to_thread(self._aws.login, hurry=True)
             await self._at_registry(engine, f"{self._repository(login)}@{digest}", login)
         except SourceUnavailable:
             if kept is None:
@@ -74,6 +73,8 @@ class EcrImage:
     async def moved(self, engine: Engine, image: str) -> bool:
         if self._options.digest:
             return False
+        if self._options.pull_when == "never":
+            return self._here(await self._kept(engine)).id != image
         digest = await self._digest(hurry=True)
         found = await find_image(engine, image)
         return found is None or not any(known.endswith(f"@{digest}") for known in found.get("RepoDigests") or ())
@@ -88,24 +89,24 @@ class EcrImage:
             found = await find_image(engine, f"{host}/{self._options.repository}@{digest}")
             if found is not None:
                 return await self._keep(engine, found, f"{host}/{self._options.repository}", digest)
-        login = await asyncio.to_thread(self._aws.login)
+        login = await asyncio.to_thread(self._aws.login, hurry=hurry)
         repository = self._repository(login)
         found = await find_image(engine, f"{repository}@{digest}")
         if found is None:
-            digest = await self._pull(engine, repository, digest, login)
+            digest = await self._pull(engine, repository, digest, login, hurry=hurry)
             found = await find_image(engine, f"{repository}@{digest}")
         if found is None:
             raise SourceUnavailable(f"the image {repository}@{digest} was pulled and is not there", started=False)
         return await self._keep(engine, found, repository, digest)
 
-    async def _pull(self, engine: Engine, repository: str, digest: str, login: Login) -> str:
+    async def _pull(self, engine: Engine, repository: str, digest: str, login: Login, *, hurry: bool) -> str:
         """Pull the image, with a new login if the registry refuses the first. Return its digest."""
         try:
             await self._pull_with(engine, f"{repository}@{digest}", login)
         except (PullRefused, SourceUnavailable) as error:
             # An engine says of a login that has expired that it is denied, or that the registry answered 500 or 403.
             log.info("the login for ECR is renewed", error=str(error))
-            login = await asyncio.to_thread(self._aws.login, login)
+            login = await asyncio.to_thread(self._aws.login, login, hurry=hurry)
             await self._pull_with(engine, f"{repository}@{digest}", login)
         except ImageAbsent:
             if self._options.digest:
@@ -185,6 +186,12 @@ class EcrImage:
                 if found is not None and digest is not None:
                     return self._image(found, match[1], digest)
         return None
+
+    def _here(self, kept: Image | None) -> Image:
+        """Return the image where none is pulled. Raises ``SourceError`` when the engine does not have it."""
+        if kept is None:
+            raise SourceError(f"the engine has no image {self.name} of ECR, and pull is never: write pull: missing")
+        return kept
 
     def _image(self, found: Mapping[str, Any], repository: str, digest: str) -> Image:
         identity = Identity(repository, self._options.wanted_tag or "", digest)
