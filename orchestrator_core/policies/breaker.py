@@ -40,7 +40,6 @@ class Breaker:
         "__weakref__",
         "_eras",
         "_failed",
-        "_failed_batch",
         "_failures",
         "_failures_to_open",
         "_next_probe",
@@ -76,8 +75,7 @@ class Breaker:
         self._window = float(options.window)
         self._reset = float(options.reset)
         self._failed = 0
-        self._failed_batch: object = None
-        self._failures: deque[tuple[float, int, int]] = deque(maxlen=options.failures)
+        self._failures: deque[tuple[float, int, int, object]] = deque(maxlen=options.failures)
         self._next_probe = 0.0
         self._probing = False
         self._probe_of = ""
@@ -93,12 +91,11 @@ class Breaker:
         if era != self.era or not era:
             return
         self._failed += 1
-        if batch is not None and batch is self._failed_batch:
-            return
-        self._failed_batch = batch
-        now = self.clock()
         failures = self._failures
-        failures.append((now, self.calls, self._failed))
+        if batch is not None and any(batch is one for _, _, _, one in failures):  # those of two can end by turns
+            return
+        now = self.clock()
+        failures.append((now, self.calls, self._failed, batch))
         if len(failures) < self._failures_to_open:
             return
         first_at, calls, failed = failures[0][0], *self._since_the_first()
@@ -107,7 +104,7 @@ class Breaker:
 
     def _since_the_first(self) -> tuple[int, int]:
         """Return how many calls there were since the first failure that counts, and how many of them failed."""
-        _, first_call, first_failed = self._failures[0]
+        _, first_call, first_failed, _ = self._failures[0]
         return self.calls - first_call + 1, self._failed - first_failed + 1
 
     def probe(self, of: str = "") -> bool:
@@ -171,7 +168,7 @@ class Breaker:
         """Return how many failures count now."""
         since = self.clock() - self._window
         calls, failed = self._since_the_first() if self._failures else (1, 0)
-        return len(self._failures) if calls == failed else sum(at >= since for at, _, _ in self._failures)
+        return len(self._failures) if calls == failed else sum(at >= since for at, *_ in self._failures)
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -187,6 +187,16 @@ def test_rows_that_fail_by_one_failure_are_one() -> None:
     assert breaker.state == "open"
 
 
+def test_two_lists_that_are_cut_off_at_once_are_two_failures_whichever_item_ends_first() -> None:
+    breaker, _ = closed(failures=3)
+    for _ in range(16):
+        for request in ("one", "two"):
+            breaker.failed(breaker.era, request)
+    assert (breaker.state, breaker.failures()) == ("closed", 2)
+    breaker.failed(breaker.era, "three")
+    assert (breaker.state, breaker.failures()) == ("open", 3)
+
+
 def test_a_call_of_before_the_opening_neither_closes_nor_opens_anything() -> None:
     breaker, clock = closed(failures=1)
     era = breaker.era
