@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -165,14 +166,21 @@ def _leaves(value: Any) -> Iterator[str]:
         if len(value) < BEGINNING:
             yield from _as_numbers(value)
     elif value is not None and not isinstance(value, bool):
-        yield str(value)
+        yield from _as_written(value)
 
 
 def _as_numbers(text: str) -> Iterator[str]:
     """Yield how a text is written that a schema makes a number."""
     for number in (int, float):
         with suppress(ValueError, OverflowError):
-            yield str(number(text))
+            yield from _as_written(number(text))
+
+
+def _as_written(number: Any) -> Iterator[str]:
+    """Yield how Python writes a number, and JSON, where a small one is ``0.0000123`` and not ``1.23e-05``."""
+    yield str(number)
+    if isinstance(number, float) and math.isfinite(number):
+        yield orjson.dumps(number).decode()
 
 
 class Hiding:
@@ -237,7 +245,7 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         yield from chain.from_iterable(map(_texts, value))
     elif value is not None and not isinstance(value, bool):
-        yield str(value)
+        yield from _as_written(value)
 
 
 @frozen

@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from orchestrator_core.errors import SourceError
-from orchestrator_core.redaction import MOST_VALUES, Hiding, redacted, tree_of
+from orchestrator_core.redaction import MOST_VALUES, Elsewhere, Hiding, redacted, tree_of
 from orchestrator_core.testing.pytest_plugin import Served
 from tests.engine.lab import Lab
 from tests.tracking.scripted_store import StoreOfRuns
@@ -123,6 +123,8 @@ def test_an_execution_without_captured_values_is_stored_as_any_other(serve: Serv
         (7, "7 of 77 rows, 7.5", "*** of 77 rows, ***.5"),
         ("+7", "row 7, as '+7'", "row ***, as '***'"),
         ("1e3", "1000.0 is too large", "*** is too large"),
+        (1.23456e-05, '0.0000123456 is not of type "string"', '*** is not of type "string"'),
+        ("12.3e-6", "0.0000123 is too small", "*** is too small"),
         (True, "true is not a string", "true is not a string"),
         ("", "nothing", "nothing"),
         (None, "None", "None"),
@@ -132,6 +134,12 @@ def test_an_execution_without_captured_values_is_stored_as_any_other(serve: Serv
 )
 def test_how_a_value_is_found_in_a_message(value: Any, text: str, left: str) -> None:
     assert Hiding(lambda: {"body": {"x": value}}, tree_of(["body.x"]))(text) == left
+
+
+def test_a_small_number_is_found_in_other_values_as_json_writes_it() -> None:
+    elsewhere = Elsewhere([1.23456e-05])
+    assert elsewhere.may_be_in('{"v":0.0000123456}')
+    assert elsewhere.data({"v": 1.23456e-05}) == {"v": "***"}
 
 
 def test_only_what_the_paths_lead_to_is_hidden() -> None:
