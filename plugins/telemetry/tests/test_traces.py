@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -402,7 +402,7 @@ def test_the_end_of_the_service_exports_what_is_left(world: World, run: Any) -> 
 
 
 def test_a_collector_that_fails_harms_no_request_and_is_logged_once(world: World, serve: Any, scrape: Any) -> None:
-    shop = serve(traced(world, ", timeout: 1s"), plugins=PLUGINS)
+    shop = serve(traced(world), plugins=PLUGINS)
     world.collector_status = 400
     with structlog.testing.capture_logs() as logs:
         for lost in (2, 4, 6):
@@ -424,6 +424,23 @@ def until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_what_the_log_says_of_an_export_comes_before_its_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Log:
+        def warning(self, event: str, **_: Any) -> None:
+            counts.append(export.dropped)
+
+        def info(self, event: str) -> None:
+            counts.append(export.exported)
+
+    counts: list[int] = []
+    monkeypatch.setattr("orchestrator_telemetry.export.log", Log())
+    said = iter(["refused", None])
+    export = Export(lambda recorded: ["span"], lambda spans: next(said), TracesOptions(exporter="none"))
+    for _ in range(2):
+        export._export([cast(Any, None)])
+    assert (counts, export.dropped, export.exported) == ([0, 0], 1, 1)
 
 
 def test_a_full_queue_drops_spans_and_counts_them_without_waiting() -> None:

@@ -94,16 +94,17 @@ class Export:
             problem = self._send(spans)
         except Exception as error:  # the thread must outlive any defect, of the exporter's too
             problem = f"{type(error).__name__}: {error}"
+        # What is said comes first: whoever sees the count can look for it in the log.
         if problem is None:
-            self.exported += len(spans)
             if self._failing:
                 log.info("spans are exported again")
             self._failing = False
+            self.exported += len(spans)
             return
-        self._lost += len(spans) or len(batch)
         if not self._failing:
             log.warning("spans cannot be exported: they are dropped until it can be done again", error=problem)
         self._failing = True
+        self._lost += len(spans) or len(batch)
 
 
 @asynccontextmanager
