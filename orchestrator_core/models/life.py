@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 import structlog
 
 from orchestrator_core.blame import is_defect
-from orchestrator_core.errors import ConfigError
+from orchestrator_core.errors import ConfigError, SourceTimeout
 from orchestrator_core.models.batching import Batcher, Row, predict_rows
 from orchestrator_core.models.options import ModelSpec
 from orchestrator_core.models.slot import PredictOne, PredictRows, Slot, one_row
 from orchestrator_core.plugin_api import (
     JSON,
     Describes,
+    Endable,
     EndedByOthers,
     Ends,
     Identified,
@@ -41,6 +42,9 @@ DRAIN_SECONDS = 10.0
 LINGER_SECONDS = 1.0
 _IDLE_LOOKS = 4
 
+HANGS_SECONDS = 60.0
+"""How long the health checks of a model may get no answer, while it has no call to work on, before it is ended."""
+
 
 class ModelEnded(Exception):
     """A model that was open has ended; the message says how."""
@@ -48,6 +52,13 @@ class ModelEnded(Exception):
     def __init__(self, message: str, *, by_others: bool) -> None:
         super().__init__(message)
         self.by_others = by_others
+
+
+class ModelHangs(ModelEnded):
+    """A model that is open answers nothing any more, and is to be ended."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, by_others=False)
 
 
 class WarmUpFailed(SourceError):
@@ -88,6 +99,7 @@ class Life:
         self.model: Model | None = None
         self.cause: Exception | None = None
         self.ready_at: float | None = None
+        self._heard_at = monotonic()
         self._context = context
         self._outcome = outcome
         self._leaving = asyncio.Event()
@@ -100,6 +112,13 @@ class Life:
         if self.model is None:
             self._task.cancel()
         self._leaving.set()
+
+    def lasted(self) -> float | None:
+        """Return for how many seconds it was of use, None if it was never ready. While it hung it was of none."""
+        if self.ready_at is None:
+            return None
+        until = self._heard_at if isinstance(self.cause, ModelHangs) else monotonic()
+        return max(0.0, until - self.ready_at)
 
     async def over(self) -> BaseException | None:
         """Wait until the model is closed. Return what closing it raised, or opening it."""
@@ -131,6 +150,9 @@ class Life:
                 self.cause = await self._until_over(model, stack)
             finally:
                 self.slot.gone()
+            if isinstance(self.cause, ModelHangs) and isinstance(model, Endable):
+                said = await model.end_for_all(str(self.cause))
+                self.cause = ModelHangs(_told("end_for_all", said, str) or str(self.cause))
             if self.cause is None and not self.slot.closed:
                 await self._drained()
 
@@ -232,7 +254,9 @@ class Life:
         """Return when the model answers its first health check."""
         if not isinstance(model, ReadyCheck) or not self.spec.common.health_check.interval:
             return
+        self._heard_at = monotonic()
         while error := await self._check(model):
+            self._end_if_hanging(model)
             self.slot.blame(words_of(error))
             self._unhealthy()
             self._outcome.note(SourceUnavailable(words_of(error)))
@@ -252,6 +276,8 @@ class Life:
                     log.info("model healthy again", model=slot.label)
                 continue
             failures += 1
+            if slot.state == "unhealthy":
+                self._end_if_hanging(model)
             slot.blame(words_of(error))
             if failures >= health.failures and slot.state == "ready":
                 self._unhealthy()
@@ -264,16 +290,28 @@ class Life:
 
     async def _check(self, model: ReadyCheck) -> Exception | None:
         seconds = self.spec.common.health_check.timeout
+        error: Exception | None = None
         try:
             async with asyncio.timeout(seconds):
                 await model.check_ready()
-        except TimeoutError:
+        except (TimeoutError, SourceTimeout) as raised:
+            if self._under_way:  # it may be at work, and answer afterwards
+                self._heard_at = monotonic()
+            if isinstance(raised, SourceTimeout):
+                return raised
             return SourceUnavailable(f"the health check got no answer within {seconds:g} s")
-        except SystemExit as error:
-            return fault_of(error)
-        except Exception as error:  # whatever it is, nobody should rely on this model now
-            return error
-        return None
+        except SystemExit as raised:
+            error = fault_of(raised)
+        except Exception as raised:  # whatever it is, nobody should rely on this model now
+            error = raised
+        self._heard_at = monotonic()
+        return error
+
+    def _end_if_hanging(self, model: Model | ReadyCheck) -> None:
+        """Raise :class:`ModelHangs` for a model that can be ended when nothing was heard of it for too long."""
+        silent = monotonic() - self._heard_at
+        if isinstance(model, Endable) and silent >= HANGS_SECONDS:
+            raise ModelHangs(f"it hangs: its health checks got no answer for {silent:.0f} s")
 
     async def _is_down(self, model: Model) -> bool:
         """Return whether the model is gone, after a call that failed: what is known, or what a check says now."""

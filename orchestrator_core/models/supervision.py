@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from time import monotonic, time
+from time import time
+from typing import Any
 
 import structlog
 from attrs import evolve
@@ -50,6 +51,7 @@ class Supervisor:
         self._interrupted = False
         self._tries = 0
         self._misses = 0
+        self._kept: dict[str, Any] = {}
         self.fallback: Supervisor | None = None
         if spec.fallback is not None:
             self.fallback = Supervisor(spec.fallback, f"{label} fallback", context.named(f"{context.name}.fallback"))
@@ -99,6 +101,8 @@ class Supervisor:
     async def changed(self) -> bool:
         """Return whether opening the model anew would give another one, as far as it can tell."""
         model = self._model
+        if model is None:
+            self._kept = {}  # nothing can tell: the next start finds what there is then
         if not isinstance(model, Changes):
             return False
         try:
@@ -144,9 +148,11 @@ class Supervisor:
                 slot.nudged.clear()
                 if self._interrupted:
                     self._interrupted, self._tries, self._misses, slot.next_try = False, 0, 0, 0.0
+                    self._kept = {}
                     if slot.wanted and slot.state == "failed":
                         slot.enter("restarting")
                 if not slot.wanted:
+                    self._kept = {}
                     slot.enter("stopped")
                     await slot.nudged.wait()
                 elif slot.state == "failed":
@@ -176,31 +182,34 @@ class Supervisor:
         """Start the model, and return when it is over: closed on request, failed to start, or ended."""
         slot = self.slot
         slot.begin(again=self._misses > 0 or slot.state == "restarting")
-        context = evolve(self._context, failed_starts=self._misses, max_starts=self.spec.common.restart.max_starts)
+        most, kept = self.spec.common.restart.max_starts, dict(self._kept)
+        context = evolve(self._context, failed_starts=self._misses, max_starts=most, kept=kept)
         self._life = life = Life(self.spec, slot, context, self.outcome)
         try:
             error = await life.over()
         finally:
             self._life = None
+        if life.ready_at is not None:
+            self._kept = kept
         cause = life.cause or (error if isinstance(error, Exception) else None)
         if cause is None and slot.wanted and not self._interrupted:  # nobody has asked for an end
             cause = SourceError(words_of(error)) if error else SourceUnavailable("its load broke itself off")
         elif error is not None and error is not cause:
             log.error("the model was not closed cleanly", model=slot.label, error=words_of(error))
         if cause is not None and not self._interrupted:
-            self._missed(cause, life.ready_at)
+            self._missed(cause, life.lasted())
             slot.tell()
         elif not slot.wanted:
             slot.enter("stopped")
             slot.tell()
 
-    def _missed(self, error: Exception, ready_at: float | None) -> None:
-        """Note that a start failed, or that the model ended, and decide what follows."""
+    def _missed(self, error: Exception, lasted: float | None) -> None:
+        """Note that a start failed, or that the model ended after so many seconds of use, and decide what follows."""
         slot, restart = self.slot, self.spec.common.restart
         longest: float = restart.max_backoff
-        if ready_at is None:
+        if lasted is None:
             self._tries += _counts(error, slot.was_ready)
-        elif monotonic() - ready_at >= restart.reset_after:
+        elif lasted >= restart.reset_after:
             self._tries = self._misses = 0
         elif isinstance(error, ModelEnded) and error.by_others:
             self._tries, longest = 0, min(longest, SOON_SECONDS)

@@ -171,6 +171,18 @@ class Ends(Protocol):
 
 
 @runtime_checkable
+class Endable(Protocol):
+    """A model that can be ended for everyone who uses it: what was started for it, such as a container."""
+
+    async def end_for_all(self, why: str) -> str:
+        """End it, since it hangs: its health checks have got no answer for long. Return ``why``, and what it said last.
+
+        The core then closes the model, and opens it again with growing pauses.
+        """
+        ...
+
+
+@runtime_checkable
 class Changes(Protocol):
     """A model that can tell cheaply whether what it was loaded from has changed since."""
 
@@ -202,6 +214,7 @@ __all__ = [
     "CallInspection",
     "Changes",
     "Describes",
+    "Endable",
     "EndedByOthers",
     "Ends",
     "Finding",

@@ -27,6 +27,10 @@ class OpenContext:
     ``failed_starts`` is how many times a model could not be opened, or ended, since somebody last asked for it, and
     ``max_starts`` how many of that may be failed starts. They are for kinds that share what they start with other
     processes, and therefore count the starts of all.
+
+    ``kept`` is for a kind to note what a start of a model by itself is to begin with, such as the image that it was
+    made from: what is noted by an opening that came to be in use is there at the next one, until the model is loaded
+    anew because somebody asks for it, by a request, by hand or by a reload.
     """
 
     name: str
@@ -35,6 +39,7 @@ class OpenContext:
     operations: Mapping[str, Any] = field(factory=dict)
     failed_starts: int = 0
     max_starts: int = 5
+    kept: dict[str, Any] = field(factory=dict, eq=False, repr=False)
     _open_model: Callable[[str, Mapping[str, Any]], AbstractAsyncContextManager[Model]] | None = field(
         default=None, alias="open_model", repr=False
     )

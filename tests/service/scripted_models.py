@@ -36,6 +36,8 @@ class Script:
     ends_at_once: bool = False
     sick: Exception | None = None
     hangs: asyncio.Event | None = None
+    silent: bool = False
+    ended_for_all: list[str] = field(factory=list)
     unfit: Callable[[Mapping[str, Any]], Exception | None] = lambda row: None
     digest: str = "sha256:1"
     has_changed: bool | None = False
@@ -96,8 +98,15 @@ class Scripted:
     async def logs(self, lines: int) -> str:
         return "\n".join(self.script.output.splitlines()[-lines:]) + "\n"
 
+    async def end_for_all(self, why: str) -> str:
+        self.script.ended_for_all.append(why)
+        self.script.silent = False
+        return f"{why}; its last lines:\n{self.script.output}"
+
     async def check_ready(self) -> None:
         self.script.checks += 1
+        if self.script.silent:
+            await asyncio.Event().wait()
         if self._end.done():
             raise SourceError("the connection was refused", transient=True)
         if self.script.sick:

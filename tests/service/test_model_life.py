@@ -698,6 +698,79 @@ def test_a_backend_that_stops_answering_is_noticed_within_two_seconds_by_default
     run(main())
 
 
+HANGING = "health_check: {interval: 10ms, timeout: 20ms}, restart: {backoff: 10ms, max_backoff: 20ms, max_starts: 3"
+
+
+def test_a_model_that_hangs_is_ended_and_started_again(run: RunFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator_core.models.life.HANGS_SECONDS", 0.5)
+
+    async def main() -> None:
+        plugin = Plugin()
+        script = plugin["m"]
+        async with serving(plugin, files(f"{HANGING}, reset_after: 0}}")) as shop:
+            for hung in range(1, 6):
+                script.silent = True
+                await state(shop, "unhealthy")
+                await eventually(lambda hung=hung: len(script.ended_for_all) == hung, "its end")
+                shown = await state(shop, "ready")
+                assert (shown["starts"], script.opens) == (hung + 1, hung + 1)
+                how = "it hangs: its health checks got no answer for "
+                assert shown["last_error"].startswith(how), shown
+                assert shown["last_error"].endswith(" s; its last lines:\nlistening\n"), shown
+            assert (await score(shop)).json["y"] == 10
+
+    run(main())
+
+
+def test_a_model_that_hangs_soon_after_each_start_is_left_alone_in_the_end(
+    run: RunFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator_core.models.life.HANGS_SECONDS", 0.5)
+
+    async def main() -> None:
+        plugin = Plugin()
+        script = plugin["m"]
+        async with serving(plugin, files(f"{HANGING}, reset_after: 400ms}}")) as shop:
+            for _ in range(3):
+                await state(shop, "ready")
+                script.silent = True
+                await state(shop, "unhealthy")
+                await eventually(lambda: not script.silent, "its end")
+            shown = await state(shop, "failed")
+            assert (shown["starts"], len(script.ended_for_all)) == (3, 3)
+
+    run(main())
+
+
+def test_a_model_that_answers_that_it_is_ill_or_is_at_work_does_not_hang(
+    run: RunFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator_core.models.life.HANGS_SECONDS", 0.1)
+
+    async def main() -> None:
+        plugin = Plugin()
+        script = plugin["m"]
+        async with serving(plugin, files(f"{HANGING}}}")) as shop:
+            script.sick = SourceError("no database")
+            await state(shop, "unhealthy")
+            await asyncio.sleep(0.5)
+            script.sick = None
+            await state(shop, "ready")
+            script.hangs = asyncio.Event()
+            long = asyncio.create_task(score(shop))
+            await asyncio.sleep(0.1)
+            script.silent = True
+            await state(shop, "unhealthy")
+            await asyncio.sleep(0.5)
+            assert script.ended_for_all == []
+            script.hangs.set()
+            script.silent = False
+            assert (await long).status == 200
+            assert (await state(shop, "ready"))["starts"] == 1
+
+    run(main())
+
+
 def test_a_model_that_is_ill_from_the_start_becomes_ready_when_it_is_well(run: RunFixture) -> None:
     plugin = Plugin()
     plugin["m"].sick = SourceError("the connection was refused", transient=True)

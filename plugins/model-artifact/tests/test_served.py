@@ -252,6 +252,20 @@ def test_a_server_that_is_killed_again_and_again_is_started_again_each_time(fold
     run(test)
 
 
+def test_a_server_that_hangs_is_ended_for_all_who_share_it(folder: Path, run: Run) -> None:
+    async def test() -> None:
+        async with opened(folder, stop_timeout="100ms") as model, opened(folder, stop_timeout="100ms") as other:
+            pid = await pid_of(model)
+            os.kill(pid, signal.SIGSTOP)
+            how = await model.end_for_all("it hangs")
+            assert re.fullmatch(rf"it hangs; its last output:\nserving on \d+ as {pid} with \[\]", how), how
+            assert await other.ended()
+            assert await other.end_for_all("it hangs") == how  # another has done it
+            assert servers(folder.parent) == []
+
+    run(test)
+
+
 def test_the_whole_group_is_ended_also_what_does_not_listen(folder: Path, run: Run) -> None:
     async def test() -> None:
         environment = {"CHILD": "1", "STUBBORN": "1"}

@@ -89,7 +89,11 @@ class Engine:
     def containers(self, **filters: Any) -> list[Any]:
         """Return the containers made from the tests' images, running or not."""
         found = self.client.containers.list(all=True, filters=filters or None, ignore_removed=True)
-        return [container for container in found if self.prefix in container.attrs["Config"]["Image"]]
+        return [
+            container
+            for container in found
+            if self.prefix in container.attrs["Config"]["Image"] or container.attrs["Image"] in self.images
+        ]
 
     def only(self) -> Any:
         (container,) = self.containers()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
 import signal
 import subprocess
 import threading
@@ -14,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from docker_kit import Answer, Engine, Process, configuration, private_engine, wait_until
+from docker_kit import DOMAIN, OPTIONS, Answer, Engine, Process, configuration, private_engine, wait_until
+
+from orchestrator_core.testing import RunningService, service
 
 Start = Callable[..., Process]
 OBEYS = ["sh", "-c", "trap 'exit 0' TERM; httpd -p 8080 -h /www; while sleep 0.1; do :; done"]
@@ -140,6 +145,85 @@ def test_a_container_that_somebody_restarts_is_not_waited_for_until_it_has_stopp
     assert process.score().status == 200
     process.kill()
     engine.only().remove(force=True)  # which does not wait, either
+
+
+def test_a_container_that_ends_comes_back_from_its_own_image_though_the_tag_has_moved(
+    engine: Engine, machine: Engine, tmp_path: Path, start: Start
+) -> None:
+    def tagged(who: str, **options: Any) -> str:
+        return machine.image("moves", changes=[f"ENV WHO={who}"], **options)
+
+    process = start(configuration(tmp_path / "config", tagged("first"), restart={"max_starts": 2})).ready()
+    tagged("broken", command=["sh", "-c", "exit 3"])
+    assert process.admin("/reload", {}).status != 200
+    tagged("unasked")
+    for ends in (1, 2):
+        subprocess.run(["docker", "kill", engine.only().id], check=True, stdout=subprocess.DEVNULL)
+        wait_until(lambda ends=ends: (_state(process), process.model()["restarts"]) == ("ready", ends), 15, "ready")
+        assert process.score().json["who"] == "first"
+    tagged("second")
+    assert process.admin("/reload", {}).status == 200
+    assert process.score().json["who"] == "second"
+    tagged("third")
+    assert process.admin("/models/score/restart", {}).status in (200, 202)
+    wait_until(lambda: process.score().json.get("who") == "third", 15, "the third")
+    process.stop()
+    assert engine.containers() == []
+
+
+def test_a_container_whose_image_is_gone_when_it_ends_comes_back_from_what_there_is(
+    engine: Engine, machine: Engine, tmp_path: Path, start: Start
+) -> None:
+    folder = configuration(tmp_path / "config", machine.image("goes", changes=["ENV WHO=first"]))
+    process = start(folder).ready()
+    before = engine.only()
+    image = before.attrs["Image"]
+    machine.image("goes", changes=["ENV WHO=second"])
+    before.remove(force=True)
+    engine.api.remove_image(image, force=True)
+    wait_until(lambda: process.score().json.get("who") == "second", 15, "the second")
+    process.stop()
+    assert "the image that the model had is gone" in process.said()
+
+
+def test_a_container_that_hangs_is_replaced_for_all_who_share_it_and_not_for_ever(
+    engine: Engine, score_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr("orchestrator_core.models.life.HANGS_SECONDS", 1.0)
+    quick = {"health_check": {"interval": "50ms", "timeout": "200ms"}, "restart": {"max_starts": 2, "backoff": "100ms"}}
+    model = {"type": "docker", "image": score_image, **OPTIONS, **quick}
+    files = {
+        "integrations/models.yaml": json.dumps({"ml": {"sources": {"score": {"source": model}}}}),
+        "domains/d.yaml": DOMAIN,
+    }
+
+    async def shown(shop: RunningService) -> Any:
+        return (await shop.admin("GET", "/models/score")).json
+
+    async def until(state: str, starts: int, *shops: RunningService) -> None:
+        async with asyncio.timeout(30):
+            for shop in shops:
+                while ((now := await shown(shop))["state"], now["starts"]) != (state, starts):  # noqa: ASYNC110 - it is asked
+                    await asyncio.sleep(0.05)
+
+    async def main() -> None:
+        folder = tmp_path / "config"
+        async with service(files, folder=folder) as one, service(files, folder=folder) as other:
+            first = engine.only()
+            os.kill(first.attrs["State"]["Pid"], signal.SIGSTOP)
+            await until("ready", 2, one, other)
+            second = engine.only()
+            assert second.id != first.id
+            assert (await one.post("/orchestrator/d/score", {"tenure": 1})).status == 200
+            why = [(await shown(shop))["last_error"] for shop in (one, other)]
+            assert any(said.startswith("it hangs: its health checks got no answer for ") for said in why), why
+            os.kill(second.attrs["State"]["Pid"], signal.SIGSTOP)
+            async with asyncio.timeout(30):
+                while {(await shown(shop))["state"] for shop in (one, other)} != {"failed"}:  # noqa: ASYNC110 - the same
+                    await asyncio.sleep(0.05)
+            assert engine.containers() == []
+
+    run(main())
 
 
 def test_a_container_that_exits_soon_after_it_was_ready_is_started_five_times_and_then_failed(

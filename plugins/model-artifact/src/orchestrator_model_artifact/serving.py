@@ -83,6 +83,11 @@ class ServedModel:
         how = f"the model server {self.server.how_it_ended()}"
         return EndedByOthers(how) if ended_by_others(self.server.process.pid) else how
 
+    async def end_for_all(self, why: str) -> str:
+        """End the server, which hangs, for all services that share it."""
+        await self.server.end()
+        return f"{why}; {self.server.last_output()}"
+
     async def logs(self, lines: int) -> str:
         """Return the server's last lines of output, standard output and error together."""
         return await asyncio.to_thread(tail, self.server.output, lines)

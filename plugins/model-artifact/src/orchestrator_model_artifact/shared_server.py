@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, frozen
+from attrs import asdict, field, frozen
 
 from orchestrator_core.plugin_api import Lease, SourceError, SourceUnavailable, hold_lease, is_held
 from orchestrator_model_artifact.launch import Launch, ended_by_others, port_for, reaped, tail
@@ -45,6 +45,11 @@ class Server:
     process: ProcessId
     port: int
     output: Path
+    _place: _Place = field(repr=False)
+
+    async def end(self) -> None:
+        """End it for all who share it, unless another of them has done so."""
+        await self._place.end(self.process)
 
     def how_it_ended(self) -> str:
         """Return its exit status, where that can be known, and its last lines."""
@@ -104,7 +109,7 @@ class _Place:
             running = _process(entry)
             if running is not None and running.is_alive():
                 self._note(servers)
-                return Server(running, int(entry["port"]), self._output(self.digest))
+                return Server(running, int(entry["port"]), self._output(self.digest), self)
             await _end(entry, self.stop_seconds)  # what its death has left, and what was started and not noted
             return await self._start(launch, port, servers, entry)
 
@@ -139,7 +144,7 @@ class _Place:
             raise SourceUnavailable(f"the model server {reaped(pid)} at once", started=True)
         entry["process"] = asdict(process)
         self._note(servers)
-        return Server(process, entry["port"], output)
+        return Server(process, entry["port"], output, self)
 
     def _free_port(self, port: int | None, servers: Mapping[str, Entry]) -> int:
         for other, entry in servers.items():
@@ -151,6 +156,12 @@ class _Place:
                     started=False,
                 )
         return port_for(port)
+
+    async def end(self, process: ProcessId) -> None:
+        async with self.lease.exclusive():
+            entry = self._servers().get(self.digest, {})
+            if _process(entry) == process:
+                await _end(entry, self.stop_seconds)
 
     async def leave(self, *, settled: bool, used: bool) -> None:
         async with self.lease.exclusive():

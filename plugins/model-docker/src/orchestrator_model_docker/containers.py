@@ -124,7 +124,7 @@ def _create(client: Any, design: Design) -> None:
         log_config=_log_config(client),
     )
     client.create_container(
-        design.image.reference,
+        _name_or_id(client, design.image),
         options.command,
         name=design.name,
         user=None if options.user is None else str(options.user),
@@ -133,6 +133,17 @@ def _create(client: Any, design: Design) -> None:
         labels=design.labels(),
         host_config=host,
     )
+
+
+def _name_or_id(client: Any, image: Image) -> str:
+    """Return the image as its container is to name it: as configured, unless that means another one by now."""
+    from docker.errors import NotFound
+
+    try:
+        named = client.inspect_image(image.reference)["Id"]
+    except NotFound:
+        return image.id
+    return image.reference if named == image.id else image.id
 
 
 def _device_requests(options: ContainerOptions) -> list[Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from time import time
 from typing import Any, TypeVar
 
 import structlog
@@ -25,7 +26,7 @@ from orchestrator_core.plugin_api import (
 from orchestrator_model_docker import containers
 from orchestrator_model_docker.containers import Design
 from orchestrator_model_docker.engine import Engine, open_engine
-from orchestrator_model_docker.images import ImageSource
+from orchestrator_model_docker.images import Image, ImageSource, find_image
 from orchestrator_model_docker.options import ContainerOptions
 from orchestrator_model_docker.sharing import Share, replaces_another, share
 from orchestrator_model_docker.watching import until_ended
@@ -56,6 +57,7 @@ class ContainerModel:
         self._engine = engine
         self._source = source
         self._now = running
+        self._heard_at = time()
         http = running.http
         self.predict = http.predict  # the same calls, without another coroutine around each
         if isinstance(http, PredictsOne):
@@ -68,6 +70,10 @@ class ContainerModel:
             raise SourceUnavailable(self._now.end.result())
         if isinstance(self._now.http, ReadyCheck):
             await self._now.http.check_ready()
+        self._heard_at = time()
+
+    async def end_for_all(self, why: str) -> str:
+        return await self._now.shared.end(why, self._heard_at)
 
     async def ended(self) -> str:
         while True:
@@ -140,7 +146,7 @@ async def open_container(
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(open_engine())
         await stack.enter_async_context(hold_lease(containers.model_key(scope, context.name)))
-        image = await source.get(engine)
+        image = await _image(engine, context, source)
         design = containers.design(context.name, context.config_dir, image, options)
         model: ContainerModel
         if await replaces_another(engine, design):
@@ -155,6 +161,21 @@ async def open_container(
             model = ContainerModel(engine, source, running)
         _background(stack, running.shared.sweep_later())
         yield model
+
+
+async def _image(engine: Engine, context: OpenContext, source: ImageSource) -> Image:
+    """Return the image that is configured, or when a model that was in use is started again, the one it had.
+
+    What its tag stands for by then may be an image that a reload has refused, or that nobody has asked for yet.
+    """
+    image: Image | None = context.kept.get("image")
+    if image is not None and await find_image(engine, image.id) is None:
+        log.warning("the image that the model had is gone", image=image.reference, id=image.id)
+        image = None
+    if image is None:
+        image = await source.get(engine)
+    context.kept["image"] = image
+    return image
 
 
 async def look_at(options: ContainerOptions, context: OpenContext, source: ImageSource) -> None:

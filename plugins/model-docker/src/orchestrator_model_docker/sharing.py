@@ -73,6 +73,18 @@ class Share:
         self._failure = f"{why}; its last lines:\n{output}" if output else f"{why}, and its container says nothing"
         return self._failure
 
+    async def end(self, why: str, heard_at: float) -> str:
+        """Take the container away, whoever uses it: it hangs, since a Unix time. Return why, with its last lines."""
+        async with self._lease.exclusive():
+            found = await containers.find(self._engine, self.container["Id"])
+            if found is None or not containers.is_running(found):
+                return why  # another process has done it
+            how = await self.give_up(why)
+            self._starts.ended(how, heard_at)
+            await containers.remove(self._engine, found["Id"])
+            log.warning("container removed that hangs", container=self._design.name)
+        return how
+
     async def leave(self) -> None:
         """Give the share up. The last one takes the container away."""
         async with self._lease.exclusive():
