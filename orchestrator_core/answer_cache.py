@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from time import time
 from typing import Any, TypeAlias
 
+from orchestrator_core.blame import located
 from orchestrator_core.errors import DeadlineExceeded
-from orchestrator_core.expressions import MISSING, compile_expression
+from orchestrator_core.expressions import MISSING, Node, compile_expression, unparse
 from orchestrator_core.models import Slot
 from orchestrator_core.plan import AnswerCache
 from orchestrator_core.plugin_api import Degraded
@@ -37,7 +38,7 @@ class Answers:
     def __init__(self, cache: AnswerCache, state: SourceState, models: Sequence[Slot]) -> None:
         self.state = state
         self._cache = state.cache(cache.options, "answer", (), _is_kept)
-        self._key = _whole_request(cache.headers) if cache.key is None else compile_expression(cache.key, ["request"])
+        self._key = _whole_request(cache.headers) if cache.key is None else _own_key(cache.key)
         self._models = tuple(models)
 
     def key(self, request: Request) -> Hashable:
@@ -129,6 +130,11 @@ def _given(kept: _Kept, run: Run, how: Cached) -> bytes:
 def _body(kept: _Kept) -> bytes:
     text: str = kept[0]
     return text.encode()
+
+
+def _own_key(node: Node) -> Callable[[Request], Any]:
+    evaluate, text = compile_expression(node, ["request"]), unparse(node)
+    return lambda request: located("cache.key", text, ("request",), lambda: evaluate(request))
 
 
 def _whole_request(headers: Sequence[str]) -> Callable[[Request], Any]:

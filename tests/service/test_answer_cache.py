@@ -152,6 +152,18 @@ def test_a_request_that_does_not_fit_is_refused_before_the_cache_is_asked(run: R
     run(main())
 
 
+def test_a_value_that_the_key_cannot_work_on_is_the_caller_s_to_mend(run: RunFixture) -> None:
+    async def main() -> None:
+        async with serving("{ttl: 1h, key: $request.body.x / 2}") as (served, told):
+            assert (await served.post(URL, {"x": 4})).status == 200
+            refused = await served.post(URL, {"x": "4"})
+            message = "cache.key: '/' takes two numbers, got a string and a number, in $request.body.x / 2"
+            assert (refused.status, refused.json["detail"]) == (422, message)
+            assert (refused.json["title"], len(told.calls)) == ("invalid request", 1)
+
+    run(main())
+
+
 def test_neither_an_error_nor_a_degraded_answer_is_kept(run: RunFixture) -> None:
     async def main() -> None:
         async with serving("{ttl: 1h}") as (served, told):
