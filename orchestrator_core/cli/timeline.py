@@ -30,6 +30,10 @@ _CACHES = {"hit": "from the cache", "stale": "stale, from the cache", "shared": 
 _BREAKERS = {"open": "breaker open", "half_open": "probe of the breaker"}
 _CONTROLS = {
     code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (ord("\n"), ord("\t"))
+} | {
+    # What ends a line, or has all that follows on it shown from right to left.
+    code: f"\\u{code:04x}"
+    for code in (0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
 }
 COLOURS: dict[ExecutionStatus, str] = {"ok": "green", "degraded": "yellow", "failed": "red", "cancelled": "magenta"}
 

@@ -13,8 +13,8 @@ from orchestrator_core.cli.timeline import draw
 from orchestrator_core.plugin_api import FailedAttempt, Identity, StepRecord
 from tests.cli.records import failed_execution
 
-SAID = "\x1b]0;title\x07 gone\x1b[2J \x9b31mred\x7f, Zo\u00eb:\n\tand more"
-SHOWN = "\\x1b]0;title\\x07 gone\\x1b[2J \\x9b31mred\\x7f, Zo\u00eb:"
+SAID = "\x1b]0;title\x07 gone\x1b[2J \x9b31mred\x7f\u202e\u2028, Zo\u00eb:\n\tand more"
+SHOWN = "\\x1b]0;title\\x07 gone\\x1b[2J \\x9b31mred\\x7f\\u202e\\u2028, Zo\u00eb:"
 EXECUTION = evolve(
     failed_execution(
         f"step: {SAID}",
@@ -36,7 +36,9 @@ def test_an_execution_has_no_control_characters_in_it() -> None:
     assert f"step: {SHOWN}" in lines
     assert f"model ml.risk.default {SHOWN}" in lines
     assert any(line.endswith(f"20.50 ms  step: {SHOWN}") for line in lines)
-    assert lines[-1].startswith('answer    "\\u001b]0;title\\u0007 gone\\u001b[2J \\x9b31mred\\x7f, Zo\u00eb:')
+    assert lines[-1].startswith(
+        'answer    "\\u001b]0;title\\u0007 gone\\u001b[2J \\x9b31mred\\x7f\\u202e\\u2028, Zo\u00eb:'
+    )
     assert not [char for char in file.getvalue() if not char.isprintable() and char != "\n"]
 
 
