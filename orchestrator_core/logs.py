@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import threading
@@ -165,6 +166,8 @@ class MaskEvents:
     def _masked(self, value: Any) -> Any:
         if isinstance(value, str):
             return self._redact(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            return str(value)  # JSON has no number for it
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, Mapping):

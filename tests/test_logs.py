@@ -111,6 +111,14 @@ def test_secrets_are_masked_however_deep_they_stand_and_in_what_shows_itself(con
     }
 
 
+def test_a_number_that_json_cannot_hold_is_a_text(configure: Configure) -> None:
+    stream = configure(format="json")
+    structlog.get_logger("x").info("scored", score=float("nan"), bounds=[float("-inf"), 1.5])
+    (event,) = written(stream)
+    assert (event["score"], event["bounds"]) == ("nan", ["-inf", 1.5])
+    assert "NaN" not in stream.getvalue()
+
+
 def test_the_console_has_a_line_for_people_and_masks_the_same(configure: Configure) -> None:
     stream = configure()
     structlog.get_logger("x").info("opened", url=f"http://{CANARY}/")
