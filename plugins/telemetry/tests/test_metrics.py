@@ -438,3 +438,7 @@ def test_options_that_do_not_fit_are_found_at_their_line() -> None:
         {"config.yaml": "telemetry: {traces: {endpoint: 'http://ada:sec/ret@collector:4318'}}"}, offline=True
     )
     assert problem.message == "its host or port cannot be read; percent-encode what is special in a password"
+    for nowhere in ("http://:4318/v1/traces", "https:///v1/traces"):
+        config = f"telemetry: {{traces: {{endpoint: '{nowhere}'}}}}"
+        (problem,) = check_problems({"config.yaml": config}, offline=True)
+        assert problem.message == "expected an address with a host, such as http://127.0.0.1:4318/v1/traces"

@@ -33,9 +33,12 @@ def _http(instance: Any, attribute: Any, value: str | None) -> None:
     if not value.startswith(("http://", "https://")):
         raise ValueError("expected an address that starts with http:// or https://")
     try:
-        urlsplit(value).port  # noqa: B018  # it is read here to be refused here
+        url = urlsplit(value)
+        url.port  # noqa: B018  # it is read here to be refused here
     except ValueError:  # its text can hold a part of a password, taken for a port
         raise ValueError("its host or port cannot be read; percent-encode what is special in a password") from None
+    if not url.hostname:  # such as of a variable that is empty
+        raise ValueError("expected an address with a host, such as http://127.0.0.1:4318/v1/traces")
 
 
 def _sendable(instance: Any, attribute: Any, value: Mapping[str, str]) -> None:
