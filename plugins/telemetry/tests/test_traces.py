@@ -419,6 +419,25 @@ def test_a_collector_that_fails_harms_no_request_and_is_logged_once(world: World
     assert scrape(shop)["orchestrator_spans_dropped_total"] == {(): 6}
 
 
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (302, "The collector answered 302 Found"),
+        (429, "The collector answered 429 Too Many Requests"),
+    ],
+)
+def test_what_a_collector_answers_that_took_nothing_is_told(
+    world: World, serve: Any, scrape: Any, status: int, told: str
+) -> None:
+    shop = serve(traced(world, ", timeout: 500ms"), plugins=PLUGINS)
+    world.collector_status = status
+    with structlog.testing.capture_logs() as logs:
+        shop.get("/orchestrator/shop/list")
+        until(lambda: scrape(shop)["orchestrator_spans_dropped_total"][()] == 2)
+    assert logs[0]["error"].endswith(told)
+    assert scrape(shop)["orchestrator_spans_exported_total"] == {(): 0}
+
+
 def until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not holds():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import unquote
 
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
@@ -15,26 +16,44 @@ EXPORTER_LOGGER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 HEADERS_LOGGER = "opentelemetry.util.re"
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+SESSIONS = (
+    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
+    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER",
+)
+"""Variables that have the exporter use a session of somebody else's."""
 MASK = "***"
 
 
 class Words(logging.Handler):
     """Keeps what a library logs of one export, instead of logging it again with every failure.
 
-    The last of it says that the export has failed, and the first why, where it was tried again.
+    The last of it says that the export has failed, and the first why, where it was tried again. The collector's last
+    answer is added where the library does not name it.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._said: list[str] = []
+        self.begin()
 
     def begin(self) -> None:
-        self._said = []
+        self._said: list[str] = []
+        self._status = 0
+        self._reason = ""
+
+    def answered(self, response: Any, **_: Any) -> None:
+        self._status, self._reason = response.status_code, response.reason or ""
+
+    @property
+    def sent_elsewhere(self) -> bool:
+        """Return whether the collector named another address: the exporter takes that for success."""
+        return 300 <= self._status < 400
 
     @property
     def text(self) -> str:
         first, last = self._said[:1], self._said[-1:]
         text = " ".join(dict.fromkeys([*last, *first]))
+        if self._status and str(self._status) not in text:
+            text = f"{text} The collector answered {self._status} {self._reason}".strip()
         for secret in _told_by_the_environment():
             text = text.replace(secret, MASK)
         return text
@@ -68,9 +87,21 @@ def open_exporter(options: TracesOptions) -> tuple[SpanExporter, Words]:
     logger.propagate = False
     logging.getLogger(HEADERS_LOGGER).addFilter(_without_the_header)
     exporter = OTLPSpanExporter(
-        endpoint=options.endpoint, headers=dict(options.headers), timeout=float(options.timeout)
+        endpoint=options.endpoint,
+        headers=dict(options.headers),
+        timeout=float(options.timeout),
+        session=None if any(map(os.environ.get, SESSIONS)) else _session(words),
     )
     return exporter, words
+
+
+def _session(words: Words) -> Any:
+    """Return a session that tells of each answer."""
+    import requests
+
+    session = requests.Session()
+    session.hooks["response"].append(words.answered)
+    return session
 
 
 def _without_the_header(record: logging.LogRecord) -> bool:
