@@ -21,6 +21,7 @@ from sqlalchemy import Connection
 from tracking_kit import Place, Relay, counts, files, postgresql, until
 from yarl import URL
 
+from orchestrator_core.plugin_api import SourceUnavailable
 from orchestrator_core.testing import RunningService, service
 
 Run = Callable[..., Any]
@@ -174,6 +175,23 @@ def test_a_folder_that_is_not_there_is_waited_for(run: Run, tmp_path: Path) -> N
             (tmp_path / "later").mkdir()
             found = await until(shop, lambda now: now["waiting"] == 0)
             assert (found["written"], dropped(found)) == (3, 0)
+
+    run(main())
+
+
+def test_a_database_that_cannot_be_written_is_named_with_what_is_written_to_read_it(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        database = Database(SqlOptions(url="sqlite:///executions.db"), tmp_path.joinpath, durable=False)
+        try:
+            await database.open()
+            with pytest.raises(SourceUnavailable) as raised:
+                await database.read(lambda connection: connection.exec_driver_sql("CREATE TABLE more (name)"))
+        finally:
+            await database.close()
+        assert str(raised.value) == (
+            f"attempt to write a readonly database: {tmp_path / 'executions.db'}, beside which SQLite writes files"
+            " of its own, even to read it"
+        )
 
     run(main())
 

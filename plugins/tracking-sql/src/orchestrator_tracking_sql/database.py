@@ -230,4 +230,6 @@ def _translated(error: Exception, path: Path | None) -> Exception:
         return SourceError(text)
     if path is not None and text == "unable to open database file":  # all that SQLite says
         text = f"{text} {path}" if path.parent.is_dir() else f"there is no folder {path.parent}"
+    elif path is not None and text == "attempt to write a readonly database":  # said to who only reads, too
+        text = f"{text}: {path}, beside which SQLite writes files of its own, even to read it"
     return SourceUnavailable(text)
