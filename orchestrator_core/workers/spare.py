@@ -17,7 +17,7 @@ class Spare:
     """Keeps one such process. ``spawn`` makes it, in a task that ``run`` starts and gives a name."""
 
     def __init__(
-        self, spawn: Callable[[], Awaitable[Worker]], run: Callable[[Coroutine[Any, Any, None], str], None]
+        self, spawn: Callable[[], Awaitable[Worker]], run: Callable[[Coroutine[Any, Any, None], str], object]
     ) -> None:
         self.keeps = False
         self._spawn = spawn

@@ -199,10 +199,11 @@ class Supervisor:
         if not self.stopping:
             self._spare.keep()
 
-    def _run(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+    def _run(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     # --- starting again ------------------------------------------------------------------------------------------
 
@@ -332,6 +333,9 @@ class Supervisor:
             await self._spare.drop()  # it has the plugins as they were
             try:
                 return await self._replace_all()
+            except asyncio.CancelledError:  # whoever has asked for it is gone, or the service stops
+                log.warning("restart is given up, the workers that are not replaced yet keep serving")
+                raise
             finally:
                 self._keep_spare()
 
@@ -346,8 +350,9 @@ class Supervisor:
                         event = _with_problems("restart failed, the other workers keep serving", error)
                         log.error(event, worker=slot.index, error=str(error))
                     return Restarted(number, f"worker {slot.index}: {error}", _told_of(error))
-            if old is not None:
-                await self._stop(old, self._shutdown_seconds + CLOSING_SECONDS)
+            if old is not None:  # it is seen to its end, also when the restart is given up meanwhile
+                ending = self._stop(old, self._shutdown_seconds + CLOSING_SECONDS)
+                await asyncio.shield(self._run(ending, f"stop worker {slot.index}"))
         log.info("restarted", workers=len(self.slots))
         return Restarted(len(self.slots))
 

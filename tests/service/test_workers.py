@@ -619,6 +619,41 @@ def test_a_rolling_restart_fails_no_request(two: Two) -> None:
     two.run(main)
 
 
+def test_a_worker_that_is_replaced_ends_though_whoever_asked_for_the_restart_goes_away(
+    run: RunFixture, tmp_path: Path
+) -> None:
+    """The worker hears nothing, so that somebody has to end it: after the shutdown timeout and ten seconds."""
+    files = {**FILES, "config/config.yaml": f"{FILES['config/config.yaml']}server: {{shutdown_timeout: 0s}}\n"}
+
+    async def main() -> None:
+        async with serving(tmp_path, files, *TWO) as service, aiohttp.ClientSession() as caller:
+            first, second = [worker["pid"] for worker in await workers_of(service)]
+            os.kill(first, signal.SIGSTOP)
+            try:
+                restarting = asyncio.create_task(caller.post(f"{service.admin_url}/restart"))
+                while await first_pid(service) in (first, None):  # noqa: ASYNC110  # it is asked, not told
+                    await asyncio.sleep(0.05)
+                await asyncio.sleep(0.5)
+                restarting.cancel()
+                await asyncio.gather(restarting, return_exceptions=True)
+                await service.says("restart is given up")
+                async with asyncio.timeout(20):
+                    while first in running_in(tmp_path):  # noqa: ASYNC110  # nobody tells
+                        await asyncio.sleep(0.05)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.kill(first, signal.SIGCONT)
+            assert [worker["pid"] for worker in await workers_of(service)][1] == second
+
+    run(main(), timeout_seconds=120)
+
+
+async def first_pid(service: Process) -> Any:
+    status, told = await service.get(f"{service.admin_url}/health/live")
+    assert status == 200, told
+    return told["workers"][0]["pid"]
+
+
 async def counted(service: Process, name: str) -> list[float]:
     """Return what the metrics say of each series of a name."""
     async with service.client.get(f"{service.admin_url}/metrics") as answer:
