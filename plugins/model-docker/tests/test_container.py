@@ -49,6 +49,19 @@ def test_a_model_is_started_asked_and_taken_away(
     run(main())
 
 
+@pytest.mark.parametrize("address", ["::1", "::", "0.0.0.0", "127.0.0.2"])
+def test_a_model_is_reached_at_whichever_address_of_the_host_its_port_is_on(
+    address: str, engine: Engine, score_image: str, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    async def main() -> None:
+        async with opened(score_image, tmp_path, host_address=address) as model:
+            ((bound,),) = engine.only().attrs["NetworkSettings"]["Ports"].values()
+            assert bound["HostIp"] == address
+            await model.predict([{"tenure": 1}])
+
+    run(main())
+
+
 def process_status(pid: int) -> dict[str, str]:
     return dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
 

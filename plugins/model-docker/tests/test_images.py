@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from docker_kit import HTTP, Engine, Registry, failure, opened, registry
-from orchestrator_model_docker.images import split_reference
+from orchestrator_model_docker.images import exposed_ports, split_reference
 from orchestrator_model_docker.plugin import DOCKER
 
 from orchestrator_core.plugin_api import SourceError, SourceUnavailable
@@ -224,6 +224,13 @@ def test_a_reference_is_split_at_its_tag_or_digest() -> None:
     assert split_reference("host:5000/a/score") == ("host:5000/a/score", "latest")
     assert split_reference("host:5000/a/score:1") == ("host:5000/a/score", "1")
     assert split_reference(f"host:5000/a/score@{digest}") == ("host:5000/a/score", digest)
+
+
+def test_a_port_without_its_protocol_is_one_of_tcp() -> None:
+    """As other tools than docker build write it into an image."""
+    assert exposed_ports({"Config": {"ExposedPorts": {"8080": {}}}}) == (8080,)
+    assert exposed_ports({"Config": {"ExposedPorts": {"8080/tcp": {}, "53/udp": {}, "9000-9002": {}}}}) == (8080,)
+    assert exposed_ports({"Config": {"ExposedPorts": None}}) == ()
 
 
 def test_the_kinds_are_the_ones_of_the_plugins() -> None:

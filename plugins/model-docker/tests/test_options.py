@@ -26,6 +26,10 @@ def problems(**options: Any) -> list[str]:
         ({"pull": "sometimes"}, "expected one of always, missing, never, got 'sometimes'"),
         ({"container_port": 0}, "expected a port from 1 to 65535, got 0"),
         ({"environment": {"THREADS": 4}}, "expected a string, got an integer 4: put it in quotes"),
+        ({"environment": {"THREADS=4": ""}}, "'THREADS=' is no name of a variable: write THREADS: value"),
+        ({"environment": {"": "4"}}, "'=' is no name of a variable: write NAME: value"),
+        ({"command": "serve --name 'a b"}, "it cannot be split as a shell would: no closing quotation"),
+        ({"host_address": "localhost"}, "'localhost' is no IP address: write one of this host's, such as 127.0.0.1"),
         ({"volumes": {"./a": "b"}}, "'./a:b': expected source:/path/in/the/container, or that with :ro"),
         ({"volumes": ["./a:/a:readonly"]}, "'./a:/a:readonly': unknown mode 'readonly': write ro or rw"),
         ({"volumes": ["./a:/a", "./b:/a"]}, "/a is given twice"),
@@ -62,6 +66,7 @@ def test_an_option_that_does_not_fit_says_what_would(options: dict[str, Any], me
         {"image": f"host:5000/models/score@sha256:{'0' * 64}"},
         {"volumes": {"./models": "/app/models", "cache": "/cache:rw", "/data": "/data:ro"}},
         {"startup_delay": 30, "readiness": {"path": "/health", "timeout": "2m", "interval": "100ms"}},
+        {"host_address": "::1", "environment": {"EMPTY": ""}},
         {"protocol": "v2", "model_name": "credit", "timeout": "1s"},
     ],
 )

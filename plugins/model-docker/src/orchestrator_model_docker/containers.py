@@ -26,6 +26,9 @@ _NOT_TEXT = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 
 _NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_.-]+")
 _LOG_SIZE = {"max-size": "10m", "max-file": "3"}
+_ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Where a port that is on every address is reached."""
+
 _LAST_SIGNAL = 64
 _SENT_SIGNALS = {1, 2, 9, 15}
 _SIGNALS = {137: "SIGKILL", 139: "SIGSEGV, a crash in native code", 143: "SIGTERM", 134: "SIGABRT"}
@@ -253,7 +256,7 @@ def address_of(found: Mapping[str, Any], design: Design) -> tuple[str, int]:
     if not ports:
         raise SourceUnavailable(f"the container {design.name} has no port on this host", started=True)
     host = ports[0]["HostIp"]
-    return ("127.0.0.1" if host in ("", "0.0.0.0", "::") else host), int(ports[0]["HostPort"])
+    return _ANY.get(host, host), int(ports[0]["HostPort"])
 
 
 async def remove(engine: Engine, container: str, *, stop_seconds: float | None = None) -> None:

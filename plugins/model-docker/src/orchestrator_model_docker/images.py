@@ -125,8 +125,9 @@ def split_reference(reference: str) -> tuple[str, str]:
 
 
 def exposed_ports(found: Mapping[str, Any]) -> tuple[int, ...]:
-    ports = (found.get("Config") or {}).get("ExposedPorts") or {}
-    return tuple(sorted(int(port.partition("/")[0]) for port in ports if port.endswith("/tcp")))
+    """Return the TCP ports that an image exposes; TCP is what is meant where a port is written without its protocol."""
+    exposed = (port.partition("/") for port in (found.get("Config") or {}).get("ExposedPorts") or {})
+    return tuple(sorted(int(number) for number, _, protocol in exposed if protocol in ("", "tcp") and number.isdigit()))
 
 
 class DockerImage:

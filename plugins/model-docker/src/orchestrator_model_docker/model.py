@@ -205,7 +205,9 @@ async def _ready(
 ) -> Model:
     """Return the model of the type ``http`` once its server is ready. Raises when the container ends before."""
     loop, seconds = asyncio.get_running_loop(), options.ready_within_seconds
-    called = options.http_options("http://{}:{}".format(*address), options.readiness.path)
+    host, port = address
+    at = f"[{host}]" if ":" in host else host
+    called = options.http_options(f"http://{at}:{port}", options.readiness.path)
     deadline = loop.time() + seconds
     http: Model | None = None
     while True:

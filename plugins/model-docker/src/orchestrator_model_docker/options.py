@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
+from shlex import split
 from typing import Any, Literal
 
 from attrs import Attribute, fields, frozen
@@ -28,6 +30,28 @@ def _path(_: Any, __: Any, path: str | None) -> None:
 def _port(_: Any, __: Any, port: int | None) -> None:
     if port is not None and not 0 < port < 65536:
         raise ValueError(f"expected a port from 1 to 65535, got {port}")
+
+
+def _address(_: Any, __: Any, address: str) -> None:
+    try:
+        ip_address(address)
+    except ValueError:  # which an engine takes for every address of the host
+        raise ValueError(f"'{address}' is no IP address: write one of this host's, such as 127.0.0.1") from None
+
+
+def _environment(_: Any, __: Any, environment: dict[str, str]) -> None:
+    for name in environment:
+        if not name or "=" in name:
+            before = name.partition("=")[0]  # what stands behind it may be a secret
+            raise ValueError(f"'{before}=' is no name of a variable: write {before or 'NAME'}: value")
+
+
+def _command(_: Any, __: Any, command: str | list[str] | None) -> None:
+    if isinstance(command, str):
+        try:
+            split(command)
+        except ValueError as error:
+            raise ValueError(f"it cannot be split as a shell would: {str(error).lower()}") from error
 
 
 def _enough_memory(_: Any, __: Any, size: int | None) -> None:
@@ -180,8 +204,8 @@ class ContainerOptions(CallOptions):
         validator=_port,
     )
     host_port: int | None = option(None, help="The port on this host. Default: any free one.", validator=_port)
-    host_address: str = option("127.0.0.1", help="The address of this host that the port is on.")
-    environment: dict[str, str] = option(factory=dict, help="Environment variables.")
+    host_address: str = option("127.0.0.1", help="The address of this host that the port is on.", validator=_address)
+    environment: dict[str, str] = option(factory=dict, help="Environment variables.", validator=_environment)
     volumes: dict[str, str] | list[str] = option(
         factory=dict,
         help='`"./models": "/app/models"`, or a list such as `["./models:/app/models:ro"]`. Paths are relative to the '
@@ -189,7 +213,9 @@ class ContainerOptions(CallOptions):
         validator=_volumes,
     )
     command: str | list[str] | None = option(
-        None, help="Instead of the image's command: a list, or a string that is split as a shell would."
+        None,
+        help="Instead of the image's command: a list, or a string that is split as a shell would.",
+        validator=_command,
     )
     readiness: ReadinessOptions = option(ReadinessOptions(), help="When the model counts as started.")
     startup_delay: Duration = option(
