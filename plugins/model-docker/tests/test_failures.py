@@ -223,6 +223,7 @@ def test_an_engine_that_cannot_tell_whether_the_image_has_moved_does_not_cost_th
             slow.word = b"/images/"
             assert await model.changed() is False
             assert slow.kept == 1
+            monkeypatch.setattr(model._engine._client, "timeout", 60)  # taking the container away takes longer
             slow.closing.set()
             await model.predict([{"tenure": 1}])
 
