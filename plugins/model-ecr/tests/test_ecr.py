@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import threading
 from collections.abc import Callable
@@ -12,14 +13,14 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from docker_kit import Engine
+from docker_kit import DOMAIN, OPTIONS, Engine
 from ecr_kit import ACCOUNT, PASSWORD, REGION, Ecr
 from orchestrator_model_ecr.aws import LOGINS, Aws
 from orchestrator_model_ecr.options import EcrOptions
 from orchestrator_model_ecr.plugin import ECR, orchestrator_model_kinds
 
 from orchestrator_core.plugin_api import Identity, SourceError, SourceUnavailable
-from orchestrator_core.testing import check_problems, free_port
+from orchestrator_core.testing import check_problems, free_port, service
 
 Run = Callable[..., Any]
 
@@ -199,6 +200,34 @@ def test_a_reload_that_aws_does_not_tell_of_the_image_keeps_the_model_that_runs(
             assert await model.changed() is False
             assert ecr.api.errors == []
             await model.predict([{"tenure": 1}])
+
+    run(main())
+
+
+def test_a_service_that_aws_denies_access_reloads_and_starts_its_container_again(
+    ecr: Ecr, score_image: str, tmp_path: Path, run: Run
+) -> None:
+    ecr.create()
+    ecr.push(score_image, "v1")
+    model = {"type": "ecr", "tag": "v1", **OPTIONS, **ecr.options}
+    files = {
+        "integrations/models.yaml": json.dumps({"ml": {"sources": {"score": {"source": model}}}}),
+        "domains/d.yaml": DOMAIN,
+    }
+
+    async def main() -> None:
+        async with service(files, folder=tmp_path / "config") as shop:
+            before = ecr.engine.only()
+            ecr.api.errors = [(400, "AccessDeniedException", "said")] * 50
+            assert (await shop.reload()).status == 200
+            assert ecr.engine.only().id == before.id
+            before.kill()
+            async with asyncio.timeout(20):
+                while (await shop.admin("GET", "/models/score")).json["starts"] < 2:  # noqa: ASYNC110 - it is asked
+                    await asyncio.sleep(0.05)
+                while (await shop.post("/orchestrator/d/score", {"tenure": 1})).status != 200:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            assert len(ecr.api.errors) == 49  # the reload alone has asked
 
     run(main())
 
