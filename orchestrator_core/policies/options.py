@@ -73,9 +73,13 @@ def _redis_url(instance: Any, attribute: Any, value: str) -> None:
     if "?" in value or "#" in value:
         raise ValueError("expected an address with nothing after it: options stand beside url")
     try:
-        urlsplit(value).port  # noqa: B018  # it is read here to be refused here
+        parts = urlsplit(value)
+        parts.port  # noqa: B018  # it is read here to be refused here
     except ValueError:  # its text can hold a part of a password, taken for a port
         raise ValueError("its host or port cannot be read; percent-encode what is special in a password") from None
+    database = parts.path.strip("/ ")
+    if database and not database.isdecimal():  # redis would take another, such as the first
+        raise ValueError("expected a database's number behind the host, such as redis://host:6379/0, or nothing")
 
 
 @frozen

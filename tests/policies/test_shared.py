@@ -496,6 +496,8 @@ def test_without_the_libraries_it_says_what_to_install(run: RunFixture, monkeypa
             "its host or port cannot be read; percent-encode what is special in a password",
         ),
         ("redis://host/0?pickle_type=dill", "expected an address with nothing after it: options stand beside url"),
+        ("redis://host/cache", "expected a database's number behind the host, such as redis://host:6379/0, or nothing"),
+        ("redis://host/1/2", "expected a database's number behind the host, such as redis://host:6379/0, or nothing"),
     ],
 )
 def test_an_address_that_is_none_of_a_redis_is_a_problem(url: str, message: str) -> None:
