@@ -34,9 +34,12 @@ def _options_in_words(options: Any, cache_key: str) -> str:
             return _attempts_in_words(options)
         case BreakerOptions():
             window, reset = seconds(options.window), seconds(options.reset)
+            if options.failures == 1:  # which is in a row, whenever it was
+                return f"1 failure opens it, a probe after {reset}"
             return f"{options.failures} failures within {window} open it, a probe after {reset}"
         case ConcurrencyOptions():
-            return f"{options.max} calls at once, {options.queue} may wait"
+            calls = "1 call" if options.max == 1 else f"{options.max} calls"
+            return f"{calls} at once, {options.queue} may wait"
         case CacheOptions():
             names = (options.key,) if isinstance(options.key, str) else options.key
             by = cache_key or ("all parameters" if names is None else ", ".join(names) or "nothing: one for all calls")

@@ -271,6 +271,13 @@ def test_policies_are_shown_with_the_reason_for_each(write: Write, orchestrator:
             "3 attempts, pauses of at most 2 s, whatever it does: {source}, then {step}",
         ),
         ("circuit_breaker", "false", "true", "5 failures within 10 s open it, a probe after 5 s: {step}"),
+        (
+            "circuit_breaker",
+            "{failures: 1}",
+            "{reset: 1s}",
+            "1 failure opens it, a probe after 1 s: {source}, then {step}",
+        ),
+        ("concurrency", "{max: 9}", "{max: 1, queue: 0}", "1 call at once, 0 may wait: {source}, then {step}"),
     ],
 )
 def test_a_policy_is_shown_as_it_is_in_force(
