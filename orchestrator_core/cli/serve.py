@@ -17,6 +17,7 @@ from orchestrator_core.cli.findings import refuse, render, shown
 from orchestrator_core.cli.options import config_option, plugins_dir_option
 from orchestrator_core.config.load import load_configuration
 from orchestrator_core.config.model import MOST_WORKERS, AppConfig, Configuration
+from orchestrator_core.config.yaml import SHORTAGES
 from orchestrator_core.errors import ConfigError, Problem
 from orchestrator_core.http.app import Service, serve
 from orchestrator_core.http.grace import ending_the_process
@@ -29,6 +30,10 @@ log = structlog.get_logger("orchestrator")
 
 ANOTHER_HOST = "give an address of this machine with --host, or server.host and admin.host in config.yaml"
 ANOTHER_PORT = "take another with --port or --admin-port, or server.port and admin.port in config.yaml"
+MORE = (
+    "allow it more open files (ulimit -n, LimitNOFILE) or processes (TasksMax, pids limit), or serve with fewer workers"
+)
+_SHORTAGES = {*SHORTAGES, errno.EAGAIN}
 _BIND = re.compile(r"address \('([^']+)', (\d+).*?\): (.+)\Z")
 _PORT = click.IntRange(0, 65535)
 
@@ -83,6 +88,9 @@ def command(
     except StartFailed as error:
         raise click.ClickException(f"a worker did not start: {configuration.redactor(str(error))}") from error
     except OSError as error:
+        if error.errno in _SHORTAGES:
+            reason = (error.strerror or str(error)).lower()
+            raise click.ClickException(f"cannot start: {reason}\n  = {MORE}") from error
         is_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
         if not is_port and error.errno != errno.EADDRNOTAVAIL and not _BIND.search(error.strerror or ""):
             raise

@@ -1150,3 +1150,17 @@ def test_a_folder_that_cannot_be_written_is_told(
         f"Error: a worker did not start: {tmp_path / 'file' / 'run'}: Not a directory\n"
         "  = workers share a folder: set ORCHESTRATOR_RUNTIME_DIR to one that can be written\n"
     )
+
+
+def test_a_start_for_which_the_system_is_short_of_something_says_of_what(run: RunFixture, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with starting(tmp_path, FILES, "--workers", "16", shell="ulimit -n 40") as process:
+            assert process.stderr is not None
+            told = (await process.stderr.read()).decode()
+            assert await process.wait() == 1
+        assert told.endswith(
+            "Error: cannot start: too many open files\n  = allow it more open files (ulimit -n, LimitNOFILE) or "
+            "processes (TasksMax, pids limit), or serve with fewer workers\n"
+        )
+
+    run(main(), timeout_seconds=120)
