@@ -93,3 +93,27 @@ def test_a_pipe_among_the_files_is_a_problem_of_the_copy_too(tmp_path: Path) -> 
     os.mkfifo(tmp_path / "config/domains/pipe.yaml")
     problems = take(tmp_path / "config", tmp_path / "copy").configuration.problems
     assert [(problem.file, problem.code) for problem in problems] == [("domains/pipe.yaml", "ORC101")]
+
+
+def test_a_file_where_a_folder_belongs_is_a_problem_and_not_a_folder_less(tmp_path: Path) -> None:
+    """As git leaves it of a link, where it may not make links."""
+    config = tmp_path / "config"
+    write_files(config, {"config.yaml": "{}", "domains": "../domains", "integrations": "../integrations"})
+    taken = take(config, tmp_path / "copy")
+    expected = [f"{name}: ORC101 cannot read: Not a directory" for name in ("integrations", "domains")]
+    for configuration in (taken.configuration, load_configuration(config)):
+        assert [str(problem) for problem in configuration.problems] == expected
+
+
+def test_a_name_that_is_not_utf_8_is_a_problem_that_can_be_told(tmp_path: Path) -> None:
+    write_files(tmp_path / "config", FILES)
+    for name in (b"domains/caf\xe9.yaml", b"integrations/caf\xe9.yaml"):
+        (tmp_path / "config" / os.fsdecode(name)).write_text("{}")
+    (tmp_path / "config/domains" / os.fsdecode(b"th\xe9")).mkdir()
+    taken = take(tmp_path / "config", tmp_path / "copy")
+    for configuration in (taken.configuration, load_configuration(tmp_path / "config")):
+        assert [str(problem) for problem in configuration.problems] == [
+            "integrations/caf?.yaml: ORC101 the file's name is not UTF-8",
+            "domains/caf?.yaml: ORC101 the file's name is not UTF-8",
+            "domains/th?: ORC112 no domain file domains/th?.yaml belongs to this folder",
+        ]

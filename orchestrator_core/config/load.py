@@ -78,8 +78,8 @@ def load_configuration(
             loader.read_folder(path.stem, scoped)
     for scoped in sorted(_folders(files / "domains")):
         if not scoped.with_name(f"{scoped.name}.yaml").exists():
-            message = f"no domain file domains/{scoped.name}.yaml belongs to this folder"
-            loader.problems.append(Problem(f"domains/{scoped.name}", code="ORC112", message=message))
+            message = f"no domain file {loader.name(scoped)}.yaml belongs to this folder"
+            loader.problems.append(Problem(loader.name(scoped), code="ORC112", message=message))
     if not loader.digests and not loader.problems:  # as while a deployment writes it anew
         loader.problems.append(Problem(code="ORC100", message=f"there is no configuration in {folder}", hint=hint))
     return loader.finish()
@@ -105,7 +105,7 @@ def _hidden(path: Path) -> bool:
 
 def _yaml_files(folder: Path, loader: _Loader) -> list[Path]:
     try:
-        paths = sorted(folder.iterdir()) if folder.is_dir() or folder.is_symlink() else []
+        paths = sorted(folder.iterdir()) if folder.exists() or folder.is_symlink() else []
     except OSError as error:
         if error.errno in SHORTAGES:
             raise
@@ -118,7 +118,12 @@ def _yaml_files(folder: Path, loader: _Loader) -> list[Path]:
         if _hidden(path):
             continue
         if path.suffix == ".yaml":
-            found.append(path)
+            if loader.name(path).endswith(path.name):
+                found.append(path)
+            else:  # no domain, page or record can have such a name in it
+                loader.problems.append(
+                    Problem(loader.name(path), code="ORC101", message="the file's name is not UTF-8")
+                )
         elif path.suffix in _SUFFIXES:
             loader.unread(path, _other_ending(path))
     return found
@@ -164,7 +169,8 @@ class _Loader:
     incomplete: bool = False
 
     def name(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix()
+        """Return the name of a file as it is told, where ``?`` is for what is not UTF-8."""
+        return path.relative_to(self.folder).as_posix().encode("utf-8", "replace").decode()
 
     def read(self, path: Path) -> Document:
         document = load_document(path, self.name(path))

@@ -104,7 +104,7 @@ def _folders(folder: Path) -> list[Path]:
 
 def _copy(folder: Path, to: Path, only: tuple[str, ...] = ()) -> None:
     """Copy the files of a folder, and the names of its folders."""
-    if not folder.is_dir() and not folder.is_symlink():
+    if not folder.exists() and not folder.is_symlink():
         return
     try:
         paths = list(folder.iterdir())
