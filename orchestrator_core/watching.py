@@ -82,8 +82,10 @@ async def _hear(folder: Path, changed: Callable[[], None], moved: asyncio.Event)
             changed()
     except FileNotFoundError:  # it is looked for once a second
         pass
-    except (OSError, RuntimeError) as error:  # such as more watches than the system allows, at once or later
+    except (OSError, RuntimeError) as error:  # such as more watches than the system allows
         log.warning("changes are noticed once a second only", error=str(error))
+    except ExceptionGroup as errors:  # the same later, or the name of any file in the folder that is not UTF-8
+        log.warning("changes are noticed once a second only", error="; ".join(map(str, errors.exceptions)))
 
 
 class _Settling:

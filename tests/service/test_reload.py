@@ -774,6 +774,24 @@ def test_files_that_are_not_configuration_cause_no_reload(run: RunFixture) -> No
     run(main())
 
 
+def test_a_file_of_any_name_is_not_the_end_of_noticing_changes(
+    run: RunFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The system's words of a file whose name is not UTF-8 cannot be read, be it configuration or not."""
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin, watch=True) as shop:
+            await asyncio.sleep(0.2)
+            (shop.folder / os.fsdecode(b"caf\xe9.txt")).write_text("x")
+            await asyncio.sleep(0.5)
+            shop.write("domains/d.yaml", domain(2))
+            await serves(shop, 2)
+
+    run(main())
+    assert "changes are noticed once a second only" in capsys.readouterr().out
+
+
 def test_a_file_that_is_not_read_is_told_though_the_configuration_is_the_same(run: RunFixture) -> None:
     plugin = Plugin()
 
