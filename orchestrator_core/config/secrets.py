@@ -163,7 +163,13 @@ class _Resolver:
         self.report("ORC302", f"unknown secret source '{scheme}'", match, path, hint)
         return ""
 
+    def nothing(self, match: re.Match[str], path: DataPath) -> str:
+        self.report("ORC302", "the placeholder names nothing", match, path, "write ${env:NAME} or ${file:PATH}")
+        return ""
+
     def variable(self, name: str, default: str | None, match: re.Match[str], path: DataPath) -> str:
+        if not name:
+            return self.nothing(match, path)
         value = self.environment.get(name)
         if value is not None:
             self.secrets.append(value)
@@ -176,6 +182,8 @@ class _Resolver:
         return ""
 
     def file(self, name: str, match: re.Match[str], path: DataPath) -> str:
+        if not name:
+            return self.nothing(match, path)
         if "\0" in name:
             self.report("ORC303", "cannot read the secret file: no path has a NUL in it", match, path)
             return ""

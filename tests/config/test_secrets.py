@@ -113,6 +113,12 @@ def test_a_placeholder_that_stands_for_nothing_is_a_problem_at_its_place(written
     assert [str(found) for found in resolved(f'"{written}"').problems] == [problem]
 
 
+@pytest.mark.parametrize("written", ["${env:}", "${env}", "${env::-x}", "$ENV[]", "${file:}", "${file}"])
+def test_a_placeholder_that_names_nothing_is_a_problem_and_no_variable_or_file(written: str) -> None:
+    (problem,) = resolved(f'"{written}"').problems
+    assert (problem.code, problem.message) == ("ORC302", "the placeholder names nothing")
+
+
 @pytest.mark.parametrize(
     ("written", "at", "message"),
     [
