@@ -17,7 +17,9 @@ MOST_VALUES = 1000
 """Of an instance with more, the first error is told alone: jsonschema-rs makes all before it gives one, up to 0.1 ms
 for each, and nobody else is answered meanwhile."""
 FOREIGN_REFERENCE = "references to other documents are not followed"
-_INTEGER = re.compile(r"[-+]?[0-9]{1,19}\Z")
+_INTEGER = re.compile(r"[-+]?[0-9]{1,20}\Z")
+_SMALLEST, _LARGEST = -(2**63), 2**64 - 1
+"""The integers that orjson reads and writes."""
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?\Z")
 _BOOLEANS = {"true": True, "false": False}
 
@@ -141,9 +143,12 @@ def coerce(text: str, declared: Mapping[str, Any]) -> Any:
     types = declared.get("type")
     for name in types if isinstance(types, list) else [types]:
         if name == "integer" and _INTEGER.match(text):
-            return int(text)
+            whole = int(text)
+            return whole if _SMALLEST <= whole <= _LARGEST else text  # an answer could not hold it
         if name == "number" and _NUMBER.match(text):
             number = int(text) if _INTEGER.match(text) else float(text)
+            if not _SMALLEST <= number <= _LARGEST:
+                number = float(text)
             return number if math.isfinite(number) else text  # 1e400, which fits no number
         if name == "boolean" and text in _BOOLEANS:
             return _BOOLEANS[text]
