@@ -166,8 +166,14 @@ def request_object(request: Request) -> JSON:
 
 
 def lower_case(headers: Mapping[str, str]) -> JSON:
-    """``$request.headers``: names in lower case, since a plain object does not ignore case."""
-    return {name.lower(): value for name, value in headers.items()}
+    """``$request.headers``: names in lower case, since a plain object does not ignore case.
+
+    Of a header that came several times it has the first, as ``$request.headers.x`` is.
+    """
+    names: dict[str, JSON] = {}
+    for name, value in headers.items():
+        names.setdefault(name.lower(), value)
+    return names
 
 
 def plain(mapping: Mapping[str, JSON]) -> JSON:
