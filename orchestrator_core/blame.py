@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from ast import literal_eval
 from asyncio import CancelledError
 from collections.abc import Callable
 
@@ -10,6 +12,9 @@ from orchestrator_core.plugin_api import JSON
 
 BROKEN_OFF = "cancelled before it ended"
 """What a record says of a call or a request that was cancelled."""
+
+_STEP = re.compile(r"\.(\w+)|\[(-?[0-9]+)\]|\['((?:[^'\\]|\\.)*)'\]")
+"""A step of a reference as ``step_text`` writes it."""
 
 
 class UnfitAnswer(SourceError):
@@ -54,9 +59,17 @@ def request_error(error: MissingReference) -> Exception:
 
 
 def request_pointer(reference: str) -> str:
-    """Return where in the request a reference leads: ``/body/items/0`` for ``$request.body.items[0]``."""
-    path = reference.removeprefix("$request").replace("['", ".").replace("[", ".").replace("']", "").replace("]", "")
-    return path.replace(".", "/")
+    """Return where in the request a reference leads: ``/body/items/0`` for ``$request.body.items[0]``.
+
+    A key that is computed ends it: what it was is not told.
+    """
+    pointer, at = "", len("$request")
+    while step := _STEP.match(reference, at):
+        name, position, quoted = step.groups()
+        key = name or position or literal_eval(f"'{quoted}'")
+        pointer += "/" + key.replace("~", "~0").replace("/", "~1")
+        at = step.end()
+    return pointer
 
 
 def located(place: str, expression: str, roots: tuple[str, ...], evaluate: Callable[[], JSON]) -> JSON:

@@ -17,7 +17,7 @@ import pytest
 
 from orchestrator_core.errors import EntityNotFound, InvalidParam, SourceError, SourceUnavailable
 from orchestrator_core.testing.pytest_plugin import Served, serving
-from orchestrator_core.testing.service import Answer
+from orchestrator_core.testing.service import Answer, service
 from tests.engine.lab import Lab
 
 DOMAIN = """
@@ -181,6 +181,41 @@ def test_path_and_query_reach_the_endpoint_decoded(all_of_it: Served, target: st
 
 def test_header_names_do_not_mind_case(all_of_it: Served) -> None:
     assert all_of_it.get("/orchestrator/d/echo", headers={"X-TEST": "yes"}).json["header"] == "yes"
+
+
+@pytest.mark.parametrize(
+    ("reference", "pointer"),
+    [
+        ("$request.body['a/b']['c.d~e']", "/body/a~1b/c.d~0e"),
+        ("$request.body['it\\'s \"x\"'][0]", '/body/it\'s "x"/0'),
+        ("$request.body.list[$request.body.at].name", "/body/list"),
+        ("$request.headers['x-none']", "/headers/x-none"),
+        ("$request['odd.name']", "/odd.name"),
+    ],
+)
+def test_the_pointer_to_what_is_missing_is_a_json_pointer(
+    serve: Callable[..., Served], reference: str, pointer: str
+) -> None:
+    mapping = json.dumps({"x": reference})
+    served = serve({"domains/d.yaml": f"endpoints: {{e: {{methods: [POST], response_mapping: {mapping}}}}}"})
+    given = {"a/b": {}, 'it\'s "x"': [], "list": [], "at": 3}
+    answer = served.post("/orchestrator/d/e", given)
+    assert (answer.status, answer.json["errors"]) == (422, [{"pointer": pointer, "message": "is required"}])
+
+
+def test_of_a_header_that_came_twice_all_headers_have_the_one_that_its_name_gives(run: Callable[..., Any]) -> None:
+    mapping = '{one: "$request.headers[\'x-a\']", all: "$request.headers", whole: "$request"}'
+
+    async def main() -> None:
+        async with service({"domains/d.yaml": f"endpoints: {{h: {{response_mapping: {mapping}}}}}"}) as served:
+            reader, writer = await asyncio.open_connection(*served.running.public)
+            head = b"GET /orchestrator/d/h HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-A: 1\r\nx-a: 2\r\n\r\n"
+            writer.write(head)
+            answer = json.loads((await reader.read()).partition(b"\r\n\r\n")[2])
+            writer.close()
+        assert (answer["one"], answer["all"]["x-a"], answer["whole"]["headers"]["x-a"]) == ("1", "1", "1")
+
+    run(main())
 
 
 def test_a_route_can_have_several_parameters(all_of_it: Served) -> None:
@@ -596,6 +631,8 @@ NONE = dict.fromkeys(("ratio", "flag", "tags", "name", "nested"), "none")
         ("POST", "", {"id": 7, "nested": {"a": "x"}}, {"id": 7, "limit": 10, "nested": {"a": "x"}}),
         ("POST", "/7", {"limit": 5, "tags": []}, {"id": 7, "limit": 5, "tags": []}),
         ("POST", "/7", {"id": 8}, {"id": 7, "limit": 10}),
+        ("GET", "/18446744073709551615", None, {"id": 2**64 - 1, "limit": 10}),
+        ("GET", "/7?ratio=-9223372036854775809", None, {"id": 7, "limit": 10, "ratio": -(2.0**63)}),
     ],
 )
 def test_strings_of_path_and_query_become_the_declared_types(
@@ -616,6 +653,18 @@ def test_strings_of_path_and_query_become_the_declared_types(
         ("GET", "/7?flag=yes", None, [{"pointer": "/flag", "message": '"yes" is not of type "boolean"'}]),
         ("GET", "/7?ratio=nan", None, [{"pointer": "/ratio", "message": '"nan" is not of type "number"'}]),
         ("GET", "/7?tags=1&tags=x", None, [{"pointer": "/tags/1", "message": '"x" is not of type "integer"'}]),
+        (
+            "GET",
+            "/-9223372036854775809",
+            None,
+            [{"pointer": "/id", "message": '"-9223372036854775809" is not of type "integer"'}],
+        ),
+        (
+            "GET",
+            "/18446744073709551616",
+            None,
+            [{"pointer": "/id", "message": '"18446744073709551616" is not of type "integer"'}],
+        ),
         ("POST", "/7", {"nested": {}}, [{"pointer": "/nested/a", "message": "is required"}]),
         (
             "POST",
