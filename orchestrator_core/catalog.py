@@ -12,7 +12,7 @@ from orchestrator_core.config.model import Configuration, Section
 from orchestrator_core.config.structure import Located, kind_of, option_problem, structure
 from orchestrator_core.errors import Problem, did_you_mean
 from orchestrator_core.models import ML, PREDICT, CommonOptions, MlOptions, ModelSpec, entries, operation_of
-from orchestrator_core.plugin_api import OperationFacts, SourceKind
+from orchestrator_core.plugin_api import Finding, OperationFacts, SourceKind
 from orchestrator_core.plugins import Plugin, Registry
 from orchestrator_core.policies.options import PolicyOptions
 
@@ -155,7 +155,7 @@ class _Builder:
         if options is None or any(problem.severity == "error" for problem in more):
             return None
         try:
-            facts = kind.facts(options, operations) if kind.facts else {}
+            facts = facts_told(kind.facts(options, operations), "facts") if kind.facts else {}
         except ValueError as error:
             self.problems.append(option_problem(located, str(error), error))
             return None
@@ -288,6 +288,23 @@ def _operations(kind: SourceKind[Any], places: Mapping[str, Located]) -> tuple[d
         if operation is not None:
             operations[name] = operation
     return operations, problems
+
+
+def facts_told(facts: Any, method: str) -> Mapping[str, OperationFacts]:
+    """Return what a plugin's method told of operations. Raises ``TypeError`` for what a step would fail on later."""
+    if not isinstance(facts, Mapping):
+        raise TypeError(f"{method} returned {type(facts).__name__}, expected a mapping of operations to OperationFacts")
+    for name, told in facts.items():
+        if not isinstance(told, OperationFacts):
+            raise TypeError(f"{method} returned {type(told).__name__} for '{name}', expected OperationFacts")
+    return facts
+
+
+def findings_told(findings: Any, method: str) -> None:
+    """Raise ``TypeError`` unless a plugin's method found what can be shown."""
+    for finding in findings:
+        if not isinstance(finding, Finding):
+            raise TypeError(f"{method} returned {type(finding).__name__} in its findings, expected Finding")
 
 
 def _told_where_policies_stand(problem: Problem) -> Problem:

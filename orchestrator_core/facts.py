@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from orchestrator_core.blame import describe
+from orchestrator_core.catalog import facts_told, findings_told
 from orchestrator_core.config.structure import Located
 from orchestrator_core.config.yaml import DataPath
 from orchestrator_core.errors import Problem, did_you_mean
 from orchestrator_core.expressions import Literal, Node, ObjectNode, Reference, reference_text, references
 from orchestrator_core.plan import Compiled, PlannedStep, place_of
-from orchestrator_core.plugin_api import JSON, CallInspection, InspectsCalls, OperationFacts
+from orchestrator_core.plugin_api import JSON, CallInspection, Finding, InspectsCalls, OperationFacts
 
 Known = Callable[[PlannedStep], CallInspection]
 
@@ -45,7 +47,19 @@ def inspect_call(source: object, step: PlannedStep) -> CallInspection | None:
     constants = {
         name: node.value for name, node in step.params if isinstance(node, Literal) and name not in step.conversions
     }
-    return source.inspect_call(step.operation, names, constants)
+    try:
+        looked = source.inspect_call(step.operation, names, constants)
+        if looked is None:
+            return None
+        if not isinstance(looked, CallInspection):
+            raise TypeError(f"inspect_call returned {type(looked).__name__}, expected CallInspection")
+        if looked.facts is not None:
+            facts_told({step.operation: looked.facts}, "inspect_call")
+        findings_told(looked.findings, "inspect_call")
+    except Exception as error:  # a defect of the plugin's: the rest of the configuration is told of all the same
+        message = f"{step.spec.label} cannot tell what this call takes and returns: {describe(error)}"
+        return CallInspection(None, (Finding(step.operation, message, hint=f"a defect of {step.spec.plugin}"),))
+    return looked
 
 
 def _check_params(step: PlannedStep, facts: OperationFacts) -> Iterator[Problem]:

@@ -265,6 +265,8 @@ def _kinds(hook: str, answer: Any) -> list[Any]:
         if not isinstance(kind, expected):
             raise TypeError(f"{hook} returned {type(kind).__name__} in its list, expected {expected.__name__}")
         options = kind.options
+        if expected is not TransformerKind and not isinstance(options, type):
+            raise TypeError(f"the options of '{kind.name}' are {type(options).__name__}(…), expected the class itself")
         if expected is not TransformerKind and not attrs.has(options) and options.__module__ != "builtins":
             raise TypeError(f"the options of '{kind.name}' are no attrs class: is {options.__name__} marked @frozen?")
     return kinds

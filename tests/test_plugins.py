@@ -230,6 +230,11 @@ KINDS = """
         ),
         (
             "orchestrator_source_kinds",
+            "[SourceKind('mine', 'Mine.', Options(), opened)]",
+            "the options of 'mine' are Options(…), expected the class itself",
+        ),
+        (
+            "orchestrator_source_kinds",
             "None",
             "orchestrator_source_kinds returned NoneType, expected a list of SourceKind",
         ),
@@ -466,6 +471,14 @@ def opening(opened: str = "Opened()", inspected: str = "Inspection()", then: str
     [
         (opening(opened="None"), "TypeError: what was opened has no fetch: it is a NoneType"),
         (opening(inspected="{}"), "TypeError: inspect returned dict, expected Inspection"),
+        (
+            opening(inspected="Inspection({'read': ('a',)})"),
+            "TypeError: inspect returned tuple for 'read', expected OperationFacts",
+        ),
+        (
+            opening(inspected="Inspection(findings=('no',))"),
+            "TypeError: inspect returned str in its findings, expected Finding",
+        ),
     ],
 )
 def test_an_open_source_that_keeps_no_contract_is_a_problem_that_names_its_plugin(

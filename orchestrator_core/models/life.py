@@ -143,9 +143,9 @@ class Life:
             self.model = model
             self.slot.opened(model)
             if isinstance(model, Describes):
-                self.slot.facts = _told("facts", model.facts(), ModelFacts)
+                self.slot.facts = told("facts", model.facts(), ModelFacts)
             if isinstance(model, Identified):
-                _told("identity", model.identity(), Identity)
+                told("identity", model.identity(), Identity)
             try:
                 self.cause = await self._until_over(model, stack)
             finally:
@@ -373,7 +373,7 @@ async def _ended(model: Ends) -> None:
     raise ModelEnded(f"it ended: {how}" if how else "it ended", by_others=isinstance(how, EndedByOthers))
 
 
-def _told(method: str, value: Any, expected: type[T]) -> T | None:
+def told(method: str, value: Any, expected: type[T]) -> T | None:
     """Return what a model's method told. Pages and records rely on it, and would fail long after."""
     if value is None or isinstance(value, expected):
         return value
@@ -404,4 +404,4 @@ def words_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{at}"
 
 
-__all__ = ["Life", "ModelEnded", "Outcome", "WarmUpFailed", "loading", "words_of"]
+__all__ = ["Life", "ModelEnded", "Outcome", "WarmUpFailed", "loading", "told", "words_of"]

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 from attrs import evolve
 
-from orchestrator_core.models.life import Life, ModelEnded, Outcome, loading, words_of
+from orchestrator_core.models.life import Life, ModelEnded, Outcome, loading, told, words_of
 from orchestrator_core.models.options import ModelSpec
 from orchestrator_core.models.slot import Slot
 from orchestrator_core.plugin_api import (
@@ -118,7 +118,7 @@ class Supervisor:
         if look is None:
             return None
         async with loading(self.spec, "it was not loaded"):
-            return await look(self.spec.options, self._context)
+            return told("look", await look(self.spec.options, self._context), ModelFacts)
 
     def keeps_logs(self) -> bool | None:
         """Return whether its output can be read, None while it is not open."""

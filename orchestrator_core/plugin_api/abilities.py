@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from attrs import field, frozen
 
 from orchestrator_core.errors import OrchestratorError
-from orchestrator_core.plugin_api.calls import OperationFacts
+from orchestrator_core.plugin_api.calls import OperationFacts, are_names
 from orchestrator_core.plugin_api.options import JSON
 
 
@@ -25,8 +25,8 @@ class Identity:
 class ModelFacts:
     """The features that a model asks for and the fields it returns; ``None`` where that is not known."""
 
-    inputs: tuple[str, ...] | None = None
-    outputs: tuple[str, ...] | None = None
+    inputs: tuple[str, ...] | None = field(default=None, validator=are_names)
+    outputs: tuple[str, ...] | None = field(default=None, validator=are_names)
 
 
 @frozen

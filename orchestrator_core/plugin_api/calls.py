@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+import attrs
 from attrs import field, frozen
 
 from orchestrator_core.plugin_api.options import JSON
@@ -35,6 +36,12 @@ class Model(Protocol):
         ...
 
 
+def are_names(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Raise ``TypeError`` for a text where names are expected: each of its letters would be one."""
+    if isinstance(value, str):
+        raise TypeError(f"{attribute.name} is the text '{value}', expected names, such as ('{value}',)")
+
+
 @frozen
 class OperationFacts:
     """What is known about an operation before it runs; the plan is checked against it.
@@ -51,9 +58,9 @@ class OperationFacts:
     to be known before it is opened.
     """
 
-    required: tuple[str, ...] = ()
-    optional: tuple[str, ...] | None = None
-    fields: tuple[str, ...] | None = None
+    required: tuple[str, ...] = field(default=(), validator=are_names)
+    optional: tuple[str, ...] | None = field(default=None, validator=are_names)
+    fields: tuple[str, ...] | None = field(default=None, validator=are_names)
     many: bool = False
     inputs: Mapping[str, tuple[str, ...]] = field(factory=dict)
     degrades: bool = False

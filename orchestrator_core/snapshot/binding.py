@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator_core.answer_cache import Answers
 from orchestrator_core.blame import why_unusable
@@ -22,6 +22,8 @@ from orchestrator_core.snapshot.drafting import Draft
 from orchestrator_core.snapshot.problems import masked
 from orchestrator_core.snapshot.ready import Call, ReadyPlan
 from orchestrator_core.snapshot.sources import OpenSource
+
+Prepared = TypeVar("Prepared")
 
 
 def bind_plan(plan: Plan, prepared: Draft, opened: Mapping[SourceKey, OpenSource], memory: Memory) -> ReadyPlan:
@@ -74,6 +76,7 @@ def _call(
     if step.for_each is not None and isinstance(source, PreparesMany):
         many = source.prepare_many(step.operation, names)
         if many is not None:
+            _prepared(many, "prepare_many")
             return AtOnce(guard_at_once(step, many if traced is None else _in_step(many, traced), memory, slot, noted))
     call = bind(source, step.operation, names)
     return guard(step, call if traced is None else _in_step(call, traced), memory, slot, noted)
@@ -82,12 +85,19 @@ def _call(
 def bind(source: Source, operation: str, names: Sequence[str]) -> Callable[..., Awaitable[JSON]]:
     """Return the coroutine function that a plan's step awaits with its parameters' values."""
     if isinstance(source, Preparable):
-        return source.prepare(operation, names)
+        return _prepared(source.prepare(operation, names), "prepare")
     fetch, keys = source.fetch, tuple(names)
 
     def call(*values: JSON) -> Awaitable[JSON]:
         return fetch(operation, dict(zip(keys, values, strict=True)))
 
+    return call
+
+
+def _prepared(call: Prepared, method: str) -> Prepared:
+    """Return what a source prepared. Raises ``TypeError`` for what each request would fail on."""
+    if not callable(call):
+        raise TypeError(f"{method} returned {type(call).__name__}, expected a coroutine function")
     return call
 
 

@@ -11,7 +11,7 @@ import attrs
 import structlog
 from attrs import define, field, frozen
 
-from orchestrator_core.catalog import SourceKey, SourceSpec
+from orchestrator_core.catalog import SourceKey, SourceSpec, facts_told, findings_told
 from orchestrator_core.config.structure import Located, structure
 from orchestrator_core.config.yaml import Document
 from orchestrator_core.errors import ConfigError, OrchestratorError, Problem, SourceError, SourceUnavailable
@@ -168,6 +168,8 @@ async def _open_source(spec: SourceSpec, opener: Opener, prepared: Draft, http: 
                 inspection = await source.inspect()
             if not isinstance(inspection, Inspection):
                 raise TypeError(f"inspect returned {type(inspection).__name__}, expected Inspection")
+            facts_told(inspection.facts, "inspect")
+            findings_told(inspection.findings, "inspect")
             opened.inspection = inspection
     except TimeoutError:
         opened.unreachable = f"no answer within {INSPECT_SECONDS:g} s"

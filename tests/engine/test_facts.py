@@ -13,6 +13,7 @@ from orchestrator_core.plugin_api import (
     CallInspection,
     Finding,
     Inspection,
+    ModelKind,
     OperationFacts,
     SourceKind,
     SourceUnavailable,
@@ -156,6 +157,117 @@ def test_a_plugin_that_fails_to_prepare_an_operation_is_a_problem_at_the_step(ru
         assert problem.hint.startswith("a defect of ")
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        (lambda _, __: None, "facts returned NoneType, expected a mapping of operations to OperationFacts"),
+        (lambda _, __: {"read": ("columns",)}, "facts returned tuple for 'read', expected OperationFacts"),
+        (
+            lambda _, __: {"read": OperationFacts(required="columns")},  # type: ignore[arg-type]
+            "required is the text 'columns', expected names, such as ('columns',)",
+        ),
+    ],
+)
+def test_facts_of_another_form_are_a_problem_at_the_source(facts: Any, why: str) -> None:
+    class FailingPlugin:
+        @hookimpl
+        def orchestrator_source_kinds(self) -> list[SourceKind[Any]]:
+            return [SourceKind("table", "A table.", TableOptions, open_table, facts=facts)]
+
+    files = {"integrations/table.yaml": "table:\n  sources:\n    default: {}\n"}
+    (problem,) = check_problems(files, plugins={"table": FailingPlugin()})
+    assert (problem.code, problem.line) == ("ORC601", 3)
+    assert problem.message == f"what table.default takes and returns cannot be told: TypeError: {why}"
+    assert problem.hint.startswith("a defect of ")
+
+
+def _failing(constants: Mapping[str, JSON]) -> Any:
+    raise KeyError("size")
+
+
+@pytest.mark.parametrize(
+    ("looked", "why"),
+    [
+        (_failing, "KeyError: 'size'"),
+        (lambda _: OperationFacts(), "TypeError: inspect_call returned OperationFacts, expected CallInspection"),
+        (
+            lambda _: CallInspection(facts=()),
+            "TypeError: inspect_call returned tuple for 'read', expected OperationFacts",
+        ),  # type: ignore[arg-type]
+        (
+            lambda _: CallInspection(findings=("no",)),
+            "TypeError: inspect_call returned str in its findings, expected Finding",
+        ),  # type: ignore[arg-type]
+    ],
+)
+def test_a_plugin_that_fails_to_look_at_a_call_is_a_problem_at_the_step(looked: Any, why: str) -> None:
+    """Else check, serve and each reload would be an internal error, and tell of nothing else."""
+
+    class FailingTable(Table):
+        def inspect_call(self, operation: str, param_names: Sequence[str], constants: Mapping[str, JSON]) -> Any:
+            return looked(constants)
+
+        async def inspect(self) -> Inspection:
+            return Inspection()
+
+    assert _problem_of_a_step(FailingTable(TableOptions())) == (
+        "ORC602",
+        4,
+        f"table.default cannot tell what this call takes and returns: {why}",
+    )
+
+
+@pytest.mark.parametrize("method", ["prepare", "prepare_many"])
+def test_a_source_that_prepares_nothing_to_call_is_a_problem_at_the_step(method: str) -> None:
+    class FailingSource:
+        async def fetch(self, operation: str, params: Mapping[str, Any]) -> Any: ...
+
+    source = FailingSource()
+    setattr(FailingSource, method, lambda self, operation, names: {})
+    why = f"TypeError: {method} returned dict, expected a coroutine function"
+    message = f"table.default cannot prepare the operation 'read': {why}"
+    told = _problem_of_a_step(source, "for_each: [1], " if method == "prepare_many" else "")
+    assert told == ("ORC603", 4, message)
+
+
+def test_a_look_that_tells_something_else_is_a_defect_of_the_plugin_that_brings_the_model() -> None:
+    async def look(options: TableOptions, context: OpenContext) -> Any:
+        return {"inputs": ["x"]}
+
+    class FailingPlugin:
+        @hookimpl
+        def orchestrator_model_kinds(self) -> list[ModelKind[Any]]:
+            return [ModelKind("table", "A table.", TableOptions, open_table, look=look)]  # type: ignore[arg-type]
+
+    files = {"integrations/models.yaml": "ml:\n  sources:\n    risk: {source: {type: table}}\n"}
+    (problem,) = check_problems(files, plugins={"table": FailingPlugin()})
+    assert (problem.code, problem.message) == (
+        "ORC601",
+        "ml.risk cannot be opened: TypeError: look returned dict, expected ModelFacts",
+    )
+    assert problem.hint.endswith("a defect of the given plugin table")
+
+
+def _problem_of_a_step(source: Any, more: str = "") -> tuple[str, int, str]:
+    @asynccontextmanager
+    async def opened(options: TableOptions, context: OpenContext) -> AsyncIterator[Any]:
+        yield source
+
+    class FailingPlugin:
+        @hookimpl
+        def orchestrator_source_kinds(self) -> list[SourceKind[Any]]:
+            return [SourceKind("table", "A table.", TableOptions, opened)]
+
+    files = {
+        "integrations/table.yaml": "table:\n  sources:\n    default: {}\n",
+        "domains/shop.yaml": "endpoints:\n  get:\n    data_sources:\n"
+        f"      - {{name: a, type: table, operation: read, {more}params: {{size: 1}}}}\n",
+    }
+    (problem,) = check_problems(files, plugins={"table": FailingPlugin()})
+    assert problem.hint.startswith("a defect of ")
+    return problem.code, problem.line, problem.message
 
 
 def test_an_expression_is_no_constant_and_a_call_may_be_unknown() -> None:
