@@ -20,7 +20,8 @@ from orchestrator_core.plugin_api.options import JSON, Options
 class OpenContext:
     """What a kind is given when it is opened.
 
-    ``name`` is the source's (``database.sources.<name>``) or the model's name, for messages and labels.
+    ``name`` is the source's or the model's name, for messages and labels: ``database.default``, or
+    ``database.default (shop)`` where a domain has one of its own.
     ``operations`` holds the declared operations by name, as instances of the kind's ``operation`` class.
     ``config_dir`` is where relative paths start; use :meth:`path`. ``http`` is the one outbound client.
 

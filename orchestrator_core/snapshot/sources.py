@@ -205,13 +205,12 @@ async def _hold_open(
 
 def _context(spec: SourceSpec, prepared: Draft, http: HttpClient) -> OpenContext:
     folder = prepared.configuration.folder.resolve()
-    _, type_name, source_id = spec.key
     registry = prepared.registry  # the context lives as long as the source, which outlives the draft
 
     def open_model(kind: str, options: Mapping[str, Any]) -> AbstractAsyncContextManager[Model]:
         return _open_model(kind, options, registry, context)
 
-    context = OpenContext(f"{type_name}.{source_id}", folder, http, spec.operations, open_model=open_model)
+    context = OpenContext(spec.label, folder, http, spec.operations, open_model=open_model)
     return context
 
 

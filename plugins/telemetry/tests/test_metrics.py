@@ -281,6 +281,26 @@ class Store:
         return None
 
 
+def test_models_of_the_same_name_in_several_domains_have_series_of_their_own(serve: Any, scrape: Any) -> None:
+    model = "ml: {sources: {risk: {base_url: 'http://127.0.0.1:9', models: {default: {endpoint: /x}}}}}"
+    endpoint = """
+        endpoints:
+          score:
+            data_sources:
+              - {name: risk, type: ml, source_id: risk, operation: predict, params: {features: {}}, default: 0}
+    """
+    names = ("one", "other")
+    files = {f"domains/{name}.yaml": endpoint for name in names}
+    files |= {f"domains/{name}/integrations/ml.yaml": model for name in names}
+    served = serve(files)
+    for name in names:
+        assert served.get(f"/orchestrator/{name}/score").json == 0
+    found = scrape(served)
+    assert found["orchestrator_model_calls_total"] == {labels(model=f"ml.risk ({name})"): 1 for name in names}
+    breakers = found["orchestrator_source_breaker_opened_total"]
+    assert set(breakers) == {labels(source=f"ml.risk ({name})") for name in names}
+
+
 def test_the_limit_and_the_store_of_executions_are_counted(serve: Any, scrape: Any) -> None:
     config = "server: {limit: {max: 7}}\ntracking: {store: {type: nowhere}}"
     given = {"broken": Broken(), "store": Store()}
