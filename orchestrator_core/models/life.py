@@ -152,7 +152,7 @@ class Life:
                 self.slot.gone()
             if isinstance(self.cause, ModelHangs) and isinstance(model, Endable):
                 said = await model.end_for_all(str(self.cause))
-                self.cause = ModelHangs(_told("end_for_all", said, str) or str(self.cause))
+                self.cause = ModelHangs(told("end_for_all", said, str) or str(self.cause))
             if self.cause is None and not self.slot.closed:
                 await self._drained()
 
