@@ -42,7 +42,7 @@ FAMILIES = (
         "orchestrator_source_ready",
         "gauge",
         ("source",),
-        "0 while the source's breaker is open, or if it was not there when the configuration was loaded.",
+        "0 while its breaker is open, or, where it has none, if it was not there when the configuration was loaded.",
     ),
     Family("orchestrator_source_breaker_state", "gauge", ("source", "state"), "1 for the state it is in."),
     Family("orchestrator_source_breaker_opened_total", "counter", ("source",), "How often the breaker opened."),
