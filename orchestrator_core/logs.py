@@ -80,7 +80,7 @@ def configure_logging(options: LoggingOptions, redact: Callable[[str], str], **b
     mask = MaskEvents(redact)
     level: int = getattr(logging, options.level.upper())
     is_json = options.format == "json"
-    colors = stream.isatty() and "NO_COLOR" not in os.environ
+    colors = stream.isatty() and not os.environ.get("NO_COLOR")
     render: list[Processor] = [
         structlog.processors.format_exc_info,
         mask,

@@ -55,7 +55,7 @@ class _Bar(Bar):
 def console(file: IO[str]) -> Console:
     """Return a console as wide as the terminal; what is not written to one is plain, and wide enough for any table."""
     width = None if file.isatty() else 200
-    return Console(file=file, width=width, highlight=False, no_color="NO_COLOR" in os.environ or None)
+    return Console(file=file, width=width, highlight=False, no_color=bool(os.environ.get("NO_COLOR")) or None)
 
 
 def milliseconds(seconds: float) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from io import BytesIO, StringIO, TextIOWrapper
 
+import pytest
 from attrs import evolve
 from rich.console import Console
 
 from orchestrator_core.cli.captured import draw_captured
 from orchestrator_core.cli.executions import print_executions
-from orchestrator_core.cli.timeline import draw
+from orchestrator_core.cli.timeline import console, draw
 from orchestrator_core.plugin_api import FailedAttempt, Identity, StepRecord
 from tests.cli.records import failed_execution
 
@@ -40,6 +41,12 @@ def test_an_execution_has_no_control_characters_in_it() -> None:
         'answer    "\\u001b]0;title\\u0007 gone\\u001b[2J \\x9b31mred\\x7f\\u202e\\u2028, Zo\u00eb:'
     )
     assert not [char for char in file.getvalue() if not char.isprintable() and char != "\n"]
+
+
+@pytest.mark.parametrize(("value", "plain"), [("1", True), ("", False)])
+def test_no_color_counts_unless_it_is_empty(monkeypatch: pytest.MonkeyPatch, value: str, plain: bool) -> None:
+    monkeypatch.setenv("NO_COLOR", value)
+    assert console(StringIO()).no_color is plain
 
 
 def test_a_captured_value_that_is_not_whole_is_named_and_nothing_says_that_json_has_it() -> None:
