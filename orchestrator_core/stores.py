@@ -10,7 +10,7 @@ from orchestrator_core.blame import why_unusable
 from orchestrator_core.config.model import Configuration
 from orchestrator_core.config.structure import Located, option_problem, structure
 from orchestrator_core.errors import OFFLINE_HINT, Problem, SourceUnavailable
-from orchestrator_core.plugin_api import StoreContext, StoreKind, StoreNotMade
+from orchestrator_core.plugin_api import AddsRuns, StoreContext, StoreKind, StoreNotMade
 from orchestrator_core.plugins import Plugin, Registry
 
 
@@ -59,7 +59,8 @@ async def look_at_store(spec: StoreSpec, configuration: Configuration) -> list[P
     """Return what is wrong with a store as it is now. Nothing in it is changed, and it need not be made yet."""
     durable = configuration.app.tracking.mode == "durable"
     try:
-        async with spec.kind.open(spec.options, StoreContext(configuration.folder, durable, existing=True)):
+        async with spec.kind.open(spec.options, StoreContext(configuration.folder, durable, existing=True)) as store:
+            check_opened(store)
             return []
     except StoreNotMade:
         return []
@@ -69,9 +70,18 @@ async def look_at_store(spec: StoreSpec, configuration: Configuration) -> list[P
         return [unusable_store(spec, error)]
 
 
+def check_opened(store: object) -> None:
+    """Raise ``ValueError`` for what is no store: each execution and each page would fail on it."""
+    for method in ("find", "get", "prune", "add_generation", "get_generation"):
+        if not callable(getattr(store, method, None)):
+            raise ValueError(f"what was opened has no {method}: it is a {type(store).__name__}")
+    if not isinstance(store, AddsRuns) and not callable(getattr(store, "add", None)):
+        raise ValueError(f"what was opened has no add: it is a {type(store).__name__}")
+
+
 def unusable_store(spec: StoreSpec, error: Exception) -> Problem:
     """Return the problem of a store that can never be used as it is."""
     return spec.located.problem("ORC601", f"the tracking store cannot be used: {why_unusable(error)}")
 
 
-__all__ = ["StoreSpec", "find_store", "look_at_store", "unusable_store"]
+__all__ = ["StoreSpec", "check_opened", "find_store", "look_at_store", "unusable_store"]

@@ -18,6 +18,7 @@ from time import time
 import structlog
 from attrs import define, field
 
+from orchestrator_core.blame import why_unusable
 from orchestrator_core.config.model import TrackingOptions
 from orchestrator_core.errors import ConfigError, SourceUnavailable
 from orchestrator_core.plugin_api import (
@@ -31,7 +32,7 @@ from orchestrator_core.plugin_api import (
     StoreContext,
 )
 from orchestrator_core.run import Run, clock
-from orchestrator_core.stores import StoreSpec, unusable_store
+from orchestrator_core.stores import StoreSpec, check_opened, unusable_store
 from orchestrator_core.tracking.counts import Counts
 
 log = structlog.get_logger("orchestrator.tracking")
@@ -215,7 +216,9 @@ class Writer:
 
     async def _open(self, stack: AsyncExitStack) -> bool:
         try:
-            self._store = store = await stack.enter_async_context(self.spec.kind.open(self.spec.options, self._context))
+            store = await stack.enter_async_context(self.spec.kind.open(self.spec.options, self._context))
+            check_opened(store)
+            self._store = store
             self._add = store.add_runs if isinstance(store, AddsRuns) else self._add_records
         except Exception as error:  # the service does without its store, whatever ails that
             if isinstance(error, ValueError) and not self.attempted.is_set():
@@ -270,7 +273,7 @@ class Writer:
                     return
                 self.counts.refused += 1
                 self._settled(batch, "the store refuses it")
-                log.error("the store refuses an execution", execution_id=batch[0].id, error=str(error))
+                log.error("the store refuses an execution", execution_id=batch[0].id, error=why_unusable(error))
                 return
             else:
                 batch = batch[size:]
@@ -294,7 +297,7 @@ class Writer:
             try:
                 await self._store.add_generation(self._generations[0])
             except Exception as error:  # executions are written all the same
-                generation, text = self._generations[0].id, str(error)
+                generation, text = self._generations[0].id, why_unusable(error)
                 if not isinstance(error, SourceUnavailable):
                     log.error("the store refuses a generation", generation=generation, error=text)
                     self._generations.popleft()
@@ -307,7 +310,7 @@ class Writer:
     # --- outages ------------------------------------------------------------------------------------------------
 
     def _failed(self, error: Exception) -> None:
-        text = str(error) or type(error).__name__
+        text = why_unusable(error) or type(error).__name__
         if self.outage is None:
             self.outage = Outage(clock(), text, self.counts.dropped)
             log.error("the execution store fails; it is tried again", store=self.spec.kind.name, error=text)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import structlog
 
 from orchestrator_core.errors import ConfigError, SourceUnavailable
-from orchestrator_core.plugin_api import StoreNotMade
+from orchestrator_core.plugin_api import StoreContext, StoreKind, StoreNotMade, hookimpl
 from orchestrator_core.testing import RunningService, check_problems, service
 from orchestrator_core.testing.pytest_plugin import Served
 from tests.tracking.scripted_store import ScriptedOptions, ScriptedStore, StoreOfRuns, down
@@ -488,6 +489,45 @@ def test_a_durable_request_that_cannot_be_recorded_is_refused(run: Any, store: S
             assert third.headers["X-Execution-Id"] in store.kept
             told = [execution.http_status for _, execution in sorted(store.kept.items())]
             assert told == [503, 503, 200]
+
+    run(main())
+
+
+def test_the_log_tells_what_kind_of_error_the_store_refuses_an_execution_with(run: Any, store: ScriptedStore) -> None:
+    async def main() -> None:
+        async with service(files(), plugins={"scripted": store}) as shop:
+            store.add_failure = KeyError("name")
+            assert (await shop.get("/orchestrator/d/hello")).status == 200
+            await until(shop, lambda found: found["waiting"] == 0)
+
+    with structlog.testing.capture_logs() as logged:
+        run(main())
+    (told,) = [entry for entry in logged if entry["event"] == "the store refuses an execution"]
+    assert told["error"] == "KeyError: 'name'"
+
+
+def test_what_is_no_store_is_told_before_anything_is_served(run: Any) -> None:
+    """Else each execution would be lost and nothing told of it."""
+
+    @asynccontextmanager
+    async def opened(options: ScriptedOptions, context: StoreContext) -> AsyncIterator[Any]:
+        yield None
+
+    class FailingPlugin:
+        @hookimpl
+        def orchestrator_execution_stores(self) -> list[StoreKind[Any]]:
+            return [StoreKind("scripted", "No store.", ScriptedOptions, opened)]
+
+    plugins = {"scripted": FailingPlugin()}
+    message = "the tracking store cannot be used: what was opened has no find: it is a NoneType"
+    (problem,) = check_problems(files(), plugins=plugins)
+    assert (problem.code, problem.message) == ("ORC601", message)
+
+    async def main() -> None:
+        with pytest.raises(ConfigError) as caught:
+            async with service(files(), plugins=plugins):
+                pass
+        assert [problem.message for problem in caught.value.problems] == [message]
 
     run(main())
 
