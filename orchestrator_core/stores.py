@@ -52,6 +52,9 @@ def find_store(configuration: Configuration, registry: Registry) -> tuple[StoreS
             provided.kind.check(options, StoreContext(configuration.folder, tracking.mode == "durable"))
         except ValueError as error:
             return None, [option_problem(located, str(error), error)]
+        except Exception as error:  # a defect of the plugin's: the rest of the configuration is told of all the same
+            message = f"the tracking store cannot be used: {why_unusable(error)}"
+            return None, [located.problem("ORC601", message, hint=f"a defect of {provided.plugin}")]
     return StoreSpec(provided.kind, provided.plugin, options, located), problems
 
 

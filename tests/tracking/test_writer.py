@@ -532,6 +532,24 @@ def test_what_is_no_store_is_told_before_anything_is_served(run: Any) -> None:
     run(main())
 
 
+def test_a_store_whose_check_fails_is_a_problem_that_names_its_plugin() -> None:
+    @asynccontextmanager
+    async def opened(options: ScriptedOptions, context: StoreContext) -> AsyncIterator[Any]:
+        yield ScriptedStore()
+
+    def check(options: ScriptedOptions, context: StoreContext) -> None:
+        raise KeyError("size")
+
+    class FailingPlugin:
+        @hookimpl
+        def orchestrator_execution_stores(self) -> list[StoreKind[Any]]:
+            return [StoreKind("scripted", "Fails.", ScriptedOptions, opened, check)]
+
+    (problem,) = check_problems(files(), plugins={"scripted": FailingPlugin()})
+    assert (problem.code, problem.message) == ("ORC601", "the tracking store cannot be used: KeyError: 'size'")
+    assert problem.hint == "a defect of the given plugin scripted"
+
+
 def test_a_durable_request_whose_execution_the_store_refuses_says_so(run: Any, store: ScriptedStore) -> None:
     async def main() -> None:
         async with service(files(mode="durable"), plugins={"scripted": store}) as shop:
