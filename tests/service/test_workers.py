@@ -1154,7 +1154,8 @@ def test_a_folder_that_cannot_be_written_is_told(
 
 def test_a_start_for_which_the_system_is_short_of_something_says_of_what(run: RunFixture, tmp_path: Path) -> None:
     async def main() -> None:
-        async with starting(tmp_path, FILES, "--workers", "16", shell="ulimit -n 40") as process:
+        shell = "export ORCHESTRATOR_RUNTIME_DIR=$PWD/run && ulimit -n 40"  # it may leave its folder there
+        async with starting(tmp_path, FILES, "--workers", "16", shell=shell) as process:
             assert process.stderr is not None
             told = (await process.stderr.read()).decode()
             assert await process.wait() == 1
