@@ -96,6 +96,11 @@ class LimitOptions:
     )
 
 
+def _address(instance: Any, attribute: Any, value: str) -> None:
+    if not value.strip():  # such as of a variable that is empty: it would be every address of the machine
+        raise ValueError("expected an address; write 0.0.0.0 for every address of the machine")
+
+
 def _a_second(instance: Any, attribute: Any, value: float | None) -> None:
     if value is not None and value < 1:
         raise ValueError("expected at least 1 s: a worker may be busy for a moment")
@@ -115,7 +120,7 @@ def _workers(instance: Any, attribute: Any, value: int) -> None:
 class ServerOptions:
     """The public listener."""
 
-    host: str = option("127.0.0.1", help="Address that the public listener binds.")
+    host: str = option("127.0.0.1", help="Address that the public listener binds.", validator=_address)
     port: int = option(8000, help="Port of the public listener; 0 takes any free one.", validator=_port)
     max_body_size: Size = option(Size(2**20), help="Largest request body; a larger one answers 413.")
     limit: LimitOptions | bool = option(
@@ -162,7 +167,7 @@ class AdminOptions:
     """The admin listener, which shows executions, sources and the configuration."""
 
     enabled: bool = option(True, help="Serve the admin listener.")
-    host: str = option("127.0.0.1", help="Address that the admin listener binds.")
+    host: str = option("127.0.0.1", help="Address that the admin listener binds.", validator=_address)
     port: int = option(8001, help="Port of the admin listener; 0 takes any free one.", validator=_port)
 
 

@@ -132,6 +132,16 @@ def test_so_many_workers_that_one_must_be_mistaken_are_refused(write: Write, orc
     )
 
 
+@pytest.mark.parametrize("listener", ["server", "admin"])
+def test_an_empty_address_is_not_every_address(listener: str, write: Write, orchestrator: Invoke) -> None:
+    write({"config/config.yaml": f'{listener}: {{host: "${{env:NOWHERE_SET:-}}"}}\n'})
+
+    result = orchestrator("check")
+
+    assert result.exit_code == 1
+    assert "ORC204 expected an address; write 0.0.0.0 for every address of the machine" in result.stdout
+
+
 def test_a_port_that_is_taken_is_said(write: Write, folder: Path) -> None:
     write(CONFIG)
     with socket.create_server(("127.0.0.1", 0)) as taken:
