@@ -789,7 +789,7 @@ def test_a_file_of_any_name_is_not_the_end_of_noticing_changes(
             await serves(shop, 2)
 
     run(main())
-    assert "changes are noticed once a second only" in capsys.readouterr().out
+    assert "changes are noticed once a second only" in "".join(capsys.readouterr())  # wherever the log goes
 
 
 def test_a_file_that_is_not_read_is_told_though_the_configuration_is_the_same(run: RunFixture) -> None:

@@ -156,8 +156,15 @@ STORE = '''
             newest = sorted(self.folder.iterdir(), reverse=True)[:query.limit]
             return Page(tuple(pickle.loads(file.read_bytes()) for file in newest), None)
 
+        async def get(self, execution_id):
+            file = self.folder / execution_id
+            return pickle.loads(file.read_bytes()) if file.exists() else None
+
         async def add_generation(self, generation):
             pass
+
+        async def get_generation(self, generation_id):
+            return None
 
         async def prune(self, before, keep):
             return 0
