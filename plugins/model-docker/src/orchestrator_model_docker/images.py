@@ -92,6 +92,12 @@ async def find_image(engine: Engine, reference: str) -> Mapping[str, Any] | None
     return found
 
 
+async def has_digest(engine: Engine, image: str, digest: str) -> bool:
+    """Return whether the engine has the image with this id, and knows it by this digest of a registry."""
+    found = await find_image(engine, image)
+    return found is not None and any(known.endswith(f"@{digest}") for known in found.get("RepoDigests") or ())
+
+
 async def pull(engine: Engine, reference: str, login: Mapping[str, str] | None, timeout_seconds: float) -> None:
     """Pull an image. Raises :class:`PullRefused`, :class:`ImageAbsent`, or ``SourceUnavailable``."""
     name, tag = split_reference(reference)
@@ -167,9 +173,7 @@ class DockerImage:
             raise self._absent()
         if found is not None and (self._when != "always" or "@" in self.name):
             return False
-        digest = await self._distributed(engine)
-        found = await find_image(engine, image)
-        return found is None or not any(known.endswith(f"@{digest}") for known in found.get("RepoDigests") or ())
+        return not await has_digest(engine, image, await self._distributed(engine))
 
     async def _pulled(self, engine: Engine) -> Mapping[str, Any]:
         try:

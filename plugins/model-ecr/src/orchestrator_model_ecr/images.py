@@ -15,6 +15,7 @@ from orchestrator_model_docker.images import (
     PullRefused,
     exposed_ports,
     find_image,
+    has_digest,
     pull,
     pull_failed,
 )
@@ -75,9 +76,7 @@ class EcrImage:
             return False
         if self._options.pull_when == "never":
             return self._here(await self._kept(engine)).id != image
-        digest = await self._digest(hurry=True)
-        found = await find_image(engine, image)
-        return found is None or not any(known.endswith(f"@{digest}") for known in found.get("RepoDigests") or ())
+        return not await has_digest(engine, image, await self._digest(hurry=True))
 
     # --- from the registry ------------------------------------------------------------------------------------------
 
