@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from orchestrator_core.blame import why_unusable
 from orchestrator_core.config.model import Configuration
@@ -47,15 +47,15 @@ def find_store(configuration: Configuration, registry: Registry) -> tuple[StoreS
     options, problems = structure(provided.kind.options, Located(located.document, located.path, rest))
     if options is None:
         return None, problems
+    spec = StoreSpec(provided.kind, provided.plugin, options, located)
     if provided.kind.check is not None:
         try:
             provided.kind.check(options, StoreContext(configuration.folder, tracking.mode == "durable"))
         except ValueError as error:
             return None, [option_problem(located, str(error), error)]
         except Exception as error:  # a defect of the plugin's: the rest of the configuration is told of all the same
-            message = f"the tracking store cannot be used: {why_unusable(error)}"
-            return None, [located.problem("ORC601", message, hint=f"a defect of {provided.plugin}")]
-    return StoreSpec(provided.kind, provided.plugin, options, located), problems
+            return None, [evolve(unusable_store(spec, error), hint=f"a defect of {spec.plugin}")]
+    return spec, problems
 
 
 async def look_at_store(spec: StoreSpec, configuration: Configuration) -> list[Problem]:
@@ -75,11 +75,10 @@ async def look_at_store(spec: StoreSpec, configuration: Configuration) -> list[P
 
 def check_opened(store: object) -> None:
     """Raise ``ValueError`` for what is no store: each execution and each page would fail on it."""
-    for method in ("find", "get", "prune", "add_generation", "get_generation"):
+    adds = () if isinstance(store, AddsRuns) else ("add",)
+    for method in ("find", "get", "prune", "add_generation", "get_generation", *adds):
         if not callable(getattr(store, method, None)):
             raise ValueError(f"what was opened has no {method}: it is a {type(store).__name__}")
-    if not isinstance(store, AddsRuns) and not callable(getattr(store, "add", None)):
-        raise ValueError(f"what was opened has no add: it is a {type(store).__name__}")
 
 
 def unusable_store(spec: StoreSpec, error: Exception) -> Problem:
