@@ -20,6 +20,7 @@ from orchestrator_core.errors import ConfigError, Problem, SourceUnavailable
 from orchestrator_core.garbage import collect_young
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.models import MlPlugin, Opening
+from orchestrator_core.plugin_api import JSON
 from orchestrator_core.plugins import Registry, discover
 from orchestrator_core.snapshot import Draft, Snapshot, draft, look_at_cache, masked, open_snapshot
 from orchestrator_core.stores import look_at_store
@@ -287,17 +288,19 @@ async def open_live(
     *,
     registry: Registry | None = None,
     image: Image | None = None,
+    kept: Mapping[str, dict[str, JSON]] | None = None,
 ) -> AsyncIterator[Live]:
     """Open the configuration of a folder, as it is or as its ``image`` was.
 
-    With a ``registry`` no plugins are looked for. Raises :class:`ConfigError` with every problem.
+    With a ``registry`` no plugins are looked for. ``kept`` is what its models begin with, from another's
+    ``Snapshot.kept``. Raises :class:`ConfigError` with every problem.
     """
     registry = registry or make_registry(folder, plugins_dir, plugins)
     prepared = draft(load_configuration(folder, image=image), registry)
     if prepared.errors:
         raise ConfigError(prepared.problems)
     async with HttpClient() as http:
-        opening = Opening(wait_seconds=prepared.configuration.app.server.preload_wait)
+        opening = Opening(wait_seconds=prepared.configuration.app.server.preload_wait, kept=kept)
         live = Live(folder, registry, http, await open_snapshot(prepared, http, opening=opening))
         del prepared  # this frame lives as long as the service: it must not keep the first configuration
         try:

@@ -90,7 +90,7 @@ class Outcome:
 class Life:
     """One life of a model in its slot. ``cause`` is what went wrong in it, ``ready_at`` when it was first in use.
 
-    ``model`` is there while it is open.
+    ``model`` is there while it is open; ``kept`` is what its opening has noted for the next one.
     """
 
     def __init__(self, spec: ModelSpec, slot: Slot, context: OpenContext, outcome: Outcome) -> None:
@@ -99,6 +99,7 @@ class Life:
         self.model: Model | None = None
         self.cause: Exception | None = None
         self.ready_at: float | None = None
+        self.kept = context.kept
         self._heard_at = monotonic()
         self._context = context
         self._outcome = outcome

@@ -27,7 +27,7 @@ from attrs import evolve, frozen
 
 from orchestrator_core.models.options import FEATURES, MlOptions, ModelSpec
 from orchestrator_core.models.slot import Slot
-from orchestrator_core.models.supervision import Supervisor, is_definite
+from orchestrator_core.models.supervision import Kept, Supervisor, is_definite
 from orchestrator_core.plugin_api import (
     JSON,
     Degraded,
@@ -52,7 +52,7 @@ class Opening:
     is without end. ``unavailable_is_error`` says so of a model that may come later, ``unreachable_is_error`` of any
     other source. ``look`` takes what a kind can tell of a model without starting it. ``used_only`` loads the models
     that steps call, whatever ``preload`` says, and leaves the others alone: ``only`` are their operations in this
-    source. ``progress`` is told what is waited for.
+    source. ``progress`` is told what is waited for. ``kept`` is what models begin with that another process had open.
     """
 
     wait_seconds: float | None = None
@@ -62,6 +62,7 @@ class Opening:
     used_only: bool = False
     only: Collection[str] | None = None
     progress: Callable[[str], None] | None = None
+    kept: Kept | None = None
 
 
 @frozen
@@ -203,13 +204,12 @@ async def open_models(
     troubles: list[Trouble] = []
     try:
         await _take_over(models, context.operations, before)
-        kept = set(models)
+        held = set(models)
         for name, spec in context.operations.items():
-            if name not in kept:
-                models[name] = Supervisor(
-                    spec, label_of(context.name, spec.name), context.named(f"{context.name}.{spec.name}")
-                )
-        fresh = {name: model for name, model in models.items() if name not in kept}
+            if name not in held:
+                own = context.named(f"{context.name}.{spec.name}")
+                models[name] = Supervisor(spec, label_of(context.name, spec.name), own, opening.kept)
+        fresh = {name: model for name, model in models.items() if name not in held}
         enabled = {name: model for name, model in fresh.items() if model.spec.common.is_enabled}
         looks = {name for name, model in enabled.items() if opening.look and model.spec.kind.look is not None}
         awaited = []
@@ -224,10 +224,10 @@ async def open_models(
         await _outcomes(awaited, opening)
         for name, model in models.items():
             if model.outcome.failure is not None:
-                fatal = name not in kept and _is_fatal(model, opening, before.models.get(name) if before else None)
+                fatal = name not in held and _is_fatal(model, opening, before.models.get(name) if before else None)
                 troubles.append(Trouble(name, model.outcome.failure, fatal))
             if model.fallback is not None and model.fallback.outcome.failure is not None:
-                fatal = name not in kept and is_definite(model.fallback.outcome.failure)
+                fatal = name not in held and is_definite(model.fallback.outcome.failure)
                 troubles.append(Trouble(name, model.fallback.outcome.failure, fatal, of_fallback=True))
         yield MlSource({name: models[name] for name in context.operations}, troubles)
     finally:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterator, Mapping
 from time import time
-from typing import Any
 
 import structlog
 from attrs import evolve
@@ -17,6 +17,7 @@ from orchestrator_core.models.life import Life, ModelEnded, Outcome, loading, to
 from orchestrator_core.models.options import ModelSpec
 from orchestrator_core.models.slot import Slot
 from orchestrator_core.plugin_api import (
+    JSON,
     Changes,
     KeepsLogs,
     Model,
@@ -36,11 +37,14 @@ SOON_SECONDS = 4.0
 
 _random = random.Random()
 
+Kept = Mapping[str, dict[str, JSON]]
+"""What models have noted for their next start by themselves, by their names; see ``OpenContext.kept``."""
+
 
 class Supervisor:
     """Keeps one model in its :class:`Slot`. Several snapshots may use it; the last to give it up closes it."""
 
-    def __init__(self, spec: ModelSpec, label: str, context: OpenContext) -> None:
+    def __init__(self, spec: ModelSpec, label: str, context: OpenContext, kept: Kept | None = None) -> None:
         self.spec = spec
         self.slot = Slot(spec, label)
         self.users = 1
@@ -51,10 +55,11 @@ class Supervisor:
         self._interrupted = False
         self._tries = 0
         self._misses = 0
-        self._kept: dict[str, Any] = {}
+        self._kept = (kept or {}).get(context.name, {})
         self.fallback: Supervisor | None = None
         if spec.fallback is not None:
-            self.fallback = Supervisor(spec.fallback, f"{label} fallback", context.named(f"{context.name}.fallback"))
+            other = context.named(f"{context.name}.fallback")
+            self.fallback = Supervisor(spec.fallback, f"{label} fallback", other, kept)
             self.slot.fallback = self.fallback.slot
 
     # --- for snapshots and the admin listener ------------------------------------------------------------------------
@@ -129,6 +134,13 @@ class Supervisor:
         assert isinstance(model, KeepsLogs)
         return await model.logs(lines)
 
+    def kept(self) -> Iterator[tuple[str, dict[str, JSON]]]:
+        """Return, by name, what the model and its fallback have noted for their next start by themselves."""
+        life = self._life
+        yield self._context.name, self._kept if life is None or life.ready_at is None else life.kept
+        if self.fallback is not None:
+            yield from self.fallback.kept()
+
     @property
     def _model(self) -> Model | None:
         return self._life.model if self._life is not None else None
@@ -152,7 +164,6 @@ class Supervisor:
                     if slot.wanted and slot.state == "failed":
                         slot.enter("restarting")
                 if not slot.wanted:
-                    self._kept = {}
                     slot.enter("stopped")
                     await slot.nudged.wait()
                 elif slot.state == "failed":
@@ -189,7 +200,9 @@ class Supervisor:
             error = await life.over()
         finally:
             self._life = None
-        if life.ready_at is not None:
+        if not slot.wanted:
+            self._kept = {}
+        elif life.ready_at is not None:
             self._kept = kept
         cause = life.cause or (error if isinstance(error, Exception) else None)
         if cause is None and slot.wanted and not self._interrupted:  # nobody has asked for an end
@@ -245,4 +258,4 @@ def _counts(error: Exception, was_ready: bool) -> bool:
     return True
 
 
-__all__ = ["Supervisor", "is_definite"]
+__all__ = ["Kept", "Supervisor", "is_definite"]

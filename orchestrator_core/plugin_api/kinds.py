@@ -31,7 +31,8 @@ class OpenContext:
 
     ``kept`` is for a kind to note what a start of a model by itself is to begin with, such as the image that it was
     made from: what is noted by an opening that came to be in use is there at the next one, until the model is loaded
-    anew because somebody asks for it, by a request, by hand or by a reload.
+    anew because somebody asks for it, by a request, by hand or by a reload. A worker that is started in the place of
+    one that has ended finds it too, if it is JSON.
     """
 
     name: str
@@ -40,7 +41,7 @@ class OpenContext:
     operations: Mapping[str, Any] = field(factory=dict)
     failed_starts: int = 0
     max_starts: int = 5
-    kept: dict[str, Any] = field(factory=dict, eq=False, repr=False)
+    kept: dict[str, JSON] = field(factory=dict, eq=False, repr=False)
     _open_model: Callable[[str, Mapping[str, Any]], AbstractAsyncContextManager[Model]] | None = field(
         default=None, alias="open_model", repr=False
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from attrs import frozen
@@ -15,7 +16,7 @@ from orchestrator_core.guards import Memory, open_cache, remember
 from orchestrator_core.http_client import HttpClient
 from orchestrator_core.models import MlSource, Opening, Supervisor
 from orchestrator_core.plan import PlannedStep
-from orchestrator_core.plugin_api import CallInspection
+from orchestrator_core.plugin_api import JSON, CallInspection
 from orchestrator_core.plugins import Registry
 from orchestrator_core.policies.shared import MissingExtra
 from orchestrator_core.snapshot.binding import bind_plan
@@ -72,6 +73,11 @@ class Snapshot:
                 for operation, model in opened.source.models.items():
                     yield opened, operation, model
 
+    def kept(self) -> dict[str, dict[str, JSON]]:
+        """Return what each model has noted for its next start by itself, as far as it is JSON."""
+        noted = [one for _, _, model in self.models() for one in model.kept()]
+        return {name: values for name, values in noted if values and _is_json(values)}
+
     async def drain(self, timeout_seconds: float) -> bool:
         """Wait until no request is on the snapshot. Return whether that came true in time."""
         if self.running == 0:
@@ -93,6 +99,14 @@ class Snapshot:
                 ready.let_go()
         await self.memory.release()
         await release(self.sources.values())
+
+
+def _is_json(values: object) -> bool:
+    try:
+        json.dumps(values)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 async def open_snapshot(

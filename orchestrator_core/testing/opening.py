@@ -7,11 +7,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from attrs import evolve
+
 from orchestrator_core.config.structure import Located, structure
 from orchestrator_core.config.yaml import Document
 from orchestrator_core.errors import ConfigError
 from orchestrator_core.http_client import HttpClient
-from orchestrator_core.plugin_api import Model, ModelFacts, ModelKind, OpenContext, Source, SourceKind
+from orchestrator_core.plugin_api import JSON, Model, ModelFacts, ModelKind, OpenContext, Source, SourceKind
 
 
 def structured(cls: Any, data: Mapping[str, Any], what: str = "options") -> Any:
@@ -59,10 +61,14 @@ async def open_model(
     folder: Path,
     name: str = "default",
     models: Iterable[ModelKind[Any]] = (),
+    kept: dict[str, JSON] | None = None,
 ) -> AsyncIterator[Model]:
-    """Open a model as the service would; ``options`` is what stands in YAML, without ``type`` and ``batch``."""
+    """Open a model as the service would; ``options`` is what stands in YAML, without ``type`` and ``batch``.
+
+    ``kept`` is where it finds and leaves what its next start by itself begins with.
+    """
     async with HttpClient() as http:
-        context = _context(name, folder, http, models, {})
+        context = evolve(_context(name, folder, http, models, {}), kept={} if kept is None else kept)
         async with kind.open(structured(kind.options, options), context) as model:
             yield model
 

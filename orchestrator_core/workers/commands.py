@@ -4,7 +4,8 @@
 ``{"problems": […]}``, its warnings, or 422 with all problems; 503 where it cannot be read at the moment.
 ``POST /worker/commit/{generation}`` has it serve, 409 when it is not the one that was prepared;
 ``POST /worker/abandon`` closes it. ``POST /worker/accept/{slot}`` has the
-worker accept connections for a slot that has no worker of its own. ``GET /worker/ping`` says that it is there.
+worker accept connections for a slot that has no worker of its own. ``GET /worker/ping`` says that it is there, with
+``{"kept": {…}}``, what its models have noted for a start by themselves; so does a commit.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Commands:
             case "abandon":
                 await self.live.abandon()
             case "ping":
-                pass
+                return _json(200, {"kept": self.live.snapshot.kept()})
             case _:
                 return _json(404, {"detail": f"no such command: {command}"})
         return _json(200, {})
@@ -94,7 +95,7 @@ class Commands:
             reloaded = await self.live.commit(generation)
         except LookupError as error:
             return _json(409, {"detail": str(error)})
-        return _json(200, {"generation": reloaded.generation})
+        return _json(200, {"generation": reloaded.generation, "kept": self.live.snapshot.kept()})
 
     async def _accept(self, slot: int) -> Answer:
         if self._listener is not None and slot not in self._accepting:

@@ -88,6 +88,10 @@ class Worker:
         self.started_at = time()
         self.state: State = "starting"
         self.generation = ""
+        self.opened_at = 0.0
+        """When it began with the configuration that it serves, on the clock of the event loop."""
+        self.kept: dict[str, Any] = {}
+        """What its models had noted for a start by themselves when it was asked last; see ``Snapshot.kept``."""
         self.store: Mapping[str, Any] | None = None
         """Where it keeps executions: the store that was configured when it started, or its own memory."""
         self.figures: Figures | None = None
@@ -127,7 +131,7 @@ class Worker:
 
     async def _opened(self) -> None:
         message = await self._told("opened")
-        self.generation = message["generation"]
+        self.serves_now(message)
         self.problems = tuple(map(problem_of, message["problems"]))
         self._session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self._admin)))
 
@@ -143,7 +147,17 @@ class Worker:
             raise StartFailed(f"it ended before it served: {error}") from error
         if committed.status != 200:
             raise StartFailed(f"it does not have the configuration {generation}")
-        self.generation = generation
+        self.serves_now(committed.json)
+
+    def serves_now(self, told: Mapping[str, Any]) -> None:
+        """Note what it says of the configuration that it has begun with."""
+        self.generation, self.kept = told["generation"], told["kept"]
+        self.opened_at = asyncio.get_running_loop().time()
+
+    async def ping(self, seconds: float) -> None:
+        """Ask whether it is there. Raises as :meth:`ask` does."""
+        reply = await self.ask("GET", PING, seconds=seconds)
+        self.kept = reply.json["kept"]
 
     async def serve(self, slots: Sequence[int]) -> None:
         """Have it accept connections on the sockets of these slots. Raises :class:`StartFailed`."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import structlog
 
-from orchestrator_core.workers.process import PING, Worker, WorkerGone, WorkerSilent
+from orchestrator_core.workers.process import Worker, WorkerGone, WorkerSilent
 
 __all__ = ["end_when_silent"]
 
@@ -30,18 +30,18 @@ async def end_when_silent(worker: Worker, longest_silence: Callable[[], float | 
     while worker.state == "serving":
         seconds = longest_silence()
         pause = ASK_EVERY_SECONDS if seconds is None else min(ASK_EVERY_SECONDS, seconds / 4)
-        if seconds is not None:
-            try:
-                await worker.ask("GET", PING, seconds=seconds / 2)
-                silences = 0
-            except WorkerSilent:
+        try:
+            await worker.ping(ASK_EVERY_SECONDS if seconds is None else seconds / 2)
+            silences = 0
+        except WorkerSilent:
+            if seconds is not None:
                 silences += 1
                 pause = 0.0
-            except WorkerGone:
-                silences = 0  # it ends, and others see to that
-            if silences == 2 and worker.state == "serving":
-                worker.killed_for = f"no answer for {seconds:g} s"
-                log.error("worker is silent and is killed", worker=worker.slot, pid=worker.pid, seconds=seconds)
-                worker.signal(signal.SIGKILL)
-                return
+        except WorkerGone:
+            silences = 0  # it ends, and others see to that
+        if silences == 2 and seconds is not None and worker.state == "serving":
+            worker.killed_for = f"no answer for {seconds:g} s"
+            log.error("worker is silent and is killed", worker=worker.slot, pid=worker.pid, seconds=seconds)
+            worker.signal(signal.SIGKILL)
+            return
         await asyncio.sleep(pause)

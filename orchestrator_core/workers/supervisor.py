@@ -41,11 +41,15 @@ SERVE_SECONDS = 10.0
 
 @define(eq=False)
 class Slot:
-    """The place of one worker: its sockets outlive it, and those who wait in their queues wait for its successor."""
+    """The place of one worker: its sockets outlive it, and those who wait in their queues wait for its successor.
+
+    ``last`` is the one that was here until it ended, if it served what the others serve.
+    """
 
     index: int
     sockets: list[socket.socket] = field(repr=False)
     worker: Worker | None = None
+    last: Worker | None = field(default=None, repr=False)
     restarts: int = 0
     failed_starts: int = 0
     short_lives: int = 0
@@ -121,8 +125,11 @@ class Supervisor:
     async def _start_in(self, slot: Slot) -> None:
         self._install(slot, await self._start(slot))
 
-    async def _start(self, slot: Slot) -> Worker:
-        """Start a worker on what the others serve. Raises :class:`StartFailed`, also when the service is to stop."""
+    async def _start(self, slot: Slot, *, again: bool = False) -> Worker:
+        """Start a worker on what the others serve, ``again`` with the same models, such as images of containers.
+
+        Raises :class:`StartFailed`, also when the service is to stop.
+        """
         self._refuse_when_stopping()
         worker = await self._spare.take() or await self._spawn()
         self._starting.add(worker)
@@ -130,7 +137,8 @@ class Supervisor:
             self._refuse_when_stopping()
             with self._in_use() as taken:
                 worker.store = taken.configuration.app.tracking.store
-                await worker.open(slot.index, self._order(taken))
+                kept = self._kept(slot, taken) if again else {}
+                await worker.open(slot.index, {**self._order(taken), "kept": kept})
                 if worker.generation != taken.configuration.generation:
                     raise StartFailed("it has opened another configuration than the others serve")
             while not await self._serves(worker, slot, taken):
@@ -143,6 +151,18 @@ class Supervisor:
             raise
         finally:
             self._starting.discard(worker)
+
+    def _kept(self, slot: Slot, taken: Taken) -> dict[str, Any]:
+        """Return what the models of a worker in the slot begin with: as those do that serve, or did.
+
+        What a tag of an image stands for by now may be one that a reload has refused, or that nobody has asked for.
+        """
+        kept: dict[str, Any] = {}
+        known = [*self.serving, *([slot.last] if slot.last is not None else [])]
+        for worker in sorted(known, key=lambda one: one.opened_at):
+            if worker.generation == taken.configuration.generation:
+                kept |= worker.kept
+        return kept
 
     @contextmanager
     def _in_use(self) -> Iterator[Taken]:
@@ -189,7 +209,7 @@ class Supervisor:
             taken.discard()
 
     def _install(self, slot: Slot, worker: Worker) -> None:
-        slot.worker = worker
+        slot.worker, slot.last = worker, None
         slot.failed_starts, slot.failed, slot.lent = 0, False, False
         self._run(self._attend(slot, worker), f"worker {slot.index}")
         if self._spare.keeps:
@@ -220,7 +240,7 @@ class Supervisor:
         self._tell_figures(worker)
         if slot.worker is not worker or self.stopping:
             return
-        slot.worker = None
+        slot.worker, slot.last = None, worker
         slot.last_exit = how
         if leaves:  # its successor serves beside it, while it finishes what it is doing
             self._tell_to_stop(worker)
@@ -248,7 +268,7 @@ class Supervisor:
                     return
                 late = asyncio.get_running_loop().call_later(LONGEST_GAP_SECONDS, self._lend, slot)
                 try:
-                    self._install(slot, await self._start(slot))
+                    self._install(slot, await self._start(slot, again=True))
                 except (StartFailed, OSError) as error:
                     if self.stopping:
                         return
@@ -301,16 +321,18 @@ class Supervisor:
         workers = self.serving
         before, self.taken = self.taken, taken
         self.discard(before)
+        for slot in self.slots:
+            slot.last = None
         target = f"/worker/commit/{taken.configuration.generation}"
         replies = await asyncio.gather(
             *(worker.ask("POST", target, seconds=COMMIT_SECONDS) for worker in workers), return_exceptions=True
         )
         for worker, reply in zip(workers, replies, strict=True):
             if isinstance(reply, Reply) and reply.status == 200:
-                worker.generation = taken.configuration.generation
+                worker.serves_now(reply.json)
             elif worker.state == "serving":
                 log.error("worker does not serve the new configuration and is replaced", worker=worker.slot)
-                worker.killed_for = "it did not serve the new configuration"
+                worker.killed_for, worker.kept = "it did not serve the new configuration", {}
                 worker.signal(signal.SIGKILL)
 
     async def ask_all(

@@ -29,7 +29,7 @@ from orchestrator_core.loops import run_async
 from orchestrator_core.plugin_api import Telemetry
 from orchestrator_core.plugins import Registry, discover
 from orchestrator_core.reload import BUILTINS, open_live
-from orchestrator_core.snapshot import masked
+from orchestrator_core.snapshot import Snapshot, masked
 from orchestrator_core.tracking import ExecutionLog, tracking_json
 from orchestrator_core.workers.commands import Commands
 from orchestrator_core.workers.images import ordered
@@ -135,7 +135,8 @@ class _Worker:
         mask = LogMask(self.configuration.redactor)
         configure_logging(self.configuration.app.logging, mask, worker=self.order["slot"])
         try:
-            async with open_live(self.folder, registry=self.registry, image=self.image) as live:
+            kept = self.order["kept"]
+            async with open_live(self.folder, registry=self.registry, image=self.image, kept=kept) as live:
                 freeze()
                 live.opening.append(lambda configuration: mask.learn(configuration.redactor))
                 commands = Commands(live, self.sockets)
@@ -143,7 +144,7 @@ class _Worker:
                 async with serve_live(
                     live, [], admin, self.grace, LINGER_SECONDS, commands, self.leave_figures
                 ) as service:
-                    self.tell("opened", live.snapshot.problems, generation=live.snapshot.generation)
+                    self._tell_opened(live.snapshot)
                     slots = await self.serve_on
                     self.serves = True
                     await commands.serve(service.listener, slots)
@@ -156,6 +157,9 @@ class _Worker:
             self.tell("failed", problems, message="the configuration has problems")
             with suppress(ConnectionError):  # a supervisor that has ended needs no reason, and its copies are gone
                 await self.writer.drain()
+
+    def _tell_opened(self, snapshot: Snapshot) -> None:
+        self.tell("opened", snapshot.problems, generation=snapshot.generation, kept=snapshot.kept())
 
     async def leave_figures(self, telemetry: Telemetry, executions: ExecutionLog) -> None:
         """Leave to the supervisor what was counted since it asked last."""
@@ -170,7 +174,7 @@ class _Worker:
         except Exception:  # a plugin's, or a full disk: it is no reason to end otherwise
             log.exception("what the worker has counted last is lost")
 
-    def tell(self, event: str, problems: Iterable[Problem] = (), **more: str) -> None:
+    def tell(self, event: str, problems: Iterable[Problem] = (), **more: Any) -> None:
         message = {"event": event, "problems": [problem_json(problem) for problem in problems], **more}
         self.writer.write(json.dumps(message).encode() + b"\n")
 

@@ -22,6 +22,7 @@ from yarl import URL
 
 from orchestrator_core.testing.running import loop_factory
 from orchestrator_core.testing.service import write_files
+from orchestrator_core.workers.silence import ASK_EVERY_SECONDS
 from orchestrator_core.workers.supervisor import pause_after
 from tests.service.processes import FILES, HANGS, Load, Process, running_in, serving, starting
 
@@ -247,6 +248,98 @@ def test_a_killed_worker_is_replaced_on_the_configuration_that_the_others_serve(
         assert await pids_of(service) == sorted(worker["pid"] for worker in workers)
 
     two.run(main)
+
+
+TAGGED = """
+    from contextlib import asynccontextmanager
+    from pathlib import Path
+
+    from attrs import frozen
+    from orchestrator_core.plugin_api import ModelKind, hookimpl
+
+    @frozen
+    class NoOptions:
+        pass
+
+    class Tagged:
+        def __init__(self, version):
+            self.version = version
+
+        async def predict(self, rows):
+            return [self.version for _ in rows]
+
+    @asynccontextmanager
+    async def open_tagged(options, context):
+        version = context.kept.setdefault("version", Path("tag").read_text())
+        if version == "broken":
+            raise ValueError("what the tag stands for now cannot be opened")
+        yield Tagged(version)
+
+    @hookimpl
+    def orchestrator_model_kinds():
+        return [ModelKind("tagged", "A model that its tag stands for.", NoOptions, open_tagged)]
+"""
+TWO_TAGGED = """
+    ml:
+      sources:
+        early: {source: {type: tagged}}
+        late: {source: {type: tagged, preload: false}}
+"""
+ASK_TAGGED = """
+    endpoints:
+      {name}:
+        data_sources: [{{name: m, type: ml, source_id: {name}, params: {{features: {{}}}}}}]
+        response_mapping: $m
+"""
+
+
+def test_a_worker_that_is_started_again_has_the_models_that_the_others_have(run: RunFixture, tmp_path: Path) -> None:
+    """What their tag stands for by then is for who asks for it: by a reload, or a restart of all."""
+    files = {
+        "tag": "first",
+        "plugins/tagged.py": TAGGED,
+        "config/config.yaml": "plugins_dir: ../plugins\nreload: {watch: false}\n",
+        "config/integrations/models.yaml": TWO_TAGGED,
+        "config/domains/early.yaml": ASK_TAGGED.format(name="early"),
+        "config/domains/late.yaml": ASK_TAGGED.format(name="late"),
+    }
+
+    async def answers(service: Process) -> set[tuple[int, str]]:
+        urls = [str(URL(service.url).with_path(f"/orchestrator/{name}/{name}")) for name in ("early", "late")]
+        got = await asyncio.gather(*(service.get(url, headers=NEW) for url in urls * 30))
+        return {(status, told if status == 200 else told["detail"]) for status, told in got}
+
+    async def killed(service: Process, *indexes: int) -> None:
+        before = [worker["pid"] for worker in await workers_of(service)]
+        for index in indexes:
+            os.kill(before[index], signal.SIGKILL)
+        while (await service.get(f"{service.admin_url}/config"))[0] != 200:  # noqa: ASYNC110  # it is asked, not told
+            await asyncio.sleep(0.05)  # while both are gone there is nobody to answer
+
+        def are_back(told: list[dict[str, Any]]) -> bool:
+            return states(told) == ["serving"] * 2 and all(told[one]["pid"] != before[one] for one in indexes)
+
+        await until(are_back, service)
+
+    async def main() -> None:
+        async with serving(tmp_path, files, *TWO) as service:
+            assert await answers(service) == {(200, "first")}
+            await asyncio.sleep(ASK_EVERY_SECONDS + 0.5)  # a model that was loaded late is told of then
+            (tmp_path / "tag").write_text("broken")
+            await killed(service, 0)
+            assert await answers(service) == {(200, "first")}
+            await killed(service, 0, 1)
+            assert await answers(service) == {(200, "first")}
+            (tmp_path / "tag").write_text("second")
+            status, told = await service.get(f"{service.admin_url}/restart", method="POST")
+            assert status == 200, told
+            assert await answers(service) == {(200, "second")}
+            await asyncio.sleep(ASK_EVERY_SECONDS + 0.5)
+            (tmp_path / "tag").write_text("broken")
+            await killed(service, 1)
+            assert await answers(service) == {(200, "second")}
+
+    run(main(), timeout_seconds=120)
 
 
 def test_requests_of_the_other_worker_do_not_notice_and_those_who_wait_are_served(two: Two) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -42,9 +44,11 @@ def stores_of_this_test_only() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def opened(store: dict[str, str], path: str, **options: Any) -> AsyncIterator[ArtifactModel]:
-    given = {"path": path, "tracking_uri": store["uri"], "run_in": "thread", **options}
-    async with open_model(ARTIFACT, given, folder=Path(store["root"], "config"), name="credit_model") as model:
+async def opened(
+    store: dict[str, str], path: str, kept: dict[str, Any] | None = None, **options: Any
+) -> AsyncIterator[ArtifactModel]:
+    given, folder = {"path": path, "tracking_uri": store["uri"], "run_in": "thread", **options}, Path(store["root"])
+    async with open_model(ARTIFACT, given, folder=folder / "config", name="credit_model", kept=kept) as model:
         assert isinstance(model, ArtifactModel)
         yield model
 
@@ -205,6 +209,51 @@ def test_an_alias_that_moves_is_a_change(store: dict[str, str], run: Run) -> Non
             assert not await model.changed()
             move("2")
             assert await model.changed()
+
+    run(test)
+
+
+def test_a_model_that_is_started_again_by_itself_has_the_version_that_it_had(
+    store: dict[str, str], caplog: pytest.LogCaptureFixture, run: Run
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store["uri"], store["uri"])
+
+    async def version(kept: dict[str, Any]) -> str:
+        async with opened(store, "models:/credit_risk@again", kept) as model:
+            return model.identity().version
+
+    async def test() -> None:
+        client.set_registered_model_alias("credit_risk", "again", "1")
+        kept: dict[str, Any] = {}
+        assert await version(kept) == "credit_risk/1"
+        client.set_registered_model_alias("credit_risk", "again", "2")
+        assert json.loads(json.dumps(kept)) == kept  # a worker of another process gets it as JSON
+        assert await version(dict(kept)) == "credit_risk/1"
+        assert await version({}) == "credit_risk/2"
+        kept["found"]["artifacts"] = "models:/credit_risk/17"
+        assert await version(kept) == "credit_risk/2"
+        assert "the version that it had is gone" in caplog.text
+
+    run(test)
+
+
+def test_files_that_were_replaced_before_a_start_by_itself_are_told_of(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, run: Run
+) -> None:
+    kept: dict[str, Any] = {}
+
+    async def load() -> None:
+        async with open_model(ARTIFACT, {"path": "../model.onnx"}, folder=tmp_path / "config", kept=kept):
+            pass
+
+    async def test() -> None:
+        for name, told in (("single", False), ("single", False), ("each", True), ("each", False)):
+            shutil.copy(models / f"{name}.onnx", tmp_path / "model.onnx")
+            caplog.clear()
+            await load()
+            assert ("have changed since it was loaded" in caplog.text) is told
 
     run(test)
 

@@ -171,6 +171,39 @@ def test_a_container_that_ends_comes_back_from_its_own_image_though_the_tag_has_
     assert engine.containers() == []
 
 
+def test_a_worker_that_is_killed_and_started_again_shares_the_container_though_the_tag_has_moved(
+    engine: Engine, machine: Engine, tmp_path: Path, start: Start
+) -> None:
+    def tagged(who: str, **options: Any) -> str:
+        return machine.image("shared", changes=[f"ENV WHO={who}"], **options)
+
+    def workers() -> list[dict[str, Any]]:
+        answer = process.admin("/config")
+        return list(answer.json["workers"]) if answer.status == 200 else []
+
+    def serve_again(gone: set[int]) -> bool:
+        return [each["state"] for each in workers() if each["pid"] not in gone] == ["serving"] * 2
+
+    folder = configuration(tmp_path / "config", tagged("first"))
+    (folder / "config.yaml").write_text("reload: {watch: false}\nserver: {workers: 2}\n")
+    process = start(folder).ready()
+    container = engine.only()
+    tagged("broken", command=["sh", "-c", "exit 3"])
+    assert process.admin("/reload", {}).status != 200
+    for killed in (1, 2):
+        gone = {each["pid"] for each in workers()[:killed]}
+        for pid in gone:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda gone=gone: serve_again(gone), 30, "both workers")
+        assert {process.score().json.get("who") for _ in range(20)} == {"first"}
+        assert engine.only().id == container.id
+    tagged("second")
+    assert process.admin("/restart", {}).status == 200
+    assert {process.score().json.get("who") for _ in range(20)} == {"second"}
+    process.stop()
+    assert engine.containers() == []
+
+
 def test_a_container_whose_image_is_gone_when_it_ends_comes_back_from_what_there_is(
     engine: Engine, machine: Engine, tmp_path: Path, start: Start
 ) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+from attrs import asdict
 
 from orchestrator_core.plugin_api import OpenContext, OrchestratorError, SourceError, SourceUnavailable
 from orchestrator_model_artifact.loading import Request
@@ -16,6 +19,8 @@ from orchestrator_model_artifact.pools import Threads
 from orchestrator_model_artifact.private import private_folder
 from orchestrator_model_artifact.store import Found, Stores, fetch, find, is_movable, is_store_uri, stores_of
 from orchestrator_model_artifact.worker import Worker, WorkerDied, worker
+
+log = logging.getLogger(__name__)
 
 Watch: TypeAlias = "Callable[[], Awaitable[bool]]"
 """Asks whether other content lies at the path now."""
@@ -35,6 +40,9 @@ async def prepare(
     if is_store_uri(options.path):
         return await _fetched(options.path, options, context, stack, threads)
     location = original = await threads.run(locate, options, context.config_dir)
+    if context.kept.get("sha256", location.sha256) != location.sha256:
+        log.warning("%s: started again with other files: they have changed since it was loaded", context.name)
+    context.kept["sha256"] = location.sha256
     if options.sha256 and not location.is_file:
         # Libraries read some files by their paths: nobody may put others there after they were hashed.
         folder = stack.enter_context(private_folder())
@@ -55,8 +63,7 @@ async def _fetched(
     folder = stack.enter_context(private_folder())
     try:
         async with worker() as asked:
-            found = await _asked(asked, uri, stores)
-            path = await asked.call(fetch, uri, found, stores, str(folder))
+            found, path = await _version(asked, uri, stores, folder, context)
     except WorkerDied as error:
         raise SourceError(f"{uri}: {error} while it fetched the model") from error
     location = await threads.run(located, path, path, options.sha256)
@@ -71,6 +78,23 @@ async def _fetched(
             return False  # a store that is down does not take a model away
 
     return Request(context.name, options, location, version=found.version), changed
+
+
+async def _version(asked: Worker, uri: str, stores: Stores, folder: Path, context: OpenContext) -> tuple[Found, Path]:
+    """Fetch the version that the URI means, or when a model that was in use is started again, the one that it had.
+
+    What the URI means by then may be a version that a reload has refused, or that nobody has asked for yet.
+    """
+    note: Any = context.kept.get("found")
+    if note is not None:
+        found = Found(**note)
+        try:
+            return found, await asked.call(fetch, uri, found, stores, str(folder))
+        except SourceError as error:
+            log.warning("%s: the version that it had is gone: %s", context.name, error)
+    found = await _asked(asked, uri, stores)
+    context.kept["found"] = asdict(found)
+    return found, await asked.call(fetch, uri, found, stores, str(folder))
 
 
 async def _asked(asked: Worker, uri: str, stores: Stores) -> Found:

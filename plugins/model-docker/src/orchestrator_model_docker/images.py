@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import structlog
-from attrs import frozen
+from attrs import asdict, frozen
 
 from orchestrator_core.plugin_api import Identity, SourceError, SourceUnavailable
 from orchestrator_model_docker.engine import Engine, EngineRefused
@@ -35,6 +35,14 @@ class Image:
     id: str
     identity: Identity
     ports: tuple[int, ...] = ()
+
+    def noted(self) -> dict[str, Any]:
+        """Return what :meth:`of_note` makes the same image of, as JSON."""
+        return {**asdict(self), "ports": list(self.ports)}
+
+    @classmethod
+    def of_note(cls, note: Mapping[str, Any]) -> Image:
+        return cls(**{**note, "identity": Identity(**note["identity"]), "ports": tuple(note["ports"])})
 
 
 class ImageSource(Protocol):

@@ -168,13 +168,14 @@ async def _image(engine: Engine, context: OpenContext, source: ImageSource) -> I
 
     What its tag stands for by then may be an image that a reload has refused, or that nobody has asked for yet.
     """
-    image: Image | None = context.kept.get("image")
+    note: Any = context.kept.get("image")
+    image = None if note is None else Image.of_note(note)
     if image is not None and await find_image(engine, image.id) is None:
         log.warning("the image that the model had is gone", image=image.reference, id=image.id)
         image = None
     if image is None:
         image = await source.get(engine)
-    context.kept["image"] = image
+    context.kept["image"] = image.noted()
     return image
 
 
