@@ -90,7 +90,8 @@ class Outcome:
 class Life:
     """One life of a model in its slot. ``cause`` is what went wrong in it, ``ready_at`` when it was first in use.
 
-    ``model`` is there while it is open; ``kept`` is what its opening has noted for the next one.
+    ``model`` is there while it is open; ``kept`` is what its opening has noted for the next one. ``unused`` says that
+    it ended because nobody had used it for long enough.
     """
 
     def __init__(self, spec: ModelSpec, slot: Slot, context: OpenContext, outcome: Outcome) -> None:
@@ -100,6 +101,7 @@ class Life:
         self.cause: Exception | None = None
         self.ready_at: float | None = None
         self.kept = context.kept
+        self.unused = False
         self._heard_at = monotonic()
         self._context = context
         self._outcome = outcome
@@ -175,7 +177,7 @@ class Life:
             error = task.exception()
             if isinstance(error, Exception):
                 return error
-        self.slot.wanted = False  # nobody has used it for long enough
+        self.unused, self.slot.wanted = True, False  # somebody may want it again before it is closed
         return None
 
     async def _serve(self, model: Model, stack: AsyncExitStack) -> None:

@@ -200,12 +200,12 @@ class Supervisor:
             error = await life.over()
         finally:
             self._life = None
-        if not slot.wanted:
+        if life.unused or not slot.wanted:
             self._kept = {}
         elif life.ready_at is not None:
             self._kept = kept
         cause = life.cause or (error if isinstance(error, Exception) else None)
-        if cause is None and slot.wanted and not self._interrupted:  # nobody has asked for an end
+        if cause is None and slot.wanted and not life.unused and not self._interrupted:  # nobody has asked for an end
             cause = SourceError(words_of(error)) if error else SourceUnavailable("its load broke itself off")
         elif error is not None and error is not cause:
             log.error("the model was not closed cleanly", model=slot.label, error=words_of(error))

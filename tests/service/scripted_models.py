@@ -33,6 +33,7 @@ class Script:
     failures: list[BaseException] = field(factory=list)
     may_open: asyncio.Event | None = None
     gives_up_seconds: float = 0.0
+    closes_seconds: float = 0.0
     ends_at_once: bool = False
     sick: Exception | None = None
     hangs: asyncio.Event | None = None
@@ -146,7 +147,7 @@ class Plugin:
         try:
             yield model
         finally:
-            await asyncio.sleep(0)
+            await asyncio.sleep(script.closes_seconds)
             model.closed = True
             script.open_now -= 1
 

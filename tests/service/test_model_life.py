@@ -440,6 +440,22 @@ def test_an_idle_model_is_unloaded_and_loaded_again_when_it_is_used(run: RunFixt
     run(main())
 
 
+def test_a_model_that_is_used_while_it_is_unloaded_is_loaded_and_has_not_failed(run: RunFixture) -> None:
+    plugin = Plugin()
+
+    async def main() -> None:
+        async with serving(plugin, files("unload_after: 50ms, restart: {max_starts: 1}")) as shop:
+            script = plugin["m"]
+            script.closes_seconds = 0.1
+            for opens in (1, 2, 3):
+                assert (await score(shop)).status == 200
+                assert (script.opens, (await model(shop))["last_error"]) == (opens, None)
+                await state(shop, "stopped")
+                assert script.open_now == 1
+
+    run(main())
+
+
 def test_a_call_that_outlives_its_model_does_not_keep_the_next_one_from_being_unloaded(run: RunFixture) -> None:
     plugin = Plugin()
 
