@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from docker_kit import Engine, connect, failure, opened
 from orchestrator_model_docker import containers
+from orchestrator_model_docker.plugin import DOCKER
 
 from orchestrator_core.plugin_api import SourceError, SourceUnavailable
+from orchestrator_core.testing.opening import look_at_model
 
 
 def started(error: Exception) -> Any:
@@ -136,13 +138,18 @@ def silent(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_engine_that_does_not_answer_in_time(silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_does_not_answer_in_time(
+    silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Any]
+) -> None:
     monkeypatch.setenv("ORCHESTRATOR_RUNTIME_DIR", str(tmp_path / "run"))
     monkeypatch.setenv("DOCKER_HOST", silent)
     monkeypatch.setattr("orchestrator_model_docker.engine.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("orchestrator_model_docker.engine.LOOK_SECONDS", 0.2)
     error = failure("score:1", tmp_path)
     assert str(error) == f"the Docker engine at {silent} did not answer within 0.5 s"
     assert started(error) is False
+    with pytest.raises(SourceUnavailable, match=r"did not answer within 0\.2 s"):  # nothing is made: that is quicker
+        run(look_at_model(DOCKER, {"image": "score:1"}, folder=tmp_path))
     del error
     gc.collect()  # the SDK leaves its socket open
 

@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 ANSWER_SECONDS = 60
 """How long the engine may take to answer; it unpacks images when it creates containers."""
+LOOK_SECONDS = 20
+"""The same where nothing is made, and somebody waits for it at a terminal; it asks registries."""
 
 _THREADS = 2
 _DEFAULT_HOST = "unix:///var/run/docker.sock"
@@ -34,8 +36,8 @@ class EngineRefused(Exception):
 class EngineSlow(SourceUnavailable):
     """The engine did not answer in time; it may still do what it was asked for."""
 
-    def __init__(self, host: str) -> None:
-        super().__init__(f"the Docker engine at {host} did not answer within {ANSWER_SECONDS} s", started=False)
+    def __init__(self, host: str, seconds: float) -> None:
+        super().__init__(f"the Docker engine at {host} did not answer within {seconds:g} s", started=False)
 
 
 class Engine:
@@ -44,7 +46,8 @@ class Engine:
     Questions are functions of the SDK's ``APIClient``. They run on at most two threads, which end with the engine.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, answer_seconds: float) -> None:
+        self._seconds = answer_seconds
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="docker")
         self._connecting = threading.Lock()
         self._client: Any = None
@@ -143,7 +146,7 @@ class Engine:
         scheme, _, path = self.host.partition("://")
         if scheme.endswith("unix"):
             with socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(ANSWER_SECONDS)
+                probe.settimeout(self._seconds)
                 probe.connect(f"/{path.lstrip('/')}")
 
     def _connected(self) -> Any:
@@ -159,7 +162,7 @@ class Engine:
                         where.setdefault(name, value)
                 self.host = where.get("base_url") or _DEFAULT_HOST
                 self._knock()
-                self._client = APIClient(version="auto", timeout=ANSWER_SECONDS, **where)
+                self._client = APIClient(version="auto", timeout=self._seconds, **where)
             return self._client
 
     @contextmanager
@@ -173,14 +176,14 @@ class Engine:
         except APIError as error:
             raise EngineRefused(error.status_code or 500, str(error.explanation or error)) from error
         except requests.exceptions.ReadTimeout as error:
-            raise EngineSlow(self.host) from error
+            raise EngineSlow(self.host, self._seconds) from error
         except (DockerException, requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: BaseException) -> SourceError | SourceUnavailable:
         causes = list(_causes(error))
         if any(isinstance(cause, TimeoutError) for cause in causes):
-            return EngineSlow(self.host)
+            return EngineSlow(self.host, self._seconds)
         where = f"{self.host} (from DOCKER_HOST)" if os.environ.get("DOCKER_HOST") else self.host
         if any(isinstance(cause, PermissionError) for cause in causes):
             return SourceError(
@@ -208,9 +211,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 @asynccontextmanager
-async def open_engine() -> AsyncIterator[Engine]:
-    """Use the engine until the block is left. Nothing is asked yet."""
-    engine = Engine()
+async def open_engine(*, to_look: bool = False) -> AsyncIterator[Engine]:
+    """Use the engine until the block is left, for more than ``to_look`` as a rule. Nothing is asked yet."""
+    engine = Engine(LOOK_SECONDS if to_look else ANSWER_SECONDS)
     try:
         yield engine
     finally:

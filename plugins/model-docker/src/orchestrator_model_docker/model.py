@@ -182,7 +182,7 @@ async def _image(engine: Engine, context: OpenContext, source: ImageSource) -> I
 async def look_at(options: ContainerOptions, context: OpenContext, source: ImageSource) -> None:
     """Raise what :func:`open_container` would raise, as far as that can be told without starting anything."""
     options.check_volumes(context.config_dir)
-    async with open_engine() as engine:
+    async with open_engine(to_look=True) as engine:
         await source.look(engine)
 
 
