@@ -35,10 +35,13 @@ def key_of_one(values: Sequence[Any]) -> Hashable:
     return (value, of) if of in _SCALARS else document(values)
 
 
-def document(values: Any) -> bytes | None:
-    """Return JSON in which equal values are equal bytes; None for what JSON cannot tell apart from something else."""
+def document(values: Any, *, in_order: bool = True) -> bytes | None:
+    """Return JSON in which equal values are equal bytes; None for what JSON cannot tell apart from something else.
+
+    The fields of objects are ``in_order`` of their names, else as they stand.
+    """
     try:
-        text = orjson.dumps(values, default=plain, option=orjson.OPT_SORT_KEYS)
+        text = orjson.dumps(values, default=plain, option=orjson.OPT_SORT_KEYS if in_order else None)
     except (TypeError, ValueError):
         return None
     if b"null" in text and not _is_told_apart(values):

@@ -117,7 +117,7 @@ class SharedCache:
         """
         texts = {}
         for key, result in results.items():
-            place, text = self._place(name, key), document([made_at, result])
+            place, text = self._place(name, key), document([made_at, result], in_order=False)
             if place is not None and text is not None:
                 texts[place] = self._sign(place, text) + text
         if not texts:
@@ -135,6 +135,7 @@ class SharedCache:
             refusal = error if isinstance(error, self._refusal) else error.__cause__
             if not isinstance(refusal, self._refusal):
                 raise
+            await self._backend.get_many(next(iter(texts)))  # one without our database refuses this too
             said = str(refusal).rpartition(_QUOTED)[2]
             self._tell_of_refusal(f"{type(refusal).__name__}: {said}")
             return False

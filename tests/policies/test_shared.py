@@ -96,6 +96,17 @@ def test_a_result_is_found_by_another_process_and_kept_there_too(run: RunFixture
     run(main())
 
 
+def test_the_fields_of_a_result_stay_in_their_order(run: RunFixture, prefix: str) -> None:
+    async def main() -> None:
+        async with process(prefix) as one, process(prefix) as other:
+            await guard(Backend({"z": 1, "a": {"y": 2, "b": 3}}), caching(), one)(Run(), 0, "x")
+            await written(one)
+            found = await guard(Backend("not asked"), caching(), other)(Run(), 0, "x")
+            assert (list(found), list(found["a"])) == (["z", "a"], ["y", "b"])
+
+    run(main())
+
+
 def test_nothing_that_is_written_is_a_pickle_and_a_pickle_is_not_read(
     run: RunFixture, prefix: str, client: redis.Redis
 ) -> None:
@@ -400,6 +411,23 @@ def test_a_redis_that_takes_nothing_is_still_read_and_that_is_logged_once(run: R
         assert refused["error"].startswith("OutOfMemoryError: ")
         assert "one's own" not in refused["error"]
         assert taken["event"] == "the shared cache takes results again"
+
+    run(main())
+
+
+def test_a_redis_without_the_database_is_left_alone_like_one_that_does_not_answer(
+    run: RunFixture, client: redis.Redis
+) -> None:
+    async def main() -> None:
+        options = SharedCacheOptions(url=REDIS.replace("/0", "/1000000"), timeout=UNHURRIED)
+        with structlog.testing.capture_logs() as logs:
+            async with open_shared_cache(options) as shared:
+                for _ in range(5):
+                    assert await shared.get_many("name", ["x"]) is None
+                    assert not await shared.put_many("name", {"x": 1}, 5.0, 60)
+        (entry,) = logs
+        assert entry["event"] == "the shared cache fails and is left alone until it answers"
+        assert entry["error"] == "CacheBackendInteractionError: DB index is out of range"
 
     run(main())
 
