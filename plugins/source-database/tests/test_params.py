@@ -125,6 +125,14 @@ def test_postgresql_takes_a_cast_right_behind_a_parameter(postgresql: Database) 
         ("time", "12:30:15", "time", "12:30:15"),
         ("datetime", "2024-02-29T12:30:15+02:00", "timestamp", "2024-02-29T10:30:15"),
         ("datetime", "2024-02-29T12:30:15", "timestamptz", "2024-02-29T12:30:15+00:00"),
+        ("datetime", "2024-02-29T12:30:15.5+02:00", "timestamptz", "2024-02-29T10:30:15.500000+00:00"),
+        ("datetime", "1999-12-31T23:59:59.000001", "timestamp", "1999-12-31T23:59:59.000001"),
+        ("date", "9999-12-31", "date", "9999-12-31"),
+        ("date", "0001-01-01", "date", "0001-01-01"),
+        ("datetime", "9999-12-31T23:59:59.999999", "timestamp", "9999-12-31T23:59:59.999999"),
+        ("datetime", "9999-12-31T23:59:59.999999Z", "timestamptz", "9999-12-31T23:59:59.999999+00:00"),
+        ("datetime", "0001-01-01T00:00:00", "timestamp", "0001-01-01T00:00:00"),
+        ("datetime", "0001-01-01T00:00:00Z", "timestamptz", "0001-01-01T00:00:00+00:00"),
         ("decimal", "12345.67", "numeric", 12345.67),
         ("uuid", "0c7dc8a8-2c3c-4a8a-93c7-2d8f2e6a3a11", "uuid", "0c7dc8a8-2c3c-4a8a-93c7-2d8f2e6a3a11"),
         ("bytes", "AP8=", "bytea", "AP8="),
@@ -138,6 +146,44 @@ def test_declared_types_reach_postgresql_as_what_they_are(
 ) -> None:
     query = {"query": f"SELECT CAST(:x AS {cast}) AS x", "params": {"x": kind}}
     assert postgresql.fetch(query, x=value) == {"x": expected}
+
+
+def test_postgresql_finds_the_last_and_the_first_day_that_there_is(postgresql: Database) -> None:
+    """One by one, many items at once, and in a list."""
+    days = "(VALUES (DATE '9999-12-31'), ('infinity'), ('0001-01-01')) AS days (x)"
+    one = rf"SELECT x\:\:text AS x FROM {days} WHERE x = :day"
+    each = one.replace("= :day", "= ANY(:days) ORDER BY 1")
+
+    async def main() -> None:
+        async with postgresql.open(one=one, each={"query": each, "result": "many"}) as source:
+            many = source.prepare_many("one", ["day"])
+            assert many is not None
+            ends = ["0001-01-01", "9999-12-31"]
+            assert await many([(day,) for day in ends]) == [{"x": day} for day in ends]
+            assert [await source.fetch("one", {"day": day}) for day in ends] == [{"x": day} for day in ends]
+            assert await source.fetch("each", {"days": ends}) == [{"x": day} for day in ends]
+
+    run(main())
+
+
+def test_a_time_is_not_stripped_of_its_offset(server: Database) -> None:
+    query = {"query": "SELECT CAST(:x AS time) AS x", "params": {"x": "time"}}
+    with pytest.raises(
+        InvalidParam, match=r"^operation: parameter 'x' expected time without an offset such as 12:30:00"
+    ):
+        server.fetch(query, x="12:30:15+02:00")
+
+
+def test_a_datetime_that_utc_has_no_year_for_is_refused_but_by_postgresql(database: Database) -> None:
+    query = {"query": "SELECT CAST(:x AS char(30)) AS x", "params": {"x": "datetime"}}
+    if database.engine == "postgresql":
+        query["query"] = r"SELECT :x\:\:timestamptz = '0001-12-31 19:00:00Z BC' AS x"
+        assert database.fetch(query, x="0001-01-01T00:00:00+05:00") == {"x": True}
+        return
+    with pytest.raises(
+        InvalidParam, match=r"^operation: parameter 'x' expected datetime whose year is 1 to 9999 in UTC"
+    ):
+        database.fetch(query, x="0001-01-01T00:00:00+05:00")
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,8 @@ TOO_MANY_DIGITS = (
     "operation: column 'x' has more digits than a JSON number holds exactly;"
     " round it in the query, or set decimals: rounded or string"
 )
-NO_TIME = (
-    f"{COLUMN} holds a year before 1 or after 9999, or the time 24:00, which cannot be read;"
-    " cast it to text in the query"
-)
+NO_YEAR = f"{COLUMN} holds a year before 1 or after 9999, which cannot be read; cast it to text in the query"
+NO_TIME = f"{COLUMN} holds the time 24:00, which cannot be read; cast it to text in the query"
 INFINITE = f"{COLUMN} holds an infinite time, which ISO 8601 has no text for"
 NOT_FINITE = "operation: column 'x' holds NaN or Infinity, which JSON has no number for"
 
@@ -84,8 +82,8 @@ def test_postgresql_values(postgresql: Database, expression: str, expected: Any)
         ("CAST('-infinity' AS timestamp)", INFINITE),
         ("CAST('infinity' AS date)", INFINITE),
         ("ARRAY[CAST('-infinity' AS date)]", INFINITE),
-        ("CAST('0044-03-15 BC' AS date)", NO_TIME),
-        ("CAST('10000-01-01' AS timestamp)", NO_TIME),
+        ("CAST('0044-03-15 BC' AS date)", NO_YEAR),
+        ("CAST('10000-01-01' AS timestamp)", NO_YEAR),
         ("ARRAY[CAST('24:00' AS time)]", NO_TIME),
         ("CAST('12345678901234567890.12' AS numeric)", TOO_MANY_DIGITS),
         ("int4range(1, 5)", f"{COLUMN} has the type int4range, which has no JSON form; cast it to text in the query"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import date, datetime
+from datetime import date, datetime, time
 from functools import partial
 from struct import Struct
 from typing import Any
@@ -21,7 +21,7 @@ from orchestrator_source_database import values
 from orchestrator_source_database.findings import Catalog, finding, missing_column, missing_table
 from orchestrator_source_database.many import CutShort, Different, union
 from orchestrator_source_database.options import Address, DatabaseOptions
-from orchestrator_source_database.params import HALF_PAIR, JSONText, adapter, in_utc, scalar
+from orchestrator_source_database.params import HALF_PAIR, JSONText, adapter, in_utc, scalar, without_offset
 from orchestrator_source_database.pool import MEND_SECONDS
 from orchestrator_source_database.query import MOST_TO_ASK, Binding, Query
 from orchestrator_source_database.values import DECIMALS, Shape, Unreadable
@@ -48,6 +48,8 @@ def to_mysql(value: Any) -> Any:
     value = scalar(value)
     if isinstance(value, datetime):
         return in_utc(value)
+    if isinstance(value, time):
+        return without_offset(value)
     return str(value) if isinstance(value, UUID | JSONText) else value
 
 

@@ -17,7 +17,7 @@ from orchestrator_core.plugin_api import InvalidParam
 from orchestrator_source_database.options import ParamType
 from orchestrator_source_database.query import Binding
 
-__all__ = ["DECLARED", "HALF_PAIR", "Converter", "JSONText", "Unfit", "adapter", "in_utc", "scalar"]
+__all__ = ["DECLARED", "HALF_PAIR", "Converter", "JSONText", "Unfit", "adapter", "in_utc", "scalar", "without_offset"]
 
 Converter: TypeAlias = Callable[[Any], Any]
 """Takes a value and returns it for the driver, or raises :class:`Unfit`. ``None`` stays ``None``."""
@@ -150,7 +150,17 @@ def scalar(value: Any) -> Any:
 
 def in_utc(value: datetime) -> datetime:
     """Return the same instant in UTC without an offset; a datetime without an offset is taken as it is."""
-    return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+    try:
+        return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+    except OverflowError:
+        raise Unfit("datetime whose year is 1 to 9999 in UTC too") from None
+
+
+def without_offset(value: time) -> time:
+    """Return a time of day, for a type that has no offset: without its date there is no other it could be."""
+    if value.tzinfo:
+        raise Unfit("time without an offset such as 12:30:00")
+    return value
 
 
 DECLARED: dict[ParamType, Converter] = {

@@ -6,14 +6,13 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 from urllib.parse import urlencode
 
 import asyncpg
 from asyncpg import exceptions as pg
-from asyncpg.pgproto import pgproto
 
 from orchestrator_core.plugin_api import (
     Finding,
@@ -26,7 +25,7 @@ from orchestrator_source_database import params, values
 from orchestrator_source_database.findings import Catalog, finding, missing_column, missing_table
 from orchestrator_source_database.many import Different, lateral
 from orchestrator_source_database.options import Address, DatabaseOptions
-from orchestrator_source_database.params import Converter, Unfit, adapter, in_utc
+from orchestrator_source_database.params import Converter, Unfit, adapter
 from orchestrator_source_database.pool import MEND_SECONDS
 from orchestrator_source_database.query import Binding, Query
 from orchestrator_source_database.sql import has_words_of
@@ -38,6 +37,8 @@ MOST_ITEMS = 1000
 SAME_IN_A_LIST = frozenset(
     ("int2", "int4", "int8", "float4", "float8", "numeric", "bool", "text", "varchar", "bpchar", "uuid", "bytea")
 ) | {"date", "time", "timestamp", "timestamptz"}
+AS_NUMBERS = ("date", "timestamp", "timestamptz", "interval")
+"""Types of which Python's own have not all values, or take some for others: PostgreSQL's numbers are used."""
 TRANSIENT = (
     pg.DeadlockDetectedError,
     pg.SerializationError,
@@ -76,14 +77,24 @@ def to_float(value: Any) -> float | None:
     return None if number is None else float(number)
 
 
-def to_local(value: Any) -> datetime | None:
-    moment = params.to_datetime(value)
-    return None if moment is None else in_utc(moment)
+EPOCH_IN_UTC, MICROSECOND = datetime(2000, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+EPOCH, FIRST_DAY = EPOCH_IN_UTC.replace(tzinfo=None), EPOCH_IN_UTC.toordinal()
 
 
-def to_instant(value: Any) -> datetime | None:
+def to_day(value: Any) -> tuple[int] | None:
+    """Return PostgreSQL's own number of a day: asyncpg takes ``date.max``, a day that there is, for infinity."""
+    day = params.to_date(value)
+    return None if day is None else (day.toordinal() - FIRST_DAY,)
+
+
+def to_time(value: Any) -> time | None:
+    clock = params.to_time(value)
+    return None if clock is None else params.without_offset(clock)
+
+
+def to_moment(value: Any) -> tuple[int] | None:
     moment = params.to_datetime(value)
-    return None if moment is None else in_utc(moment).replace(tzinfo=UTC)
+    return None if moment is None else ((moment - (EPOCH_IN_UTC if moment.tzinfo else EPOCH)) // MICROSECOND,)
 
 
 ISO_DURATION = re.compile(
@@ -119,11 +130,10 @@ TO_PARAM: dict[str, Converter] = {
     **dict.fromkeys(("json", "jsonb"), params.to_json),
     "numeric": params.to_decimal,
     "bool": params.to_boolean,
-    "date": params.to_date,
-    "time": params.to_time,
+    "date": to_day,
+    "time": to_time,
     "timetz": params.to_time,
-    "timestamp": to_local,
-    "timestamptz": to_instant,
+    **dict.fromkeys(("timestamp", "timestamptz"), to_moment),
     "uuid": params.to_uuid,
     "bytea": params.to_bytes,
     "interval": to_interval,
@@ -171,30 +181,29 @@ def _units(*amounts: tuple[int | str, str]) -> str:
     return "".join(f"{amount}{unit}" for amount, unit in amounts if amount)
 
 
-INFINITE = frozenset(
-    map(
-        id,
-        (
-            pgproto.infinity_date,
-            pgproto.negative_infinity_date,
-            pgproto.infinity_datetime,
-            pgproto.negative_infinity_datetime,
-        ),
-    )
-)
-"""What asyncpg has in place of infinite times. They equal days that there are, 9999-12-31 for example."""
+INFINITE_DAYS, INFINITE_MOMENTS = ((-(2**bits), 2**bits - 1) for bits in (31, 63))
+INFINITE = "holds an infinite time, which ISO 8601 has no text for"
+TIMES = frozenset(each for name in ("time", "timetz") for each in (name, f"{name}[]"))
+NO_YEAR = "holds a year before 1 or after 9999, which cannot be read; cast it to text in the query"
+NO_TIME = "holds the time 24:00, which cannot be read; cast it to text in the query"
 
 
-TIMES = frozenset(
-    each for name in ("date", "time", "timetz", "timestamp", "timestamptz") for each in (name, f"{name}[]")
-)
-NO_TIME = "holds a year before 1 or after 9999, or the time 24:00, which cannot be read; cast it to text in the query"
+def iso_day(number: tuple[int]) -> str:
+    try:
+        return date.fromordinal(number[0] + FIRST_DAY).isoformat()
+    except (ValueError, OverflowError):
+        raise Unreadable(INFINITE if number[0] in INFINITE_DAYS else NO_YEAR) from None
 
 
-def iso_moment(moment: date) -> str:
-    if id(moment) in INFINITE:
-        raise Unreadable("holds an infinite time, which ISO 8601 has no text for")
-    return moment.isoformat()
+def iso_moment(number: tuple[int]) -> str:
+    try:
+        return (EPOCH + timedelta(0, 0, number[0])).isoformat()
+    except OverflowError:
+        raise Unreadable(INFINITE if number[0] in INFINITE_MOMENTS else NO_YEAR) from None
+
+
+def iso_instant(number: tuple[int]) -> str:
+    return f"{iso_moment(number)}+00:00"
 
 
 def bit_text(bits: asyncpg.BitString) -> str:
@@ -208,7 +217,9 @@ PLAIN = frozenset(
 READERS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("float4", "float8"), values.finite),
     **dict.fromkeys(("json", "jsonb"), values.json_value),
-    **dict.fromkeys(("date", "timestamp", "timestamptz"), iso_moment),
+    "date": iso_day,
+    "timestamp": iso_moment,
+    "timestamptz": iso_instant,
     **dict.fromkeys(("time", "timetz"), time.isoformat),
     **dict.fromkeys(("inet", "cidr", "uuid"), str),
     **dict.fromkeys(("bit", "varbit"), bit_text),
@@ -480,9 +491,10 @@ def connector(
             server_settings=settings,
         )
         try:
-            await connection.set_type_codec(
-                "interval", schema="pg_catalog", encoder=as_it_is, decoder=as_it_is, format="tuple"
-            )
+            for name in AS_NUMBERS:
+                await connection.set_type_codec(
+                    name, schema="pg_catalog", encoder=as_it_is, decoder=as_it_is, format="tuple"
+                )
         except BaseException:
             connection.terminate()
             raise
