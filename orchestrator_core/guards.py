@@ -29,7 +29,7 @@ from orchestrator_core.plan import Plan, PlannedStep
 from orchestrator_core.plugin_api import OperationFacts, Source
 from orchestrator_core.policies.guard import make_guard, make_guard_at_once
 from orchestrator_core.policies.notes import Guarded
-from orchestrator_core.policies.options import SharedCacheOptions
+from orchestrator_core.policies.options import CacheOptions, SharedCacheOptions
 from orchestrator_core.policies.policies import Capture, Policies
 from orchestrator_core.policies.shared import SharedCache, open_shared_cache
 from orchestrator_core.policies.state import SourceState
@@ -225,8 +225,8 @@ def _around(
         _policies(step, slot, capture),
         _state(step, memory),
         label=slot.label if slot is not None else step.spec.label,
-        operation=step.operation,
-        names=_names(step, keyed),
+        operation=_kept_as(step),
+        names=[*(name for name, _ in step.params), *([CACHE_KEY] if keyed else [])],
         idempotent=_is_idempotent(step),
         or_else=partial(form.or_fallback, slot=slot, step=step) if falls_back else None,
     )
@@ -301,10 +301,17 @@ def _state(step: PlannedStep, memory: Memory) -> SourceState:
     return found.state
 
 
-def _names(step: PlannedStep, keyed: bool) -> list[str]:
-    # Two steps whose keys are of their own making never share a result.
-    of = f"{CACHE_KEY} of {step.located.document.name} {'.'.join(map(str, step.located.path))}"
-    return [*(name for name, _ in step.params), *([of] if keyed else [])]
+def _kept_as(step: PlannedStep) -> str:
+    """Return what the step's results are kept as, for all that call with parameters of these names: its operation.
+
+    A step whose own key leaves parameters out knows what they are: it shares with no other, nor with what it was before
+    a reload that changed them.
+    """
+    key = step.config.cache.key if isinstance(step.config.cache, CacheOptions) else None
+    if key is None or (step.cache_key is None and {*step.config.params} <= {*([key] if isinstance(key, str) else key)}):
+        return step.operation
+    place = f"{step.located.document.name} {'.'.join(map(str, step.located.path))}"
+    return f"{step.operation} of {place} {_digest([step.config.params, step.config.for_each])}"
 
 
 def _is_idempotent(step: PlannedStep) -> bool:

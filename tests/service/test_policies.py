@@ -677,6 +677,48 @@ def test_two_parameters_with_one_key_share_a_result(run: RunFixture) -> None:
     run(main())
 
 
+KEYS = ("id", "[id]", '"$request.query_params.id"')
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_steps_whose_own_key_leaves_a_parameter_out_share_nothing(run: RunFixture, key: str) -> None:
+    async def main() -> None:
+        async with partner() as told, service(left_out(told, key)) as served:
+            answers = [await served.get(f"/orchestrator/d/{name}?id=1") for name in ("euro", "dollar", "euro")]
+            assert [answer.json["call"] for answer in answers] == [1, 2, 1]
+
+    run(main())
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_what_a_step_asked_for_before_a_reload_is_not_given_after_it(run: RunFixture, key: str) -> None:
+    async def main() -> None:
+        async with partner() as told:
+            given = left_out(told, key)
+            async with service(given) as served:
+                assert (await served.get("/orchestrator/d/euro?id=1")).json["call"] == 1
+                served.write("domains/d.yaml", given["domains/d.yaml"].replace("EUR", "CHF"))
+                assert (await served.reload()).status == 200
+                assert (await served.get("/orchestrator/d/euro?id=1")).json["call"] == 2
+
+    run(main())
+
+
+def left_out(told: Partner, key: str) -> dict[str, str]:
+    """Two endpoints that ask for other things, of which their steps' keys say nothing."""
+    given = files(told)
+    call = "name: s, type: api, source_id: partner, operation: read, params: {id: $request.id, currency: "
+    given["domains/d.yaml"] = f"""
+        endpoints:
+          euro: {{data_sources: [{{{call}EUR}}, cache: {{ttl: 1h, key: {key}}}}}]}}
+          dollar: {{data_sources: [{{{call}USD}}, cache: {{ttl: 1h, key: {key}}}}}]}}
+    """
+    given["integrations/api.yaml"] = given["integrations/api.yaml"].replace(
+        '"/read/{id}"', '"/read/{id}", query: {currency: $params.currency}'
+    )
+    return given
+
+
 # --- for_each --------------------------------------------------------------------------------------------------------
 
 
