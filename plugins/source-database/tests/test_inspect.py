@@ -125,6 +125,36 @@ def test_inspecting_runs_nothing(database: Database) -> None:
     assert run(database.sql("SELECT COUNT(*) FROM accounts")) == [(0,)]
 
 
+@pytest.mark.parametrize(
+    ("engine", "changed", "why"),
+    [
+        ("mysql", "?time_zone=UTC", "asyncmy takes no 'time_zone', which stands behind the ? of connection_string"),
+        ("mysql", "?ssl_ca=/nonexistent/ca.pem", "No such file or directory"),
+        ("mysql", "no-such-host.invalid", "Name or service not known"),
+        ("postgresql", "no-such-host.invalid", "Name or service not known"),
+        ("postgresql", "?schema=shop", 'unrecognized configuration parameter "schema"'),
+        (
+            "postgresql",
+            "?sslmode=on",
+            "`sslmode` parameter must be one of: disable, allow, prefer, require, verify-ca, verify-full",
+        ),
+    ],
+)
+def test_why_no_connection_can_be_made_is_said(
+    request: pytest.FixtureRequest, engine: str, changed: str, why: str
+) -> None:
+    database: Database = request.getfixturevalue(engine)
+    url = database.url + changed if changed[0] == "?" else database.url.replace("127.0.0.1", changed)
+    with pytest.raises(SourceError) as caught:
+        Database(engine, url, database.folder).fetch("SELECT 1")
+    assert str(caught.value).endswith(f": {why}")
+
+
+def test_mysql_takes_the_time_zone_of_the_session_from_the_url(mysql: Database) -> None:
+    zoned = Database("mysql", f"{mysql.url}?init_command=SET+time_zone%3D'%2B02:00'", mysql.folder)
+    assert zoned.fetch("SELECT FROM_UNIXTIME(0) AS x") == {"x": "1970-01-01T02:00:00"}
+
+
 def test_an_unreachable_server_is_named_without_its_password(server: Database) -> None:
     title = {"postgresql": "PostgreSQL", "mysql": "MySQL"}[server.engine]
     away = Database(server.engine, f"{server.engine}://u:geheim@127.0.0.1:1/crm", server.folder)

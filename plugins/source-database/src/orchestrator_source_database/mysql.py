@@ -337,6 +337,7 @@ def _code(error: Exception) -> int:
     return code if isinstance(code, int) else 0
 
 
+UNKNOWN_OPTION = re.compile(r"unexpected keyword argument '(\w+)'")
 QUOTED = re.compile(r"(entry|value:?|value is out of range) (?:in )?'(?:.*'(?= for (?:key|column) )|.*)", re.DOTALL)
 
 
@@ -388,11 +389,16 @@ def connector(
 
 def _why_not(error: Exception, options: DatabaseOptions) -> str:
     """Return why no connection could be made."""
-    reason = str(error.args[-1]) if isinstance(error, my.MySQLError) and error.args else ""
-    if isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError):
+    cause = error if isinstance(error, OSError) else error.__cause__  # asyncmy's own wrap what the system says
+    if isinstance(cause, TimeoutError):
         return f"no answer within {options.connect_timeout:g} s"
-    if "Can't connect" in reason or isinstance(error, OSError):
+    if isinstance(cause, ConnectionRefusedError) or "Connect call failed" in str(cause):
         return "connection refused"
+    if isinstance(cause, OSError) and cause.strerror:  # such as of a host that nobody knows, or a file of ssl_ca
+        return cause.strerror
+    if unknown := UNKNOWN_OPTION.search(str(error)):
+        return f"asyncmy takes no '{unknown[1]}', which stands behind the ? of connection_string"
+    reason = str(error.args[-1]) if isinstance(error, my.MySQLError) and error.args else ""
     return reason or "the connection was lost, or what answers is no MariaDB or MySQL"
 
 

@@ -517,6 +517,8 @@ def _why_not(error: Exception, options: DatabaseOptions) -> str:
         return f"no answer within {options.connect_timeout:g} s"
     if isinstance(error, ConnectionRefusedError) or "Connect call failed" in str(error):
         return "connection refused"
+    if isinstance(error, pg.ClientConfigurationError):  # about what stands behind the ? of the URL
+        return str(error.args[0])
     if isinstance(error, asyncpg.InterfaceError | ValueError):
         return type(error).__name__
     reason = error.message if isinstance(error, asyncpg.PostgresError) else getattr(error, "strerror", None)
