@@ -257,7 +257,8 @@ async def open_shared_cache(
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error.__cause__ or error}"
+    cause = error.__cause__ or error  # cashews wraps what redis raises
+    return f"{type(cause).__name__}: {cause}"
 
 
 def _without_credentials(url: str) -> str:

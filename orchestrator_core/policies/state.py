@@ -82,7 +82,7 @@ class SourceState:
                 "a source has failed repeatedly and is left alone: its circuit breaker is open",
                 source=self.label,
                 failures=breaker.failures(),
-                probe_after_seconds=breaker.retry_after_seconds(),
+                probe_after_seconds=round(breaker.retry_after_seconds(), 3),
             )
 
     def budget(self) -> RetryBudget:

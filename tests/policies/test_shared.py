@@ -427,7 +427,7 @@ def test_a_redis_without_the_database_is_left_alone_like_one_that_does_not_answe
                     assert not await shared.put_many("name", {"x": 1}, 5.0, 60)
         (entry,) = logs
         assert entry["event"] == "the shared cache fails and is left alone until it answers"
-        assert entry["error"] == "CacheBackendInteractionError: DB index is out of range"
+        assert entry["error"] == "ResponseError: DB index is out of range"
 
     run(main())
 
