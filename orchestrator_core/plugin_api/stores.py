@@ -55,9 +55,9 @@ class ExecutionStore(Protocol):
     """Keeps executions. The core calls ``add`` one at a time, the others at any time.
 
     Raise :class:`SourceUnavailable` while the store takes or gives nothing, such as a database that is locked, full or
-    gone: the core tries again. Any other exception of ``add`` says that some execution cannot be stored as it is. Each
-    method returns within a few seconds, whatever the database does; what a cancelled ``add`` began must have ended when
-    it raises, so that what was written can be counted.
+    gone: the core tries again. Any other exception of ``add`` says that some execution cannot be stored as it is; one
+    of the others that it fails, and is logged. Each method returns within a few seconds, whatever the database does;
+    what a cancelled ``add`` began must have ended when it raises, so that what was written can be counted.
     """
 
     async def add(self, executions: Sequence[Execution]) -> None:

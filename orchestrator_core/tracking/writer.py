@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import islice
 from time import time
+from typing import TypeVar
 
 import structlog
 from attrs import define, field
@@ -34,6 +35,8 @@ from orchestrator_core.plugin_api import (
 from orchestrator_core.run import Run, clock
 from orchestrator_core.stores import StoreSpec, check_opened, unusable_store
 from orchestrator_core.tracking.counts import Counts
+
+T = TypeVar("T")
 
 log = structlog.get_logger("orchestrator.tracking")
 
@@ -166,25 +169,27 @@ class Writer:
         return "" if self._store is not None else "the execution store is not open"
 
     async def find(self, query: Query) -> tuple[Page | None, str]:
-        try:
-            return (await self._store.find(query) if self._store else None), ""
-        except SourceUnavailable as error:
-            return None, f"the execution store fails: {error}"
+        return await self._ask(lambda store: store.find(query))
 
     async def get(self, execution_id: str) -> tuple[Execution | None, str]:
-        try:
-            return (await self._store.get(execution_id) if self._store else None), ""
-        except SourceUnavailable as error:
-            return None, f"the execution store fails: {error}"
+        return await self._ask(lambda store: store.get(execution_id))
 
     async def generation(self, generation_id: str) -> tuple[Generation | None, str]:
         for waiting in self._generations:
             if waiting.id == generation_id:
                 return waiting, ""
+        return await self._ask(lambda store: store.get_generation(generation_id))
+
+    async def _ask(self, question: Callable[[ExecutionStore], Awaitable[T | None]]) -> tuple[T | None, str]:
+        """Return what the store answers, and why it does not, or an empty text."""
+        if self._store is None:
+            return None, ""
         try:
-            return (await self._store.get_generation(generation_id) if self._store else None), ""
-        except SourceUnavailable as error:
-            return None, f"the execution store fails: {error}"
+            return await question(self._store), ""
+        except Exception as error:  # whatever ails the store, what is in memory can be told
+            if not isinstance(error, SourceUnavailable):
+                log.exception("the execution store fails to answer", store=self.spec.kind.name)
+            return None, f"the execution store fails: {_reason(error)}"
 
     # --- the task -----------------------------------------------------------------------------------------------
 
@@ -310,7 +315,7 @@ class Writer:
     # --- outages ------------------------------------------------------------------------------------------------
 
     def _failed(self, error: Exception) -> None:
-        text = why_unusable(error) or type(error).__name__
+        text = _reason(error)
         if self.outage is None:
             self.outage = Outage(clock(), text, self.counts.dropped)
             log.error("the execution store fails; it is tried again", store=self.spec.kind.name, error=text)
@@ -415,6 +420,10 @@ class Writer:
         """Have the task end now: after what the store is doing, without another attempt."""
         self._given_up.set()
         self.stop()
+
+
+def _reason(error: Exception) -> str:
+    return why_unusable(error) or type(error).__name__
 
 
 @asynccontextmanager

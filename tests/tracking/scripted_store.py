@@ -98,6 +98,8 @@ class ScriptedStore:
         self.generations.append(generation)
 
     async def get_generation(self, generation_id: str) -> Generation | None:
+        if self.failure is not None:
+            raise self.failure
         return next((each for each in self.generations if each.id == generation_id), None)
 
     # --- the plugin ---------------------------------------------------------------------------------------------

@@ -162,6 +162,31 @@ def test_what_a_store_has_that_takes_no_more_is_told_with_what_waits_for_it(run:
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [(RuntimeError("it is broken"), "RuntimeError: it is broken"), (TimeoutError(), "TimeoutError")],
+)
+def test_a_store_that_fails_to_answer_with_any_error_is_told_of_as_one_that_fails(
+    run: Any, store: ScriptedStore, failure: Exception, reason: str
+) -> None:
+    async def main() -> None:
+        async with service(files(), plugins={"scripted": store}) as shop:
+            id_ = (await shop.get("/orchestrator/d/hello")).headers["X-Execution-Id"]
+            await until(shop, lambda now: now["written"] == 1)
+            store.failure = failure
+            with structlog.testing.capture_logs() as logged:
+                listed = await shop.admin("GET", "/executions")
+                assert [execution["id"] for execution in listed.json["executions"]] == [id_]
+                assert listed.json["incomplete"] == f"the execution store fails: {reason}"
+                for path in ("/executions/none", "/generations/none"):
+                    unknown = await shop.admin("GET", path)
+                    assert (unknown.status, unknown.json["detail"]) == (503, f"the execution store fails: {reason}")
+            told = [(entry["event"], entry["store"], entry["exc_info"]) for entry in logged]
+            assert told == [("the execution store fails to answer", "scripted", True)] * 3
+
+    run(main())
+
+
 def test_a_question_says_so_when_what_was_answered_is_not_stored_in_time(
     run: Any, store: ScriptedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
