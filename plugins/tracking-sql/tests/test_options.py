@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from orchestrator_tracking_sql.options import SqlOptions
+from orchestrator_tracking_sql.database import Database
+from orchestrator_tracking_sql.options import LONGEST_SECONDS, SHORTEST_SECONDS, SqlOptions
 from orchestrator_tracking_sql.plugin import open_sql
+from tracking_kit import Place
 
-from orchestrator_core.plugin_api import StoreContext
+from orchestrator_core.plugin_api import Duration, StoreContext
 from orchestrator_core.testing import check_problems
 
 
@@ -32,7 +34,10 @@ from orchestrator_core.testing import check_problems
         ),
         ("url: 'sqlite://'", "ORC204", "executions are kept in a file: write sqlite:///../executions.db"),
         ("url: 'sqlite://host/x.db'", "ORC204", "write sqlite:///relative/path or sqlite:////absolute/path"),
-        ("lock_timeout: 0", "ORC204", "lock_timeout must be more than 0, not 0"),
+        ("lock_timeout: 0", "ORC204", "lock_timeout must be from 1 ms to 2147483 s, not 0 s"),
+        ("lock_timeout: 0.0004", "ORC204", "lock_timeout must be from 1 ms to 2147483 s, not 0.0004 s"),
+        ("statement_timeout: 2147483.5", "ORC204", "statement_timeout must be from 1 ms to 2147483 s, not 2147483.5 s"),
+        ("connect_timeout: 1.0e+300", "ORC204", "connect_timeout must be from 1 ms to 2147483 s, not 1e+300 s"),
         ("max_size: 5 apples", "ORC202", "'5 apples' is not a size"),
         ("pool: 3", "ORC201", "unknown key 'pool'"),
     ],
@@ -42,6 +47,27 @@ def test_an_unfit_option_is_a_problem_at_its_line(option: str, code: str, messag
     (problem,) = check_problems({"config.yaml": config})
     assert (problem.file, problem.line, problem.code) == ("config.yaml", 4, code)
     assert problem.message.startswith(message)
+
+
+@pytest.mark.parametrize("seconds", [SHORTEST_SECONDS, LONGEST_SECONDS])
+def test_the_shortest_and_the_longest_timeouts_are_the_databases(
+    run: Callable[..., Any], place: Place, seconds: float
+) -> None:
+    asked = {
+        "sqlite": "PRAGMA busy_timeout",
+        "postgresql": "SELECT setting FROM pg_settings WHERE name = 'lock_timeout'",
+    }
+
+    async def main() -> int:
+        options = SqlOptions(place.url, lock_timeout=Duration(seconds), statement_timeout=Duration(LONGEST_SECONDS))
+        database = Database(options, Path, durable=False)
+        try:
+            found: Any = await database.write(lambda link: link.exec_driver_sql(asked[place.engine]).scalar())
+            return int(found)
+        finally:
+            await database.close()
+
+    assert run(main()) == round(seconds * 1000)
 
 
 def test_a_check_offline_touches_no_database() -> None:

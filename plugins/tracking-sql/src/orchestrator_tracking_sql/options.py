@@ -14,6 +14,9 @@ from orchestrator_core.plugin_api import Duration, OptionError, Size, did_you_me
 
 _SEVERAL = re.compile(r"postgresql[^/]*://(?:[^@/]*@)?[^@/]*,")
 
+SHORTEST_SECONDS, LONGEST_SECONDS = 0.001, 2_147_483
+"""They count milliseconds in 32 bits: to SQLite a longer time is 0, which to PostgreSQL is no limit."""
+
 DIALECTS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
 
 
@@ -64,6 +67,11 @@ def _positive(_: Any, attribute: Attribute[float], value: float | None) -> None:
         raise ValueError(f"{attribute.name} must be more than 0, not {value:g}")
 
 
+def _is_timeout(_: Any, attribute: Attribute[float], value: float) -> None:
+    if not SHORTEST_SECONDS <= value <= LONGEST_SECONDS:
+        raise ValueError(f"{attribute.name} must be from 1 ms to {LONGEST_SECONDS} s, not {value:.15g} s")
+
+
 @frozen
 class SqlOptions:
     """A database for executions. Its tables are made, and brought up to date, when the service starts."""
@@ -78,15 +86,15 @@ class SqlOptions:
         },
     )
     lock_timeout: Duration = option(
-        Duration(1), help="How long a statement waits for a lock before it is tried again.", validator=_positive
+        Duration(1), help="How long a statement waits for a lock before it is tried again.", validator=_is_timeout
     )
     connect_timeout: Duration = option(
-        Duration(3), help="How long connecting to PostgreSQL may take.", validator=_positive
+        Duration(3), help="How long connecting to PostgreSQL may take.", validator=_is_timeout
     )
     statement_timeout: Duration = option(
         Duration(5),
         help="How long a statement may take on PostgreSQL; a server that says nothing for 2 s more is given up.",
-        validator=_positive,
+        validator=_is_timeout,
     )
     max_size: Size | None = option(
         None, help="Largest size of the SQLite file; a full one takes no more executions.", validator=_positive
