@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator_core.cli.timeline import plain
+from orchestrator_core.cli.timeline import natural_width, plain
 from orchestrator_core.documents import truncated_values
 
 LONGEST = 120
 """Characters of a value that are shown."""
+NARROWEST_VALUE = 20
 
 
 def draw_captured(captured: Mapping[str, Any], to: Console) -> None:
     """Draw the request, each call's parameters and result or error, and the answer; and say what is not whole."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(no_wrap=True, style="bright_black")
-    table.add_column(overflow="fold")
-    before = ""
+    rows, before = [], ""
     for whose, part, value in _lines(captured):
-        table.add_row(whose if whose != before else "", part, Text(value, style="red" if part == "error" else ""))
+        colour = "red" if part == "error" else ""
+        names = Text(whose if whose != before else "", style="bold"), Text(part, style="bright_black")
+        rows.append((*names, Text(value, style=colour)))
         before = whose
-    to.print(table)
+    if natural_width(_table([row[:-1] for row in rows], 2), to) + NARROWEST_VALUE <= to.width:
+        to.print(_table(rows, 3))
+    else:  # a value would have no room beside them
+        for row in rows:
+            to.print(Text("  ").join(row), soft_wrap=True)
     for path, size in truncated_values(captured):
         said = f"{plain(path)} is not whole: it had {size:,} bytes, more than tracking.max_payload_size"
         to.print(Text(said, style="yellow"), soft_wrap=True)
+
+
+def _table(rows: Iterable[Sequence[Text]], columns: int) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for number in range(columns):
+        table.add_column(no_wrap=number < 2, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _lines(captured: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -7,6 +7,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from orchestrator_core.cli.captured import draw_captured
 from orchestrator_core.cli.executions import print_executions
 from orchestrator_core.cli.timeline import draw
 from orchestrator_core.plugin_api import StepRecord
@@ -52,3 +53,31 @@ def test_bars_shrink_and_what_they_stand_beside_does_not(width: int, bars: int) 
     assert second[:beside] == "bureau         failed (3 attempts)  10.00 ms  "
     assert {len(first), len(second)} == {beside + bars + len("  ")}
     assert error == f"bureau: {ERROR}"
+
+
+CAPTURED = {
+    "request": {"query_params": {"debtor": "1003"}},
+    "steps": {"customer_data": {"calls": [{"params": {"customer_id": 1003}, "result": {"credit_score": 644}}]}},
+}
+
+
+def test_values_take_lines_of_their_own_where_they_have_no_room_beside_their_names() -> None:
+    to, file = terminal(48)
+    draw_captured(CAPTURED, to)
+    assert file.getvalue().splitlines() == [
+        'request  query_params  {"debtor": "1003"}',
+        'customer_data  params  {"customer_id": 1003}',
+        '  result  {"credit_score": 644}',
+    ]
+
+
+def test_values_stand_in_a_column_where_there_is_room() -> None:
+    to, file = terminal(49)
+    draw_captured(CAPTURED, to)
+    assert [line.rstrip() for line in file.getvalue().splitlines()] == [
+        'request        query_params  {"debtor": "1003"}',
+        'customer_data  params        {"customer_id":',
+        "                             1003}",
+        '               result        {"credit_score":',
+        "                             644}",
+    ]
