@@ -92,6 +92,16 @@ def test_a_file_that_is_not_there_is_said_and_not_made(tmp_path: Path) -> None:
     assert not (tmp_path / "typo.db").exists()
 
 
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    write_files(tmp_path / "config", {"config.yaml": "tracking: {store: {type: sql, url: 'sqlite:///../wrong.csv'}}\n"})
+    (tmp_path / "wrong.csv").write_text("id,score\n" * 100)
+    said = f"file is not a database: {tmp_path / 'wrong.csv'}"
+    listed = orchestrator("executions", "list", "--offline", "--config", tmp_path / "config")
+    assert listed.output == f"Error: the tracking store cannot be read: {said}\n"
+    found = orchestrator("check", "--config", tmp_path / "config")
+    assert f"config.yaml:1:19: ORC604 the tracking store cannot be reached: {said}" in found.output
+
+
 def test_without_a_store_there_is_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("tracking: {capacity: 5}\n")
     assert orchestrator("executions", "list", "--offline", "--config", tmp_path).output == (

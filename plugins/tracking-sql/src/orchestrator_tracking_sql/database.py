@@ -23,6 +23,8 @@ from orchestrator_tracking_sql.silence import Silence
 T = TypeVar("T")
 Work = Callable[[Connection], T]
 
+_NOT_A_DATABASE = ("file is not a database", "database disk image is malformed")
+
 LOOK_SECONDS = 1.0
 """How often somebody looks whether a server still says something."""
 
@@ -232,4 +234,6 @@ def _translated(error: Exception, path: Path | None) -> Exception:
         text = f"{text} {path}" if path.parent.is_dir() else f"there is no folder {path.parent}"
     elif path is not None and text == "attempt to write a readonly database":  # said to who only reads, too
         text = f"{text}: {path}, beside which SQLite writes files of its own, even to read it"
+    elif path is not None and text in _NOT_A_DATABASE:
+        text = f"{text}: {path}"
     return SourceUnavailable(text)
