@@ -116,6 +116,7 @@ class Database:
         SQLite leaves the log of the one before beside it, and would put what is in that into the one that is there now.
         """
         if self.path is not None and self._file is not None and self._file != _identity(self.path):
+            _delete_empty(self.path)
             engine.dispose()
             if self._log is not None and self._log == _identity(_beside(self.path, "-wal")):
                 try:
@@ -165,11 +166,21 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
+    """Return which file is there. An empty one is none: somebody has made it so, as SQLite's have a header."""
     try:
         stat = os.stat(path)
     except OSError:
         return None
-    return stat.st_dev, stat.st_ino
+    return (stat.st_dev, stat.st_ino) if stat.st_size else None
+
+
+def _delete_empty(path: Path) -> None:
+    """Delete a file that was made empty: closing it, SQLite would put into it what is in its log, which is not all."""
+    try:
+        if os.stat(path).st_size == 0:
+            path.unlink()
+    except OSError:
+        return
 
 
 def _engine(url: URL, options: SqlOptions, *, durable: bool, writes: bool) -> Engine:
