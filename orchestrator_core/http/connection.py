@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import structlog
 from aiohttp import HttpVersion11, web
-from aiohttp.http_exceptions import InvalidURLError
+from aiohttp.http import HttpRequestParser
+from aiohttp.http_exceptions import HttpProcessingError, InvalidURLError
+from aiohttp.web_protocol import MAX_MSG_QUEUE_SIZE, _ErrInfo
 from attrs import frozen
 
 from orchestrator_core.config.model import ServerOptions
@@ -25,6 +28,7 @@ log = structlog.get_logger("orchestrator.http")
 LINGERING_SECONDS = 2.0
 LINGERING_BYTES = 8 * 2**20
 SWEEP_SECONDS = 1.0
+HEAD_END = b"\r\n\r\n"
 
 _SENT = re.compile(r"(?: when reading)?: (?:bytearray\()?b?['\"].*")
 """Where the parser repeats what was sent: that can be a client's cookie, which is not to be logged."""
@@ -75,6 +79,7 @@ class Connection(web.RequestHandler):
         "passed",
         "pending",
         "refused",
+        "sending_begun",
         "sending_since",
         "unread",
         "waits",
@@ -93,6 +98,7 @@ class Connection(web.RequestHandler):
         self.odd = False
         self.pending = 0
         self.sending_since = 0.0
+        self.sending_begun = 0
         self.discarded = -1
         self.unread = b""
 
@@ -114,9 +120,11 @@ class Connection(web.RequestHandler):
                 self._waiter = waiter
             came = self._request_count - before
             if came:
+                if self._messages[-1][0].__class__ is _ErrInfo:
+                    came += self._read_again(data)
                 self.pending += came
                 limit.read(came)
-                if waiter is not None and not self.waits:
+                if waiter is not None and not waiter.done() and not self.waits:
                     if self._is_for_endpoint():
                         self.waits_since = self._loop.time()
                         limit.ask(self)
@@ -125,9 +133,12 @@ class Connection(web.RequestHandler):
         else:
             super().data_received(data)
             came = self._request_count - before
-            if came and limit is not None:
-                self.pending += came
-                limit.came(came)
+            if came:
+                if self._messages[-1][0].__class__ is _ErrInfo:
+                    came += self._read_again(data)
+                if limit is not None:
+                    self.pending += came
+                    limit.came(came)
         if came:
             self.head_since = 0.0
             self.discarded = -1
@@ -135,6 +146,34 @@ class Connection(web.RequestHandler):
             self._discard(len(data))
         elif self.head_since == 0.0 or not self.head_began:
             self._begin_head()
+
+    def _read_again(self, data: bytes) -> int:
+        """Have the requests answered that came whole before what is no HTTP; return how many they are.
+
+        aiohttp's parser forgets them when it fails, so that another reads them, if it can begin where a request does.
+        """
+        if not self.answered or len(self._messages) > 1 or self._has_part_of_head() or self.discarded >= 0:
+            return 0
+        parser = HttpRequestParser(
+            self,
+            self._loop,
+            self._read_bufsize,
+            max_line_size=self.max_line_size,
+            max_field_size=self.max_field_size,
+            max_headers=self.max_headers,
+            payload_exception=web.RequestPayloadError,
+            auto_decompress=False,
+        )
+        whole = []
+        *heads, rest = data.split(HEAD_END, MAX_MSG_QUEUE_SIZE)
+        with suppress(HttpProcessingError):
+            for head in heads:
+                whole += parser.feed_data(head + HEAD_END)[0]
+            parser.feed_data(rest)
+        whole = [message for message in whole if message[1].is_eof()]
+        self._messages.extendleft(reversed(whole))
+        self._request_count += len(whole)
+        return len(whole)
 
     def _is_for_endpoint(self) -> bool:
         """Return whether the next request is for an endpoint; health, documentation and lists are never refused."""
@@ -169,6 +208,7 @@ class Connection(web.RequestHandler):
             or message.version != HttpVersion11
             or len(self._messages) > 1
             or self._paused
+            or self._upgraded  # aiohttp reads on when its handler has declined
             or self.transport is None
             or self.limit is None
             or self._parser is None
@@ -210,6 +250,10 @@ class Connection(web.RequestHandler):
         self.answered = True
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
 
+    def forget_turn(self) -> None:
+        """Forget what the limit said of the request: it is for none of those that are limited."""
+        self.passed = self.refused = False
+
     def begin(self) -> None:
         """Count a request that leaves the backlog. One behind a declined upgrade was never in it."""
         self.answered = False
@@ -224,6 +268,9 @@ class Connection(web.RequestHandler):
         if (self.answered or self._waiter is not None) and not self._messages:
             self.head_began = True
             self.head_since = self.head_since or self._loop.time()
+
+    def _has_part_of_head(self) -> bool:
+        return self.head_began and self.head_since > 0.0
 
     def linger(self, seconds: float) -> None:
         """Ignore what the client still sends of its request, for so long and up to a size; then close.
@@ -251,10 +298,11 @@ class Connection(web.RequestHandler):
                 return False
             self.force_close()
             return True
+        begun = self._request_count - len(self._messages)
         if not transport.get_write_buffer_size():
             self.sending_since = 0.0
-        elif not self.sending_since:
-            self.sending_since = now
+        elif not self.sending_since or begun != self.sending_begun:  # the answer before has been read, or nearly
+            self.sending_since, self.sending_begun = now, begun
         elif now - self.sending_since > limits.send_timeout:
             transport.abort()
             return True
@@ -263,12 +311,9 @@ class Connection(web.RequestHandler):
     # --- its end ---------------------------------------------------------------------------------------------------
 
     def _process_keepalive(self) -> None:
-        """Close the connection when no request has come for long, and none is there that has not been read yet.
-
-        Timers run behind what was read in the same turn: a client that asked meanwhile would be hung up on.
-        """
+        """Close the connection when no request has come for long, and none waits for its turn or is on its way."""
         due = self._loop.time() >= self._next_keepalive_close_time
-        if due and self.transport is not None and self.idle() and has_unread(self.transport):
+        if due and self._waiter is not None and not self.is_over():
             self._keepalive_handle = self._loop.call_later(SWEEP_SECONDS, self._process_keepalive)
         else:
             super()._process_keepalive()
@@ -276,6 +321,15 @@ class Connection(web.RequestHandler):
     def idle(self) -> bool:
         """Return whether the connection waits for a request."""
         return self._waiter is not None and not self._messages
+
+    def is_over(self) -> bool:
+        """Return whether the connection waits for a request of which nothing has come.
+
+        Timers run before what has come is read: a client that asked meanwhile would be hung up on.
+        """
+        if self.transport is None or not self.idle():
+            return False
+        return not self._has_part_of_head() and not has_unread(self.transport)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)

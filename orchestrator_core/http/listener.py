@@ -195,7 +195,7 @@ class Listener:
             for protocol in server.connections:
                 assert isinstance(protocol, Connection)
                 patience = linger_seconds if protocol._request_count else max(linger_seconds, FIRST_REQUEST_SECONDS)
-                if protocol.idle() and waited >= patience:
+                if waited >= patience and protocol.is_over():
                     protocol.force_close()
             await grace.pause(_POLL_SECONDS if waited else 0)
         self._cut()

@@ -35,7 +35,7 @@ from orchestrator_core.http.answers import (
 from orchestrator_core.http.connection import LINGERING_SECONDS
 from orchestrator_core.http.limit import Limit
 from orchestrator_core.http.pages import PageContent
-from orchestrator_core.http.reading import ACCEPTED, parse_query, read_json
+from orchestrator_core.http.reading import ACCEPTED, parse_query, read_json, waits_to_be_asked
 from orchestrator_core.http.routing import ROOT, Route
 from orchestrator_core.http.serving import Serving, limit_of
 from orchestrator_core.http_client import current_trace, parse_traceparent
@@ -178,8 +178,7 @@ class PublicApp:
             response = problem(failure, run.id, lines, request.path)
             if run.taken is not None:
                 run.taken.answer = response.body
-            response.closes = failure.status == 408
-            _end_body(request, failure.status)
+            _end_body(request, response)
         else:
             finish(run, 200, None, serving.redact)
             response = Answer(200, content, JSON_TYPE, run_headers(run))
@@ -264,6 +263,8 @@ class PublicApp:
 
     async def _no_text(self, request: web.BaseRequest, path: str) -> Answer:
         started, execution_id = clock(), new_execution_id()
+        connection: Any = request._protocol
+        connection.forget_turn()
         failure = Failure(400, "bad request", "the head of the request is not UTF-8")
         self._tell_refused(execution_id, request.method, 400, path=_shown(path), error=failure.detail)
         return problem(failure, execution_id, common_headers(execution_id, own_timing(started)), _shown(path))
@@ -300,7 +301,7 @@ class PublicApp:
         answer = problem(OVERLOADED, execution_id, common_headers(execution_id, own_timing(started)), request.path)
         answer.headers += f"Retry-After: {self.limit.retry_after}\r\n"
         self.limit.lines.add(execution_id, request.method, request._message.path, clock() - started)
-        _end_body(request, answer.status)
+        _end_body(request, answer)
         return answer
 
     async def _turn(self, request: web.BaseRequest, started: float) -> bool:
@@ -314,7 +315,10 @@ class PublicApp:
 
     async def _own(self, request: web.BaseRequest, serving: Serving, path: str, segments: list[str]) -> Answer:
         started, execution_id = clock(), new_execution_id()
+        connection: Any = request._protocol
+        connection.forget_turn()
         answer = self._own_answer(request, serving, path, segments, started, execution_id)
+        _end_body(request, answer)
         if self.telemetry.answered is not None:
             self.telemetry.answered(serving.pages.template(path), request.method, answer.status, clock() - started)
         if serving.request_line is not None and answer.status >= 400:
@@ -376,11 +380,15 @@ def _shown(path: str) -> str:
     return path.encode("utf-8", "replace").decode()
 
 
-def _end_body(request: web.BaseRequest, status: int) -> None:
-    """Say what becomes of a body that is not read to its end: some of it is ignored, or the connection closed."""
+def _end_body(request: web.BaseRequest, answer: Answer) -> None:
+    """Say what becomes of a body that is not read to its end: some of it is ignored, or the connection closed.
+
+    A client that waits to be asked for it may send its next request instead, which would be taken for the body.
+    """
     if not request._payload.is_eof():
         connection: Any = request._protocol
-        connection.linger(LINGERING_SECONDS if status != 408 else 0.0)
+        connection.linger(LINGERING_SECONDS if answer.status != 408 else 0.0)
+        answer.closes = answer.status == 408 or waits_to_be_asked(request)
 
 
 def log_run(line: RequestLine, method: str, route: str, run: Run) -> None:

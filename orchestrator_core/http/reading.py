@@ -98,12 +98,15 @@ def _unknown_coding(coding: str) -> BadRequest:
 
 
 def _ask_for_body(request: web.BaseRequest) -> None:
-    """Have a client send the body that it holds back until somebody wants it (RFC 9110, section 10.1.1)."""
-    if request.headers.get("Expect", "").strip().lower() != "100-continue" or request.version != HttpVersion11:
-        return
+    """Have a client send the body that it holds back until somebody wants it."""
     transport = request.transport
-    if transport is not None and not transport.is_closing():
+    if waits_to_be_asked(request) and transport is not None and not transport.is_closing():
         transport.write(CONTINUE)
+
+
+def waits_to_be_asked(request: web.BaseRequest) -> bool:
+    """Return whether the client holds its body back until somebody wants it (RFC 9110, section 10.1.1)."""
+    return request.headers.get("Expect", "").strip().lower() == "100-continue" and request.version == HttpVersion11
 
 
 def _holds_nul(value: JSON) -> bool:
@@ -134,4 +137,4 @@ def parse_query(query: str) -> dict[str, list[str]]:
         raise BadRequest(f"the query cannot be read: {error}") from error
 
 
-__all__ = ["ACCEPTED", "parse_query", "read_json"]
+__all__ = ["ACCEPTED", "parse_query", "read_json", "waits_to_be_asked"]

@@ -144,6 +144,35 @@ def test_a_client_that_does_not_read_its_answers_is_cut_off(run: Run) -> None:
     run(main())
 
 
+def test_a_client_that_reads_one_answer_after_the_other_is_not_cut_off(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is always something of an answer that it has not read yet, but none of them takes it long."""
+    monkeypatch.setattr("orchestrator_core.http.listener.SWEEP_SECONDS", 0.05)
+    size = 8_000_000
+    files = {**FILES, "domains/d.yaml": 'endpoints: {huge: {response_mapping: {text: "%s"}}}' % ("x" * size)}
+
+    async def main() -> None:
+        async with service(files) as served:
+            reader, writer = await asyncio.open_connection(*served.running.public, limit=1000)
+            answers, loop = 0, asyncio.get_running_loop()
+            ends = loop.time() + 1.0
+            request = b"GET /orchestrator/d/huge HTTP/1.1\r\nHost: x\r\n\r\n"
+            writer.write(request)
+            while loop.time() < ends:
+                writer.write(request)
+                received = 0
+                while received < size:
+                    chunk = await reader.read(size // 10)
+                    assert chunk, f"the connection was closed after {answers} answers"
+                    received += len(chunk)
+                    await asyncio.sleep(0.002)
+                answers += 1
+            writer.close()
+
+    run(main())
+
+
 def test_an_idle_connection_is_kept(run: Run) -> None:
     """The time for a head begins with its first byte once there was a request."""
 

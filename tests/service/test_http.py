@@ -530,6 +530,39 @@ def test_a_body_that_does_not_arrive_is_408(all_of_it: Served) -> None:
     assert all_of_it.run(main()) == b"HTTP/1.1 408 Request Timeout\r\n"
 
 
+ECHO = b"POST /orchestrator/d/echo HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" * 2 + b"nonsense\r\n\r\n", [b"200", b"200", b"400"]),
+        (ECHO + b"Content-Length: 8\r\n\r\n[\r\n\r\n11]nonsense", [b"200", b"400"]),
+        (ECHO + b"Transfer-Encoding: chunked\r\n\r\n2\r\n11\r\n0\r\n\r\nnonsense", [b"200", b"400"]),
+        (ECHO + b"Transfer-Encoding: chunked\r\n\r\n2\r\n11nonsense\r\n\r\n", [b"400"]),
+        (ECHO + b"Connection: close\r\nContent-Length: 2\r\n\r\n11" + ECHO, [b"200"]),
+        (b"nonsense\r\n\r\n", [b"400"]),
+        (b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" * 20 + b"nonsense\r\n\r\n", [b"200"] * 20 + [b"400"]),
+    ],
+)
+@pytest.mark.parametrize("engaged", [True, False])
+def test_what_came_before_what_is_no_http_is_answered(
+    all_of_it: Served, engaged: bool, sent: bytes, told: list[bytes]
+) -> None:
+    async def main() -> bytes:
+        running = all_of_it.service.running
+        running.limit.engaged = engaged
+        reader, writer = await asyncio.open_connection(*running.public)
+        writer.write(sent)
+        try:
+            return await asyncio.wait_for(reader.read(), 5)
+        finally:
+            writer.close()
+
+    assert re.findall(rb"HTTP/1\.1 (\d+) ", all_of_it.run(main())) == told
+    assert all_of_it.service.running.limit.backlog == 0
+
+
 async def answer_to_expectation(port: int, head: bytes) -> bytes:
     """Return what comes first where a client holds the body back, and sends it only when it is asked for."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -538,6 +571,7 @@ async def answer_to_expectation(port: int, head: bytes) -> bytes:
         async with asyncio.timeout(5):
             first = await reader.readuntil(b"\r\n\r\n")
             if not first.startswith(b"HTTP/1.1 100 Continue\r\n"):
+                assert b"\r\nConnection: close\r\n" in first, "what comes next would be taken for the body"
                 return first.partition(b"\r\n")[0]
             writer.write(b'{"a": 1}')
             return first + (await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")[0]

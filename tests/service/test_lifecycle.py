@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from orchestrator_core.errors import ConfigError, SourceUnavailable
+from orchestrator_core.http.accepting import Acceptor
 from orchestrator_core.http.app import run_service
+from orchestrator_core.http.grace import Grace
 from orchestrator_core.http.public import PublicApp
 from orchestrator_core.reload import open_live
 from orchestrator_core.testing import leaves_nothing, service
@@ -117,6 +119,43 @@ def test_requests_in_flight_finish_before_sources_are_closed(run: RunFixture) ->
         assert (await late).json == {"a": "done", "b": "done"}
         with pytest.raises(OSError, match="refused"):
             await asyncio.open_connection(host, port)
+
+    run(main())
+
+
+@pytest.mark.parametrize("read", [0, 10])
+def test_a_request_that_has_come_when_its_connection_is_to_be_closed_is_answered(
+    run: RunFixture, monkeypatch: pytest.MonkeyPatch, read: int
+) -> None:
+    """The event loop may have had too much to do to read it, or have read a part of its head."""
+    get = b"GET /orchestrator/d/ok HTTP/1.1\r\nHost: x\r\n\r\n"
+    stop = Acceptor.stop
+
+    async def main() -> None:
+        async with service(FILES, plugins={"lab": Lab()}) as shop:
+            client = socket.create_connection(shop.running.public)
+            reader, writer = await asyncio.open_connection(sock=client)
+            writer.write(get)
+            await reader.readuntil(b"\r\n\r\n1")
+            writer.write(get[:read])
+            await asyncio.sleep(0.02)
+
+            async def stopped(acceptor: Acceptor) -> None:
+                monkeypatch.setattr(Acceptor, "stop", stop)
+                await stop(acceptor)
+                if not read:
+                    client.send(get)
+
+            monkeypatch.setattr(Acceptor, "stop", stopped)
+            stopping = asyncio.create_task(shop.running.listener.stop(Grace(5), 0.0))
+            await asyncio.sleep(0.1)
+            if read:
+                writer.write(get[read:])
+            head = await reader.readuntil(b"\r\n\r\n1")
+            assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert b"\r\nConnection: close\r\n" in head
+            writer.close()
+            await stopping
 
     run(main())
 

@@ -285,6 +285,106 @@ def test_a_request_that_comes_in_the_turn_of_the_answer_before_it_is_refused_wit
     run(main())
 
 
+def test_the_next_request_is_answered_after_a_refused_one_that_asked_for_an_upgrade(run: Run) -> None:
+    upgrade = b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n" % QUICK.encode()
+    last = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+    async def main() -> None:
+        async with full() as served:
+            await served.get(QUICK)
+            raw = await exchange(served, b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n", upgrade, last)
+            assert re.findall(rb"HTTP/1\.1 (\d+)", raw) == [b"200", b"503", b"200"]
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [(b"/orchestrator/d/nothing HTTP/1.1\r\n", b"404"), (b"/orchestrator/d/quick HTTP/1.1\r\nX: \xc3\r\n", b"400")],
+)
+def test_what_is_refused_to_a_request_for_no_endpoint_is_not_refused_to_the_next(
+    run: Run, head: bytes, status: bytes
+) -> None:
+    post = b"POST %bHost: x\r\nContent-Length: 2\r\n\r\n" % head
+    last = b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % QUICK.encode()
+
+    async def main() -> None:
+        async with full() as served:
+            await served.get(QUICK)
+            reader, writer = await asyncio.open_connection(*served.running.public)
+            writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            await reader.readuntil(b"}")
+            writer.write(post)
+            await asyncio.sleep(0.02)
+            writer.write(b"{}")
+            await asyncio.sleep(0.02)
+            served.running.limit.use(None)
+            writer.write(last)
+            assert re.findall(rb"HTTP/1\.1 (\d+)", await reader.read()) == [status, b"200"]
+            writer.close()
+
+    run(main())
+
+
+def test_a_request_behind_one_that_is_being_taken_up_is_not_refused_before_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer would be taken for that of the one before it."""
+    get = b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % QUICK.encode()
+    let_in, released = Connection.let_in, asyncio.Event()
+
+    async def waits(_: Any) -> int:
+        await released.wait()
+        return 1
+
+    async def main() -> None:
+        async with service({"domains/d.yaml": DOMAIN}, plugins={"lab": Lab({"forever": waits})}) as served:
+            limit = served.running.limit
+            limit.engaged, limit._at_once = True, 1.0
+            reader, writer = await asyncio.open_connection(*served.running.public)
+            writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            await reader.readuntil(b"}")
+
+            def and_more(connection: Connection) -> None:
+                monkeypatch.setattr(Connection, "let_in", let_in)
+                let_in(connection)
+                connection.data_received(get)  # before the connection's task has gone on
+                asyncio.get_running_loop().call_soon(limit._refuse_first, 0.0, 0)
+
+            monkeypatch.setattr(Connection, "let_in", and_more)
+            writer.write(get.replace(b"quick", b"hangs"))
+            await until(lambda: limit.in_flight == 1)
+            await asyncio.sleep(0.02)
+            released.set()
+            writer.write(get.replace(b"Host", b"Connection: close\r\nHost"))
+            raw = await reader.read()
+            writer.close()
+            assert b"\r\n\r\n1HTTP/1.1 " in raw
+            assert re.findall(rb"HTTP/1\.1 (\d+)", raw)[0] == b"200"
+
+    run(main())
+
+
+def test_a_request_that_waits_for_its_turn_keeps_its_connection(run: Run) -> None:
+    async def main() -> None:
+        async with service({"domains/d.yaml": DOMAIN}, plugins=LAB) as served:
+            limit = served.running.limit
+            limit.engaged = True
+            reader, writer = await asyncio.open_connection(*served.running.public)
+            writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            await reader.readuntil(b"}")
+            (connection,) = served.running.listener._server.connections
+            assert isinstance(connection, Connection)
+            connection.data_received(b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % QUICK.encode())
+            assert connection.waits
+            connection._next_keepalive_close_time = 0.0
+            connection._process_keepalive()
+            assert (await reader.read()).endswith(b'{"x":1}')
+            writer.close()
+
+    run(main())
+
+
 def test_many_requests_that_wait_for_a_slow_source_are_all_let_in(run: Run) -> None:
     """They cost the event loop nothing, so they are no overload."""
 
