@@ -16,9 +16,13 @@ import pytest
 import structlog
 from aiohttp import web
 from attrs import define, field, frozen
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 from orchestrator_telemetry import options
-from orchestrator_telemetry.export import Export
+from orchestrator_telemetry.export import Export, Lost
 from orchestrator_telemetry.exporter import open_exporter
 from orchestrator_telemetry.options import TracesOptions
 from orchestrator_telemetry.recorded import Recorded
@@ -100,6 +104,7 @@ class World:
     collector_headers: list[dict[str, str]] = field(factory=list)
     partner_calls: list[tuple[str, dict[str, str]]] = field(factory=list)
     collector_status: int = 200
+    collector_answer: bytes = b""
     url: str = ""
 
     async def collect(self, request: web.Request) -> web.Response:
@@ -111,7 +116,7 @@ class World:
             self.resources.append({each.key: each.value.string_value for each in resource.resource.attributes})
             for scope in resource.scope_spans:
                 self.spans += scope.spans
-        return web.Response()
+        return web.Response(body=self.collector_answer, content_type="application/x-protobuf")
 
     async def partner(self, request: web.Request) -> web.Response:
         self.partner_calls.append((request.path, dict(request.headers)))
@@ -368,8 +373,10 @@ def test_no_secret_is_in_a_span_a_metric_or_a_header(world: World, serve: Any, m
         ", token: '${env:PARTNER_TOKEN}'",
     )
     shop = serve(files, plugins=PLUGINS)
-    shop.get("/orchestrator/shop/refused")
+    trace = {"traceparent": f"00-{TRACE}-{CALLER}-01", "tracestate": f"vendor={CANARY},other=1"}
+    shop.get("/orchestrator/shop/refused", headers=trace)
     spans = shop.run(world.until(3))
+    assert {span.trace_state for span in spans} == {"vendor=***,other=1"}
     assert [span.status.message for span in spans if span.name == "hidden"] == ["the partner refused the token ***"]
     assert CANARY not in str(spans)
     assert CANARY not in str(world.resources)
@@ -438,6 +445,48 @@ def test_what_a_collector_answers_that_took_nothing_is_told(
     assert scrape(shop)["orchestrator_spans_exported_total"] == {(): 0}
 
 
+def rejected(spans: int, why: str = "") -> bytes:
+    partial = ExportTracePartialSuccess(rejected_spans=spans, error_message=why)
+    return ExportTraceServiceResponse(partial_success=partial).SerializeToString()
+
+
+def test_spans_that_a_collector_rejects_of_an_export_that_it_takes_are_dropped(
+    world: World, serve: Any, scrape: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLLECTOR_TOKEN", CANARY)
+    shop = serve(traced(world, ", headers: {X-Token: '${env:COLLECTOR_TOKEN}'}"), plugins=PLUGINS)
+    answers = [
+        (rejected(1, f"no room for {CANARY}"), 1, 1),
+        (rejected(1), 2, 2),
+        (rejected(7), 2, 4),
+        (rejected(0, "please send fewer"), 4, 4),
+        (rejected(-1), 6, 4),
+        (b"<html>", 8, 4),
+    ]
+    with structlog.testing.capture_logs() as logs:
+        for answer, exported, dropped in answers:
+            world.collector_answer = answer
+            assert shop.get("/orchestrator/shop/list").status == 200
+            until(lambda all_=exported + dropped: sum(counted(shop, scrape)) == all_)
+            assert counted(shop, scrape) == (exported, dropped)
+    assert [(entry["event"], entry.get("error")) for entry in logs] == [
+        (
+            "the collector rejects some of the spans: they are dropped",
+            "The collector answered 200, and rejected 1 spans: no room for ***",
+        ),
+        (
+            "spans cannot be exported: they are dropped until it can be done again",
+            "The collector answered 200, and rejected 7 spans: it does not say why",
+        ),
+        ("spans are exported again", None),
+    ]
+
+
+def counted(shop: Any, scrape: Any) -> tuple[int, int]:
+    metrics = scrape(shop)
+    return tuple(int(metrics[f"orchestrator_spans_{what}_total"][()]) for what in ("exported", "dropped"))  # type: ignore[return-value]
+
+
 def until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not holds():
@@ -455,7 +504,7 @@ def test_what_the_log_says_of_an_export_comes_before_its_count(monkeypatch: pyte
 
     counts: list[int] = []
     monkeypatch.setattr("orchestrator_telemetry.export.log", Log())
-    said = iter(["refused", None])
+    said = iter([Lost(1, "refused"), None])
     export = Export(lambda recorded: ["span"], lambda spans: next(said), TracesOptions(exporter="none"))
     for _ in range(2):
         export._export([cast(Any, None)])
@@ -483,9 +532,9 @@ def test_what_a_stop_gives_up_includes_the_requests_whose_export_hangs() -> None
 
     began, hangs = threading.Event(), threading.Event()
 
-    def send(spans: Any) -> str | None:
+    def send(spans: Any) -> Lost | None:
         began.set()
-        return None if hangs.wait(DEADLINE_SECONDS) else "it hung"
+        return None if hangs.wait(DEADLINE_SECONDS) else Lost(2, "it hung")
 
     export = Export(lambda recorded: ["span"] * 2, send, TracesOptions(exporter="none"))
     thread = threading.Thread(target=export.work, daemon=True)
@@ -522,11 +571,10 @@ def test_a_ratio_records_that_part_of_the_traces() -> None:
 def test_a_defect_of_the_exporter_does_not_end_the_export() -> None:
     answers: list[Any] = [RuntimeError("out of order"), None]
 
-    def send(spans: Any) -> str | None:
+    def send(spans: Any) -> None:
         answer = answers.pop(0)
         if answer is not None:
             raise answer
-        return None
 
     export = Export(lambda recorded: ["span"], send, TracesOptions(exporter="none"))
     for _ in range(2):

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
+from attrs import frozen
 
 from orchestrator_core.plugin_api import TelemetryContext
 from orchestrator_telemetry.options import TracesOptions
@@ -19,6 +20,17 @@ log = structlog.get_logger("orchestrator.telemetry")
 
 BATCH = 256
 """How many requests go into one export."""
+
+FAILED = "spans cannot be exported: they are dropped until it can be done again"
+REJECTED = "the collector rejects some of the spans: they are dropped"
+
+
+@frozen
+class Lost:
+    """How many spans of one export the collector did not take, and why."""
+
+    spans: int
+    why: str
 
 
 class Export:
@@ -30,7 +42,7 @@ class Export:
     def __init__(
         self,
         spans_of: Callable[[Recorded], Sequence[Any]],
-        send: Callable[[Sequence[Any]], str | None],
+        send: Callable[[Sequence[Any]], Lost | None],
         options: TracesOptions,
     ) -> None:
         self.exported = 0
@@ -43,7 +55,7 @@ class Export:
         self._waiting: deque[Recorded] = deque()
         self._wake = threading.Event()
         self._stopping = False
-        self._failing = False
+        self._told = ""
         self._under_way = 0
 
     @property
@@ -91,20 +103,23 @@ class Export:
         try:
             for recorded in batch:
                 spans += self._spans_of(recorded)
-            problem = self._send(spans)
+            lost = self._send(spans)
         except Exception as error:  # the thread must outlive any defect, of the exporter's too
-            problem = f"{type(error).__name__}: {error}"
+            lost = Lost(len(spans) or len(batch), f"{type(error).__name__}: {error}")
         # What is said comes first: whoever sees the count can look for it in the log.
-        if problem is None:
-            if self._failing:
+        if lost is None:
+            if self._told:
                 log.info("spans are exported again")
-            self._failing = False
+            self._told = ""
             self.exported += len(spans)
             return
-        if not self._failing:
-            log.warning("spans cannot be exported: they are dropped until it can be done again", error=problem)
-        self._failing = True
-        self._lost += len(spans) or len(batch)
+        taken = max(0, len(spans) - lost.spans)
+        event = REJECTED if taken else FAILED
+        if event != self._told:
+            log.warning(event, error=lost.why)
+        self._told = event
+        self.exported += taken
+        self._lost += lost.spans
 
 
 @asynccontextmanager
@@ -116,11 +131,12 @@ async def open_export(options: TracesOptions, context: TelemetryContext) -> Asyn
     exporter, words = await asyncio.to_thread(open_exporter, options)
     maker = SpanMaker(options, context)
 
-    def send(spans: Sequence[Any]) -> str | None:
+    def send(spans: Sequence[Any]) -> Lost | None:
         words.begin()
-        if exporter.export(spans).name == "SUCCESS" and not words.sent_elsewhere:
-            return None
-        return context.redact(words.text or "the exporter says that it failed")
+        if exporter.export(spans).name != "SUCCESS" or words.sent_elsewhere:
+            return Lost(len(spans), context.redact(words.text or "the exporter says that it failed"))
+        rejected = min(words.rejected, len(spans))
+        return Lost(rejected, context.redact(words.text)) if rejected else None
 
     export = Export(maker.spans, send, options)
     thread = threading.Thread(target=export.work, name="orchestrator spans", daemon=True)

@@ -39,9 +39,14 @@ class Words(logging.Handler):
         self._said: list[str] = []
         self._status = 0
         self._reason = ""
+        self.rejected = 0
 
     def answered(self, response: Any, **_: Any) -> None:
         self._status, self._reason = response.status_code, response.reason or ""
+        if self._status == 200:
+            self.rejected, why = _rejected(response.content)
+            if self.rejected:
+                self._said = [f"The collector answered 200, and rejected {self.rejected} spans: {why}"]
 
     @property
     def sent_elsewhere(self) -> bool:
@@ -73,6 +78,18 @@ def _told_by_the_environment() -> Iterator[str]:
             value = header.partition("=")[2].strip()
             sent = unquote(value).strip()
             yield from filter(None, (value, sent, repr(sent)[1:-1]))
+
+
+def _rejected(answer: bytes) -> tuple[int, str]:
+    """Return how many spans a collector did not take though it took the export, and why."""
+    from google.protobuf.message import DecodeError
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+    try:
+        told = ExportTraceServiceResponse.FromString(answer).partial_success
+    except DecodeError:  # such as of one that answers with JSON; it has taken them by its status
+        return 0, ""
+    return max(0, told.rejected_spans), told.error_message or "it does not say why"
 
 
 def open_exporter(options: TracesOptions) -> tuple[SpanExporter, Words]:

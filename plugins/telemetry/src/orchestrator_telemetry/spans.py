@@ -39,7 +39,7 @@ class SpanMaker:
     def spans(self, recorded: Recorded) -> list[ReadableSpan]:
         endpoint, run, method, trace = recorded
         parent = trace.parent
-        state = _state(parent)
+        state = None if parent is None else self._state(parent.state)
         trace_id = int(trace.trace_id, 16)
         context = SpanContext(trace_id, trace.span_id, False, _SAMPLED, state)
         started = round(run.started_at * NANO)
@@ -104,6 +104,9 @@ class SpanMaker:
             )
         return spans
 
+    def _state(self, text: str) -> TraceState | None:
+        return TraceState.from_header([self._redact(text)]) if text else None
+
     def _failures(self, record: StepRecord, started: int) -> list[Event]:
         """Return an event of each attempt that failed, at its end, so that one that was tried again is seen."""
         failed = record.failed_attempts
@@ -136,10 +139,6 @@ def _path(target: str) -> str:
     """Return the path of a request's target, which a proxy sends with a scheme and a host."""
     path = target.partition("?")[0]
     return path if path[:1] == "/" else "/" + path.partition("://")[2].partition("/")[2]
-
-
-def _state(parent: TraceParent | None) -> TraceState | None:
-    return TraceState.from_header([parent.state]) if parent is not None and parent.state else None
 
 
 def _remote(parent: TraceParent, trace_id: int, state: TraceState | None) -> SpanContext:
