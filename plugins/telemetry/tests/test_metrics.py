@@ -250,6 +250,36 @@ def test_policies_are_counted_by_source_and_in_the_steps(serve: Any, scrape: Any
     }
 
 
+def test_counters_of_what_a_reload_takes_away_or_replaces_never_fall(serve: Any, scrape: Any) -> None:
+    files = {"domains/shop.yaml": FLAKY, "database.yaml": FLAKY_SOURCES}
+    shop = serve(files, plugins={"flaky": Flaky()})
+
+    def counted() -> dict[tuple[str, Any], float]:
+        paths = ("again", "kept", "kept", "answers", "down")
+        assert all(shop.get(f"/orchestrator/shop/{path}").status in (200, 404, 502, 503) for path in paths)
+        found = scrape(shop)
+        return {
+            (name, labels): count
+            for name, series in found.items()
+            if name.startswith(("orchestrator_source_", "orchestrator_cache_")) and name.endswith("_total")
+            for labels, count in series.items()
+        }
+
+    first = counted()
+    shop.write("domains/shop.yaml", "endpoints: {other: {data_sources: [{name: x, type: direct, params: {}}]}}")
+    shop.write("database.yaml", "{}")
+    assert shop.reload().status == 200
+    assert counted() == first
+    for name, text in files.items():
+        shop.write(name, text)
+    assert shop.reload().status == 200
+    again = counted()
+    assert {key: again[key] for key in first if again[key] < first[key]} == {}
+    hits = ("orchestrator_cache_lookups_total", labels(of="source", name="flaky.kept", result="hit"))
+    calls = ("orchestrator_source_calls_total", labels(source="flaky.again"))
+    assert [(first[key], again[key]) for key in (hits, calls)] == [(1, 2), (1, 2)]
+
+
 class Store:
     """A store of executions that takes all but those that failed, and has none of them."""
 

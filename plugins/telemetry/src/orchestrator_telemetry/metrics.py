@@ -15,14 +15,14 @@ from orchestrator_core.plugin_api import EndpointInfo, Exposition, Finished, Tel
 from orchestrator_telemetry.counters import Counters, Histogram
 from orchestrator_telemetry.families import FAMILIES
 from orchestrator_telemetry.options import MetricsOptions
+from orchestrator_telemetry.totals import Labels, Series, Totals
 
 UNKNOWN_PAGE = "unknown"
 BREAKER_STATES = ("closed", "open", "half_open")
 MODEL_STATES = ("loading", "ready", "unhealthy", "restarting", "failed", "stopped")
 CACHE_RESULTS = {"hits": "hit", "stale": "stale", "shared": "shared", "misses": "miss"}
 
-Labels = tuple[str, ...]
-Series = dict[Labels, float]
+COUNTERS = frozenset(family.name for family in FAMILIES if family.type == "counter")
 
 
 class Spans(Protocol):
@@ -39,6 +39,7 @@ class Metrics:
 
     def __init__(self, options: MetricsOptions, context: TelemetryContext, spans: Spans | None) -> None:
         self._counters = Counters(options.buckets)
+        self._totals = Totals()
         self._context = context
         self._spans = spans
         self._process = CollectorRegistry()
@@ -53,24 +54,25 @@ class Metrics:
     async def render(self) -> Exposition:
         """Return all metrics. The state is read at once; making text of it is left to a thread."""
         self._counters.count_waiting()
-        state = self._context.state()
-        return Exposition(CONTENT_TYPE_PLAIN_0_0_4, await asyncio.to_thread(self._text, state))
+        of_the_state = {
+            name: self._totals.of(name, series) if name in COUNTERS else series
+            for name, series in _of_the_state(self._context.state(), self._context.version)
+        }
+        return Exposition(CONTENT_TYPE_PLAIN_0_0_4, await asyncio.to_thread(self._text, of_the_state))
 
-    def _text(self, state: Mapping[str, Any]) -> str:
+    def _text(self, of_the_state: Mapping[str, Series]) -> str:
         registry = CollectorRegistry()
-        registry.register(_Rendering(self._counters, state, self._spans, self._context))
+        registry.register(_Rendering(self._counters, of_the_state, self._spans))
         return generate_latest(registry).decode() + generate_latest(self._process).decode()
 
 
 class _Rendering(Collector):
     """The metric families of one scrape."""
 
-    def __init__(
-        self, counters: Counters, state: Mapping[str, Any], spans: Spans | None, context: TelemetryContext
-    ) -> None:
+    def __init__(self, counters: Counters, of_the_state: Mapping[str, Series], spans: Spans | None) -> None:
         self._bounds = [*map(_bound, counters.bounds), "+Inf"]
         self._histograms = dict(_histograms(counters))
-        self._series = {name: dict(series) for name, series in _series(counters, state, spans, context)}
+        self._series = {**of_the_state, **dict(_of_requests(counters)), **dict(_of_spans(spans))}
 
     def collect(self) -> Iterator[Metric]:
         for family in FAMILIES:
@@ -116,21 +118,6 @@ def _histograms(counters: Counters) -> Iterator[tuple[str, list[tuple[Labels, Hi
     )
 
 
-def _series(
-    counters: Counters, state: Mapping[str, Any], spans: Spans | None, context: TelemetryContext
-) -> Iterator[tuple[str, Series]]:
-    """Return the series of each family that is no histogram; one that the service has no figures for is left out."""
-    yield from _of_requests(counters)
-    yield from _of_the_service(state, context)
-    yield from _of_sources(state.get("sources", ()))
-    kept = (("source", "sources"), ("endpoint", "answers"))
-    yield from _of_caches([cache for name, part in kept for cache in _caches(name, state.get(part, ()))])
-    yield from _of_models(state.get("models", ()))
-    if spans is not None:
-        yield "orchestrator_spans_exported_total", {(): spans.exported}
-        yield "orchestrator_spans_dropped_total", {(): spans.dropped}
-
-
 def _of_requests(counters: Counters) -> Iterator[tuple[str, Series]]:
     endpoints = list(counters.endpoints.items())
     steps = [((*key, *step), counted) for key, counter in endpoints for step, counted in list(counter.steps.items())]
@@ -157,10 +144,25 @@ def _of_requests(counters: Counters) -> Iterator[tuple[str, Series]]:
     yield "orchestrator_step_attempts_total", {labels: counted.attempts for labels, counted in steps}
 
 
-def _of_the_service(state: Mapping[str, Any], context: TelemetryContext) -> Iterator[tuple[str, Series]]:
+def _of_spans(spans: Spans | None) -> Iterator[tuple[str, Series]]:
+    if spans is not None:
+        yield "orchestrator_spans_exported_total", {(): spans.exported}
+        yield "orchestrator_spans_dropped_total", {(): spans.dropped}
+
+
+def _of_the_state(state: Mapping[str, Any], version: str) -> Iterator[tuple[str, Series]]:
+    """Return the series of what the service tells of itself; one that it has no figures for is left out."""
+    yield "orchestrator_build_info", {(version,): 1}
+    yield from _of_the_service(state)
+    yield from _of_sources(state.get("sources", ()))
+    kept = (("source", "sources"), ("endpoint", "answers"))
+    yield from _of_caches([cache for name, part in kept for cache in _caches(name, state.get(part, ()))])
+    yield from _of_models(state.get("models", ()))
+
+
+def _of_the_service(state: Mapping[str, Any]) -> Iterator[tuple[str, Series]]:
     yield "orchestrator_generation_info", {(state["generation"],): 1}
     yield "orchestrator_endpoints", {(): state["endpoints"]}
-    yield "orchestrator_build_info", {(context.version,): 1}
     yield "orchestrator_reloads_total", {(outcome,): count for outcome, count in state["reloads"].items()}
     dropped = state.get("tracking", {}).get("dropped_by_reason", {})
     yield "orchestrator_tracking_dropped_total", {(reason,): count for reason, count in dropped.items()}
