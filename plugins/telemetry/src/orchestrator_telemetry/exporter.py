@@ -28,7 +28,7 @@ class Words(logging.Handler):
     """Keeps what a library logs of one export, instead of logging it again with every failure.
 
     The last of it says that the export has failed, and the first why, where it was tried again. The collector's last
-    answer is added where the library does not name it.
+    answer, or why there was none, is added where the library does not name it.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,11 @@ class Words(logging.Handler):
         self._said: list[str] = []
         self._status = 0
         self._reason = ""
+        self._error = ""
         self.rejected = 0
+
+    def unanswered(self, error: Exception) -> None:
+        self._status, self._error = 0, str(error)
 
     def answered(self, response: Any, **_: Any) -> None:
         self._status, self._reason = response.status_code, response.reason or ""
@@ -59,6 +63,8 @@ class Words(logging.Handler):
         text = " ".join(dict.fromkeys([*last, *first]))
         if self._status and str(self._status) not in text:
             text = f"{text} The collector answered {self._status} {self._reason}".strip()
+        elif not self._status and self._error not in text:
+            text = f"{text} {self._error}"
         for secret in _told_by_the_environment():
             text = text.replace(secret, MASK)
         return text
@@ -113,10 +119,18 @@ def open_exporter(options: TracesOptions) -> tuple[SpanExporter, Words]:
 
 
 def _session(words: Words) -> Any:
-    """Return a session that tells of each answer."""
+    """Return a session that tells of each answer, and why there was none."""
     import requests
 
-    session = requests.Session()
+    class Session(requests.Session):
+        def request(self, *args: Any, **kwargs: Any) -> requests.Response:
+            try:
+                return super().request(*args, **kwargs)
+            except Exception as error:
+                words.unanswered(error)
+                raise
+
+    session = Session()
     session.hooks["response"].append(words.answered)
     return session
 
