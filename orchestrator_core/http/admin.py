@@ -241,15 +241,20 @@ def _policies(spec: SourceSpec, snapshot: Snapshot) -> dict[str, Any]:
     return found.get("", found)
 
 
-def _options(options: Any) -> dict[str, str]:
-    """Return the options as their masked representations: secrets and whole URLs with passwords never leave."""
+def _options(options: Any) -> dict[str, str | None]:
+    """Return the options as their masked representations, None for one that is not set.
+
+    Secrets and whole URLs with passwords never leave.
+    """
     if not attrs.has(type(options)):
         return {}
     return {field.name: _shown(options, field) for field in attrs.fields(type(options)) if field.repr}
 
 
-def _shown(options: Any, field: Any) -> str:
+def _shown(options: Any, field: Any) -> str | None:
     value = getattr(options, field.name)
+    if value is None:
+        return None
     if isinstance(value, Secret):
         return MASK
     if callable(field.repr):  # one that says itself what is shown of it, such as a secret that is written out

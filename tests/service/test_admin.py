@@ -235,6 +235,7 @@ class WrittenOut:
 
     code: str = option(help="A secret.", secret=True)
     unset: str | None = option(None, help="Another.", secret=True)
+    plain: str | None = option(None, help="No secret.")
     more: dict[str, Any] = option(factory=dict, help="What is not read yet.")
 
 
@@ -255,7 +256,8 @@ def test_secrets_that_are_written_out_in_the_configuration_are_not_shown(serve: 
     (source,) = (found for found in shop.admin("GET", "/sources").json["sources"] if found["type"] == "open")
     assert source["options"] == {
         "code": "***",
-        "unset": "None",
+        "unset": None,
+        "plain": None,
         "more": str(
             {
                 "n": 1,
