@@ -264,6 +264,9 @@ def _kinds(hook: str, answer: Any) -> list[Any]:
     for kind in kinds:
         if not isinstance(kind, expected):
             raise TypeError(f"{hook} returned {type(kind).__name__} in its list, expected {expected.__name__}")
+        names = (kind.name, *kind.aliases) if isinstance(kind, ModelKind) else (kind.name,)
+        if unfit := [name for name in names if not isinstance(name, str) or not name]:
+            raise TypeError(f"{hook} returned a {expected.__name__} named {unfit[0]!r}, expected a text")
         options = kind.options
         if expected is not TransformerKind and not isinstance(options, type):
             raise TypeError(f"the options of '{kind.name}' are {type(options).__name__}(…), expected the class itself")

@@ -235,6 +235,21 @@ KINDS = """
         ),
         (
             "orchestrator_source_kinds",
+            "[SourceKind(None, 'Mine.', Options, opened)]",
+            "orchestrator_source_kinds returned a SourceKind named None, expected a text",
+        ),
+        (
+            "orchestrator_transformers",
+            "[TransformerKind(['mine'], 'Mine.', Options, opened)]",
+            "orchestrator_transformers returned a TransformerKind named ['mine'], expected a text",
+        ),
+        (
+            "orchestrator_model_kinds",
+            "[ModelKind('mine', 'Mine.', Options, opened, aliases=('', 'ours'))]",
+            "orchestrator_model_kinds returned a ModelKind named '', expected a text",
+        ),
+        (
+            "orchestrator_source_kinds",
             "None",
             "orchestrator_source_kinds returned NoneType, expected a list of SourceKind",
         ),
@@ -332,6 +347,19 @@ def test_a_folder_of_plugins_is_named_in_config_yaml(serve: Serve) -> None:
     assert Path(plugin.origin).name == "mine.py"
     names = {plugin.name for plugin in shop.service.running.live.registry.plugins}
     assert not names & {"_part", "notes"}
+
+
+@pytest.mark.parametrize("name", ["cache", "tracking"])
+def test_a_source_type_that_has_the_name_of_a_setting_is_told_as_what_it_is(
+    install: Callable[..., None], name: str
+) -> None:
+    install("acme", "1", "acme", SOURCE.replace("{name}", name))
+    (told,) = check_problems({"domains/d.yaml": DOMAIN.format(type=name)})
+    assert (told.code, told.message, told.hint) == (
+        "ORC403",
+        f"a source type cannot be called '{name}', as that is a key of config.yaml",
+        "a defect of acme 1",
+    )
 
 
 def test_a_folder_of_plugins_that_is_not_there_is_a_problem() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from orchestrator_core.catalog import Catalog, SourceSpec
+from orchestrator_core.config.load import CORE_KEYS
 from orchestrator_core.config.model import StepConfig
 from orchestrator_core.config.structure import Located
 from orchestrator_core.errors import did_you_mean
@@ -19,6 +20,10 @@ def source_of(
     if provided is None:
         code, message, hint = registry.missing("source type", type_name, registry.sources)
         reading.report(located, code, message, "type", hint=hint)
+        return None
+    if type_name in CORE_KEYS:  # its section would be that of config.yaml
+        message = f"a source type cannot be called '{type_name}', as that is a key of config.yaml"
+        reading.report(located, "ORC403", message, "type", hint=f"a defect of {provided.plugin}")
         return None
     spec = catalog.find(scope, type_name, source_id)
     if spec or catalog.is_broken(scope, type_name, source_id) or incomplete:
