@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
+from inspect import iscoroutinefunction
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -201,10 +202,7 @@ def _collect(manager: pluggy.PluginManager, plugins: dict[str, Plugin], problems
     stores: dict[str, Provided[StoreKind[Any]]] = {}
     for plugin, kind in _answers(manager, plugins, "orchestrator_execution_stores"):
         _add(stores, "tracking store", kind.name, Provided(kind, plugin), problems)
-    observers = tuple(
-        Provided(_observer(implementation), plugins[implementation.plugin_name])
-        for implementation in manager.hook.orchestrator_execution_finished.get_hookimpls()
-    )
+    observers = tuple(_observers(manager, plugins))
     telemetry: dict[str, Provided[TelemetryKind[Any]]] = {}
     for plugin, kind in _answers(manager, plugins, "orchestrator_telemetry"):
         _add(telemetry, "section", "telemetry", Provided(kind, plugin), problems)
@@ -218,6 +216,16 @@ def _collect(manager: pluggy.PluginManager, plugins: dict[str, Plugin], problems
         tuple(problems),
         stores,
     )
+
+
+def _observers(manager: pluggy.PluginManager, plugins: dict[str, Plugin]) -> Iterator[Provided[Observer]]:
+    for implementation in manager.hook.orchestrator_execution_finished.get_hookimpls():
+        name = implementation.plugin_name
+        if iscoroutinefunction(implementation.function):  # nobody would await what it returns
+            error = "TypeError: orchestrator_execution_finished is a coroutine function: hooks are synchronous"
+            plugins[name] = attrs.evolve(plugins[name], error=error)
+        else:
+            yield Provided(_observer(implementation), plugins[name])
 
 
 def _observer(implementation: pluggy.HookImpl) -> Observer:

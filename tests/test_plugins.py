@@ -423,7 +423,7 @@ def test_an_options_class_in_a_single_file_plugin_can_use_postponed_annotations(
 class Observer:
     """Notes what it is told; ``error`` is raised each time."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         self.seen: list[Execution] = []
         self.error = error
 
@@ -435,7 +435,7 @@ class Observer:
 
 
 def test_every_observer_is_told_though_one_raises(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
-    first, bad, last = Observer(), Observer(RuntimeError("cannot write")), Observer()
+    first, bad, last = Observer(), Observer(RuntimeError("cannot write")), Observer(SystemExit("never"))
     shop = serve(
         {"domains/d.yaml": "endpoints: {e: {response_mapping: '$request.x'}}"},
         plugins={"first": first, "bad": bad, "last": last},
@@ -447,6 +447,27 @@ def test_every_observer_is_told_though_one_raises(serve: Serve, capsys: pytest.C
         assert [execution.id for execution in observer.seen] == ids
         assert [execution.status for execution in observer.seen] == ["ok", "failed"]
     assert capsys.readouterr().out.count("RuntimeError: cannot write") == 2
+
+
+def test_an_observer_that_would_have_to_be_awaited_is_told_as_a_plugin_that_failed(
+    install: Callable[..., None],
+) -> None:
+    install(
+        "acme",
+        "1",
+        "audit",
+        """
+        from orchestrator_core.plugin_api import hookimpl
+
+        @hookimpl
+        async def orchestrator_execution_finished(execution):
+            pass
+        """,
+    )
+    registry = discover(None, BUILTINS)
+    (plugin,) = [plugin for plugin in registry.plugins if plugin.error]
+    assert (plugin.name, registry.observers) == ("audit", ())
+    assert plugin.error == "TypeError: orchestrator_execution_finished is a coroutine function: hooks are synchronous"
 
 
 def test_plugins_of_one_service_are_not_those_of_another(serve: Serve) -> None:
@@ -597,3 +618,15 @@ def test_a_source_that_fails_when_it_is_closed_is_logged_by_name(
     said = capsys.readouterr()
     assert "a source failed when it was closed" in said.out + said.err
     assert "no way out" in said.out + said.err
+
+
+def test_a_source_that_hangs_when_it_is_closed_holds_nothing_up(
+    install: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither check, nor the end of the service, nor a reload that found a problem elsewhere."""
+    monkeypatch.setattr("orchestrator_core.snapshot.sources.CLOSE_SECONDS", 0.1)
+    install("acme", "1", "mine", opening(then="import asyncio; await asyncio.sleep(3600)"))
+    files = {"domains/d.yaml": DOMAIN.format(type="mine"), "integrations/mine.yaml": "mine: {sources: {default: {}}}"}
+    assert check_problems(files) == []
+    said = capsys.readouterr()
+    assert "a source does not close: it is broken off" in said.out + said.err

@@ -127,7 +127,11 @@ class PublicApp:
         ready, snapshot = route.ready, serving.snapshot
         headers = request.headers
         waits = self.executions.durable
-        trace = self._begin(headers)
+        try:
+            trace = self._begin(headers)
+        except (Exception, SystemExit):  # telemetry must not fail a request
+            log.exception("telemetry failed")
+            trace = None
         if trace is None:
             run, outside = Run(ready, new_execution_id(), "", self.turns), None
         else:
@@ -225,7 +229,7 @@ class PublicApp:
             run.target = route.path if route.hides_path else request._message.path
             try:
                 route.finished(run, request.method, trace)
-            except Exception:  # telemetry must not fail a request
+            except (Exception, SystemExit):  # telemetry must not fail a request
                 log.exception("telemetry failed", execution_id=run.id)
         if serving.request_line is not None:
             log_run(serving.request_line, request.method, route.path, run)
@@ -275,11 +279,17 @@ class PublicApp:
 
     def _tell_refused(self, execution_id: str, method: str, status: int, **more: str) -> None:
         serving = self._serving
-        if self.telemetry.answered is not None:
-            self.telemetry.answered("", method, status, 0.0)
+        self._tell_answered("", method, status, 0.0)
         if serving.request_line is not None:
             shown = {name: serving.redact(text)[:LONGEST_LOGGED_PATH] for name, text in more.items()}
             serving.request_line(execution_id, "", method, NO_ROUTE, status, 0.0, **shown)
+
+    def _tell_answered(self, page: str, method: str, status: int, seconds: float) -> None:
+        if self.telemetry.answered is not None:
+            try:
+                self.telemetry.answered(page, method, status, seconds)
+            except (Exception, SystemExit):  # telemetry must not fail a page, least of all that of a probe
+                log.exception("telemetry failed")
 
     async def _asked(
         self, request: web.BaseRequest, connection: Any, path: str, segments: list[str], query: str
@@ -319,8 +329,7 @@ class PublicApp:
         connection.forget_turn()
         answer = self._own_answer(request, serving, path, segments, started, execution_id)
         _end_body(request, answer)
-        if self.telemetry.answered is not None:
-            self.telemetry.answered(serving.pages.template(path), request.method, answer.status, clock() - started)
+        self._tell_answered(serving.pages.template(path), request.method, answer.status, clock() - started)
         if serving.request_line is not None and answer.status >= 400:
             shown = serving.redact(path)[:LONGEST_LOGGED_PATH]
             seconds = clock() - started

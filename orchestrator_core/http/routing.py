@@ -77,7 +77,7 @@ def make_route(ready: ReadyPlan, finished: Finished | None = None) -> Route:
 
 
 def make_routes(
-    plans: Iterable[ReadyPlan], observe: Callable[[ReadyPlan], Finished] | None = None
+    plans: Iterable[ReadyPlan], observe: Callable[[ReadyPlan], Finished | None] | None = None
 ) -> dict[tuple[str, str], Route]:
     return {(ready.domain, ready.name): make_route(ready, observe and observe(ready)) for ready in plans}
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import structlog
+
 from orchestrator_core.config.model import LimitOptions
 from orchestrator_core.http.pages import Pages
 from orchestrator_core.http.routing import make_routes, paths
 from orchestrator_core.logs import request_line
-from orchestrator_core.plugin_api import EndpointInfo, StepInfo, Telemetry
+from orchestrator_core.plugin_api import EndpointInfo, Finished, StepInfo, Telemetry
 from orchestrator_core.snapshot import ReadyPlan, Snapshot
+
+log = structlog.get_logger("orchestrator.http")
 
 
 class Serving:
@@ -15,10 +21,7 @@ class Serving:
 
     def __init__(self, snapshot: Snapshot, telemetry: Telemetry) -> None:
         self.snapshot = snapshot
-        observing = telemetry.observe
-        self.routes = make_routes(
-            snapshot.plans.values(), observing and (lambda ready: observing(_endpoint_info(ready)))
-        )
+        self.routes = make_routes(snapshot.plans.values(), _observer(telemetry.observe))
         self.redact = snapshot.configuration.redactor
         self.request_line = request_line() if snapshot.configuration.app.logging.requests else None
         self.body_timeout = float(snapshot.configuration.app.server.body_timeout)
@@ -28,6 +31,23 @@ class Serving:
 def limit_of(snapshot: Snapshot) -> LimitOptions | None:
     limit = snapshot.configuration.app.server.limit
     return limit if isinstance(limit, LimitOptions) else None
+
+
+def _observer(
+    observe: Callable[[EndpointInfo], Finished] | None,
+) -> Callable[[ReadyPlan], Finished | None] | None:
+    """Return what tells telemetry of an endpoint, and returns what is called with its runs, None if that failed."""
+    if observe is None:
+        return None
+
+    def tell(ready: ReadyPlan) -> Finished | None:
+        try:
+            return observe(_endpoint_info(ready))
+        except (Exception, SystemExit):  # telemetry must not keep a configuration from being served
+            log.exception("telemetry failed", endpoint=f"{ready.domain}.{ready.name}")
+            return None
+
+    return tell
 
 
 def _endpoint_info(ready: ReadyPlan) -> EndpointInfo:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
 
 from orchestrator_core import __version__
+from orchestrator_core.errors import ConfigError
 from orchestrator_core.guards import Memory
 from orchestrator_core.http.limit import UNLIMITED, Limit
 from orchestrator_core.http.public import NO_TELEMETRY
@@ -16,7 +17,8 @@ from orchestrator_core.logs import LogMask
 from orchestrator_core.models import Supervisor
 from orchestrator_core.plugin_api import Telemetry, TelemetryContext
 from orchestrator_core.reload import Live
-from orchestrator_core.snapshot import OpenSource, Snapshot
+from orchestrator_core.snapshot import OpenSource, Snapshot, masked
+from orchestrator_core.telemetry import unusable_telemetry
 from orchestrator_core.tracking import ExecutionLog
 
 log = structlog.get_logger("orchestrator.telemetry")
@@ -24,7 +26,10 @@ log = structlog.get_logger("orchestrator.telemetry")
 
 @asynccontextmanager
 async def open_telemetry(live: Live, state: ServiceState) -> AsyncIterator[Telemetry]:
-    """Open what the configuration asks for at the start. A reload that asks for something else waits for the next."""
+    """Open what the configuration asks for at the start. A reload that asks for something else waits for the next.
+
+    Raises :class:`ConfigError` when it cannot be opened.
+    """
     wanted = live.snapshot.telemetry
     secrets = LogMask(live.snapshot.configuration.redactor)
 
@@ -38,7 +43,14 @@ async def open_telemetry(live: Live, state: ServiceState) -> AsyncIterator[Telem
         yield NO_TELEMETRY
         return
     context = TelemetryContext(live.folder.resolve(), __version__, state, secrets)
-    async with wanted.kind.open(wanted.options, context) as telemetry:
+    async with AsyncExitStack() as stack:
+        try:
+            telemetry = await stack.enter_async_context(wanted.kind.open(wanted.options, context))
+            if not isinstance(telemetry, Telemetry):
+                raise TypeError(f"what was opened is a {type(telemetry).__name__}, expected Telemetry")
+        except Exception as error:  # whatever ails it, the plugin is named
+            redact = live.snapshot.configuration.redactor
+            raise ConfigError(masked([unusable_telemetry(wanted, error)], redact)) from error
         yield telemetry
 
 

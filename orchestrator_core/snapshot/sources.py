@@ -29,6 +29,9 @@ READY_SECONDS = 5.0
 OPEN_SECONDS = 600.0
 """How long a source may take to open: long for one that opens, short for one that hangs. A model has its own limit."""
 
+CLOSE_SECONDS = 10.0
+"""How long a source may take to close: what waits for it is a reload, ``check``, or the end of the service."""
+
 INSPECT_SECONDS = 30.0
 """How long a source may take for what is asked of it once, at load; a table can be locked for as long as one likes."""
 
@@ -72,14 +75,24 @@ class OpenSource:
         return Standing("ready")
 
     async def release(self) -> None:
-        """Give the source up; the last user closes it and waits until it is closed."""
+        """Give the source up; the last user closes it and waits until it is closed, or hangs."""
         self.users -= 1
         if self.users <= 0 and self._task is not None:
             self._closing.set()
-            await asyncio.wait([self._task])
-            if not self._task.cancelled() and (error := self._task.exception()):
-                log.error("a source failed when it was closed", source=self.spec.label, exc_info=error)
+            await _closed(self._task, self.spec)
             self._task = None
+
+
+async def _closed(task: asyncio.Task[None], spec: SourceSpec) -> None:
+    """Wait until a source is closed. One that hangs is broken off, and then left to itself."""
+    patience = None if spec.kind is ML else CLOSE_SECONDS  # models have limits of their own
+    done, _ = await asyncio.wait([task], timeout=patience)
+    if not done:
+        log.error("a source does not close: it is broken off", source=spec.label, seconds=CLOSE_SECONDS)
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=1.0)
+    if done and not task.cancelled() and (error := task.exception()):
+        log.error("a source failed when it was closed", source=spec.label, exc_info=error)
 
 
 async def open_sources(

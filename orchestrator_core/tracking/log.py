@@ -70,7 +70,7 @@ class ExecutionLog:
             for observer in self._observers:
                 try:
                     observer.kind(execution)
-                except Exception:  # an observer must not fail a request, nor silence the other observers
+                except (Exception, SystemExit):  # it must not fail a request, nor silence the other observers
                     log.exception("observer failed", plugin=str(observer.plugin), execution_id=run.id)
         return taken
 

@@ -449,6 +449,8 @@ async def writing(writer: Writer | None, grace_seconds: float) -> AsyncIterator[
         if not done:
             writer.give_up()
             await asyncio.wait([task])
+        if not task.cancelled() and (error := task.exception()):
+            log.error("the execution store failed when it was closed", store=writer.spec.kind.name, exc_info=error)
         if lost := writer.counts.stopped:
             log.error("executions are lost: the store did not take them before the end", executions=lost)
 

@@ -11,6 +11,8 @@ import structlog
 from attrs import define, field, frozen
 
 from orchestrator_core import __version__, plugins
+from orchestrator_core.errors import ConfigError
+from orchestrator_core.http_client import parse_traceparent
 from orchestrator_core.plugin_api import (
     EndpointInfo,
     Exposition,
@@ -24,7 +26,7 @@ from orchestrator_core.plugin_api import (
     hookimpl,
     option,
 )
-from orchestrator_core.testing import check_problems
+from orchestrator_core.testing import check_problems, service
 
 SHOP = {
     "domains/shop.yaml": """
@@ -58,6 +60,11 @@ class Recorder:
     runs: list[tuple[str, FinishedRun, Trace | None]] = field(factory=list)
     pages: list[tuple[str, str, int]] = field(factory=list)
     failing: bool = False
+    error: type[BaseException] = RuntimeError
+
+    def fail(self) -> None:
+        if self.failing:
+            raise self.error("out of order")
 
     @hookimpl
     def orchestrator_telemetry(self) -> list[TelemetryKind[Options]]:
@@ -70,18 +77,22 @@ class Recorder:
         async def metrics() -> Exposition:
             return Exposition("text/x-test", f"{len(self.runs)} runs")
 
-        yield Telemetry(
-            observe=self.observe,
-            answered=lambda page, method, status, seconds: self.pages.append((page, method, status)),
-            metrics=metrics,
-        )
+        def answered(page: str, method: str, status: int, seconds: float) -> None:
+            self.fail()
+            self.pages.append((page, method, status))
+
+        def begin(headers: Any) -> Trace | None:
+            self.fail()
+            return parse_traceparent(headers)
+
+        yield Telemetry(observe=self.observe, answered=answered, begin=begin, metrics=metrics)
 
     def observe(self, endpoint: EndpointInfo) -> Finished:
+        self.fail()
         self.endpoints.append(endpoint)
 
         def finished(run: FinishedRun, method: str, trace: Trace | None) -> None:
-            if self.failing:
-                raise RuntimeError("out of order")
+            self.fail()
             self.runs.append((method, run, trace))
 
         return finished
@@ -155,14 +166,63 @@ def test_a_word_that_is_no_section_is_told_what_to_write() -> None:
     assert problem.hint == "write false"
 
 
-def test_one_that_fails_is_logged_and_harms_no_request(serve: Any) -> None:
-    recorder = Recorder(failing=True)
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+def test_one_that_fails_is_logged_and_harms_neither_request_nor_page_nor_reload(
+    serve: Any, error: type[BaseException]
+) -> None:
+    recorder = Recorder(error=error)
     shop = serve(SHOP, plugins={"recorder": recorder})
+    recorder.failing = True
+
+    def logged(path: str) -> list[tuple[str, ...]]:
+        with structlog.testing.capture_logs() as logs:
+            answer = shop.get(path)
+        assert answer.status == (404 if path.endswith("nothing") else 200)
+        assert all(entry.get("execution_id", "") in ("", answer.headers["X-Execution-Id"]) for entry in logs)
+        return [(entry["event"], *(["execution_id"] if "execution_id" in entry else [])) for entry in logs]
+
+    assert logged("/orchestrator/shop/hello/Ada") == [("telemetry failed",), ("telemetry failed", "execution_id")]
+    assert logged("/health/ready") == [("telemetry failed",)]
+    assert logged("/orchestrator/shop/nothing") == [("telemetry failed",)]
     with structlog.testing.capture_logs() as logs:
-        answer = shop.get("/orchestrator/shop/hello/Ada")
-    assert answer.status == 200
-    found = [(entry["event"], entry["execution_id"]) for entry in logs]
-    assert found == [("telemetry failed", answer.headers["X-Execution-Id"])]
+        assert shop.reload().status == 200
+    assert ("telemetry failed", "shop.hello") in [(entry["event"], entry.get("endpoint")) for entry in logs]
+    assert logged("/orchestrator/shop/hello/Ada") == [("telemetry failed",)]
+
+
+class Broken(Recorder):
+    """Cannot be opened, or opens something else."""
+
+    @asynccontextmanager
+    async def open(self, options: Options, context: TelemetryContext) -> AsyncIterator[Any]:
+        if options.color == "red":
+            raise RuntimeError("out of order")
+        yield None
+
+
+@pytest.mark.parametrize(
+    ("config", "message", "line"),
+    [
+        ({}, "RuntimeError: out of order", 0),
+        (
+            {"config.yaml": "server: {}\ntelemetry: {color: blue}"},
+            "TypeError: what was opened is a NoneType, expected Telemetry",
+            2,
+        ),
+    ],
+)
+def test_one_that_cannot_be_opened_is_a_problem_that_names_its_plugin(
+    run: Any, config: dict[str, str], message: str, line: int
+) -> None:
+    async def main() -> None:
+        with pytest.raises(ConfigError) as raised:
+            async with service({**SHOP, **config}, plugins={"broken": Broken()}):
+                pass
+        (problem,) = raised.value.problems
+        assert (problem.code, problem.message) == ("ORC601", f"telemetry cannot be opened: {message}")
+        assert (problem.line, problem.hint) == (line, "a defect of the given plugin broken")
+
+    run(main())
 
 
 def test_a_reload_that_changes_the_section_says_that_telemetry_stays_as_it_is(serve: Any) -> None:

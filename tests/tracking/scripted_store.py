@@ -49,6 +49,7 @@ class ScriptedStore:
     generation_failure: Exception | None = None
     prune_failure: Exception | None = None
     open_failure: Exception | None = None
+    close_failure: Exception | None = None
     refused: str = ""
     room: float = inf
     options: ScriptedOptions | None = None
@@ -111,6 +112,8 @@ class ScriptedStore:
         self.options, self.context = options, context
         yield self
         self.closed = True
+        if self.close_failure is not None:
+            raise self.close_failure
 
     @hookimpl
     def orchestrator_execution_stores(self) -> Iterable[StoreKind[Any]]:

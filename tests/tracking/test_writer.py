@@ -288,6 +288,22 @@ def test_an_execution_that_cannot_be_stored_does_not_take_others_with_it(run: An
     run(main())
 
 
+def test_a_store_that_fails_when_it_is_closed_is_logged_by_name(run: Any, store: ScriptedStore) -> None:
+    store.close_failure = RuntimeError("no way out")
+
+    async def main() -> None:
+        with structlog.testing.capture_logs() as logged:
+            async with service(files(), plugins={"scripted": store}) as shop:
+                await shop.get("/orchestrator/d/hello")
+        event = "the execution store failed when it was closed"
+        assert [(each["store"], each["exc_info"]) for each in logged if each["event"] == event] == [
+            ("scripted", store.close_failure)
+        ]
+        assert len(store.kept) == 1
+
+    run(main())
+
+
 def test_the_end_does_not_wait_for_a_store_that_fails_beyond_the_grace(run: Any, store: ScriptedStore) -> None:
     settings = files()
     settings["config.yaml"] += "server: {shutdown_timeout: 200ms}\n"
