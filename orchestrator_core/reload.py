@@ -280,6 +280,13 @@ def tell_waiting(reloaded: Reloaded) -> None:
         log.warning("settings have changed that are read at the start only", settings=", ".join(settings))
 
 
+def tell_failed_plugins(registry: Registry) -> None:
+    """Log which plugins cannot be used: no configuration names those that observe executions, nor telemetry."""
+    for plugin in registry.plugins:
+        if plugin.error:
+            log.warning("a plugin cannot be used", plugin=str(plugin), reason=plugin.error.strip().splitlines()[-1])
+
+
 @asynccontextmanager
 async def open_live(
     folder: Path,
@@ -299,6 +306,7 @@ async def open_live(
     prepared = draft(load_configuration(folder, image=image), registry)
     if prepared.errors:
         raise ConfigError(prepared.problems)
+    tell_failed_plugins(registry)
     async with HttpClient() as http:
         opening = Opening(wait_seconds=prepared.configuration.app.server.preload_wait, kept=kept)
         live = Live(folder, registry, http, await open_snapshot(prepared, http, opening=opening))

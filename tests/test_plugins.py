@@ -11,6 +11,7 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+import structlog
 from attrs import frozen
 
 from orchestrator_core.plugin_api import Execution, SourceKind, hookimpl
@@ -450,7 +451,7 @@ def test_every_observer_is_told_though_one_raises(serve: Serve, capsys: pytest.C
 
 
 def test_an_observer_that_would_have_to_be_awaited_is_told_as_a_plugin_that_failed(
-    install: Callable[..., None],
+    install: Callable[..., None], serve: Serve
 ) -> None:
     install(
         "acme",
@@ -464,10 +465,16 @@ def test_an_observer_that_would_have_to_be_awaited_is_told_as_a_plugin_that_fail
             pass
         """,
     )
+    reason = "TypeError: orchestrator_execution_finished is a coroutine function: hooks are synchronous"
     registry = discover(None, BUILTINS)
     (plugin,) = [plugin for plugin in registry.plugins if plugin.error]
     assert (plugin.name, registry.observers) == ("audit", ())
-    assert plugin.error == "TypeError: orchestrator_execution_finished is a coroutine function: hooks are synchronous"
+    assert plugin.error == reason
+    with structlog.testing.capture_logs() as logs:  # no configuration names it, so that no problem would tell
+        serve({"domains/d.yaml": "endpoints: {e: {response_mapping: 1}}"})
+    assert [(each["plugin"], each["reason"]) for each in logs if each["event"] == "a plugin cannot be used"] == [
+        ("acme 1", reason)
+    ]
 
 
 def test_plugins_of_one_service_are_not_those_of_another(serve: Serve) -> None:
