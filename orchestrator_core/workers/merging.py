@@ -112,7 +112,7 @@ def _merged(series: str, values: Sequence[float]) -> float:
 def _lines(text: str) -> Iterator[tuple[str, str]]:
     """Return each line with the family it belongs to: the one that was announced last, if it fits."""
     family = ""
-    for raw in text.splitlines():
+    for raw in text.split("\n"):  # a label may hold what else ends a line of text
         line = raw.strip()
         if match := _COMMENT.match(line):
             family = match["name"]
@@ -187,7 +187,7 @@ def _known_of(tracking: Entry) -> Entry:
 def _growing(text: str) -> Iterator[str]:
     """Yield the lines of the families that only grow."""
     grows, announced = False, ""
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if line.startswith("# HELP "):
             announced = line
             continue

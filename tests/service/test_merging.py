@@ -88,6 +88,12 @@ def test_metrics_are_summed_by_series_and_families_stay_together() -> None:
     assert merge_metrics([merge_metrics([ONE])]) == merge_metrics([ONE])
 
 
+@pytest.mark.parametrize("odd", ["\u2028", "\x85", "\x0b", "\x0c", "\x1c", "\r"])
+def test_a_label_may_hold_what_ends_a_line_elsewhere(odd: str) -> None:
+    text = f'# HELP a_total x\n# TYPE a_total counter\na_total{{source="p{odd}q"}} 1.0\n'
+    assert merge_metrics([text, text]) == text.replace("1.0", "2.0")
+
+
 def test_entries_are_the_first_worker_s_with_what_differs() -> None:
     said = {
         7: [{"id": "a", "state": "ready", "requests": 3, "type": "http"}, {"id": "b", "state": "ready", "requests": 0}],
