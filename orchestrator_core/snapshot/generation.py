@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator, Mapping, Sequence
 
+import orjson
 from attrs import frozen
 
 from orchestrator_core.catalog import Catalog, SourceKey
@@ -75,8 +75,8 @@ class Snapshot:
 
     def kept(self) -> dict[str, dict[str, JSON]]:
         """Return what each model has noted for its next start by itself, as far as it is JSON."""
-        noted = [one for _, _, model in self.models() for one in model.kept()]
-        return {name: values for name, values in noted if values and _is_json(values)}
+        noted = [(name, _as_json(values)) for _, _, model in self.models() for name, values in model.kept()]
+        return {name: values for name, values in noted if values}
 
     async def drain(self, timeout_seconds: float) -> bool:
         """Wait until no request is on the snapshot. Return whether that came true in time."""
@@ -101,12 +101,13 @@ class Snapshot:
         await release(self.sources.values())
 
 
-def _is_json(values: object) -> bool:
+def _as_json(values: dict[str, JSON]) -> dict[str, JSON]:
+    """Return what another process will find of the values, nothing where one of them is no JSON."""
     try:
-        json.dumps(values)
+        found: dict[str, JSON] = orjson.loads(orjson.dumps(values))
     except (TypeError, ValueError):
-        return False
-    return True
+        return {}
+    return found
 
 
 async def open_snapshot(

@@ -258,8 +258,8 @@ TAGGED = """
     from orchestrator_core.plugin_api import ModelKind, hookimpl
 
     @frozen
-    class NoOptions:
-        pass
+    class TaggedOptions:
+        odd: str | None = None
 
     class Tagged:
         def __init__(self, version):
@@ -271,19 +271,23 @@ TAGGED = """
     @asynccontextmanager
     async def open_tagged(options, context):
         version = context.kept.setdefault("version", Path("tag").read_text())
-        if version == "broken":
+        if options.odd:
+            context.kept["odd"] = {options.odd: object() if options.odd == "object" else 2**70}
+        if version == "broken" and not options.odd:
             raise ValueError("what the tag stands for now cannot be opened")
         yield Tagged(version)
 
     @hookimpl
     def orchestrator_model_kinds():
-        return [ModelKind("tagged", "A model that its tag stands for.", NoOptions, open_tagged)]
+        return [ModelKind("tagged", "A model that its tag stands for.", TaggedOptions, open_tagged)]
 """
 TWO_TAGGED = """
     ml:
       sources:
         early: {source: {type: tagged}}
         late: {source: {type: tagged, preload: false}}
+        large: {source: {type: tagged, odd: integer}}
+        other: {source: {type: tagged, odd: object}}
 """
 ASK_TAGGED = """
     endpoints:
