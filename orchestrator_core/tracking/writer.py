@@ -86,7 +86,6 @@ class Writer:
         self._add: Callable[[Sequence[StorableRun]], Awaitable[None]] = self._add_records
         self._queue: deque[Run] = deque()
         self._bytes = 0
-        self._entered = 0
         self._left = 0
         self._something = asyncio.Event()
         self._at_once = asyncio.Event()
@@ -104,13 +103,12 @@ class Writer:
     def put(self, run: Run) -> bool:
         """Take a finished run. Return whether there was room; if not, it is dropped."""
         counts, queue = self.counts, self._queue
-        counts.finished += 1
-        waiting = self._entered - self._left  # those that the store is being given too
+        waiting = counts.taken - self._left  # those that the store is being given too
         if waiting >= self.options.queue or (run.taken is not None and not self._holds(run.taken.size)):
             counts.queue_full += 1
             return False
+        counts.taken += 1
         queue.append(run)
-        self._entered += 1
         gathered = len(queue)
         if gathered == 1:
             self._something.set()
@@ -140,7 +138,7 @@ class Writer:
     @property
     def refuses(self) -> str:
         """Return why a durable request should not begin: the store fails, and others already wait for it."""
-        if self.durable and self.outage is not None and self._left < self._entered:
+        if self.durable and self.outage is not None and self._left < self.counts.taken:
             return self.outage.error
         return ""
 
@@ -157,8 +155,8 @@ class Writer:
 
     async def flush(self) -> str:
         """Wait until all that has been put is written or dropped. Return why that takes too long, or an empty text."""
-        if self._left < self._entered and self.outage is None:
-            flush = _Flush(self._entered)
+        if self._left < self.counts.taken and self.outage is None:
+            flush = _Flush(self.counts.taken)
             self._flushes.append(flush)
             self._at_once.set()
             done, _ = await asyncio.wait([flush.done], timeout=FLUSH_SECONDS)
@@ -206,8 +204,7 @@ class Writer:
                     await self._gather()
                     await self._note_generations()
                     if self._queue:
-                        batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-                        await self._write(batch)
+                        await self._write(self._next())
             except Exception:  # requests go on without: whoever reads the log must know
                 log.exception("executions are no longer written")
             finally:
@@ -218,6 +215,15 @@ class Writer:
                 self.counts.stopped += left
                 self._settled([self._queue.popleft() for _ in range(left)], "the service stops")
                 self._tell_full()
+
+    def _next(self) -> list[Run]:
+        """Take a batch from the queue."""
+        queue = self._queue
+        if len(queue) > BATCH:
+            return [queue.popleft() for _ in range(BATCH)]
+        batch = list(queue)
+        queue.clear()
+        return batch
 
     async def _open(self, stack: AsyncExitStack) -> bool:
         try:

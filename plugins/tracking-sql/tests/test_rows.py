@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 from orchestrator_tracking_sql.insert import FEW, ROWS
-from orchestrator_tracking_sql.rows import OWN_COLUMNS, RowsOfRuns, row_of
+from orchestrator_tracking_sql.rows import RowsOfRuns, row_of
 from tracking_kit import Place, captured, execution
 
 from orchestrator_core.plugin_api import Identity, Query
@@ -87,32 +87,70 @@ def executed(**given: Any) -> ExecutedRun:
 def test_the_row_of_a_run_is_that_of_its_record(given: dict[str, Any]) -> None:
     run = executed(**given)
 
-    assert RowsOfRuns().row_of(run) == row_of(run.record())
+    assert values_of(RowsOfRuns(), run) == values_of_record(run)
 
 
-def test_a_run_without_steps_has_a_row_too() -> None:
-    run = executed(steps=[])
-    run.plan.step_names, run.plan.models = (), {}
+def values_of(rows: RowsOfRuns, run: Any) -> tuple[Any, ...]:
+    ((own, shared),) = rows.rows_of([run])
+    return own + shared
+
+
+def values_of_record(run: Any) -> tuple[Any, ...]:
+    own, shared = row_of(run.record())
+    return own + shared
+
+
+@pytest.mark.parametrize("trace_id", ["", "4bf92f3577b34da6a3ce929d0e0e4736"])
+@pytest.mark.parametrize("has_steps", [True, False])
+def test_what_is_alike_in_all_rows_of_a_plan_is_shared(has_steps: bool, trace_id: str) -> None:
+    run = executed(trace_id=trace_id)
+    if not has_steps:
+        run.steps, run.plan.step_names, run.plan.models = [], (), {}
 
     assert run.usual
-    assert RowsOfRuns().row_of(run) == row_of(run.record())
-    own, _ = RowsOfRuns().row_of(run)
-    assert dict(zip(OWN_COLUMNS, own, strict=True))["steps"] == "[]"
+    assert values_of(RowsOfRuns(), run) == values_of_record(run)
+    ((own, _),) = RowsOfRuns().rows_of([run])
+    assert len(own) == (6 if trace_id else 5 if has_steps else 4)
+
+
+@pytest.mark.parametrize("count", [1, FEW, ROWS + 1])
+def test_runs_with_and_without_steps_traces_and_errors_go_in_together(run: Run, place: Place, count: int) -> None:
+    given = []
+    for number in range(count):
+        for kind, change in enumerate(({"trace_id": ""}, {}, {"http_status": 502, "error": "down"})):
+            for has_steps in (True, False):
+                one = executed(**change)
+                one.id = f"{number:08x}{kind}{has_steps:d}"
+                if not has_steps:
+                    one.steps, one.plan.step_names, one.plan.models = [], (), {}
+                given.append(one)
+    plans = {len(one.plan.step_names): one.plan for one in given}
+    for one in given:
+        one.plan = plans[len(one.plan.step_names)]
+
+    async def main() -> None:
+        async with place.open() as store:
+            await store.add_runs(given)
+            for one in given:
+                assert await store.get(one.id) == one.record()
+
+    run(main())
 
 
 def test_runs_of_one_plan_share_what_is_the_same_and_nothing_else() -> None:
     run, rows = executed(), RowsOfRuns()
-    shared = rows.row_of(run)[1]
-    assert rows.row_of(run)[1] is shared
+    (_, first), (_, second) = rows.rows_of([run, run])
+    assert first is second
+    assert rows.rows_of([run])[0][1] is first
 
     for change in ({"http_status": 207}, {"degraded_steps": ("extra",)}, {"notes": {1: StepNote(fell_back=True)}}):
         other = executed(**change)
         other.plan = run.plan
-        assert rows.row_of(other) == row_of(other.record())
+        assert values_of(rows, other) == values_of_record(other)
     skipped = executed(steps=[run.steps[0], (SKIPPED, 1.0, 1.0, ""), run.steps[2]])
     skipped.plan = run.plan
-    assert rows.row_of(skipped) == row_of(skipped.record())
-    assert rows.row_of(run) == row_of(run.record())
+    assert values_of(rows, skipped) == values_of_record(skipped)
+    assert values_of(rows, run) == values_of_record(run)
 
 
 @pytest.mark.parametrize("count", [1, FEW - 1, FEW, FEW + 1, ROWS, ROWS + FEW - 1, 3 * ROWS])

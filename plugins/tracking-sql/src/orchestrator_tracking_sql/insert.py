@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 from sqlalchemy import Connection
 
-from orchestrator_tracking_sql.rows import COLUMNS, JSON_COLUMNS, OWN_COLUMNS, SHARED_COLUMNS, Row, Values
+from orchestrator_tracking_sql.rows import COLUMNS, JSON_COLUMNS, Row, Values
 from orchestrator_tracking_sql.schema import executions
 
 ROWS, OTHER_ROWS = 100, 50
@@ -45,7 +45,7 @@ class SqliteInsert:
 
     def __init__(self) -> None:
         self._parts: list[tuple[str, list[Any]]] = []
-        self._alike: dict[Values, list[Any]] = {}
+        self._alike: dict[int, _Alike] = {}
         self._others: list[Any] = []
 
     def more(self, rows: Sequence[Row]) -> None:
@@ -54,14 +54,15 @@ class SqliteInsert:
             if shared[-1] is not None:  # what was captured differs, and is long
                 self._other(own, shared)
                 continue
-            values = alike.get(shared)
-            if values is None:
-                alike[shared] = [*shared, *own]
+            there = alike.get(id(shared))
+            if there is None:
+                alike[id(shared)] = _Alike(shared, [*shared, *own], len(shared) + ROWS * len(own))
                 continue
+            values = there.values
             values += own
-            if len(values) == _FULL:
-                self._parts.append((_of_alike(ROWS), values))
-                del alike[shared]
+            if len(values) == there.full:
+                self._end(there)
+                del alike[id(shared)]
 
     def _other(self, own: Sequence[Any], shared: Values) -> None:
         self._others += own
@@ -74,14 +75,19 @@ class SqliteInsert:
             self._parts.append((_of_rows(len(self._others) // len(COLUMNS)), self._others))
             self._others = []
 
+    def _end(self, alike: _Alike) -> None:
+        shared, values = alike.shared, alike.values
+        own = len(COLUMNS) - len(shared)
+        count = (len(values) - len(shared)) // own
+        if count >= FEW:
+            self._parts.append((_of_alike(count, own), values))
+            return
+        for start in range(len(shared), len(values), own):
+            self._other(values[start : start + own], shared)
+
     def write(self, connection: Connection) -> None:
-        for shared, values in self._alike.items():
-            count = (len(values) - _SHARED) // _OWN
-            if count >= FEW:
-                self._parts.append((_of_alike(count), values))
-                continue
-            for start in range(_SHARED, len(values), _OWN):
-                self._other(values[start : start + _OWN], shared)
+        for alike in self._alike.values():
+            self._end(alike)
         self._alike = {}
         self._end_others()
         driver: Any = connection.connection.driver_connection  # SQLAlchemy would look at each of the values
@@ -89,9 +95,12 @@ class SqliteInsert:
             driver.execute(statement, values)
 
 
-_OWN = len(OWN_COLUMNS)
-_SHARED = len(SHARED_COLUMNS)
-_FULL = _SHARED + ROWS * _OWN
+class _Alike(NamedTuple):
+    """Rows that share values, which are here so that no others get their id; at ``full`` they fill a statement."""
+
+    shared: Values
+    values: list[Any]
+    full: int
 
 
 @cache
@@ -101,11 +110,13 @@ def _of_rows(count: int) -> str:
 
 
 @cache
-def _of_alike(count: int) -> str:
-    shared = ", ".join(f"?{number}" for number in range(1, _SHARED + 1))
+def _of_alike(count: int, own: int) -> str:
+    """Return the statement of so many rows of which so many columns are each row's own."""
+    first = len(COLUMNS) - own + 1
+    shared = ", ".join(f"?{number}" for number in range(1, first))
     rows = (
-        f"({', '.join(f'?{number}' for number in range(first, first + _OWN))}, {shared})"
-        for first in range(_SHARED + 1, _SHARED + 1 + count * _OWN, _OWN)
+        f"({', '.join(f'?{number}' for number in range(start, start + own))}, {shared})"
+        for start in range(first, first + count * own, own)
     )
     return f"{_INTO} VALUES {', '.join(rows)} {_ONCE}"
 
@@ -123,7 +134,7 @@ class PostgresqlInsert:
         self._size = LARGEST_DOCUMENT
 
     def more(self, rows: Sequence[Row]) -> None:
-        part = orjson.dumps([(own, shared[:-1], shared[-1]) for own, shared in rows])[1:-1]
+        part = orjson.dumps([(own + shared[:-1], shared[-1]) for own, shared in rows])[1:-1]
         if self._size + len(part) > LARGEST_DOCUMENT:
             self._documents.append([])
             self._size = 0
@@ -140,10 +151,10 @@ def _of_values(part: str, names: Sequence[str]) -> list[str]:
     return [f"CAST({part}->>{index} AS {type_})" for index, type_ in enumerate(types)]
 
 
-_VALUES = [*_of_values("own", OWN_COLUMNS), *_of_values("shared", SHARED_COLUMNS[:-1]), "CAST(captured AS json)"]
+_VALUES = [*_of_values("one", COLUMNS[:-1]), "CAST(captured AS json)"]
 _OF_DOCUMENT = (
     f"{_INTO} SELECT {', '.join(_VALUES)}"
-    " FROM (SELECT value->0 AS own, value->1 AS shared, value->>2 AS captured"
+    " FROM (SELECT value->0 AS one, value->>1 AS captured"
     " FROM json_array_elements(convert_from(%s, 'UTF8')::json) AS each(value)"
     f" OFFSET 0) AS parts {_ONCE}"  # without the offset, the parts would be taken for each column again
 )

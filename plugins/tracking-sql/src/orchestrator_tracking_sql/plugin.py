@@ -28,7 +28,7 @@ from orchestrator_core.plugin_api import (
 from orchestrator_tracking_sql.database import Database, file_of
 from orchestrator_tracking_sql.insert import INSERTS
 from orchestrator_tracking_sql.options import SqlOptions
-from orchestrator_tracking_sql.rows import Row, RowsOfRuns, execution_of, generation_of, row_of
+from orchestrator_tracking_sql.rows import Row, RowsOfRuns, Values, alike, execution_of, generation_of, row_of
 from orchestrator_tracking_sql.schema import executions as table
 from orchestrator_tracking_sql.schema import generations
 from orchestrator_tracking_sql.statements import (
@@ -67,18 +67,19 @@ class SqlStore:
         self._beyond: tuple[int, str | None] | None = None
 
     async def add(self, executions: Sequence[Execution]) -> None:
-        await self._add(executions, row_of)
+        known: dict[Values, Values] = {}
+        await self._add(executions, lambda some: [alike(row_of(one), known) for one in some])
 
     async def add_runs(self, runs: Sequence[StorableRun]) -> None:
-        await self._add(runs, RowsOfRuns().row_of)
+        await self._add(runs, RowsOfRuns().rows_of)
 
-    async def _add(self, given: Sequence[T], row: Callable[[T], Row]) -> None:
+    async def _add(self, given: Sequence[T], rows: Callable[[Sequence[T]], Sequence[Row]]) -> None:
         insert = self._insert()
         given = sorted(given, key=_id)  # near the order of the indexes, so that neighbours stand on one page
         for start in range(0, len(given), ROWS_AT_ONCE):
             if start:
                 await asyncio.sleep(0)  # this runs beside requests
-            insert.more([row(one) for one in given[start : start + ROWS_AT_ONCE]])
+            insert.more(rows(given[start : start + ROWS_AT_ONCE]))
         await self._database.write(insert.write)
 
     async def find(self, query: Query) -> Page:

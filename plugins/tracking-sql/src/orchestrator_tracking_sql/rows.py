@@ -24,8 +24,8 @@ from orchestrator_core.plugin_api import (
     StorableRun,
 )
 
-OWN_COLUMNS = ("id", "started_at", "duration_seconds", "engine_seconds", "trace_id", "steps")
-"""What differs from row to row, as a rule."""
+OWN_COLUMNS = ("id", "started_at", "duration_seconds", "engine_seconds", "steps", "trace_id")
+"""What differs from row to row, but for the last ones of a plan without steps, or of requests without a trace."""
 SHARED_COLUMNS = (
     *("domain", "endpoint", "generation", "status", "http_status", "models"),
     *("error", "cache", "cached_from", "degraded", "captured"),
@@ -47,7 +47,10 @@ _of_attempt = attrgetter(*_ATTEMPT_NAMES)
 
 Values = tuple[Any, ...]
 Row = tuple[Values, Values]
-"""What stands in its own columns and in the shared ones, in their order; what goes into a JSON column is text."""
+"""What stands in the first of the columns, which is the row's own, and in the others; text in a JSON column.
+
+The others are the same object in all rows of a batch that are alike in them.
+"""
 
 
 def row_of(execution: Execution) -> Row:
@@ -57,8 +60,8 @@ def row_of(execution: Execution) -> Row:
         execution.started_at,
         execution.duration_seconds,
         execution.engine_seconds,
-        execution.trace_id,
         _json([_step(step) for step in steps]) if steps else "[]",
+        execution.trace_id,
     )
     shared = (
         execution.domain,
@@ -76,6 +79,12 @@ def row_of(execution: Execution) -> Row:
     return own, shared
 
 
+def alike(row: Row, known: dict[Values, Values]) -> Row:
+    """Return a row of a record that shares its values with the ones before, where they are the same."""
+    own, shared = row
+    return own, shared if shared[-1] is not None else known.setdefault(shared, shared)
+
+
 class RowsOfRuns:
     """The rows of a batch of runs. What those of one plan have in common is found once.
 
@@ -85,12 +94,20 @@ class RowsOfRuns:
     def __init__(self) -> None:
         self._plans: dict[int, _RowsOfPlan] = {}
 
-    def row_of(self, run: StorableRun) -> Row:
-        plan = run.plan
+    def rows_of(self, runs: Sequence[StorableRun]) -> list[Row]:
+        plan, row_of, rows = None, None, []
+        for run in runs:
+            if run.plan is not plan or row_of is None:
+                plan = run.plan
+                row_of = self._of(plan).row_of
+            rows.append(row_of(run))
+        return rows
+
+    def _of(self, plan: RunPlan) -> _RowsOfPlan:
         rows = self._plans.get(id(plan))
         if rows is None:
             rows = self._plans[id(plan)] = _RowsOfPlan(plan)
-        return rows.row_of(run)
+        return rows
 
 
 class _RowsOfPlan:
@@ -105,29 +122,43 @@ class _RowsOfPlan:
             {"name": name, "status": "", "start_seconds": 0.0, "duration_seconds": 0.0, "attempts": 0}
             for name in plan.step_names
         ]
-        self._shared: dict[tuple[tuple[Identity, ...], int], Values] = {}
+        self._shared: dict[tuple[Any, ...], Values] = {}
+        self._others: dict[Values, Values] = {}
 
     def row_of(self, run: StorableRun) -> Row:
-        steps = None
-        if run.usual:
-            kept = run.kept
+        if not run.usual:
+            return self._of_record(run)
+        own: Values = (run.id, run.started_at, run.ended - run.started, run.engine_seconds())
+        kept, trace_id = run.kept, run.trace_id
+        if self._steps:
             steps = self._steps_of(run) if kept is None else _kept_steps(self._plan.step_names, kept.how)
-        if steps is None:  # there is more to tell
-            return row_of(run.record())
-        own = (run.id, run.started_at, run.ended - run.started, run.engine_seconds(), run.trace_id, steps)
-        models, status = run.identities(), run.http_status
-        if kept is not None:
-            return own, _shared(self._plan, status, models, kept.how, kept.execution_id)
-        shared = self._shared.get((models, status))
+            if steps is None:  # there is more to tell
+                return self._of_record(run)
+            own = (*own, steps, trace_id) if trace_id else (*own, steps)
+        elif trace_id:
+            own = (*own, "[]", trace_id)
+        cache = None if kept is None else (kept.how, kept.execution_id)
+        key = (run.identities() if self._steps else (), run.http_status, len(own), cache)
+        shared = self._shared.get(key)
         if shared is None:
-            shared = self._shared[models, status] = _shared(self._plan, status, models)
+            shared = self._shared[key] = self._values(*key)
         return own, shared
+
+    def _values(self, models: tuple[Identity, ...], status: int, own: int, cache: tuple[str, str] | None) -> Values:
+        """Return what stands in the columns of a usual run that are not among so many of its own."""
+        plan = self._plan
+        return (
+            *("[]", "")[own - len(OWN_COLUMNS) + 2 :],
+            *(plan.domain, plan.name, plan.generation, "ok", status, _models(models)),
+            *("", *(cache or ("", "")), "[]", None),
+        )
+
+    def _of_record(self, run: StorableRun) -> Row:
+        return alike(row_of(run.record()), self._others)
 
     def _steps_of(self, run: StorableRun) -> str | None:
         """Return the steps of a usual run; None where one was left behind."""
         steps, started = self._steps, run.started
-        if not steps:
-            return "[]"
         for document, step in zip(steps, run.steps, strict=True):
             if not isinstance(step, tuple):
                 return None
@@ -146,14 +177,6 @@ def _noted(steps: Sequence[dict[str, Any]], run: StorableRun, notes: Mapping[int
         hit = note.is_hit and steps[index]["status"] == "ok"
         documents[index] = {**steps[index], **_HIT} if hit else _step(run.step_record(index))
     return documents
-
-
-def _shared(plan: RunPlan, status: int, models: tuple[Identity, ...], cache: str = "", cached_from: str = "") -> Values:
-    """Return what stands in the shared columns of a usual run."""
-    return (
-        *(plan.domain, plan.name, plan.generation, "ok", status, _models(models)),
-        *("", cache, cached_from, "[]", None),
-    )
 
 
 @lru_cache(256)
@@ -265,6 +288,7 @@ __all__ = [
     "Row",
     "RowsOfRuns",
     "Values",
+    "alike",
     "execution_of",
     "generation_of",
     "row_of",
