@@ -179,7 +179,7 @@ def _writer(live: Live) -> Writer | None:
         if (snapshot.store, now.mode) != (store, tracking.mode):
             log.warning("tracking.store and tracking.mode change when the service is started the next time")
         if writer is not None:
-            writer.options = now
+            writer.use(now)
             writer.serve(_generation(snapshot))
 
     live.swapped.append(follow)

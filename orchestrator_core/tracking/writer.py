@@ -75,7 +75,7 @@ class Writer:
 
     def __init__(self, spec: StoreSpec, context: StoreContext, options: TrackingOptions) -> None:
         self.spec = spec
-        self.options = options
+        self.use(options)
         self.counts = Counts()
         self.outage: Outage | None = None
         self.durable = context.durable
@@ -98,13 +98,19 @@ class Writer:
         self._told_generation = ""
         self._told_full = 0
 
+    def use(self, options: TrackingOptions) -> None:
+        """Go on with other options, which a reload can bring."""
+        self.options = options
+        self._most = options.queue
+        self._plenty = min(BATCH, max(2, options.queue // 2))
+
     # --- what requests do ---------------------------------------------------------------------------------------
 
     def put(self, run: Run) -> bool:
         """Take a finished run. Return whether there was room; if not, it is dropped."""
         counts, queue = self.counts, self._queue
-        waiting = counts.taken - self._left  # those that the store is being given too
-        if waiting >= self.options.queue or (run.taken is not None and not self._holds(run.taken.size)):
+        # Those that the store is being given wait too.
+        if counts.taken - self._left >= self._most or (run.taken is not None and not self._holds(run.taken.size)):
             counts.queue_full += 1
             return False
         counts.taken += 1
@@ -112,7 +118,7 @@ class Writer:
         gathered = len(queue)
         if gathered == 1:
             self._something.set()
-        elif gathered == BATCH:
+        elif gathered == self._plenty:
             self._at_once.set()
         return True
 
@@ -250,7 +256,7 @@ class Writer:
         if not self._queue and not self._stopping.is_set():
             await self._something.wait()
             self._something.clear()  # and not before: it may have come while something was written
-        if not self.durable and not self._stopping.is_set() and len(self._queue) < BATCH and not self._flushes:
+        if not self.durable and not self._stopping.is_set() and len(self._queue) < self._plenty and not self._flushes:
             with suppress(TimeoutError):
                 async with asyncio.timeout(GATHER_SECONDS):
                     await self._at_once.wait()

@@ -206,6 +206,20 @@ def test_a_question_says_so_when_what_was_answered_is_not_stored_in_time(
     run(main())
 
 
+def test_a_short_queue_is_emptied_before_it_is_full(run: Any, store: ScriptedStore) -> None:
+    """However fast they come, as long as the store takes them: nobody waits for a larger batch then."""
+
+    async def main() -> None:
+        async with service(files(queue=20), plugins={"scripted": store}) as shop:
+            for _ in range(100):
+                await asyncio.gather(*(shop.get("/orchestrator/d/hello") for _ in range(4)))
+            found = await until(shop, lambda found: found["finished"] == 400 and not found["waiting"])
+            assert found["dropped"] == NONE_DROPPED
+            assert len(store.kept) == 400
+
+    run(main())
+
+
 def test_what_finds_the_queue_full_is_counted(run: Any, store: ScriptedStore) -> None:
     async def main() -> None:
         async with service(files(queue=10), plugins={"scripted": store}) as shop:

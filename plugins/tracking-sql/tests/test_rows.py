@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from orchestrator_tracking_sql.insert import FEW, ROWS
+from orchestrator_tracking_sql.insert import FEW, VALUES
 from orchestrator_tracking_sql.rows import RowsOfRuns, row_of
 from tracking_kit import Place, captured, execution
 
@@ -18,6 +18,8 @@ from orchestrator_core.run import CANCELLED, DEFAULT, FAILED, OK, SKIPPED, Items
 from orchestrator_core.run import Run as ExecutedRun
 
 Run = Callable[..., Any]
+ROWS = VALUES // 4
+"""At least so many rows fill a statement of rows that are alike."""
 
 
 class Model:

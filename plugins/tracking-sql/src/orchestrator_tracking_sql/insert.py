@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import orjson
 from sqlalchemy import Connection
@@ -16,8 +16,8 @@ from sqlalchemy import Connection
 from orchestrator_tracking_sql.rows import COLUMNS, JSON_COLUMNS, Row, Values
 from orchestrator_tracking_sql.schema import executions
 
-ROWS, OTHER_ROWS = 100, 50
-"""So many are alike in one statement, and so many others: SQLite before 3.32 takes 999 parameters."""
+VALUES, OTHER_ROWS = 600, 50
+"""So many values are in a statement of rows that are alike, and so many rows in one of others: old SQLite takes 999."""
 FEW = 4
 """Rows that are alike and fewer than this are written with the others: each count of rows is a statement of its own."""
 LARGEST_DOCUMENT = 4 * 2**20
@@ -45,7 +45,8 @@ class SqliteInsert:
 
     def __init__(self) -> None:
         self._parts: list[tuple[str, list[Any]]] = []
-        self._alike: dict[int, _Alike] = {}
+        self._alike: dict[int, list[Any]] = {}
+        self._shared: dict[int, Values] = {}
         self._others: list[Any] = []
 
     def more(self, rows: Sequence[Row]) -> None:
@@ -54,14 +55,14 @@ class SqliteInsert:
             if shared[-1] is not None:  # what was captured differs, and is long
                 self._other(own, shared)
                 continue
-            there = alike.get(id(shared))
-            if there is None:
-                alike[id(shared)] = _Alike(shared, [*shared, *own], len(shared) + ROWS * len(own))
+            values = alike.get(id(shared))
+            if values is None:
+                alike[id(shared)] = [*shared, *own]
+                self._shared[id(shared)] = shared  # so that no others get its id
                 continue
-            values = there.values
             values += own
-            if len(values) == there.full:
-                self._end(there)
+            if len(values) >= VALUES:
+                self._end(shared, values)
                 del alike[id(shared)]
 
     def _other(self, own: Sequence[Any], shared: Values) -> None:
@@ -75,8 +76,7 @@ class SqliteInsert:
             self._parts.append((_of_rows(len(self._others) // len(COLUMNS)), self._others))
             self._others = []
 
-    def _end(self, alike: _Alike) -> None:
-        shared, values = alike.shared, alike.values
+    def _end(self, shared: Values, values: list[Any]) -> None:
         own = len(COLUMNS) - len(shared)
         count = (len(values) - len(shared)) // own
         if count >= FEW:
@@ -86,21 +86,13 @@ class SqliteInsert:
             self._other(values[start : start + own], shared)
 
     def write(self, connection: Connection) -> None:
-        for alike in self._alike.values():
-            self._end(alike)
-        self._alike = {}
+        for number, values in self._alike.items():
+            self._end(self._shared[number], values)
+        self._alike, self._shared = {}, {}
         self._end_others()
         driver: Any = connection.connection.driver_connection  # SQLAlchemy would look at each of the values
         for statement, values in self._parts:
             driver.execute(statement, values)
-
-
-class _Alike(NamedTuple):
-    """Rows that share values, which are here so that no others get their id; at ``full`` they fill a statement."""
-
-    shared: Values
-    values: list[Any]
-    full: int
 
 
 @cache

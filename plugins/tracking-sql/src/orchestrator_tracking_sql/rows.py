@@ -17,6 +17,7 @@ from orchestrator_core.plugin_api import (
     FailedAttempt,
     Generation,
     Identity,
+    Kept,
     Noted,
     RunPlan,
     SourceUnavailable,
@@ -95,12 +96,13 @@ class RowsOfRuns:
         self._plans: dict[int, _RowsOfPlan] = {}
 
     def rows_of(self, runs: Sequence[StorableRun]) -> list[Row]:
-        plan, row_of, rows = None, None, []
+        rows: list[Row] = []
+        append, plan, row_of = rows.append, runs[0].plan, self._of(runs[0].plan).row_of
         for run in runs:
-            if run.plan is not plan or row_of is None:
+            if run.plan is not plan:
                 plan = run.plan
                 row_of = self._of(plan).row_of
-            rows.append(row_of(run))
+            append(row_of(run))
         return rows
 
     def _of(self, plan: RunPlan) -> _RowsOfPlan:
@@ -122,21 +124,29 @@ class _RowsOfPlan:
             {"name": name, "status": "", "start_seconds": 0.0, "duration_seconds": 0.0, "attempts": 0}
             for name in plan.step_names
         ]
-        self._shared: dict[tuple[Any, ...], Values] = {}
+        self._shared: dict[Any, Values] = {}
         self._others: dict[Values, Values] = {}
 
     def row_of(self, run: StorableRun) -> Row:
         if not run.usual:
-            return self._of_record(run)
+            return alike(row_of(run.record()), self._others)
         own: Values = (run.id, run.started_at, run.ended - run.started, run.engine_seconds())
-        kept, trace_id = run.kept, run.trace_id
+        kept, trace_id, key = run.kept, run.trace_id, run.http_status
+        if self._steps or trace_id or kept is not None:
+            return self._with_more(run, own, trace_id, kept)
+        shared = self._shared.get(key)
+        if shared is None:
+            shared = self._shared[key] = self._values((), key, len(own), None)
+        return own, shared
+
+    def _with_more(self, run: StorableRun, own: Values, trace_id: str, kept: Kept | None) -> Row:
+        """Return the row of a usual run of which there is more to tell than when it was and how long it took."""
+        steps: str | None = "[]"
         if self._steps:
             steps = self._steps_of(run) if kept is None else _kept_steps(self._plan.step_names, kept.how)
-            if steps is None:  # there is more to tell
-                return self._of_record(run)
-            own = (*own, steps, trace_id) if trace_id else (*own, steps)
-        elif trace_id:
-            own = (*own, "[]", trace_id)
+            if steps is None:  # one was left behind
+                return alike(row_of(run.record()), self._others)
+        own = (*own, steps, trace_id) if trace_id else (*own, steps)
         cache = None if kept is None else (kept.how, kept.execution_id)
         key = (run.identities() if self._steps else (), run.http_status, len(own), cache)
         shared = self._shared.get(key)
@@ -152,9 +162,6 @@ class _RowsOfPlan:
             *(plan.domain, plan.name, plan.generation, "ok", status, _models(models)),
             *("", *(cache or ("", "")), "[]", None),
         )
-
-    def _of_record(self, run: StorableRun) -> Row:
-        return alike(row_of(run.record()), self._others)
 
     def _steps_of(self, run: StorableRun) -> str | None:
         """Return the steps of a usual run; None where one was left behind."""
