@@ -29,8 +29,8 @@ READY_SECONDS = 5.0
 OPEN_SECONDS = 600.0
 """How long a source may take to open: long for one that opens, short for one that hangs. A model has its own limit."""
 
-CLOSE_SECONDS = 10.0
-"""How long a source may take to close: what waits for it is a reload, ``check``, or the end of the service."""
+CLOSE_SECONDS = 8.0
+"""How long a source may take to close: a reload waits for it, ``check``, or the end of the service, which has 10 s."""
 
 INSPECT_SECONDS = 30.0
 """How long a source may take for what is asked of it once, at load; a table can be locked for as long as one likes."""

@@ -101,7 +101,7 @@ def test_a_source_that_does_not_close_does_not_hold_the_process(run: RunFixture,
             await asyncio.sleep(0.5)  # else the two are one
             service.process.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(service.process.wait(), 20) == 0
-        assert any("something that was opened does not close" in line for line in service.lines)
+        assert any("a source does not close: it is broken off" in line for line in service.lines)
 
     run(main(), timeout_seconds=60)
 
