@@ -17,7 +17,6 @@ from orchestrator_core.plugin_api import (
     FailedAttempt,
     Generation,
     Identity,
-    Kept,
     Noted,
     RunPlan,
     SourceUnavailable,
@@ -124,31 +123,23 @@ class _RowsOfPlan:
             {"name": name, "status": "", "start_seconds": 0.0, "duration_seconds": 0.0, "attempts": 0}
             for name in plan.step_names
         ]
-        self._shared: dict[Any, Values] = {}
+        self._shared: dict[tuple[tuple[Identity, ...], int, int, tuple[str, str] | None], Values] = {}
         self._others: dict[Values, Values] = {}
 
     def row_of(self, run: StorableRun) -> Row:
         if not run.usual:
             return alike(row_of(run.record()), self._others)
         own: Values = (run.id, run.started_at, run.ended - run.started, run.engine_seconds())
-        kept, trace_id, key = run.kept, run.trace_id, run.http_status
-        if self._steps or trace_id or kept is not None:
-            return self._with_more(run, own, trace_id, kept)
-        shared = self._shared.get(key)
-        if shared is None:
-            shared = self._shared[key] = self._values((), key, len(own), None)
-        return own, shared
-
-    def _with_more(self, run: StorableRun, own: Values, trace_id: str, kept: Kept | None) -> Row:
-        """Return the row of a usual run of which there is more to tell than when it was and how long it took."""
-        steps: str | None = "[]"
+        kept, trace_id = run.kept, run.trace_id
+        models: tuple[Identity, ...] = ()
         if self._steps:
             steps = self._steps_of(run) if kept is None else _kept_steps(self._plan.step_names, kept.how)
             if steps is None:  # one was left behind
                 return alike(row_of(run.record()), self._others)
-        own = (*own, steps, trace_id) if trace_id else (*own, steps)
-        cache = None if kept is None else (kept.how, kept.execution_id)
-        key = (run.identities() if self._steps else (), run.http_status, len(own), cache)
+            own, models = (*own, steps, trace_id) if trace_id else (*own, steps), run.identities()
+        elif trace_id:
+            own = (*own, "[]", trace_id)
+        key = (models, run.http_status, len(own), None if kept is None else (kept.how, kept.execution_id))
         shared = self._shared.get(key)
         if shared is None:
             shared = self._shared[key] = self._values(*key)
